@@ -1,0 +1,55 @@
+"""Watch what every layer of a language model does to every token, and how sure it would be if it stopped there."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerlens import plots as plot
+    from layerlens.datasets import Dataset, Prompt, dataset, read_prompts
+    from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
+    from layerlens.models import Model, load
+    from layerlens.run import Run, open_run
+    from layerlens.tracing.options import TraceOptions
+    from layerlens.tracing.tracer import trace
+
+__all__ = [
+    "Dataset",
+    "LayerlensError",
+    "Model",
+    "ModelError",
+    "OptionError",
+    "Prompt",
+    "PromptError",
+    "Run",
+    "RunError",
+    "TraceOptions",
+    "dataset",
+    "load",
+    "open_run",
+    "plot",
+    "read_prompts",
+    "trace",
+]
+
+_HOMES = {
+    "layerlens.datasets": ("Dataset", "Prompt", "dataset", "read_prompts"),
+    "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
+    "layerlens.models": ("Model", "load"),
+    "layerlens.run": ("Run", "open_run"),
+    "layerlens.tracing.options": ("TraceOptions",),
+    "layerlens.tracing.tracer": ("trace",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used: opening a run must not wait for torch."""
+    if name == "plot":
+        return import_module("layerlens.plots")
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

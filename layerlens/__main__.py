@@ -1,0 +1,5 @@
+"""`python -m layerlens`."""
+
+from layerlens.cli import main
+
+main()

@@ -1,0 +1,73 @@
+"""The table at the end of a trace."""
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+
+def print_summary(run: "Run") -> None:
+    """Print what the run found: its phases, the perturbed share and the valley, each with its 95 % interval."""
+    console = Console(highlight=False)
+    totals = run.manifest["totals"]
+    rate = totals["positions"] / max(totals["seconds"], 1e-9)
+    console.print(
+        f"\n{totals['prompts']} prompts, {totals['positions']:,} positions, {run.n_layers} layers, "
+        f"{totals['seconds']:,.0f} s ({rate:,.0f} positions/s)"
+    )
+    if totals["non_finite_prompts"]:
+        broken = run.prompts.loc[run.prompts["finish_reason"] == "non_finite", "prompt_id"]
+        console.print(f"NaN or infinite states in {len(broken)} prompts, left out below: {', '.join(broken[:10])}")
+    if totals["non_finite_prompts"] == totals["prompts"]:
+        return
+    console.print(_phase_table(run.phases()))
+    for line in [*_partition_lines(run.partition()), *_valley_lines(run.valleys())]:
+        console.print(line)
+
+
+def _phase_table(phases: pd.DataFrame) -> Table:
+    table = Table("phase", "layers", "norm ratio", "I/O cosine", box=None, padding=(0, 3, 0, 0))
+    for row in phases.to_dict("records"):
+        if pd.isna(row["first"]):
+            table.add_row(row["phase"], "none", "", "")
+            continue
+        layers = f"{row['first']}" if row["first"] == row["last"] else f"{row['first']}–{row['last']}"
+        table.add_row(row["phase"], layers, _mean(row, "norm_ratio"), _mean(row, "io_cosine"))
+    return table
+
+
+def _partition_lines(partition: pd.DataFrame) -> list[str]:
+    row = partition.set_index("group").loc["perturbed"].to_dict()
+    share = f"{row['share']:.1%}" + _interval(row, "share", ".1%")
+    return [
+        f"perturbed  {share} of tokens: the last layer raised their entropy, by {_mean(row, 'entropy_change')} nats"
+        if row["n_tokens"]
+        else "perturbed  no token: the last layer raised no entropy"
+    ]
+
+
+def _valley_lines(valleys: pd.DataFrame) -> list[str]:
+    lines = []
+    for mark in ("V*", "V_onset"):
+        row = valleys[(valleys["group"] == "perturbed") & (valleys["mark"] == mark)].to_dict("records")[0]
+        found = "none in the mean entropy of perturbed tokens"
+        if not pd.isna(row["layer"]):
+            bounds = "" if pd.isna(row["layer_low"]) else f" \\[{row['layer_low']}, {row['layer_high']}]"
+            found = f"layer {row['layer']}{bounds} in the mean entropy of perturbed tokens"
+        lines.append(f"{mark:<9}  {found}")
+    return lines
+
+
+def _mean(row: dict[Any, Any], name: str) -> str:
+    return f"{row[name]:.2f}" + _interval(row, name, ".2f")
+
+
+def _interval(row: dict[Any, Any], name: str, digits: str) -> str:
+    if pd.isna(row[f"{name}_low"]):
+        return ""
+    # escaped, because rich reads square brackets as markup
+    return f" \\[{row[f'{name}_low']:{digits}}, {row[f'{name}_high']:{digits}}]"

@@ -1,0 +1,167 @@
+"""`layerlens trace`: from a model and prompts to a run directory and a summary."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layerlens.errors import OptionError
+
+if TYPE_CHECKING:
+    from layerlens.datasets import Dataset
+    from layerlens.run import Run
+
+
+class Mode(str, Enum):
+    """When to record."""
+
+    generate = "generate"
+    replay = "replay"
+
+
+class Positions(str, Enum):
+    """Which states to keep."""
+
+    generated = "generated"
+    all = "all"
+
+
+_MODEL, _PROMPTS, _DECODING, _RECORDING = "Model", "Prompts", "Decoding", "Recording"
+
+
+def trace(
+    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m-instruct.")],
+    out: Annotated[Path, typer.Option(help="Run directory to write.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of a dataset; see `layerlens datasets`.", rich_help_panel=_PROMPTS)
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File of prompts: .txt, one a line, or .jsonl.", rich_help_panel=_PROMPTS)
+    ] = None,
+    data_file: Annotated[
+        Path | None,
+        typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet.", rich_help_panel=_PROMPTS),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first N prompts.", rich_help_panel=_PROMPTS)] = None,
+    no_chat_template: Annotated[
+        bool, typer.Option("--no-chat-template", help="Give prompts as they are.", rich_help_panel=_PROMPTS)
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="System message before each prompt.", rich_help_panel=_PROMPTS)
+    ] = None,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(help="Tokens to generate for each prompt; 0 traces the given text.", rich_help_panel=_DECODING),
+    ] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.", rich_help_panel=_DECODING)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus of sampling.", rich_help_panel=_DECODING)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling and of shuffled options.", rich_help_panel=_DECODING)] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Prompts that go through the model together.", rich_help_panel=_DECODING)
+    ] = 1,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="Record while generating (default), or in one pass afterwards.", rich_help_panel=_RECORDING),
+    ] = None,
+    positions: Annotated[
+        Positions | None,
+        typer.Option(
+            help="States that emitted a token, or every one. [default: generated; all for given text]",
+            rich_help_panel=_RECORDING,
+        ),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Candidate layers of a valley. [default: 10]", rich_help_panel=_RECORDING)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MODEL)] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]", rich_help_panel=_MODEL)
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model.", rich_help_panel=_MODEL)
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=_MODEL)
+    ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.", rich_help_panel=_MODEL)
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run at --out.")] = False,
+) -> int:
+    """Record what every layer does to every token, while the model answers prompts."""
+    # refused before the model is loaded: what is wrong with the options or the prompts shows in a second
+    from layerlens.tracing.options import TraceOptions
+
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "mode": mode.value if mode else None,
+        "positions": positions.value if positions else None,
+        "window": window,
+        "batch_size": batch_size,
+        "chat_template": False if no_chat_template else None,
+        "system": system,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    TraceOptions(**options)
+    asked = _prompts(dataset, prompts, data_file, limit, seed)
+    _refuse_other_run(out, resume)
+
+    import layerlens as ll
+
+    loaded = ll.load(
+        model,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    try:
+        run = ll.trace(loaded, asked, out=out, resume=resume, **options)
+    except KeyboardInterrupt:
+        return _interrupted(out, len(asked))
+    _print_summary(run)
+    return 0
+
+
+def _prompts(
+    dataset: str | None, prompts: Path | None, data_file: Path | None, limit: int | None, seed: int
+) -> "Dataset":
+    import layerlens as ll
+
+    if (dataset is None) == (prompts is None):
+        given = "both --dataset and --prompts" if dataset else "neither --dataset nor --prompts"
+        raise OptionError(f"{given} given; give one of them (`layerlens datasets` lists the datasets)")
+    if prompts is not None:
+        if data_file is not None:
+            raise OptionError(f"--data-file {data_file} belongs to --dataset; drop it, or name the dataset")
+        return ll.read_prompts(prompts, limit=limit)
+    assert dataset is not None
+    return ll.dataset(dataset, limit=limit, data_file=data_file, seed=seed)
+
+
+def _refuse_other_run(out: Path, resume: bool) -> None:
+    from layerlens.records.store import refuse_unless_free
+
+    refuse_unless_free(out, resume=resume)
+
+
+def _interrupted(out: Path, n_prompts: int) -> int:
+    import layerlens as ll
+
+    done = len(ll.open_run(out).prompts) if (out / "manifest.json").exists() else 0
+    typer.echo(
+        f"layerlens: interrupted; {done} of {n_prompts} prompts are complete in {out}: continue with --resume", err=True
+    )
+    return 130
+
+
+def _print_summary(run: "Run") -> None:
+    from layerlens.cli.summary import print_summary
+
+    print_summary(run)
+    typer.echo(f"run      {run.path}")
+    typer.echo(f"figures  layerlens figure all --run {run.path} --out figures")

@@ -1,0 +1,122 @@
+"""Files that a user names: their bytes, their text, their lines and their rows, or a PromptError that says why not."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from layerlens.errors import PromptError
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file that is there, can be read and is not empty."""
+    if path.is_dir():
+        raise PromptError(f"{path} is a directory; give a file")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PromptError(f"there is no file {path}; check the path") from error
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
+    if not content:
+        raise PromptError(f"{path} is empty; give a file with something in it")
+    return content
+
+
+def sha256(content: bytes) -> str:
+    """The SHA-256 digest of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def decode(content: bytes, path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark; a PromptError names the first line that is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise PromptError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) of every line that is not blank."""
+    # str.splitlines would also split at U+2028 and its like, which may stand inside a JSON string.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        if line.strip():
+            yield number, line
+
+
+def json_object(line: str, where: str) -> dict[str, object]:
+    """The JSON object that a line holds; a PromptError that starts with `where` if it holds anything else."""
+    try:
+        value = json.loads(line)
+        # Half a surrogate pair passes as JSON, and would fail only when the run is written.
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at column {error.colno}"
+        raise PromptError(f"{where}: not JSON ({reason}); write one JSON object per line") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{where}: JSON that cannot be used ({error}); write it as UTF-8 text") from error
+    if not isinstance(value, dict):
+        raise PromptError(f"{where}: JSON, but not an object; write one JSON object per line")
+    return value
+
+
+def read_rows(content: bytes, path: Path) -> list[dict[str, object]]:
+    """The rows of a table in JSON (a list of objects), JSON lines, CSV or Parquet; the suffix says which."""
+    if path.suffix.lower() not in _READERS:
+        raise PromptError(f"{path} ends with {path.suffix!r}; give a file that ends with {', '.join(_READERS)}")
+    rows = _READERS[path.suffix.lower()](content, path)
+    if not rows:
+        raise PromptError(f"{path} has no rows; give a file with at least one")
+    return rows
+
+
+def _json_rows(content: bytes, path: Path) -> list[dict[str, object]]:
+    try:
+        rows = json.loads(decode(content, path))
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{path}: not JSON ({error}); give a list of objects, or name JSON lines .jsonl") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise PromptError(f"{path}: JSON, but not a list of objects; give one object per row, in one list")
+    return rows
+
+
+def _jsonl_rows(content: bytes, path: Path) -> list[dict[str, object]]:
+    return [json_object(line, f"{path}, line {number}") for number, line in numbered_lines(decode(content, path))]
+
+
+def _csv_rows(content: bytes, path: Path) -> list[dict[str, object]]:
+    # pandas would turn "007" into 7 and "None" into nothing; every column read here is a text.
+    reader = csv.DictReader(io.StringIO(decode(content, path), newline=""), strict=True)
+    try:
+        return [dict(row) for row in reader]
+    except csv.Error as error:
+        raise PromptError(f"{path}, line {reader.line_num}: not CSV ({error}); write it with a header row") from error
+
+
+def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows: list[dict[str, object]] = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise PromptError(f"{path}: not Parquet ({first_line(error)}); give the file as it was released") from error
+    return rows
+
+
+_READERS: dict[str, Callable[[bytes, Path], list[dict[str, object]]]] = {
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without a full stop; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,104 @@
+"""Prompts that the user wrote: a list in Python, or a file."""
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+
+from layerlens.datasets import files
+from layerlens.datasets.prompt import (
+    Content,
+    Dataset,
+    Message,
+    Prompt,
+    check_limit,
+    check_unique,
+    checked_messages,
+    checked_text,
+    kind,
+)
+from layerlens.errors import PromptError
+
+
+def from_prompts(items: Iterable[str | Sequence[Message] | Prompt], limit: int | None = None) -> Dataset:
+    """A dataset named "prompts" of texts, chats (lists of messages) and Prompts.
+
+    A text or a chat gets its index as its id ("0", "1", ...); a Prompt keeps its own. PromptError for an empty list,
+    for an item that is none of these (with its index), and for two prompts with one id.
+    """
+    check_limit(limit)
+    if isinstance(items, (str, bytes, dict)) or not isinstance(items, Iterable):
+        raise PromptError(f"the prompts are {kind(items)}; give a list, also of a single one")
+    prompts = [_from_item(item, index) for index, item in enumerate(items)]
+    if not prompts:
+        raise PromptError("the list of prompts is empty; give at least one")
+    check_unique(prompts, [f"prompts[{index}]" for index in range(len(prompts))])
+    return Dataset("prompts", None, None, None, None, tuple(prompts[:limit]))
+
+
+def _from_item(item: object, index: int) -> Prompt:
+    where = f"prompts[{index}]"
+    if isinstance(item, Prompt):
+        if not isinstance(item.prompt_id, str) or not isinstance(item.reference, (str, type(None))):
+            raise PromptError(
+                f"{where}: the id {item.prompt_id!r} or the reference {item.reference!r} is not a text; give texts"
+            )
+        return Prompt(item.prompt_id, _checked_content(item.content, where), item.reference)
+    return Prompt(str(index), _checked_content(item, where))
+
+
+def _checked_content(value: object, where: str) -> Content:
+    if isinstance(value, str):
+        return checked_text(value, where)
+    if isinstance(value, (list, tuple)):
+        return checked_messages(value, where)
+    if isinstance(value, dict):
+        raise PromptError(f"{where} is a dict; give a chat as a list of messages, also where it has only one")
+    raise PromptError(f"{where} is {kind(value)}; give a text, a list of messages, or a layerlens Prompt")
+
+
+def read_prompts(path: str | PathLike[str], limit: int | None = None) -> Dataset:
+    """A dataset named after the file, of its prompts in their order; blank lines are skipped.
+
+    `.txt`: every line is a prompt. `.jsonl`: every line is an object with `prompt` (a text) or `messages` (a chat), and
+    perhaps an `id` and a `reference`. Without an id, the number of the line (from 1) is the id. The whole file is
+    checked, whatever the limit; a PromptError names the file, the line and what is expected there.
+    """
+    check_limit(limit)
+    path = Path(path)
+    content = files.read_bytes(path)
+    if path.suffix.lower() not in (".txt", ".jsonl"):
+        raise PromptError(
+            f"{path} ends with {path.suffix!r}; give a .txt file with a prompt on each line, "
+            "or a .jsonl file with an object on each line"
+        )
+    from_line = _from_json if path.suffix.lower() == ".jsonl" else _from_text
+    lines = list(files.numbered_lines(files.decode(content, path)))
+    if not lines:
+        raise PromptError(f"{path} is empty but for blank lines; give a file with at least one prompt")
+    places = [f"{path}, line {number}" for number, _ in lines]
+    prompts = [from_line(line, number, where) for (number, line), where in zip(lines, places, strict=True)]
+    check_unique(prompts, places)
+    return Dataset(path.name, None, None, None, files.sha256(content), tuple(prompts[:limit]))
+
+
+def _from_text(line: str, number: int, where: str) -> Prompt:
+    return Prompt(str(number), line)
+
+
+def _from_json(line: str, number: int, where: str) -> Prompt:
+    row = files.json_object(line, where)
+    if ("prompt" in row) == ("messages" in row):
+        there = "both a prompt and messages" if "prompt" in row else "neither a prompt nor messages"
+        raise PromptError(f"{where}: {there}; give one of them: a text as prompt, or a chat as messages")
+    content = checked_text(row["prompt"], where) if "prompt" in row else checked_messages(row["messages"], where)
+    prompt_id = _optional(row, "id", where)
+    return Prompt(str(number) if prompt_id is None else prompt_id, content, _optional(row, "reference", where))
+
+
+def _optional(row: dict[str, object], key: str, where: str) -> str | None:
+    value = row.get(key)
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise PromptError(f"{where}: the {key} {value!r} is neither a text nor a number; give one, or leave it out")

@@ -1,0 +1,81 @@
+"""Rows of a dataset on the hub, read through the `datasets` library; without a network, what it has cached."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from layerlens.datasets.files import first_line
+from layerlens.datasets.source import Source
+from layerlens.errors import PromptError
+
+
+def read_rows(source: Source, revision: str | None, limit: int | None) -> list[dict[str, object]]:
+    """The first `limit` rows of the source's split, as the hub has them; a PromptError says how to get them if not."""
+    import datasets
+
+    hub_id = source.card.hub_id
+    assert hub_id is not None
+    online = not datasets.config.HF_HUB_OFFLINE and _answers(hub_id, revision)
+    try:
+        with _offline_unless(online):
+            table = datasets.load_dataset(hub_id, source.config, split=source.split, revision=revision)
+    # Its failures come from four libraries and have no root in common; each of them means that the rows are not here.
+    except Exception as error:
+        raise _no_rows(source, revision, online, error) from error
+    if not online:
+        _check_cached_revision(table, hub_id, revision)
+    return [dict(row) for row in table.select(range(min(len(table), limit or len(table))))]
+
+
+def _answers(hub_id: str, revision: str | None) -> bool:
+    """Whether the hub can be reached, whatever it answers; within HF_HUB_ETAG_TIMEOUT, 10 seconds by default."""
+    # Asked once and first: load_dataset by itself repeats a call that fails, for 23 seconds where connections are
+    # refused and for minutes where they are dropped.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, "README.md", repo_type="dataset", revision=revision))
+    except HfHubHTTPError:
+        return True
+    except Exception:
+        return False
+    return True
+
+
+@contextmanager
+def _offline_unless(online: bool) -> Iterator[None]:
+    """Inside, `datasets` is in the state that HF_HUB_OFFLINE=1 puts it in, unless the hub is online."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = not online
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _check_cached_revision(table: Any, hub_id: str, revision: str | None) -> None:
+    """Nothing, if no revision was asked for or the cache holds just that commit; a PromptError otherwise."""
+    # Offline, `datasets` takes the newest copy in its cache, whatever revision it was asked for. Its file lies in a
+    # folder that has the commit's name.
+    commits = {Path(file["filename"]).parent.name for file in table.cache_files}
+    if revision is not None and commits != {revision}:
+        raise PromptError(
+            f"the hub cannot be reached, and the cached copy of {hub_id} is not known to be revision {revision!r}; "
+            "connect to the hub, leave out --revision, or give a local copy with --data-file FILE"
+        )
+
+
+def _no_rows(source: Source, revision: str | None, online: bool, error: Exception) -> PromptError:
+    what = source.card.hub_id if revision is None else f"{source.card.hub_id} at revision {revision!r}"
+    access = "access granted on the dataset's hub page and HF_TOKEN set" if source.card.gated else None
+    if online:
+        why = f"cannot be loaded from the hub ({first_line(error)})"
+        advice = "try again" + (f" with {access}" if access else "") + (", check --revision" if revision else "")
+    else:
+        why = "is not in the cache and the hub cannot be reached"
+        advice = "connect to the hub" + (f", with {access}" if access else "")
+    return PromptError(f"{what} {why}; {advice}, or give a local copy with --data-file FILE")

@@ -1,0 +1,105 @@
+"""What a prompt is, what a dataset of them is, and what makes either one unusable."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from layerlens.errors import OptionError, PromptError
+
+Message = dict[str, str]
+"""One turn of a chat: {"role": ..., "content": ...}."""
+
+Content = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One thing to ask a model."""
+
+    prompt_id: str
+    """Unique in its dataset; the same in every run and under every limit."""
+    content: Content
+    """A plain text, or the messages of a chat."""
+    reference: str | None = None
+    """The reference answer, where there is one."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Prompts in a fixed order, and where they came from."""
+
+    name: str
+    """What the user called it: a dataset's name, a file's name, or "prompts"."""
+    config: str | None
+    split: str | None
+    revision: str | None
+    """The hub revision that was asked for; None for the default one, and for anything that is not from the hub."""
+    sha256: str | None
+    """Of the local file, where one was read."""
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+
+def checked_text(value: object, where: str) -> str:
+    """The value, once it is known to be a text with something in it; a PromptError that starts with `where` if not."""
+    if not isinstance(value, str):
+        raise PromptError(f"{where}: the prompt is {kind(value)}; give a text")
+    if not value.strip():
+        raise PromptError(f"{where}: the prompt {value!r} is empty; give a text with something in it, or leave it out")
+    return value
+
+
+def checked_messages(value: object, where: str) -> tuple[Message, ...]:
+    """Copies of the messages, once they are known to be a chat; a PromptError that starts with `where` if not."""
+    if not isinstance(value, (list, tuple)):
+        raise PromptError(f"{where}: the messages are {kind(value)}; give a list of {_A_MESSAGE}")
+    messages = tuple(_checked_message(message, f"{where}, message {n}") for n, message in enumerate(value, start=1))
+    if not any(message["content"].strip() for message in messages):
+        raise PromptError(f"{where}: the messages {list(value)!r} say nothing; give at least one with a text in it")
+    return messages
+
+
+_A_MESSAGE = '{"role": "user", "content": "some text"}'
+
+
+def _checked_message(value: object, where: str) -> Message:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise PromptError(f"{where}: {value!r} is not an object of texts; write it like {_A_MESSAGE}")
+    if not value.get("role") or "content" not in value:
+        raise PromptError(f"{where}: {value!r} lacks a role or a content; write it like {_A_MESSAGE}")
+    return dict(value)
+
+
+def check_unique(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
+    """Nothing, if no two prompts share an id; a PromptError that names the places of the first two that do."""
+    first: dict[str, str] = {}
+    for prompt, place in zip(prompts, places, strict=True):
+        if prompt.prompt_id in first:
+            raise PromptError(
+                f"{place}: the id {prompt.prompt_id!r} is also that of {first[prompt.prompt_id]}; "
+                "give every prompt an id of its own"
+            )
+        first[prompt.prompt_id] = place
+
+
+def check_limit(limit: int | None) -> None:
+    """Nothing, if the limit is None or a whole number from 1; an OptionError otherwise."""
+    if limit is None:
+        return
+    if not isinstance(limit, int) or isinstance(limit, bool):
+        raise OptionError(f"--limit {limit!r} is not a number of prompts; give a whole number from 1")
+    if limit < 1:
+        raise OptionError(f"--limit {limit} asks for no prompts; give a whole number from 1")
+
+
+def kind(value: object) -> str:
+    """What a value is, as a message says it: "missing", "the number 5", "of type dict"."""
+    if value is None:
+        return "missing"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"the number {value}"
+    return f"of type {type(value).__name__}"

@@ -1,0 +1,22 @@
+"""The table of datasets. A new one is a file with a SOURCE, and a line here."""
+
+from layerlens.datasets import gpqa, gsm8k, math500, sample
+from layerlens.datasets.source import Card, Source
+from layerlens.errors import PromptError
+
+SOURCES: dict[str, Source] = {module.SOURCE.card.name: module.SOURCE for module in (sample, gsm8k, gpqa, math500)}
+
+
+def names() -> list[Card]:
+    """A card for every dataset: name, hub id, one-line description, licence, whether it is gated."""
+    return [source.card for source in SOURCES.values()]
+
+
+def find(name: str) -> Source:
+    """The source of that name; a PromptError that lists the names if there is none."""
+    if name not in SOURCES:
+        raise PromptError(
+            f"there is no dataset called {name!r}; choose one of {', '.join(SOURCES)}, "
+            "or give prompts of your own with --prompts FILE"
+        )
+    return SOURCES[name]

@@ -1,0 +1,6 @@
+"""A lens: a pure function from a residual-stream state to a few numbers."""
+
+from layerlens.lens.criterion import perturbed, valley_layers
+from layerlens.lens.readout import Reading, read
+
+__all__ = ["Reading", "perturbed", "read", "valley_layers"]

@@ -1,0 +1,104 @@
+"""The only module that registers hooks. Every hook is a context manager's and comes off when the context is left."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SubLayers:
+    """Where the parts of one block can be observed.
+
+    Attributes:
+        watched: the module whose input is the stream between attention and MLP or, in a parallel block, the
+            attention module, whose output is what attention adds.
+        parallel: attention and MLP both read the block's input, and their outputs are added to it together.
+    """
+
+    watched: nn.Module
+    parallel: bool
+
+
+OnBlock = Callable[[int, Tensor, Tensor | None, Tensor], None]
+
+
+@contextmanager
+def watch_blocks(
+    blocks: Sequence[nn.Module], sublayers: Sequence[SubLayers | None], on_block: OnBlock
+) -> Iterator[None]:
+    """Call `on_block(index, h_in, part, h_out)` after each block of each forward pass.
+
+    Args:
+        blocks: the model's blocks, in order.
+        sublayers: for each block where its parts can be observed, or None.
+        on_block: gets the block's 0-based index, the streams [batch, seq, d_model] that entered and left it, and
+            the stream between attention and MLP (parallel blocks: the attention's output), None where unobserved.
+    """
+    parts: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for index, (block, sublayer) in enumerate(zip(blocks, sublayers, strict=True)):
+            if sublayer is not None:
+                stack.callback(_keep_part(sublayer, index, parts).remove)
+            stack.callback(block.register_forward_hook(_after(index, parts, on_block), with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def silenced(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """While open, the modules' outputs are zeros."""
+
+    def zeros(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        zero = torch.zeros_like(first_tensor(output))
+        return (zero, *output[1:]) if isinstance(output, tuple) else zero
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(zeros).remove)
+        yield
+
+
+@contextmanager
+def call_order(root: nn.Module) -> Iterator[list[nn.Module]]:
+    """While open, lists the direct children of `root` (and of its module lists) in the order in which they return."""
+    order: list[nn.Module] = []
+    with ExitStack() as stack:
+        for child in root.children():
+            for module in child if isinstance(child, nn.ModuleList) else [child]:
+                stack.callback(module.register_forward_hook(lambda module, *_: order.append(module)).remove)
+        yield order
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The stream out of whatever a module returns: the tensor itself, or the first entry of a tuple."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def _after(index: int, parts: dict[int, Tensor], on_block: OnBlock) -> Callable[..., None]:
+    def hook(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        h_in, part = _stream_argument(args, kwargs), parts.pop(index, None)
+        # some blocks flatten batch and sequence on their way to the MLP
+        on_block(index, h_in, None if part is None else part.reshape(h_in.shape), first_tensor(output))
+
+    return hook
+
+
+def _keep_part(sublayer: SubLayers, index: int, parts: dict[int, Tensor]) -> Any:
+    def keep_output(_module: nn.Module, _args: Any, output: Any) -> None:
+        parts[index] = first_tensor(output)
+
+    def keep_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        parts[index] = _stream_argument(args, kwargs)
+
+    if sublayer.parallel:
+        return sublayer.watched.register_forward_hook(keep_output)
+    return sublayer.watched.register_forward_pre_hook(keep_input, with_kwargs=True)
+
+
+def _stream_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    stream: Tensor = args[0] if args else kwargs["hidden_states"]
+    return stream

@@ -1,0 +1,171 @@
+"""Loading a model from wherever it lies: hub id, folder, .gguf file, built-in name, or already in memory."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.models import gguf
+from layerlens.models.adapter import Model, adapt
+from layerlens.models.check import checked
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Model:
+    """A causal language model in the adapter's shape, in eval mode, checked (law 1).
+
+    Args:
+        model: a hub id, a folder, a .gguf file, the built-in name "smollm2-135m-instruct", or a transformers model.
+        tokenizer: needed with a transformers model, and only there.
+        dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
+        device: such as "cpu" or "cuda:0"; by default a GPU where there is one.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with the checkpoint.
+        allow_pickle: read pickled weights, which can run code while they load.
+
+    Raises:
+        ModelError: not found, not loadable, not a causal decoder, or it failed a check.
+        OptionError: the arguments do not fit each other.
+    """
+    if isinstance(model, PreTrainedModel):
+        if tokenizer is None:
+            raise OptionError("a model in memory needs its tokenizer; call load(model, tokenizer=tokenizer)")
+        return checked(adapt(model.eval(), tokenizer, model.name_or_path or type(model).__name__))
+    if tokenizer is not None:
+        raise OptionError(f"{model} is loaded with its own tokenizer; give a tokenizer only with a model in memory")
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise OptionError(f"--dtype {dtype} is unknown; give auto, {', '.join(_DTYPES)}")
+    where = _device(device)
+    source = os.fspath(model)
+    with _quiet():
+        folder, gguf_file = _locate(source)
+        if gguf_file is not None:
+            hf, tokenizer = gguf.load_gguf(source, folder / gguf_file, _DTYPES.get(dtype, torch.float32))
+        else:
+            safety = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
+            hf, tokenizer = _load_checkpoint(source, dtype, safety, allow_pickle)
+    return checked(adapt(hf.to(where).eval(), tokenizer, source))  # type: ignore[arg-type]
+
+
+def _locate(source: str) -> tuple[Path, str | None]:
+    """The folder of the model, and its GGUF file where it has one."""
+    path = gguf.smollm2_file() if source == gguf.SMOLLM2 else Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file {source}; give the path of a .gguf file, a folder, or a hub id")
+        return path.parent, path.name
+    if path.is_dir() and not (path / "config.json").exists():
+        ggufs = sorted(entry.name for entry in path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            return path, ggufs[0]
+        if ggufs:
+            raise ModelError(f"{source} holds {len(ggufs)} .gguf files ({', '.join(ggufs[:4])}); give the path of one")
+        raise ModelError(f"{source} holds no model: it has no config.json and no .gguf file; give a folder that does")
+    return path, None
+
+
+def _load_checkpoint(
+    source: str, dtype: str, safety: dict[str, Any], allow_pickle: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        config = AutoConfig.from_pretrained(source, **safety)
+    except Exception as error:
+        raise ModelError(
+            f"{source} is no model that can be loaded ({first_sentence(error)}); {_where_to_look(source)}"
+        ) from error
+    _refuse_other_kinds(source, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **safety)
+    except Exception as error:
+        raise ModelError(
+            f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add its files"
+        ) from error
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=_DTYPES.get(dtype, "auto"),
+            use_safetensors=None if allow_pickle else True,
+            **safety,
+        )
+    except Exception as error:
+        raise ModelError(
+            f"{source} could not be loaded ({first_sentence(error)}); {_weights_advice(source)}"
+        ) from error
+    return hf, tokenizer
+
+
+def _refuse_other_kinds(source: str, config: Any) -> None:
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{source} ({config.model_type}) is an encoder-decoder model; layerlens traces decoder-only language models"
+        )
+    has_own_code = bool(getattr(config, "auto_map", None))
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not has_own_code:
+        raise ModelError(
+            f"{source} ({config.model_type}) is not a causal language model in this transformers; layerlens traces "
+            "decoder-only language models"
+        )
+
+
+def _weights_advice(source: str) -> str:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if any(folder.glob("*.safetensors")):
+            return "check the files of that folder"
+        if any(folder.glob("*.bin")):
+            return "its weights are pickles, which can run code: convert them to safetensors, or give --allow-pickle"
+        return "the folder has no weights: add model.safetensors"
+    return "layerlens reads safetensors or GGUF; pickles only with --allow-pickle"
+
+
+def _where_to_look(source: str) -> str:
+    if Path(source).expanduser().is_dir():
+        return "check its config.json"
+    return f"give a hub id that exists and can be reached, a folder, a .gguf file, or {gguf.SMOLLM2}"
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(
+            f"--device {device} cannot be used here ({first_sentence(error)}); try --device cpu"
+        ) from error
+    return where
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' own progress bars and advice would stand between a user and what was asked for."""
+    from transformers.utils import logging as transformers_logging
+
+    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()

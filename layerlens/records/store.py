@@ -1,0 +1,215 @@
+"""Writing and reading a run directory so that nothing complete is ever lost.
+
+A batch of prompts becomes part of the run in two renames: first its token rows, then its prompt rows, whose
+presence marks the batch as complete. Killed in between, the batch is simply done again. When every batch is there,
+the prompt parts are joined into prompts.parquet.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from layerlens.errors import RunError
+from layerlens.records.manifest import Manifest, differences, read_manifest
+from layerlens.records.schema import PROMPTS, TOKENS, Column, arrow_schema
+
+Columns = dict[str, Any]
+
+
+class RunWriter:
+    """Appends batches to a run directory; use as a context manager.
+
+    Args:
+        folder: the run directory; made if missing.
+        manifest: what is about to be run. `manifest["batches"]` lists the prompt ids of each batch.
+        resume: continue the run that is there, refusing one whose manifest disagrees.
+
+    Raises:
+        RunError: the folder holds another run or other files, or cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, *, resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.manifest = manifest
+        with self._writing():
+            self._open(resume)
+
+    def __enter__(self) -> "RunWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def pending(self) -> list[int]:
+        """Indices of the batches that are not complete, in order."""
+        batches = range(len(self.manifest["batches"]))
+        if (self.folder / "prompts.parquet").exists():
+            return []
+        return [index for index in batches if not self._prompt_part(index).exists()]
+
+    def write(self, index: int, tokens: Columns, prompts: Columns) -> None:
+        """Add batch `index`; visible to readers all at once.
+
+        Args:
+            index: place of the batch in `manifest["batches"]`.
+            tokens: one array per declared column of tokens; [rows] or, per layer, [rows, L].
+            prompts: one list per declared column of prompts.
+        """
+        with self._writing():
+            _write_table(token_part(self.folder, index), to_table(TOKENS, tokens))
+            _write_table(self._prompt_part(index), to_table(PROMPTS, prompts))
+
+    def finish(self, totals: dict[str, Any]) -> None:
+        """Join the prompt parts, in the order of the batches, and write the totals into the manifest."""
+        with self._writing():
+            parts = [self._prompt_part(index) for index in range(len(self.manifest["batches"]))]
+            if not (self.folder / "prompts.parquet").exists():
+                _write_table(self.folder / "prompts.parquet", pa.concat_tables([pq.read_table(part) for part in parts]))
+            _write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
+            for part in parts:
+                part.unlink(missing_ok=True)
+            if parts[0].parent.exists():
+                parts[0].parent.rmdir()
+
+    def _open(self, resume: bool) -> None:
+        refuse_unless_free(self.folder, resume=resume)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder)
+        if (self.folder / "manifest.json").exists():
+            self._refuse_disagreement()
+        else:
+            _write_json(self.folder / "manifest.json", self.manifest)
+        (self.folder / "tokens").mkdir(exist_ok=True)
+        if not (self.folder / "prompts.parquet").exists():
+            (self.folder / "prompts").mkdir(exist_ok=True)
+        for stray in self.folder.rglob("*.partial"):
+            stray.unlink()
+
+    def _refuse_disagreement(self) -> None:
+        found = differences(self.manifest, read_manifest(self.folder))
+        if found:
+            raise RunError(f"{self.folder} was begun with other options and cannot be resumed ({'; '.join(found[:4])})")
+
+    def _prompt_part(self, index: int) -> Path:
+        return self.folder / "prompts" / f"part-{index:05d}.parquet"
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise RunError(
+                f"{self.folder} cannot be written ({reason}); what is complete is kept: make room or mend the path, "
+                "then continue with --resume"
+            ) from error
+
+
+def refuse_unless_free(folder: Path, *, resume: bool) -> None:
+    """RunError where the folder holds another run, or files that are not a run's."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; give --out a directory")
+    present = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
+    if "manifest.json" in present and not resume:
+        raise RunError(f"{folder} already holds a run; give --out a new directory, or --resume to continue it")
+    if "manifest.json" not in present and present - {"manifest.json.partial"}:
+        raise RunError(f"{folder} is not empty and is not a run; give --out a new directory")
+
+
+def token_part(folder: Path, index: int) -> Path:
+    """Where the token rows of a batch lie."""
+    return folder / "tokens" / f"part-{index:05d}.parquet"
+
+
+def read_prompts_table(folder: Path) -> pa.Table:
+    """All prompts that are complete, in the order of the batches."""
+    joined = folder / "prompts.parquet"
+    if joined.exists():
+        return _read_table(joined, None)
+    parts = sorted((folder / "prompts").glob("part-*.parquet"))
+    return pa.concat_tables([arrow_schema(PROMPTS).empty_table(), *(_read_table(part, None) for part in parts)])
+
+
+def read_tokens_table(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """The token rows of every complete batch, in the order of the batches; some columns, or all of them."""
+    schema = arrow_schema(TOKENS)
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    tables = [_read_table(part, wanted.names) for part in _complete_token_parts(folder)]
+    return pa.concat_tables([wanted.empty_table(), *tables])
+
+
+def per_layer(column: pa.ChunkedArray, n_layers: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """A per-layer column as an array [rows, n_layers]; nulls become NaN."""
+    values: np.ndarray[Any, np.dtype[Any]] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if len(values) != len(column) * n_layers:
+        raise RunError(f"a per-layer column holds {len(values)} values for {len(column)} rows of {n_layers} layers")
+    return values.reshape(len(column), n_layers)
+
+
+def to_table(declared: tuple[Column, ...], columns: Columns) -> pa.Table:
+    """An arrow table with exactly the declared columns, in order; NaN in a sub-layer column becomes null."""
+    undeclared = columns.keys() ^ {column.name for column in declared}
+    assert not undeclared, f"columns do not match the declaration: {sorted(undeclared)}"
+    arrays = [_list_array(c, columns[c.name]) if c.per_layer else pa.array(columns[c.name], c.type) for c in declared]
+    return pa.Table.from_arrays(arrays, schema=arrow_schema(declared))
+
+
+def _list_array(column: Column, values: np.ndarray[Any, np.dtype[Any]]) -> pa.ListArray:
+    rows, layers = values.shape
+    absent = np.isnan(values).ravel() if column.name in ("attn_ratio", "mlp_ratio") else None
+    flat = pa.array(values.ravel(), column.type.value_type, mask=absent)
+    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * layers, pa.int32()), flat)
+
+
+def _complete_token_parts(folder: Path) -> list[Path]:
+    parts = sorted((folder / "tokens").glob("part-*.parquet"))
+    if (folder / "prompts.parquet").exists():
+        return parts
+    return [part for part in parts if (folder / "prompts" / part.name).exists()]
+
+
+def _read_table(path: Path, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path} cannot be read ({reason}); delete it and trace again with --resume") from error
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(table, partial, compression="zstd")
+    _publish(partial, path)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _publish(partial, path)
+
+
+def _publish(partial: Path, path: Path) -> None:
+    with partial.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def _lock(folder: Path) -> Any:
+    handle = (folder / ".lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # no advisory locks on this system: two writers are the user's care
+        return handle
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise RunError(f"another process is writing {folder}; wait for it, or give --out another directory") from error
+    return handle

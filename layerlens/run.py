@@ -1,0 +1,89 @@
+"""A run directory, opened: its tables as pandas frames and the analyses of them."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from layerlens import analysis, records
+from layerlens.records import store
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Run:
+    """What one trace recorded. Reads only what is asked for, and only once.
+
+    Attributes:
+        path: the run directory.
+        manifest: what made the run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = records.read_manifest(self.path)
+        self._layers: dict[str, np.ndarray[Any, Any]] = {}
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of blocks."""
+        return int(self.manifest["model"]["n_layers"])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every prompt of the run is there."""
+        return self.manifest["totals"] is not None
+
+    @cached_property
+    def prompts(self) -> pd.DataFrame:
+        """One row per complete prompt; columns as declared in `records.PROMPTS`."""
+        frame: pd.DataFrame = store.read_prompts_table(self.path).to_pandas()
+        return frame
+
+    @cached_property
+    def tokens(self) -> pd.DataFrame:
+        """One row per traced position; columns as declared in `records.TOKENS`."""
+        frame: pd.DataFrame = store.read_tokens_table(self.path).to_pandas()
+        return frame
+
+    @cached_property
+    def positions(self) -> pd.DataFrame:
+        """`tokens` without the per-layer columns: quick to read, however many layers there are."""
+        names = [column.name for column in records.TOKENS if not column.per_layer]
+        frame: pd.DataFrame = store.read_tokens_table(self.path, names).to_pandas()
+        return frame
+
+    def layers(self, column: str) -> np.ndarray[Any, Any]:
+        """A per-layer column as an array [positions, L], rows as in `positions`; NaN where a block has no such part."""
+        if column not in self._layers:
+            table = store.read_tokens_table(self.path, [column])
+            self._layers[column] = store.per_layer(table.column(column), self.n_layers)
+        return self._layers[column]
+
+    def by_layer(self) -> pd.DataFrame:
+        """One row per layer with the mean of every measure; see `analysis.by_layer`."""
+        return analysis.by_layer(self)
+
+    def phases(self, rule: str = "plateau") -> pd.DataFrame:
+        """Phases I, II and III by the rule "plateau" or "paper"; see `analysis.phases`."""
+        return analysis.phases(self, rule)
+
+    def partition(self) -> pd.DataFrame:
+        """Perturbed, unperturbed and all tokens, counted and averaged; see `analysis.partition`."""
+        return analysis.partition(self)
+
+    def valleys(self) -> pd.DataFrame:
+        """V_onset and V* of the mean entropy curves; see `analysis.valleys`."""
+        return analysis.valleys(self)
+
+    def substitutions(self) -> pd.DataFrame:
+        """Tokens whose selected layer ranks another token first than the last layer; see `analysis.substitutions`."""
+        return analysis.substitutions(self)
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """The run at `path`, complete or not; RunError where there is none or its format is not this one."""
+    return Run(path)

@@ -1,0 +1,117 @@
+"""Turns the states that pass through the blocks into scalars, as they pass, on the device where they lie."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerlens.axes import States
+from layerlens.lens import read
+from layerlens.models import Model
+
+FLOATS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
+
+# Single steps of decoding wait until a tile is full, so that the unembedding is read once for all of them; in large
+# models they wait for less, so that what waits stays within this many bytes over all layers.
+_MOST_ROWS_WAITING, _LEAST_ROWS_WAITING = 512, 32
+_BYTES_WAITING = 128 * 2**20
+# Pieces of a long text, so that float32 copies of its states stay small.
+_ROWS_AT_ONCE = 2048
+_LEAST_NORM = 1e-6
+
+Select = Callable[[Tensor], States]
+
+
+class Meter:
+    """Measures every block on the rows that `select` picks from its streams; use `on_block` as the hook.
+
+    Attributes:
+        select: from a stream [batch, seq, d_model] to the states to keep, [rows, d_model]; set before each pass.
+    """
+
+    def __init__(self, model: Model) -> None:
+        state_bytes = model.n_layers * model.d_model * model.hf.dtype.itemsize
+        rows_waiting = min(_MOST_ROWS_WAITING, max(_LEAST_ROWS_WAITING, _BYTES_WAITING // (3 * state_bytes)))
+        self._layers = [_Layer(model, index, rows_waiting) for index in range(model.n_layers)]
+        self.select: Select = lambda stream: stream.flatten(0, 1)
+
+    def on_block(self, index: int, h_in: Tensor, part: Tensor | None, h_out: Tensor) -> None:
+        """Keep or measure what the block did to the selected rows."""
+        self._layers[index].add(self.select(h_in), None if part is None else self.select(part), self.select(h_out))
+
+    @torch.no_grad()
+    def collect(self) -> tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]:
+        """Everything measured since the last call, in the order of the rows: FLOATS (NaN where a block has no such
+        part) and top token ids. The one place where numbers leave the device."""
+        floats, tops = zip(*(layer.drain() for layer in self._layers), strict=True)
+        device = floats[-1].device
+        return (
+            torch.stack([part.to(device) for part in floats], dim=2).cpu().numpy(),
+            torch.stack([part.to(device) for part in tops], dim=1).cpu().numpy(),
+        )
+
+
+class _Layer:
+    def __init__(self, model: Model, index: int, rows_waiting: int) -> None:
+        self._unembed = model.unembed
+        self._rows_waiting = rows_waiting
+        sublayer = model.sublayers[index]
+        self._parallel = sublayer is not None and sublayer.parallel
+        self._waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        self._measured: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, h_in: States, part: States | None, h_out: States) -> None:
+        self._waiting.append((h_in, part, h_out))
+        if sum(len(states) for _, _, states in self._waiting) >= self._rows_waiting:
+            self._measure_waiting()
+
+    def drain(self) -> tuple[Tensor, Tensor]:
+        self._measure_waiting()
+        floats, tops = zip(*self._measured, strict=True)
+        self._measured = []
+        return torch.cat(floats, dim=1), torch.cat(tops)
+
+    def _measure_waiting(self) -> None:
+        if not self._waiting:
+            return
+        h_in = torch.cat([states for states, _, _ in self._waiting])
+        parts = [states for _, states, _ in self._waiting if states is not None]
+        h_out = torch.cat([states for _, _, states in self._waiting])
+        self._waiting = []
+        pieces = zip(
+            h_in.split(_ROWS_AT_ONCE),
+            torch.cat(parts).split(_ROWS_AT_ONCE) if parts else [None] * len(h_in),
+            h_out.split(_ROWS_AT_ONCE),
+            strict=False,
+        )
+        for piece in pieces:
+            changes = torch.stack(_changes(*piece, parallel=self._parallel))
+            reading = read(piece[2].to(self._unembed.weight.device), self._unembed)
+            entropy = reading.entropy.unsqueeze(0).to(changes.device)
+            self._measured.append((torch.cat([changes, entropy]), reading.top_token_id.to(changes.device)))
+
+
+def _changes(h_in: States, part: States | None, h_out: States, *, parallel: bool) -> tuple[Tensor, ...]:
+    """Norm ratio, I/O cosine, attention and MLP ratio of each row in float32, [rows] each; §2.1 of arXiv 2606.21906."""
+    before, after = h_in.float(), h_out.float()
+    size_before, size_after = _size(before), _size(after)
+    ratio = _norm(after - before) / size_before
+    cosine = (torch.linalg.vecdot(before, after) / (size_before * size_after)).clamp(-1.0, 1.0)
+    if part is None:
+        absent = torch.full_like(ratio, torch.nan)
+        return ratio, cosine, absent, absent
+    middle = before + part.float() if parallel else part.float()
+    attention, mlp = _norm(middle - before), _norm(after - middle)
+    return ratio, cosine, attention / size_before, mlp / (size_before if parallel else _size(middle))
+
+
+def _norm(states: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(states, dim=1)
+    return norm
+
+
+def _size(states: Tensor) -> Tensor:
+    """The norm as a denominator: never zero."""
+    return _norm(states).clamp_min(_LEAST_NORM)

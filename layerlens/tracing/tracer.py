@@ -1,0 +1,214 @@
+"""From a model and prompts to a run directory."""
+
+import os
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerlens import lens
+from layerlens.datasets import Dataset, Prompt, from_prompts
+from layerlens.models import Model
+from layerlens.records import Manifest, RunWriter, new_manifest
+from layerlens.records.manifest import digest
+from layerlens.run import Run, open_run
+from layerlens.tracing.meter import FLOATS, Meter
+from layerlens.tracing.options import TraceOptions
+from layerlens.tracing.passes import Rows, end_token_ids, generate, replay
+from layerlens.tracing.progress import Progress
+from layerlens.tracing.prompts import TokenizedPrompt, tokenize
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def trace(
+    model: Model,
+    prompts: Dataset | Iterable[str | Sequence[dict[str, str]] | Prompt],
+    *,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> Run:
+    """Send every prompt through the model, record what each layer does to each token, and return the run.
+
+    Args:
+        model: from `load`.
+        prompts: a dataset, or texts, or lists of chat messages.
+        out: the run directory to write.
+        resume: continue the run at `out`; it must have been begun with the same model, prompts and options.
+        progress: show a progress bar on standard error.
+        **options: fields of `TraceOptions` (max_new_tokens, mode, positions, window, batch_size, ...).
+
+    Raises:
+        OptionError, PromptError: before anything is written.
+        RunError: `out` holds another run, or cannot be written. What is complete is kept.
+    """
+    dataset = prompts if isinstance(prompts, Dataset) else from_prompts(list(prompts))
+    settled = TraceOptions(**options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
+    tokenized = tokenize(model, dataset.prompts, settled)
+    batches = [tokenized[start : start + settled.batch_size] for start in range(0, len(tokenized), settled.batch_size)]
+    started = time.perf_counter()
+    with RunWriter(out, _manifest(model, dataset, settled, batches), resume=resume) as writer:
+        pending = writer.pending()
+        with Progress(sum(len(batch) for batch in batches), shown=progress) as bar:
+            bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in set(pending)))
+            for index in pending:
+                tokens, rows = _trace_batch(model, batches[index], settled, settled.seed + index, bar)
+                writer.write(index, tokens, rows)
+                bar.advance_prompts(len(batches[index]))
+        run = open_run(out)
+        writer.finish(_totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches)))
+    return open_run(out)
+
+
+def _trace_batch(
+    model: Model, batch: Sequence[TokenizedPrompt], options: TraceOptions, seed: int, bar: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The token columns and the prompt columns of one batch."""
+    started = time.perf_counter()
+    prompts = [list(prompt.token_ids) for prompt in batch]
+    meter = Meter(model)
+    outputs: list[list[int]] = [[] for _ in batch]
+    if options.mode == "generate":
+        outputs, rows = generate(model, prompts, options, seed, meter, bar.advance_tokens)
+    else:
+        if options.max_new_tokens:
+            outputs, _ = generate(model, prompts, options, seed, None, bar.advance_tokens)
+        # the state of the last emitted token emitted nothing, and generating never computes it
+        sequences = [prompt + output[:-1] for prompt, output in zip(prompts, outputs, strict=True)]
+        firsts = [0 if options.positions == "all" else len(prompt) - 1 for prompt in prompts]
+        rows = replay(model, sequences, firsts, meter)
+        if not options.max_new_tokens:
+            bar.advance_tokens(len(rows.position))
+    tokens, finite = _token_columns(batch, outputs, rows, meter, options)
+    seconds = time.perf_counter() - started
+    return tokens, {
+        "prompt_id": [prompt.prompt_id for prompt in batch],
+        "prompt": [prompt.text for prompt in batch],
+        "reference": [prompt.reference for prompt in batch],
+        "output": [model.tokenizer.decode(output, skip_special_tokens=True) for output in outputs],
+        "n_prompt_tokens": [len(prompt) for prompt in prompts],
+        "n_generated_tokens": [len(output) for output in outputs],
+        "finish_reason": [
+            _finish_reason(output, end_token_ids(model), ok) for output, ok in zip(outputs, finite, strict=True)
+        ],
+        "seconds": [seconds / len(batch)] * len(batch),
+    }
+
+
+def _token_columns(
+    batch: Sequence[TokenizedPrompt], outputs: Sequence[Sequence[int]], rows: Rows, meter: Meter, options: TraceOptions
+) -> tuple[dict[str, Any], list[bool]]:
+    """The declared columns of tokens, prompt by prompt in order of position, and whether each prompt was finite."""
+    order = np.lexsort((rows.position, rows.batch_row))
+    batch_row, position = rows.batch_row[order], rows.position[order]
+    floats, tops = meter.collect()
+    floats, tops = floats[:, order], tops[order]
+    columns: dict[str, Any] = dict(zip(FLOATS, floats, strict=True))
+    entropy = torch.from_numpy(columns["entropy"])
+    n_prompt = np.array([len(prompt.token_ids) for prompt in batch])[batch_row]
+    following = _following(batch, outputs)
+    assert options.window is not None
+    columns |= {
+        "prompt_id": [batch[row].prompt_id for row in batch_row],
+        "position": position,
+        "token_id": _lookup(_sequences(batch, outputs), batch_row, position),
+        "next_token_id": np.ma.masked_equal(_lookup(following, batch_row, position), -1),
+        "is_generated": (position >= n_prompt - 1) & (options.max_new_tokens > 0),
+        "top_token_id": tops,
+        "valley_layer": lens.valley_layers(entropy, options.window).numpy(),
+        "selected_layer": np.full(len(position), entropy.shape[1]),
+        "perturbed": lens.perturbed(entropy).numpy(),
+    }
+    measured = floats[[FLOATS.index(name) for name in ("norm_ratio", "io_cosine", "entropy")]]
+    broken = set(batch_row[~np.isfinite(measured).all(axis=(0, 2))].tolist())
+    return columns, [row not in broken for row in range(len(batch))]
+
+
+def _sequences(batch: Sequence[TokenizedPrompt], outputs: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[*prompt.token_ids, *output] for prompt, output in zip(batch, outputs, strict=True)]
+
+
+def _following(batch: Sequence[TokenizedPrompt], outputs: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[*sequence[1:], -1] for sequence in _sequences(batch, outputs)]
+
+
+def _lookup(sequences: Sequence[Sequence[int]], batch_row: Array, position: Array) -> Array:
+    return np.array([sequences[row][place] for row, place in zip(batch_row, position, strict=True)], dtype=np.int64)
+
+
+def _finish_reason(output: Sequence[int], ends: Sequence[int], finite: bool) -> str:
+    if not finite:
+        return "non_finite"
+    if not output:
+        return "given"
+    return "stop" if output[-1] in ends else "length"
+
+
+def _manifest(
+    model: Model, dataset: Dataset, options: TraceOptions, batches: Sequence[Sequence[TokenizedPrompt]]
+) -> Manifest:
+    template = str(model.tokenizer.chat_template) if options.chat_template else None
+    return new_manifest(
+        seed=options.seed,
+        model={
+            "source": model.source,
+            "revision": model.revision,
+            "dtype": str(model.hf.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "backend": "transformers",
+            "attention": getattr(model.hf.config, "_attn_implementation", None),
+            "family": model.family,
+            "n_layers": model.n_layers,
+            "d_model": model.d_model,
+            "n_vocab": model.n_vocab,
+            "layer_kinds": list(model.layer_kinds),
+            "mlp_kinds": list(model.mlp_kinds),
+        },
+        dataset={
+            "name": dataset.name,
+            "config": dataset.config,
+            "split": dataset.split,
+            "revision": dataset.revision,
+            "sha256": dataset.sha256,
+            "rows": len(dataset),
+            "prompts_sha256": digest("\0".join(prompt.text for batch in batches for prompt in batch)),
+        },
+        strategy={"name": "last"},
+        mode=options.mode,
+        options={name: value for name, value in asdict(options).items() if name not in ("mode", "seed")},
+        window=options.window,
+        batches=[[prompt.prompt_id for prompt in batch] for batch in batches],
+        padding="left" if options.mode == "generate" else "right",
+        chat_template_sha256=digest(template) if template is not None else None,
+        hardware={
+            "processor": torch.cuda.get_device_name() if model.device.type == "cuda" else _processor(),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _totals(run: Run, seconds: float, *, resumed: bool) -> dict[str, Any]:
+    return {
+        "prompts": len(run.prompts),
+        "positions": len(run.positions),
+        "generated_tokens": int(run.prompts["n_generated_tokens"].sum()),
+        "non_finite_prompts": int((run.prompts["finish_reason"] == "non_finite").sum()),
+        "seconds": round(float(run.prompts["seconds"].sum()), 3),
+        "session_seconds": round(seconds, 3),
+        "resumed": resumed,
+    }

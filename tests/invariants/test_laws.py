@@ -1,0 +1,75 @@
+"""Laws 1-5 and 9 of the design for every family."""
+
+import pytest
+
+from layerlens.models import tiny_names
+from layerlens.models.families import FAMILIES
+from tests.conftest import tiny
+from tests.invariants import laws
+
+# what the config decides within a family, and layer patterns that checkpoints of it have
+VARIANTS = {
+    "gpt_neox": {"use_parallel_residual": False},
+    "gemma4_text": {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 3},
+    "cohere2": {"tie_word_embeddings": False},
+    "gpt2": {"n_inner": 60},
+}
+CASES = [pytest.param(name, {}, id=name) for name in tiny_names()] + [
+    pytest.param(name, changes, id=f"{name}-{'-'.join(changes)}") for name, changes in VARIANTS.items()
+]
+
+
+pytestmark = pytest.mark.parametrize(("family", "changes"), CASES)
+
+
+@pytest.fixture
+def model(family, changes):
+    if not changes:
+        return tiny(family)
+    return laws.fresh(family, **changes)
+
+
+def test_1_readout_is_the_models_logits(model):
+    laws.readout_is_the_models_logits(model)
+
+
+def test_2_parts_add_up(model):
+    laws.parts_add_up(model)
+
+
+def test_3_looking_changes_nothing(model, run_of):
+    laws.looking_changes_nothing(model, run_of)
+
+
+def test_4_batching_changes_nothing(model, run_of):
+    laws.batching_changes_nothing(model, run_of)
+
+
+def test_5_modes_agree(model, run_of, changes):
+    # with shared keys and values, generating computes the prompt's states in the first layers only
+    laws.modes_agree(model, run_of, ["generated"] if "num_kv_shared_layers" in changes else ["generated", "all"])
+
+
+def test_5_tiled_is_whole(model):
+    laws.tiled_is_whole(model)
+
+
+def test_every_number_agrees_with_an_independent_reference(model, run_of):
+    laws.numbers_agree_with_the_reference(model, run_of)
+
+
+def test_after_an_exception_no_hook_remains(model, monkeypatch, run_of):
+    def broken(*_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("layerlens.tracing.meter.Meter.on_block", broken)
+    for mode in ("generate", "replay"):
+        with pytest.raises(RuntimeError, match="planted"):
+            run_of(model, ["abc"], max_new_tokens=3, mode=mode)
+    assert laws.hook_count(model.hf) == 0
+
+
+def test_every_family_has_a_tiny_model(family, changes):
+    config = tiny(family).hf.config
+    assert config.model_type in FAMILIES
+    assert len(tiny(family).layer_kinds) == len(tiny(family).mlp_kinds) == config.num_hidden_layers
