@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from layerlens.errors import PromptError
+from layerlens.errors import PromptError, first_sentence
 
 
 def read_bytes(path: Path) -> bytes:
@@ -104,7 +104,7 @@ def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     try:
         rows: list[dict[str, object]] = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise PromptError(f"{path}: not Parquet ({first_line(error)}); give the file as it was released") from error
+        raise PromptError(f"{path}: not Parquet ({first_sentence(error)}); give the file as it was released") from error
     return rows
 
 
@@ -114,9 +114,3 @@ _READERS: dict[str, Callable[[bytes, Path], list[dict[str, object]]]] = {
     ".csv": _csv_rows,
     ".parquet": _parquet_rows,
 }
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without a full stop; its type where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from layerlens.datasets.files import first_line
+from layerlens import hub
 from layerlens.datasets.source import Source
-from layerlens.errors import PromptError
+from layerlens.errors import PromptError, first_sentence
 
 
 def read_rows(source: Source, revision: str | None, limit: int | None) -> list[dict[str, object]]:
@@ -16,7 +16,9 @@ def read_rows(source: Source, revision: str | None, limit: int | None) -> list[d
 
     hub_id = source.card.hub_id
     assert hub_id is not None
-    online = not datasets.config.HF_HUB_OFFLINE and _answers(hub_id, revision)
+    online = not datasets.config.HF_HUB_OFFLINE and hub.answers(
+        hub_id, "README.md", repo_type="dataset", revision=revision
+    )
     try:
         with _offline_unless(online):
             table = datasets.load_dataset(hub_id, source.config, split=source.split, revision=revision)
@@ -26,22 +28,6 @@ def read_rows(source: Source, revision: str | None, limit: int | None) -> list[d
     if not online:
         _check_cached_revision(table, hub_id, revision)
     return [dict(row) for row in table.select(range(min(len(table), limit or len(table))))]
-
-
-def _answers(hub_id: str, revision: str | None) -> bool:
-    """Whether the hub can be reached, whatever it answers; within HF_HUB_ETAG_TIMEOUT, 10 seconds by default."""
-    # Asked once and first: load_dataset by itself repeats a call that fails, for 23 seconds where connections are
-    # refused and for minutes where they are dropped.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        get_hf_file_metadata(hf_hub_url(hub_id, "README.md", repo_type="dataset", revision=revision))
-    except HfHubHTTPError:
-        return True
-    except Exception:
-        return False
-    return True
 
 
 @contextmanager
@@ -73,7 +59,7 @@ def _no_rows(source: Source, revision: str | None, online: bool, error: Exceptio
     what = source.card.hub_id if revision is None else f"{source.card.hub_id} at revision {revision!r}"
     access = "access granted on the dataset's hub page and HF_TOKEN set" if source.card.gated else None
     if online:
-        why = f"cannot be loaded from the hub ({first_line(error)})"
+        why = f"cannot be loaded from the hub ({first_sentence(error)})"
         advice = "try again" + (f" with {access}" if access else "") + (", check --revision" if revision else "")
     else:
         why = "is not in the cache and the hub cannot be reached"

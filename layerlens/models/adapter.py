@@ -98,7 +98,9 @@ class Model:
         )
 
 
-def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> Model:
+def adapt(
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None
+) -> Model:
     """The model in the adapter's shape, found by structure, by one forward pass of a token, and by the families table.
 
     Raises:
@@ -112,7 +114,7 @@ def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) 
         hf=hf,
         tokenizer=tokenizer,
         source=source,
-        revision=getattr(hf.config, "_commit_hash", None),
+        revision=revision,
         family=config.model_type,
         decoder=decoder,
         blocks=blocks,

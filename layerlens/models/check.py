@@ -108,9 +108,10 @@ def _parts_hold(model: Model, ids: Tensor, streams: Streams) -> bool:
         _, without_mlp = _watched(model, ids)
     tolerance = _tolerance(model)
     if family.parallel:
-        return all(_mismatch(h_in + _present(part), h_out) <= tolerance for h_in, part, h_out in without_mlp) and all(
-            _mismatch(_present(part), torch.zeros_like(h_in)) <= tolerance for h_in, part, _ in without_attention
-        )
+        # only the first block gets the same input in both passes: there the MLP must not notice that attention is gone
+        (h_in, part, h_out), (_, _, mlp_only) = streams[0], without_attention[0]
+        separate = _mismatch(h_out - _present(part), mlp_only) <= tolerance
+        return separate and all(_mismatch(h_in + _present(p), h_out) <= tolerance for h_in, p, h_out in without_mlp)
     attention_alone = all(_mismatch(h_in, _present(part)) <= tolerance for h_in, part, _ in without_attention)
     mlp_alone = family.adds_more or all(_mismatch(_present(p), h_out) <= tolerance for _, p, h_out in without_mlp)
     return attention_alone and mlp_alone

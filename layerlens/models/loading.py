@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
+from layerlens import hub
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models import gguf
 from layerlens.models.adapter import Model, adapt
 from layerlens.models.check import checked
 
+_OTHER_SOURCES = f"give a hub id that exists and can be reached, a folder, a .gguf file, or {gguf.SMOLLM2}"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,6 +59,8 @@ def load(
         raise OptionError(f"--dtype {dtype} is unknown; give auto, {', '.join(_DTYPES)}")
     where = _device(device)
     source = os.fspath(model)
+    if not source:
+        raise ModelError(f"the model's name is empty; {_OTHER_SOURCES}")
     with _quiet():
         folder, gguf_file = _locate(source)
         if gguf_file is not None:
@@ -61,7 +68,9 @@ def load(
         else:
             safety = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
             hf, tokenizer = _load_checkpoint(source, dtype, safety, allow_pickle)
-    return checked(adapt(hf.to(where).eval(), tokenizer, source))  # type: ignore[arg-type]
+    is_hub_id = gguf_file is None and not folder.is_dir()
+    commit = hub.commit_of(source, "config.json", revision or "main") if is_hub_id else None
+    return checked(adapt(hf.to(where).eval(), tokenizer, source, commit))  # type: ignore[arg-type]
 
 
 def _locate(source: str) -> tuple[Path, str | None]:
@@ -84,18 +93,21 @@ def _locate(source: str) -> tuple[Path, str | None]:
 def _load_checkpoint(
     source: str, dtype: str, safety: dict[str, Any], allow_pickle: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    is_folder = Path(source).expanduser().is_dir()
+    online = not is_folder and hub.answers(source, "config.json", revision=safety["revision"])
+    safety = safety | {"local_files_only": not online}
     try:
         config = AutoConfig.from_pretrained(source, **safety)
     except Exception as error:
-        raise ModelError(
-            f"{source} is no model that can be loaded ({first_sentence(error)}); {_where_to_look(source)}"
-        ) from error
+        advice = "check its config.json" if is_folder else _OTHER_SOURCES
+        why = first_sentence(error) if is_folder or online else "no such folder, not in the cache, hub not reached"
+        raise ModelError(f"{source!r} is no model that can be loaded ({why}); {advice}") from error
     _refuse_other_kinds(source, config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **safety)
     except Exception as error:
         raise ModelError(
-            f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add its files"
+            f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add tokenizer.json"
         ) from error
     try:
         hf = AutoModelForCausalLM.from_pretrained(
@@ -113,6 +125,10 @@ def _load_checkpoint(
 
 
 def _refuse_other_kinds(source: str, config: Any) -> None:
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
+        raise ModelError(
+            f"{source} ({config.model_type}) is an encoder-only model; layerlens traces decoder-only language models"
+        )
     if config.is_encoder_decoder:
         raise ModelError(
             f"{source} ({config.model_type}) is an encoder-decoder model; layerlens traces decoder-only language models"
@@ -134,12 +150,6 @@ def _weights_advice(source: str) -> str:
             return "its weights are pickles, which can run code: convert them to safetensors, or give --allow-pickle"
         return "the folder has no weights: add model.safetensors"
     return "layerlens reads safetensors or GGUF; pickles only with --allow-pickle"
-
-
-def _where_to_look(source: str) -> str:
-    if Path(source).expanduser().is_dir():
-        return "check its config.json"
-    return f"give a hub id that exists and can be reached, a folder, a .gguf file, or {gguf.SMOLLM2}"
 
 
 def _device(device: str | None) -> torch.device:

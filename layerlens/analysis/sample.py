@@ -1,0 +1,89 @@
+"""The tokens of a run that analyses count, gathered by prompt."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from layerlens.analysis.uncertainty import Floats, resample
+from layerlens.errors import RunError
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens ordered by prompt id, so that the order in which prompts were run changes nothing.
+
+    Attributes:
+        rows: indices into `run.positions` and `run.layers(...)`, [tokens], those of one prompt together.
+        starts: where in `rows` each prompt begins, [prompts].
+        left_out: how many prompts are left out because a state or readout of theirs was not finite.
+    """
+
+    rows: np.ndarray[Any, Any]
+    starts: np.ndarray[Any, Any]
+    left_out: int
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts that have tokens and count."""
+        return len(self.starts)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """The resamples of these prompts, [resamples, prompts]; the same in every analysis of a run."""
+        return resample(self.n_prompts)
+
+    def by_prompt(self, values: np.ndarray[Any, Any]) -> Floats:
+        """Sums over the tokens of each prompt, [prompts, ...], of values in the order of `rows`, [tokens, ...]."""
+        return np.add.reduceat(values, self.starts, axis=0, dtype=np.float64)
+
+    def sums_and_counts(self, values: np.ndarray[Any, Any], among: Bools | None = None) -> tuple[Floats, Floats]:
+        """Per-prompt sums and counts, [prompts, ...], of the values that are not NaN, among some tokens or all."""
+        counted = ~np.isnan(values)
+        if among is not None:
+            counted &= among[:, None]
+        return self.by_prompt(np.where(counted, values, 0)), self.by_prompt(counted)
+
+    def n_prompts_with(self, among: Bools) -> int:
+        """How many prompts have at least one of these tokens, [tokens]."""
+        return int((self.by_prompt(among) > 0).sum())
+
+    def frame(self, rows: Any, layers: tuple[str, ...] = ()) -> pd.DataFrame:
+        """A table of results that carries in `attrs` how many prompts it rests on and how many were left out.
+
+        Args:
+            rows: anything a DataFrame can be made of.
+            layers: columns that hold a layer, or NA where there is none.
+        """
+        table: pd.DataFrame = pd.DataFrame(rows).astype(dict.fromkeys(layers, "Int64"))
+        table.attrs = {"n_prompts": self.n_prompts, "n_prompts_left_out": self.left_out}
+        return table
+
+
+def sample(run: "Run") -> Sample:
+    """The tokens of every prompt whose states and readouts were finite; RunError where there are none."""
+    prompts = run.prompts
+    unusable = set(prompts.loc[prompts["finish_reason"] == "non_finite", "prompt_id"])
+    prompt_ids = run.positions["prompt_id"]
+    if prompt_ids.empty:
+        raise RunError(f"{run.path} holds no traced position; trace at least one prompt to its end")
+    kept = np.flatnonzero(~prompt_ids.isin(unusable))
+    if not len(kept):
+        raise RunError(f"every prompt of {run.path} had NaN or infinite states; trace again with another --dtype")
+    codes, _ = pd.factorize(prompt_ids.iloc[kept], sort=True)
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    return Sample(kept[order], starts, len(unusable))
+
+
+def groups(run: "Run", tokens: Sample) -> dict[str, Bools]:
+    """Which tokens are perturbed, unperturbed and any of the two, [tokens] each, in the order of `tokens.rows`."""
+    perturbed = run.positions["perturbed"].to_numpy(dtype=bool)[tokens.rows]
+    return {"perturbed": perturbed, "unperturbed": ~perturbed, "all": np.ones_like(perturbed)}

@@ -1,0 +1,105 @@
+"""How far a mean over tokens would move had other prompts been asked.
+
+Tokens of one prompt resemble each other, so prompts are resampled, never tokens: every resample draws as many prompts
+as there are, with replacement, and recomputes the mean as a ratio of sums. Everything in one run is computed on the
+same resamples, so that rules (where a phase ends, where a valley lies) can be applied to each of them.
+
+The interval is the expanded percentile interval (Hesterberg 2015, "What teachers should know about the bootstrap"):
+the percentile levels are widened as a t interval widens a normal one, because plain percentiles are too narrow for few
+prompts. No percentile of n prompts reaches beyond their extremes, so that few prompts cover less whatever the level: in
+simulation 76 % for three prompts, 86 % for four, 90 % for five, 93 % for six, 94 % for eight.
+"""
+
+from functools import lru_cache
+from math import atan, pi, sqrt
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+SEED = 0
+
+
+def resample(n_prompts: int, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
+    """How often each prompt is drawn in each resample, [resamples, n_prompts]; every row sums to n_prompts."""
+    chances = np.full(n_prompts, 1 / n_prompts)
+    return np.random.default_rng(seed).multinomial(n_prompts, chances, size=resamples).astype(np.float64)
+
+
+def ratio(sums: Floats, counts: Floats) -> Floats:
+    """sums / counts, elementwise with broadcasting; NaN where nothing was counted."""
+    sums, counts = np.broadcast_arrays(sums, counts)
+    quotient = np.full(sums.shape, np.nan)
+    np.divide(sums, counts, out=quotient, where=counts > 0)
+    return quotient
+
+
+def resampled_means(sums: Floats, counts: Floats, weights: Floats) -> Floats:
+    """The mean of every column in every resample, [resamples, ...], from per-prompt sums and counts [prompts, ...]."""
+    return ratio(np.tensordot(weights, sums, axes=1), np.tensordot(weights, counts, axes=1))
+
+
+def interval(draws: Floats, n_prompts: Any) -> tuple[Floats, Floats]:
+    """The 95 % expanded percentile interval of each column.
+
+    Args:
+        draws: a statistic in every resample, [resamples, ...]; resamples in which it is NaN are passed over.
+        n_prompts: how many prompts each column rests on, a number or [...].
+
+    Returns:
+        low and high, [...]; NaN where fewer than two prompts bear on a column, or no resample has it.
+    """
+    shape = draws.shape[1:]
+    columns = draws.reshape(len(draws), -1)
+    n = np.broadcast_to(np.asarray(n_prompts), shape).reshape(-1)
+    low, high = np.full(n.shape, np.nan), np.full(n.shape, np.nan)
+    defined = ~np.isnan(columns).all(axis=0)
+    for count in np.unique(n[n >= 2]):
+        chosen = (n == count) & defined
+        levels = np.array([tail_level(int(count)), 1 - tail_level(int(count))])
+        low[chosen], high[chosen] = np.nanquantile(columns[:, chosen], levels, axis=0)
+    return low.reshape(shape), high.reshape(shape)
+
+
+def mean_interval(sums: Floats, counts: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean, low and high of every column, [...], from per-prompt sums and counts [prompts, ...].
+
+    Should rounding or a skewed statistic leave the mean outside its interval, the interval is widened to hold it.
+    """
+    mean = ratio(sums.sum(axis=0), counts.sum(axis=0))
+    low, high = interval(resampled_means(sums, counts, weights), (counts > 0).sum(axis=0))
+    return mean, np.minimum(low, mean), np.maximum(high, mean)
+
+
+@lru_cache
+def tail_level(n_prompts: int) -> float:
+    """The lower percentile level, between 0 and 0.025, of the expanded interval for n >= 2 prompts."""
+    widened = sqrt(n_prompts / (n_prompts - 1)) * t_quantile((1 + CONFIDENCE) / 2, n_prompts - 1)
+    return NormalDist().cdf(-widened)
+
+
+def t_quantile(level: float, df: int) -> float:
+    """The quantile of Student's t at a level in (0.5, 1) for a whole number of degrees of freedom; within 1e-9."""
+    low, high = 0.0, 1.0
+    while _t_cdf(high, df) < level:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_cdf(middle, df) < level else (low, middle)
+    return (low + high) / 2
+
+
+def _t_cdf(t: float, df: int) -> float:
+    """Student's distribution function at t >= 0: the finite sums 26.7.3 and 26.7.4 of Abramowitz and Stegun."""
+    cos2 = df / (df + t * t)
+    sin = t / sqrt(df + t * t)
+    odd = df % 2
+    k = np.arange(1, (df - odd) // 2)
+    terms = 1 + float(np.cumprod(cos2 * (2 * k - 1 + odd) / (2 * k + odd)).sum())
+    if not odd:
+        return 0.5 + sin * terms / 2
+    return 0.5 + (atan(t / sqrt(df)) + (sin * sqrt(cos2) * terms if df > 1 else 0.0)) / pi

@@ -1,0 +1,116 @@
+"""Where the mean entropy curve leaves its plateau, and where it is lowest before the end."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from layerlens.analysis.sample import Sample, groups, sample
+from layerlens.analysis.uncertainty import Floats, interval, mean_interval, resampled_means
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+CLIMB = 0.01
+BAND = 0.1
+BUMP = 0.05
+MIN_LAYERS = 8
+
+
+def valleys(run: "Run") -> pd.DataFrame:
+    """Six rows: V_onset and V* of the mean entropy curves of perturbed, unperturbed and all tokens.
+
+    The paper names these layers without a formula. The rules here, on a mean curve m(1..L):
+
+    - V* is the lowest layer of the final rise. The rise is read back from layer L for as long as the curve does not
+      climb, going back, by more than 1 % of its range above the lowest value met. No V* where that value is m(L)
+      itself. Perturbed tokens are *selected* for m(L) > m(L-1), so that theirs exists says nothing; where it lies does.
+    - V_onset is the corner between a high plateau and the descent to V* (to L where there is no V*). With drop = the
+      highest value up to there less the value there, the plateau is the last unbroken run of layers that are within a
+      tenth of the drop below the highest value. The corner is the layer that lies farthest above the straight line
+      from the first layer of the plateau to the end of the descent. There is no V_onset unless the plateau holds at
+      least a quarter of the L layers, its highest value is at least half of ln V, the drop is at least a quarter of
+      ln V, and from the corner on the curve never climbs by more than a twentieth of the drop above its lowest value
+      so far. Nor is there one with fewer than 8 layers.
+
+    Columns: group; mark ("V_onset" or "V*"); layer, NA where there is none; layer_low and layer_high, the 95 % interval
+    over the resamples of prompts that have it; share, of the resamples that have it; entropy there (nats) with
+    entropy_low and entropy_high; n_tokens and n_prompts of the group.
+
+    Raises:
+        RunError: no token of the run can be counted.
+    """
+    tokens = sample(run)
+    entropy = run.layers("entropy")[tokens.rows]
+    ceiling = float(np.log(run.manifest["model"]["n_vocab"]))
+    rows = []
+    for group, among in groups(run, tokens).items():
+        sums, counts = tokens.sums_and_counts(entropy, among)
+        rows += _rows(tokens, group, sums, counts, ceiling)
+    return tokens.frame(rows, layers=("layer", "layer_low", "layer_high"))
+
+
+def valley_layers(curves: Floats) -> Floats:
+    """V* of each mean curve, [...] from [..., L]: a layer in 1..L-1, or NaN where there is none; see `valleys`."""
+    back = curves[..., ::-1]
+    allowed = CLIMB * np.ptp(curves, axis=-1, keepdims=True)
+    lowest = np.minimum.accumulate(back, axis=-1)
+    rising = np.logical_and.accumulate(back <= lowest + allowed, axis=-1)
+    steps = np.argmin(np.where(rising, back, np.inf), axis=-1)
+    return np.asarray(np.where(steps > 0, curves.shape[-1] - steps, np.nan))
+
+
+def onset_layers(curves: Floats, ceiling: float) -> Floats:
+    """V_onset of each mean curve, [...] from [..., L], or NaN where there is none; ceiling is ln V. See `valleys`."""
+    flat = curves.reshape(-1, curves.shape[-1])
+    ends = np.nan_to_num(valley_layers(flat), nan=flat.shape[1]).astype(int)
+    found = [_onset(curve[:end], ceiling, len(curve)) for curve, end in zip(flat, ends, strict=True)]
+    onsets: Floats = np.asarray(found, dtype=np.float64).reshape(curves.shape[:-1])
+    return onsets
+
+
+def _onset(curve: Floats, ceiling: float, n_layers: int) -> float:
+    """V_onset of a curve that is cut off after the end of its descent; NaN where there is none."""
+    highest = curve.max()
+    drop = highest - curve[-1]
+    if n_layers < MIN_LAYERS or not (highest >= ceiling / 2 and drop >= ceiling / 4):
+        return np.nan
+    on_plateau = curve >= highest - BAND * drop
+    last = int(np.flatnonzero(on_plateau)[-1])
+    length = int(np.logical_and.accumulate(on_plateau[last::-1]).sum())
+    first = last - length + 1
+    line = np.linspace(curve[first], curve[-1], len(curve) - first)
+    corner = first + int(np.argmax(curve[first:] - line))
+    descent = curve[corner:]
+    climbs = bool((descent > np.minimum.accumulate(descent) + BUMP * drop).any())
+    return np.nan if climbs or length < n_layers / 4 else corner + 1.0
+
+
+def _rows(tokens: Sample, group: str, sums: Floats, counts: Floats, ceiling: float) -> list[dict[str, Any]]:
+    curve = resampled_means(sums, counts, np.ones((1, tokens.n_prompts)))
+    drawn = resampled_means(sums, counts, tokens.weights)
+    n_prompts = int((counts[:, 0] > 0).sum())
+    estimates = {"V_onset": (onset_layers(curve, ceiling), onset_layers(drawn, ceiling))}
+    estimates |= {"V*": (valley_layers(curve), valley_layers(drawn))}
+    rows = []
+    for mark, (estimate, draws) in estimates.items():
+        exists = not np.isnan(estimate[0])
+        low, high = interval(draws, n_prompts if exists else 0)
+        at = int(estimate[0]) - 1 if exists else 0
+        entropy = [
+            float(value) if exists else np.nan for value in mean_interval(sums[:, at], counts[:, at], tokens.weights)
+        ]
+        rows.append(
+            {
+                "group": group,
+                "mark": mark,
+                "layer": at + 1 if exists else pd.NA,
+                "layer_low": pd.NA if np.isnan(low) else int(np.floor(low)),
+                "layer_high": pd.NA if np.isnan(high) else int(np.ceil(high)),
+                "share": float(np.mean(~np.isnan(draws))),
+                **dict(zip(("entropy", "entropy_low", "entropy_high"), entropy, strict=True)),
+                "n_tokens": int(counts[:, 0].sum()),
+                "n_prompts": n_prompts,
+            }
+        )
+    return rows

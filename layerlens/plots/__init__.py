@@ -1,0 +1,53 @@
+"""Figures drawn from a run. Each function reads a table, draws on matplotlib axes and hands the axes back."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from layerlens.plots import style
+from layerlens.plots.contributions import contributions_table, draw_contributions, draw_io_cosine
+from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
+from layerlens.plots.figures import FIGURES, draw, figure2, figure4
+from layerlens.plots.save import save
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+__all__ = ["FIGURES", "contributions", "draw", "entropy_partition", "figure2", "figure4", "io_cosine", "save"]
+
+
+def contributions(run: "Run", ax: Axes | None = None) -> Axes:
+    """The axes with the mean norm ratio of every layer as bars (Figure 2a); new ones where none are given."""
+    table = contributions_table(run)
+    with style.look():
+        return draw_contributions(table, ax or _new_axes(1)[0])
+
+
+def io_cosine(run: "Run", ax: Axes | None = None) -> Axes:
+    """The axes with the mean I/O cosine of every layer as bars (Figure 2b); new ones where none are given."""
+    table = contributions_table(run)
+    with style.look():
+        return draw_io_cosine(table, ax or _new_axes(1)[0])
+
+
+def entropy_partition(run: "Run", axes: Any = None) -> np.ndarray[Any, Any]:
+    """Two axes with the mean entropy by layer of perturbed and of unperturbed tokens (Figure 4), as an array.
+
+    Args:
+        run: what was traced.
+        axes: two axes to draw on; new ones, one above the other, where none are given.
+    """
+    table = entropy_table(run)
+    with style.look():
+        drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
+        for group, ax in zip(GROUPS, drawn_on, strict=True):
+            draw_entropy(table[table["group"] == group], ax)
+    return drawn_on
+
+
+def _new_axes(rows: int) -> np.ndarray[Any, Any]:
+    from matplotlib import pyplot  # here, so that drawing on given axes or into files never starts a window system
+
+    _, axes = pyplot.subplots(rows, 1, figsize=(style.COLUMN_INCHES, 2.3 * rows), layout="constrained", squeeze=False)
+    return np.asarray(axes)[:, 0]

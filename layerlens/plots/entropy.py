@@ -1,0 +1,167 @@
+"""How sure the model would be after each layer, perturbed tokens or not (Figures 4 and 6 of arXiv 2606.21906)."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from layerlens.analysis import entropy_curves, partition, valleys
+from layerlens.plots import style
+from layerlens.plots.contributions import name_phases, phase_of_layers
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+GROUPS = ("perturbed", "unperturbed")
+ZOOM_LAYERS = 5
+HEADROOM = 1.38
+
+Place = tuple[float, float, float, float]
+
+_COLOURS = {"perturbed": style.PERTURBED, "unperturbed": style.UNPERTURBED}
+_SIGNS = {"V_onset": r"$V_\mathrm{onset}$", "V*": "$V^*$"}
+
+
+def entropy_table(run: "Run") -> pd.DataFrame:
+    """One row per group (perturbed, unperturbed) and layer 1..L with everything Figure 4 draws.
+
+    Columns: group; layer; kind; entropy in nats with `_low`, `_high` and `_sd`; n_tokens; n_prompts; phase (NA
+    where the rule "plateau" finds none); mark, "V_onset" or "V*" at the layer of the group's own curve that has it,
+    else NA; share of all tokens in the group with share_low and share_high.
+
+    Raises:
+        RunError: no token can be counted, or the model has a single layer.
+    """
+    shares = partition(run)[["group", "share", "share_low", "share_high"]]
+    marks = valleys(run).dropna(subset="layer")[["group", "layer", "mark"]]
+    marks = marks.groupby(["group", "layer"], as_index=False).agg({"mark": " ".join})
+    curves = entropy_curves(run)
+    curves = curves[curves["group"].isin(GROUPS)]
+    phase = pd.DataFrame({"layer": range(1, run.n_layers + 1), "phase": phase_of_layers(run)})
+    table = curves.merge(phase, on="layer", how="left").merge(marks, on=["group", "layer"], how="left")
+    drawn: pd.DataFrame = table.merge(shares, on="group", how="left")
+    return drawn
+
+
+def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
+    """The axes with one group's mean entropy against layer; `table` holds the rows of that group only.
+
+    Drawn: the mean, its 95 % interval and one standard deviation over tokens (cut at 0), V_onset and V* where there
+    are any and a word where there are none, phases, full-attention layers, and the last five layers enlarged.
+    """
+    first = table.iloc[0]
+    kinds = list(table["kind"])
+    ax.set_title(_title(first), loc="left")
+    style.layer_axis(ax, len(table))
+    style.band_full_attention(ax, kinds)
+    ax.set_ylabel("entropy (nats)")
+    if not first["n_tokens"]:
+        ax.set_yticks([])
+        ax.text(0.5, 0.5, "no such token", transform=ax.transAxes, ha="center", va="center", color=style.GREY)
+        return ax
+    handles = _curve(table, ax)
+    top = float(np.fmax(table["entropy"] + table["entropy_sd"], table["entropy_high"]).max()) or 1.0
+    zooms = len(table) > ZOOM_LAYERS + 2
+    place, room = _free_place(table, HEADROOM * top) if zooms else (None, HEADROOM * top)
+    style.value_axis(ax, top, room)
+    if place:
+        _zoom(table, ax, place)
+    _tint_phases(table, ax)
+    name_phases(table["phase"].tolist(), ax)
+    _draw_marks(table, ax)
+    if style.mixes_kinds(kinds):
+        handles.append(style.full_attention_key())
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.47, -0.2), ncols=len(handles))
+    return ax
+
+
+def _title(row: Any) -> str:
+    text = f"{row['group'].capitalize()}: {row['n_tokens']:,} tokens, {100 * row['share']:.1f} %"
+    if np.isnan(row["share_low"]):
+        return text
+    return f"{text} (95 %: {100 * row['share_low']:.1f}–{100 * row['share_high']:.1f})"
+
+
+def _curve(table: pd.DataFrame, ax: Axes) -> list[Any]:
+    x, mean, colour = table["layer"], table["entropy"], _COLOURS[str(table["group"].iloc[0])]
+    below, above = (mean - table["entropy_sd"]).clip(lower=0), mean + table["entropy_sd"]
+    line = ax.plot(x, mean, color=colour, label="mean", zorder=3)
+    sd = ax.fill_between(x, below, above, color=colour, alpha=0.18, linewidth=0, label="± 1 sd", zorder=1)
+    handles = [*line, sd]
+    if table["entropy_low"].notna().any():
+        low, high = table["entropy_low"], table["entropy_high"]
+        label = "95 % interval"
+        handles.append(ax.fill_between(x, low, high, color=colour, alpha=0.45, linewidth=0, label=label, zorder=2))
+    return handles
+
+
+def _tint_phases(table: pd.DataFrame, ax: Axes) -> None:
+    for name, tint in style.PHASE_TINTS.items():
+        inside = table["layer"][table["phase"] == name]
+        if len(inside):
+            ax.axvspan(inside.min() - 0.5, inside.max() + 0.5, color=tint, alpha=0.25, linewidth=0, zorder=0.5)
+
+
+def _draw_marks(table: pd.DataFrame, ax: Axes) -> None:
+    across, missing, free = ax.get_xaxis_transform(), [], "left"
+    for (mark, sign), height in zip(_SIGNS.items(), (0.80, 0.88), strict=True):
+        layers = table["layer"][table["mark"].fillna("").str.split(" ").map(lambda here, mark=mark: mark in here)]
+        if layers.empty:
+            missing.append(sign)
+            continue
+        at = int(layers.iloc[0])
+        side = "right" if at > 0.35 * len(table) else "left"
+        free = free if side == "right" else "right"
+        ax.plot([at, at], [0, height + 0.03], transform=across, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
+        ax.annotate(
+            f"{sign} = {at}",
+            (at, height + 0.05),
+            xycoords=across,
+            xytext=(-2 if side == "right" else 2, 0),
+            textcoords="offset points",
+            ha=side,
+            va="top",
+            fontsize=7,
+        )
+    if missing:
+        text = "no " + ", no ".join(missing)
+        x = 0.02 if free == "left" else 0.98
+        ax.text(x, 0.88, text, transform=ax.transAxes, ha=free, va="top", color=style.GREY, fontsize=6.5)
+
+
+def _zoom(table: pd.DataFrame, ax: Axes, place: Place) -> None:
+    last = table.tail(ZOOM_LAYERS)
+    inset = ax.inset_axes(place, zorder=5)
+    _curve(last, inset)
+    inset.collections[0].remove()  # the standard deviation would flatten what the inset is there to show
+    low, high = (last[f"entropy{end}"].fillna(last["entropy"]) for end in ("_low", "_high"))
+    room = 0.08 * float(high.max() - low.min()) or 0.1
+    inset.set_ylim(max(0.0, float(low.min()) - room), float(high.max()) + room)
+    inset.set_xticks([int(last["layer"].iloc[0]), int(last["layer"].iloc[-1])])
+    inset.tick_params(labelsize=6, pad=1.5, length=2)
+    inset.locator_params(axis="y", nbins=3)
+    inset.set_title("last five layers", fontsize=6, pad=2, color=style.GREY)
+    for mark in last["layer"][last["mark"].notna()]:
+        inset.axvline(mark, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
+
+
+def _free_place(table: pd.DataFrame, limit: float) -> tuple[Place, float]:
+    """Where the inset hides neither curve nor band nor mark, and the upper limit of the axis that makes it so.
+
+    The place is (x, y, width, height) as shares of the axes: under the curve where it is high enough above 0, else over
+    the lowest stretch of it, for which the limit is raised where needed.
+    """
+    width, height, bottom = 0.34, 0.26, 0.5
+    below = (table["entropy"] - table["entropy_sd"]).clip(lower=0)
+    above = table["entropy"] + table["entropy_sd"]
+    limits = {}
+    for left in (0.12, 0.2, 0.3, 0.4, 0.5):
+        reached = (table["layer"] - 0.5).between((left - 0.1) * len(table), (left + width + 0.02) * len(table))
+        if table["mark"][reached].notna().any():
+            continue
+        if below[reached].min() > (height + 0.17) * limit:
+            return (left, 0.1, width, height), limit
+        limits[left] = max(limit, float(above[reached].max()) / (bottom - 0.09))
+    left = min(limits, key=lambda place: limits[place], default=0.3)
+    return (left, bottom, width, height), limits.get(left, limit)

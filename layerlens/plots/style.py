@@ -1,0 +1,93 @@
+"""One look for every figure: colours that differ for the colour-blind and in grey, text legible at column width."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's palette; where two of them meet in grey, line style or position tells them apart.
+BAR = "#9CCFEF"  # a lighter tint of the palette's sky blue: the step lines over it must show in grey
+TREND = "#000000"
+ATTENTION = "#D55E00"
+MLP = "#009E73"
+PERTURBED = "#D55E00"
+UNPERTURBED = "#0072B2"
+PHASE_TINTS = {"I": "#56B4E9", "III": "#E69F00"}
+GREY = "0.4"
+FULL_ATTENTION = "0.88"
+
+COLUMN_INCHES = 3.5
+
+_LOOK: dict[str, Any] = {
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "legend.columnspacing": 0.9,
+    "legend.handletextpad": 0.5,
+    "legend.borderaxespad": 0.2,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.1,
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+}
+
+
+def value_axis(ax: Axes, top: float, limit: float) -> None:
+    """A vertical axis from 0 to limit with ticks up to top, the largest value drawn; labels go into the room above."""
+    ax.set_ylim(0, limit)
+    ax.set_yticks(
+        [tick for tick in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top) if tick <= 1.001 * top]
+    )
+
+
+def look() -> AbstractContextManager[None]:
+    """A context in which figures are made and saved with this look; the reader's own settings return after it."""
+    return mpl.rc_context(_LOOK)  # type: ignore[arg-type]
+
+
+def layer_axis(ax: Axes, n_layers: int) -> None:
+    """Ticks at round layers, the first and the last among them, and half a layer of room on either side."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200) if n_layers / step <= 10)
+    ticks = [1, *range(step, n_layers + 1, step)] if step > 1 else list(range(1, n_layers + 1))
+    if n_layers - ticks[-1] >= step / 2:
+        ticks.append(n_layers)
+    elif ticks[-1] != n_layers:
+        ticks[-1] = n_layers
+    ax.set_xticks(ticks)
+    ax.set_xlim(0.4, n_layers + 0.6)
+    ax.set_xlabel("layer")
+
+
+def band_full_attention(ax: Axes, kinds: Sequence[str]) -> None:
+    """Grey vertical bands on full-attention layers, where the model mixes them with others."""
+    if not mixes_kinds(kinds):
+        return
+    for layer, kind in enumerate(kinds, start=1):
+        if kind == "full":
+            ax.axvspan(layer - 0.5, layer + 0.5, color=FULL_ATTENTION, linewidth=0, zorder=0)
+
+
+def mixes_kinds(kinds: Sequence[str]) -> bool:
+    """Whether only some of the layers have full attention."""
+    return "full" in kinds and len(set(kinds)) > 1
+
+
+def full_attention_key() -> Patch:
+    """The legend's entry for the grey bands."""
+    return Patch(color=FULL_ATTENTION, label="full attention")

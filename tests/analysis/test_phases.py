@@ -1,0 +1,148 @@
+"""Phases on planted curves whose answer is known."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from layerlens.analysis.phases import plateau_bounds
+from layerlens.errors import OptionError
+from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+
+
+def curves(n_layers, plateau, ends):
+    """Ratio and cosine by layer: the plateau's values in turn, and other values at some layers (from 1)."""
+    ratio = np.resize([pair[0] for pair in plateau], n_layers).astype(float)
+    cosine = np.resize([pair[1] for pair in plateau], n_layers).astype(float)
+    for layer, (value, cos) in ends.items():
+        ratio[layer - 1], cosine[layer - 1] = value, cos
+    return ratio, cosine
+
+
+PLATEAU_35B = [(0.23, 0.97), (0.3, 0.96), (0.35, 0.95), (0.57, 0.91)]
+PLATEAU_9B = [(0.26, 0.97), (0.3, 0.96), (0.35, 0.95), (0.58, 0.88)]
+PLATEAU_SMOL = [(0.25, 0.97), (0.29, 0.96), (0.45, 0.92)]
+CASES = {
+    "35b": (curves(40, PLATEAU_35B, {1: (1.6, 0.67), 2: (1.0, 0.75), 40: (0.85, 0.69)}), 2, 40),
+    "9b": (curves(32, PLATEAU_9B, {1: (8.5, 0.14), 32: (0.84, 0.80)}), 1, 32),
+    "smollm2": (curves(30, PLATEAU_SMOL, {1: (16.9, 0.011), 2: (0.94, 0.81), 30: (0.76, 0.70)}), 2, 30),
+    "outlier outside the middle": (curves(30, PLATEAU_SMOL, {1: (16, 0), 25: (0.68, 0.82), 30: (0.76, 0.7)}), 1, 30),
+    "gemma, no phase III": (curves(18, [(0.3, 0.95)], {1: (3.0, 0.3), 18: (0.24, 0.98)}), 1, None),
+    "stretched, not turned": (curves(24, [(0.3, 0.95)], {1: (3.0, 0.99), 24: (0.9, 0.99)}), None, None),
+    "turned, not larger": (curves(24, [(0.3, 0.95)], {1: (0.3, 0.5), 24: (0.2, 0.6)}), None, None),
+    "three layers of III": (curves(24, [(0.3, 0.95)], {22: (0.6, 0.8), 23: (0.7, 0.8), 24: (0.8, 0.8)}), None, 22),
+    "eight layers": (curves(8, [(0.3, 0.95)], {1: (2.0, 0.3), 8: (0.9, 0.7)}), 1, 8),
+    "three of ten reach into the middle": (curves(10, [(0.3, 0.95)], dict.fromkeys((1, 2, 3), (2, 0.3))), None, None),
+    "flat": (curves(12, [(0.3, 0.95)], {}), None, None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_plateau_rule_on_curves_like_real_ones(tmp_path, case):
+    (ratio, cosine), last_of_one, first_of_three = CASES[case]
+    n_layers = len(ratio)
+    flat = {"perturbed": np.ones(n_layers), "unperturbed": np.ones(n_layers)}
+    run = write_run(
+        tmp_path / "run", planted({"norm_ratio": ratio, "io_cosine": cosine, **flat}, n_prompts=4, n_tokens=5)
+    )
+    before_two, after_two = last_of_one or 0, first_of_three or n_layers + 1
+    expected = {"I": (1, before_two), "II": (before_two + 1, after_two - 1), "III": (after_two, n_layers)}
+    for row in run.phases().to_dict("records"):
+        first, last = expected[row["phase"]]
+        if last < first:
+            assert all(pd.isna(row[name]) for name in ("first", "last", "first_low", "first_high"))
+            assert math.isnan(row["norm_ratio"])
+            assert row["share"] == 0
+            continue
+        assert (row["first"], row["last"], row["first_low"], row["first_high"]) == (first, last, first, first)
+        assert row["share"] == 1
+        assert row["norm_ratio"] == pytest.approx(ratio[first - 1 : last].mean(), rel=1e-6)
+        assert row["io_cosine"] == pytest.approx(cosine[first - 1 : last].mean(), rel=1e-6)
+
+
+def test_full_attention_layers_that_stick_out_do_not_break_the_plateau(tmp_path):
+    run = write_run(tmp_path / "run", planted(hybrid_curves(), noise=0.1, n_tokens=20), layer_kinds=hybrid_kinds())
+    table = run.phases()
+    assert table["first"].tolist() == [1, 5, 40]
+    assert table["last"].tolist() == [4, 39, 40]
+    assert (table["norm_ratio_low"] < table["norm_ratio"]).all()
+    assert (table["norm_ratio"] < table["norm_ratio_high"]).all()
+
+
+def slow_rule(ratio, cosine):
+    """The rule as its docstring reads, layer by layer."""
+    n_layers = len(ratio)
+    middle = [layer for layer in range(1, n_layers + 1) if n_layers // 4 < layer <= n_layers - n_layers // 4]
+    turn = [math.acos(max(-1.0, min(1.0, value))) for value in cosine]
+    most_ratio, most_turn = max(ratio[layer - 1] for layer in middle), max(turn[layer - 1] for layer in middle)
+    off = [r > 1.2 * most_ratio and t > 1.2 * most_turn for r, t in zip(ratio, turn, strict=True)]
+    prefix = next((index for index, is_off in enumerate(off) if not is_off), n_layers)
+    suffix = next((index for index, is_off in enumerate(reversed(off)) if not is_off), n_layers)
+    return [0, prefix, n_layers - suffix, n_layers]
+
+
+@given(
+    st.integers(8, 40).flatmap(
+        lambda n: st.tuples(
+            hnp.arrays(np.float64, (3, n), elements=st.sampled_from([0.1, 0.3, 0.35, 0.5, 2.0])),
+            hnp.arrays(np.float64, (3, n), elements=st.sampled_from([-1.0, 0.3, 0.8, 0.95, 1.0])),
+        )
+    )
+)
+def test_the_plateau_rule_is_its_plain_reading(curves):
+    ratios, cosines = curves
+    bounds = plateau_bounds(ratios, cosines)
+    for row in range(3):
+        assert bounds[row].tolist() == slow_rule(ratios[row], cosines[row])
+
+
+def test_an_uncertain_boundary_has_an_interval_and_a_share(tmp_path):
+    """Layer 2 is far off the plateau in half of the prompts and on it in the others: its mean is near the limit."""
+    base = {"norm_ratio": np.full(12, 0.3), "io_cosine": np.full(12, 0.95), "perturbed": np.ones(12)}
+    base["unperturbed"] = base["perturbed"]
+    base["norm_ratio"][[0, -1]], base["io_cosine"][[0, -1]] = 3.0, 0.1
+    off = {name: curve.copy() for name, curve in base.items()}
+    off["norm_ratio"][1], off["io_cosine"][1] = 0.42, 0.90
+    off["norm_ratio"][-1], off["io_cosine"][-1] = 0.42, 0.90
+    base["norm_ratio"][-1], base["io_cosine"][-1] = 0.3, 0.95
+    prompts = {f"off-{k}": v for k, v in planted(off, n_prompts=10, n_tokens=4).items()}
+    prompts |= {f"on-{k}": v for k, v in planted(base, n_prompts=9, n_tokens=4).items()}
+    table = write_run(tmp_path / "run", prompts).phases().set_index("phase")
+    assert (table.loc["II", "first_low"], table.loc["II", "first_high"]) == (2, 3)
+    assert 0.2 < table.loc["III", "share"] < 0.9
+    assert table.loc["I", "share"] == 1
+
+
+@pytest.mark.parametrize(("n_layers", "first", "last"), [(40, [1, 7, 38], [6, 37, 40]), (30, [1, 5, 29], [4, 28, 30])])
+def test_the_papers_rule_counts_layers(tmp_path, n_layers, first, last):
+    table = write_run(tmp_path / "run", planted(hybrid_curves(n_layers), n_prompts=2, n_tokens=2)).phases(rule="paper")
+    assert (table["first"].tolist(), table["last"].tolist()) == (first, last)
+    assert table.attrs["rule"] == "paper"
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 6, 7])
+def test_few_layers_have_no_phases_and_it_is_said(tmp_path, n_layers):
+    run = write_run(
+        tmp_path / "run", {"p": {"entropy": np.ones((3, n_layers))}, "q": {"entropy": np.ones((3, n_layers))}}
+    )
+    table = run.phases()
+    assert table[["first", "last", "norm_ratio"]].isna().all(axis=None)
+    assert table.attrs["note"] == f"{n_layers} layers are too few to tell a plateau: at least 8 are needed"
+    paper = run.phases(rule="paper")
+    assert paper["last"].max() == n_layers
+
+
+def test_one_prompt_has_phases_without_intervals(tmp_path):
+    table = write_run(tmp_path / "run", planted(hybrid_curves(), n_prompts=1)).phases()
+    assert table["first"].tolist() == [1, 5, 40]
+    assert table[["first_low", "norm_ratio_low", "io_cosine_high"]].isna().all(axis=None)
+
+
+def test_an_unknown_rule_is_refused_with_those_there_are(tmp_path):
+    run = write_run(tmp_path / "run", {"p": {"entropy": np.ones((3, 8))}})
+    with pytest.raises(OptionError, match="no rule 'knee' for phases; choose from plateau, paper"):
+        run.phases(rule="knee")

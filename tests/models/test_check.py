@@ -1,0 +1,124 @@
+"""The check at load refuses what cannot be traced truthfully, and says what did not match."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import layerlens as ll
+from layerlens.models import FAMILIES, adapt, checked, tiny_model, tiny_names, tiny_tokenizer
+from layerlens.models.families import Family
+from tests.conftest import tiny
+
+
+def adapted(family, **changes):
+    return adapt(tiny_model(family, **changes), tiny_tokenizer(), f"tiny {family}")
+
+
+@pytest.mark.parametrize("family", tiny_names())
+def test_a_readout_without_the_final_norm_is_refused(family):
+    model = adapted(family)
+    wrong = replace(model, unembed=replace(model.unembed, tail=model.unembed.tail[1:]))
+    with pytest.raises((ll.ModelError, RuntimeError), match=r"readout check|mat1 and mat2"):
+        checked(wrong)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("gemma2", {"softcap": None}),
+        ("gemma4_text", {"softcap": 4.0}),
+        ("granite", {"scale": 1.0}),
+        ("cohere2", {"scale": 0.6}),
+        ("gptj", {"bias": None}),
+    ],
+)
+def test_a_wrong_head_is_refused(family, change):
+    model = adapted(family)
+    with pytest.raises(ll.ModelError, match="failed the readout check"):
+        checked(replace(model, unembed=replace(model.unembed, **change)))
+
+
+def test_a_model_that_sees_the_future_is_refused():
+    model = adapted("llama")
+    for block in model.blocks:
+        block.self_attn.is_causal = False
+        block.self_attn.forward = _bidirectional(block.self_attn.forward)
+    with pytest.raises(ll.ModelError, match="not causal"):
+        checked(model)
+
+
+def test_blocks_that_do_not_hand_the_stream_on_are_refused():
+    model = adapted("llama")
+    model.blocks[2].register_forward_pre_hook(lambda _, args: (args[0] * 1.5, *args[1:]))
+    with pytest.raises(ll.ModelError, match="block 2 does not start from what block 1 handed on"):
+        checked(model)
+
+
+def test_several_streams_are_refused():
+    model = adapted("llama")
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, args, out: torch.stack([args[0], out]))
+        block.register_forward_pre_hook(lambda _, args: (args[0][-1] if args[0].ndim == 4 else args[0], *args[1:]))
+    with pytest.raises(ll.ModelError, match="residual stream"):
+        checked(model)
+
+
+def test_nan_weights_are_refused():
+    hf = tiny_model("llama")
+    hf.model.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(ll.ModelError, match="NaN or infinite logits"):
+        ll.load(hf, tokenizer=tiny_tokenizer())
+
+
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(ll.ModelError, match="no unembedding"):
+        ll.load(tiny_model("llama").model, tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"),
+    [
+        ("llama", Family(middle="mlp")),
+        ("gemma2", Family(middle="post_attention_layernorm")),
+        ("olmo2", Family(middle="post_attention_layernorm")),
+        ("gptj", Family(middle="mlp", attention=("attn",))),
+        ("llama", Family(parallel=True)),
+        ("gemma4_text", Family(middle="pre_feedforward_layernorm")),
+    ],
+)
+def test_parts_that_do_not_add_up_are_left_out(monkeypatch, family, wrong):
+    monkeypatch.setitem(FAMILIES, family, wrong)
+    assert checked(adapted(family)).sublayers == [None] * adapted(family).n_layers
+    monkeypatch.undo()
+    assert None not in checked(adapted(family)).sublayers
+
+
+def test_blocks_that_norm_the_stream_itself_have_no_parts(run_of):
+    """OPT-350M: nothing is added to the stream as it is, so the parts are null and the rest is recorded."""
+    model = ll.load(tiny_model("opt", do_layer_norm_before=False), tokenizer=tiny_tokenizer())
+    run = run_of(model, ["abc"], max_new_tokens=2)
+    assert run.tokens["attn_ratio"].map(lambda values: all(value != value for value in values)).all()
+    assert (run.layers("norm_ratio") > 0).all()
+
+
+def test_a_mixture_of_experts_is_told_from_a_dense_model():
+    assert tiny("qwen3_moe").mlp_kinds == ["dense", "moe", "dense", "moe"]
+    assert tiny("llama").mlp_kinds == ["dense"] * 4
+    assert tiny("gemma3_text").layer_kinds == ["sliding"] * 5 + ["full"]
+    assert tiny("mistral").layer_kinds == ["sliding"] * 4
+
+
+def test_a_model_shows_itself_in_four_lines():
+    lines = repr(tiny("qwen3_5_moe_text")).splitlines()
+    assert len(lines) == 4
+    assert "8 layers: 6 linear, 2 full, 8 with experts" in lines[1]
+
+
+def _bidirectional(forward):
+    def without_mask(*args, **kwargs):
+        batch, length = kwargs["hidden_states"].shape[:2]
+        kwargs["attention_mask"] = torch.zeros(batch, 1, length, length)
+        return forward(*args, **kwargs)
+
+    return without_mask

@@ -1,0 +1,130 @@
+"""Whole figures as files, and that drawing leaves nothing behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from layerlens.errors import OptionError, RunError
+from layerlens.plots import FIGURES, draw, figure2, figure4
+from layerlens.plots.contributions import contributions_table
+from layerlens.plots.entropy import entropy_table
+from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+
+ANALYSES = Path(__file__).parents[2] / "analyses"
+
+
+def hybrid(folder, n_layers=40):
+    return write_run(
+        folder, planted(hybrid_curves(n_layers), noise=0.1, n_tokens=12), layer_kinds=hybrid_kinds(n_layers)
+    )
+
+
+@pytest.mark.parametrize(("number", "make_table"), [(2, contributions_table), (4, entropy_table)])
+def test_a_figure_is_a_picture_a_page_and_its_numbers(tmp_path, number, make_table):
+    run = hybrid(tmp_path / "run")
+    png, pdf, csv = draw(number, run, tmp_path / "new" / "out")
+    assert [path.name for path in (png, pdf, csv)] == [f"figure{number}.{suffix}" for suffix in ("png", "pdf", "csv")]
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert pdf.read_bytes().startswith(b"%PDF")
+    written, table = pd.read_csv(csv), make_table(run)
+    assert list(written.columns) == list(table.columns)
+    for column in table.select_dtypes("number"):
+        assert written[column].to_numpy() == pytest.approx(table[column].to_numpy(dtype=float), rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_the_same_run_gives_the_same_bytes(tmp_path, number):
+    run = hybrid(tmp_path / "run")
+    first, second = (draw(number, run, tmp_path / name) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+@pytest.mark.parametrize("figure", [figure2, figure4])
+@pytest.mark.parametrize("n_layers", [8, 9, 17, 30, 40, 80])
+def test_texts_stay_on_the_page_and_off_each_other(tmp_path, figure, n_layers):
+    page, _ = figure(hybrid(tmp_path / "run", n_layers))
+    page.draw_without_rendering()
+    width, height = page.bbox.width, page.bbox.height
+    for ax in page.axes:
+        labels = [ax.xaxis.label, ax.yaxis.label, ax.title, *ax.texts, *(ax.get_legend().get_texts())]
+        boxes = [(text.get_text(), text.get_window_extent()) for text in labels if text.get_text()]
+        boxes.append((ax.get_title(loc="left"), ax._left_title.get_window_extent()))
+        for text, box in boxes:
+            assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 0, text
+        for index, (text, box) in enumerate(boxes):
+            for other_text, other in boxes[:index]:
+                assert not box.overlaps(other) or not text or not other_text, (text, other_text)
+
+
+def test_marks_near_the_first_layer_are_labelled_on_the_page(tmp_path):
+    rising = {"perturbed": np.linspace(1, 3, 5), "unperturbed": np.array([1, 2, 3, 4, 3.5])}
+    page, _ = figure4(write_run(tmp_path / "run", planted(rising)))
+    page.draw_without_rendering()
+    mark, missing = (text for text in page.axes[0].texts if "V" in text.get_text())
+    assert (mark.get_text(), missing.get_text()) == ("$V^*$ = 1", r"no $V_\mathrm{onset}$")
+    assert mark.get_window_extent().x0 > page.axes[0].bbox.x0
+    assert not mark.get_window_extent().overlaps(missing.get_window_extent())
+
+
+@pytest.mark.parametrize("n_layers", [8, 17, 40, 80])
+def test_the_bounds_are_labelled_above_bars_and_trend(tmp_path, n_layers):
+    page, _ = figure2(hybrid(tmp_path / "run", n_layers))
+    page.draw_without_rendering()
+    for ax in page.axes:
+        for text in ax.texts:
+            if "→" not in text.get_text():
+                continue
+            box = text.get_window_extent()
+            assert not any(bar.get_window_extent().overlaps(box) for bar in ax.containers[0].patches), text.get_text()
+            trend = ax.lines[0].get_xydata()
+            fine = np.linspace(1, n_layers, 2000)
+            points = ax.transData.transform(np.column_stack([fine, np.interp(fine, *trend.T)]))
+            assert not box.count_contains(points), text.get_text()
+
+
+def test_the_readers_settings_and_backend_are_left_alone(tmp_path):
+    with mpl.rc_context({"font.size": 11.5, "savefig.dpi": 77, "lines.linewidth": 3.5}):
+        before = dict(mpl.rcParams)
+        for number in (2, 4):
+            draw(number, hybrid(tmp_path / f"run{number}"), tmp_path / "out")
+        assert dict(mpl.rcParams) == before
+
+
+def test_an_unknown_number_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(OptionError, match="no figure 3; choose from 2, 4, 5, 6"):
+        draw(3, hybrid(tmp_path / "run"), tmp_path / "out")
+
+
+def test_a_run_without_tokens_is_refused(tmp_path):
+    run = write_run(tmp_path / "run", {"p": {"entropy": np.ones((0, 9))}})
+    for number in FIGURES:
+        with pytest.raises(RunError, match="no traced position"):
+            draw(number, run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OptionError, match=r"cannot be written to .*file"):
+        draw(2, hybrid(tmp_path / "run"), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_the_scripts_draw_and_say_where(tmp_path, number):
+    hybrid(tmp_path / "run")
+    script = [sys.executable, str(ANALYSES / f"figure{number}.py")]
+    done = subprocess.run([*script, str(tmp_path / "run"), str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [Path(line).name for line in done.stdout.split()] == [
+        f"figure{number}.{end}" for end in ("png", "pdf", "csv")
+    ]
+    assert all(Path(line).is_file() for line in done.stdout.split())
+    done = subprocess.run([*script, str(tmp_path / "none"), str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there is no run at" in done.stderr
+    assert "Traceback" not in done.stderr

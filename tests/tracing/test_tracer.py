@@ -1,0 +1,219 @@
+"""What a trace writes: rows, flags, finish reasons, options, and what happens to prompts that break."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import layerlens as ll
+from layerlens.models import tiny_model, tiny_tokenizer
+from layerlens.records import PROMPTS, TOKENS
+from tests.conftest import tiny
+from tests.invariants.laws import FLOATS, fresh
+from tests.lens.test_criterion import valley
+
+TEXTS = ["Hello", "What is it?", "x"]
+
+
+def test_every_declared_column_is_written_and_no_other(tiny_llama, run_of):
+    run = run_of(tiny_llama, TEXTS, max_new_tokens=4)
+    assert list(run.tokens.columns) == [column.name for column in TOKENS]
+    assert list(run.prompts.columns) == [column.name for column in PROMPTS]
+    assert len(run.tokens) == 12
+    for column in TOKENS:
+        if column.per_layer:
+            assert run.tokens[column.name].map(len).eq(run.n_layers).all()
+
+
+def test_rows_of_a_generation(tiny_llama, run_of):
+    """Positions, tokens and flags, against transformers' own generate and the tokenizer."""
+    run = run_of(tiny_llama, TEXTS, max_new_tokens=5, positions="all", batch_size=2)
+    for index, text in enumerate(TEXTS):
+        ids = tiny_llama.tokenizer(text).input_ids
+        whole = tiny_llama.hf.generate(input_ids=torch.tensor([ids]), max_new_tokens=5, do_sample=False)[0].tolist()
+        rows = run.positions[run.positions["prompt_id"] == str(index)]
+        assert rows["position"].tolist() == list(range(len(whole) - 1))
+        assert rows["token_id"].tolist() == whole[:-1]
+        assert rows["next_token_id"].tolist() == whole[1:]
+        assert rows["is_generated"].tolist() == [False] * (len(ids) - 1) + [True] * 5
+    prompts = run.prompts
+    assert prompts["prompt"].tolist() == TEXTS
+    assert prompts["n_prompt_tokens"].tolist() == [len(text) for text in TEXTS]
+    assert prompts["n_generated_tokens"].tolist() == [5, 5, 5]
+    assert (prompts["seconds"] > 0).all()
+
+
+def test_derived_columns_follow_from_the_entropies(tiny_llama, run_of):
+    run = run_of(tiny_llama, TEXTS, max_new_tokens=8, window=3)
+    entropy = run.layers("entropy")
+    assert run.positions["valley_layer"].tolist() == [valley(row.tolist(), 3) for row in entropy]
+    assert run.positions["perturbed"].tolist() == [bool(row[-1] > row[-2]) for row in entropy]
+    assert run.positions["selected_layer"].eq(run.n_layers).all()
+    assert run.positions["perturbed"].nunique() == 2, "an input on which both answers occur"
+
+
+def test_a_generation_ends_at_an_end_token(run_of):
+    """The end token is the last one recorded, others of the batch go on, and its reason is stop."""
+    model = fresh("llama")
+    free = run_of(model, TEXTS, max_new_tokens=8)
+    emitted = [rows["next_token_id"].tolist() for _, rows in free.positions.groupby("prompt_id")]
+    end = emitted[1][3]
+    model.hf.generation_config.eos_token_id = [end, 299]
+    for batch_size in (1, 3):
+        run = run_of(model, TEXTS, max_new_tokens=8, batch_size=batch_size)
+        for row, (expected, prompt) in enumerate(zip(emitted, run.prompts.to_dict("records"), strict=True)):
+            cut = expected[: expected.index(end) + 1] if end in expected else expected
+            rows = run.positions[run.positions["prompt_id"] == str(row)]
+            assert rows["next_token_id"].tolist() == cut
+            assert prompt["finish_reason"] == ("stop" if end in expected else "length")
+            assert prompt["n_generated_tokens"] == len(cut)
+    assert model.hf.generation_config.eos_token_id == [end, 299], "the model's own settings are back"
+
+
+def test_a_checkpoints_own_sampling_settings_do_not_colour_a_greedy_trace(run_of):
+    model = fresh("llama")
+    plain = run_of(model, TEXTS, max_new_tokens=6)
+    model.hf.generation_config.repetition_penalty = 3.0
+    model.hf.generation_config.temperature = 0.5
+    assert run_of(model, TEXTS, max_new_tokens=6).positions.equals(plain.positions)
+
+
+def test_sampling_follows_the_seed_and_leaves_the_global_generator_alone(tiny_llama, run_of):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    runs = [run_of(tiny_llama, TEXTS, max_new_tokens=6, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    tokens = [run.positions["next_token_id"].tolist() for run in runs]
+    assert tokens[0] == tokens[1] != tokens[2]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_given_text_is_traced_whole(tiny_llama, run_of):
+    run = run_of(tiny_llama, ["abcd"], max_new_tokens=0)
+    assert run.positions["position"].tolist() == [0, 1, 2, 3]
+    assert not run.positions["is_generated"].any()
+    assert run.positions["next_token_id"].isna().tolist() == [False] * 3 + [True]
+    assert run.prompts["finish_reason"].tolist() == ["given"]
+    assert run.manifest["mode"] == "replay"
+
+
+def test_long_texts_are_measured_in_pieces(run_of):
+    """Longer than the rows measured at once: the same numbers as in one piece, computed plainly."""
+    model = fresh("llama", max_position_embeddings=3000)
+    text = "all work and no play " * 130
+    run = run_of(model, [text], max_new_tokens=0)
+    assert len(run.positions) == 2730
+    with torch.no_grad():
+        logits = model.hf(input_ids=torch.tensor([model.tokenizer(text).input_ids])).logits[0].double()
+    expected = torch.special.entr(torch.softmax(logits, -1)).sum(-1)
+    np.testing.assert_allclose(run.layers("entropy")[:, -1], expected, atol=1e-4)
+
+
+def test_a_prompt_with_broken_states_is_marked_and_the_run_goes_on(run_of):
+    """One token's embedding is infinite: its prompt is reported, its neighbours in the batch are untouched."""
+    hf = tiny_model("llama", tie_word_embeddings=False)
+    model = ll.load(hf, tokenizer=tiny_tokenizer())
+    clean = run_of(model, ["abc", "xyz", "def"], max_new_tokens=3, batch_size=3)
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[model.tokenizer("y").input_ids[0]] = math.inf
+    run = run_of(model, ["abc", "xyz", "def"], max_new_tokens=3, batch_size=3)
+    assert run.prompts["finish_reason"].tolist() == ["length", "non_finite", "length"]
+    assert run.manifest["totals"]["non_finite_prompts"] == 1
+    kept = (run.positions["prompt_id"] != "1").to_numpy()
+    for name in FLOATS:
+        np.testing.assert_allclose(run.layers(name)[kept], clean.layers(name)[kept], rtol=1e-5, atol=1e-6)
+    assert np.isnan(run.layers("entropy")[~kept]).any()
+    assert run.partition()["n_tokens"].iloc[-1] == 6, "analyses leave the prompt out"
+
+
+def test_sampling_survives_broken_logits(run_of):
+    hf = tiny_model("llama")
+    model = ll.load(hf, tokenizer=tiny_tokenizer())
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[model.tokenizer("y").input_ids[0]] = math.nan
+    run = run_of(model, ["abc", "xyz"], max_new_tokens=3, batch_size=2, temperature=1.0)
+    assert run.prompts["finish_reason"].tolist() == ["length", "non_finite"]
+
+
+def test_chat_templates_and_system_messages(run_of):
+    model = fresh("llama")
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    prompts = ["hi", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    texts = [
+        run_of(model, prompts, max_new_tokens=0, **options).prompts["prompt"].tolist()
+        for options in ({}, {"system": "s"})
+    ]
+    assert texts[0] == ["<user>hi<assistant>", "<user>a<assistant>b"]
+    assert texts[1] == ["<system>s<user>hi<assistant>", "<system>s<user>a<assistant>b"]
+    plain = run_of(model, ["hi"], max_new_tokens=0, chat_template=False)
+    assert plain.prompts["prompt"].tolist() == ["hi"]
+    assert plain.manifest["chat_template_sha256"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_new_tokens": -1}, "--max-new-tokens -1"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"seed": -3}, "--seed -3"),
+        ({"mode": "sideways"}, "'sideways'"),
+        ({"positions": "some"}, "'some'"),
+        ({"temperature": -1.0}, "--temperature -1.0"),
+        ({"temperature": math.nan}, "--temperature nan"),
+        ({"top_p": 0.0, "temperature": 1.0}, "--top-p 0.0"),
+        ({"top_p": 0.5}, "--temperature too"),
+        ({"window": 0}, "--window 0"),
+        ({"window": 5}, "model of 4 layers"),
+        ({"max_new_tokens": 0, "mode": "generate"}, "drop one"),
+        ({"max_new_tokens": 0, "positions": "generated"}, "--positions all"),
+        ({"system": "x"}, "no|none"),
+        ({"chat_template": True}, "has none"),
+        ({"system": "x", "chat_template": False}, "--no-chat-template"),
+    ],
+)
+def test_options_that_contradict_are_refused_before_anything_is_written(tiny_llama, tmp_path, options, words):
+    with pytest.raises(ll.OptionError, match=words):
+        ll.trace(tiny_llama, ["a"], out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        ([""], {}, "empty|no tokens"),
+        (["a" * 200], {}, "200 tokens"),
+        (["a" * 100], {"max_new_tokens": 60}, "lower --max-new-tokens"),
+        ([[{"role": "user", "content": "a"}]], {}, "chat template"),
+        ([], {}, "empty|no prompts"),
+        ([3], {}, "3"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused_before_anything_is_written(tiny_llama, tmp_path, prompts, options, words):
+    with pytest.raises((ll.PromptError, ll.OptionError), match=words):
+        ll.trace(tiny_llama, prompts, out=tmp_path / "run", **{"max_new_tokens": 1, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_manifest_says_what_made_the_run(tiny_llama, run_of):
+    run = run_of(tiny("qwen3_5_moe_text"), TEXTS, max_new_tokens=2, batch_size=2)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    assert manifest["model"]["family"] == "qwen3_5_moe_text"
+    assert manifest["model"]["layer_kinds"] == ["linear", "linear", "linear", "full"] * 2
+    assert manifest["batches"] == [["0", "1"], ["2"]]
+    assert manifest["totals"]["positions"] == 6
+    for key in ("command", "created", "seed", "dataset", "strategy", "mode", "versions", "hardware", "window"):
+        assert manifest[key] not in (None, "", {}) or key == "seed"
+
+
+def test_float16_and_bfloat16_models(run_of):
+    for dtype, tolerance in ((torch.bfloat16, 0.05), (torch.float16, 0.01)):
+        exact = run_of(fresh("llama"), ["abc def"], max_new_tokens=0)
+        model = ll.load(tiny_model("llama").to(dtype), tokenizer=tiny_tokenizer())
+        run = run_of(model, ["abc def"], max_new_tokens=0)
+        np.testing.assert_allclose(run.layers("entropy"), exact.layers("entropy"), atol=tolerance)
+        np.testing.assert_allclose(run.layers("io_cosine"), exact.layers("io_cosine"), atol=tolerance)
