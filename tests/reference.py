@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 ATTENTION = ("self_attn", "linear_attn", "attn", "attention")
-POST_NORMED = {"gemma2", "gemma3_text", "gemma4_text", "olmo2"}
+POST_NORMED = {"gemma2", "gemma3_text", "gemma4_text", "olmo2", "olmo3"}
 PARALLEL = {"gptj", "cohere2", "gpt_neox"}  # GPT-NeoX unless its config says otherwise
 
 

@@ -19,7 +19,6 @@ def figure(
     if number != "all" and not number.isdigit():
         raise OptionError(f"figure {number!r} is no number; give {', '.join(map(str, ll.plot.FIGURES))} or all")
     opened = ll.open_run(run)
-    wanted = list(ll.plot.FIGURES) if number == "all" else [int(number)]
-    for one in wanted:
+    for one in ll.plot.DISTINCT if number == "all" else (int(number),):
         for path in ll.plot.draw(one, opened, out):
             typer.echo(path)

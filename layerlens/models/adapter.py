@@ -98,9 +98,7 @@ class Model:
         )
 
 
-def adapt(
-    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None
-) -> Model:
+def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None) -> Model:
     """The model in the adapter's shape, found by structure, by one forward pass of a token, and by the families table.
 
     Raises:

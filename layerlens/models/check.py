@@ -109,7 +109,7 @@ def _parts_hold(model: Model, ids: Tensor, streams: Streams) -> bool:
     tolerance = _tolerance(model)
     if family.parallel:
         # only the first block gets the same input in both passes: there the MLP must not notice that attention is gone
-        (h_in, part, h_out), (_, _, mlp_only) = streams[0], without_attention[0]
+        (_, part, h_out), (_, _, mlp_only) = streams[0], without_attention[0]
         separate = _mismatch(h_out - _present(part), mlp_only) <= tolerance
         return separate and all(_mismatch(h_in + _present(p), h_out) <= tolerance for h_in, p, h_out in without_mlp)
     attention_alone = all(_mismatch(h_in, _present(part)) <= tolerance for h_in, part, _ in without_attention)

@@ -42,9 +42,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": DEFAULT,
     "qwen3": DEFAULT,
     "qwen3_moe": DEFAULT,
-    "qwen3_5": DEFAULT,
     "qwen3_5_text": DEFAULT,
-    "qwen3_5_moe": DEFAULT,
     "qwen3_5_moe_text": DEFAULT,
     "gpt_oss": DEFAULT,
     "mistral": DEFAULT,
@@ -52,10 +50,8 @@ FAMILIES: dict[str, Family] = {
     "phi3": DEFAULT,
     "granite": DEFAULT,
     "gemma2": _GEMMA,
-    "gemma3": _GEMMA,
     "gemma3_text": _GEMMA,
-    "gemma4": replace(_GEMMA, adds_more=True),  # per-layer embeddings and a scalar on the block's output
-    "gemma4_text": replace(_GEMMA, adds_more=True),
+    "gemma4_text": replace(_GEMMA, adds_more=True),  # per-layer embeddings and a scalar on the block's output
     "olmo2": _OLMO_POSTNORM,
     "olmo3": _OLMO_POSTNORM,
     "gpt2": Family(middle="ln_2", attention=("attn",)),

@@ -5,11 +5,19 @@ import functools
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gguf
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
+)
 
 from layerlens.errors import ModelError, first_sentence
 
@@ -42,12 +50,17 @@ def load_gguf(source: str, path: Path, dtype: torch.dtype) -> tuple[PreTrainedMo
 @contextlib.contextmanager
 def _parsed_once() -> Iterator[None]:
     """transformers parses the file for the config, the tokenizer and the weights each, and builds the table of tensor
-    names anew for every module: half of the loading time."""
-    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in slow.items():
-        setattr(gguf, name, functools.cache(function))
+    names anew for every module, which is half of the loading time; and its bar obeys no setting."""
+    replaced: list[tuple[ModuleType, str, Any]] = [
+        (gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+        (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+        (modeling_gguf_pytorch_utils, "tqdm", lambda iterable, **_: iterable),
+    ]
+    before = [getattr(module, name) for module, name, _ in replaced]
     try:
+        for module, name, substitute in replaced:
+            setattr(module, name, substitute)
         yield
     finally:
-        for name, function in slow.items():
-            setattr(gguf, name, function)
+        for (module, name, _), original in zip(replaced, before, strict=True):
+            setattr(module, name, original)

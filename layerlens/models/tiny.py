@@ -90,6 +90,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox": {**_NO_HEAD_DIM, "rotary_pct": 0.5},
     "gptj": {"vocab_size": _VOCAB, "n_embd": 48, "n_layer": 4, "n_head": 4, "n_positions": 128, "rotary_dim": 8},
     "olmo2": _NO_HEAD_DIM,
+    "olmo3": {**_NO_HEAD_DIM, **_SLIDING, "layer_types": _SLIDE_FULL},
     "granite": {
         **_NO_HEAD_DIM,
         "residual_multiplier": 0.4,
@@ -111,12 +112,13 @@ def tiny_model(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random transformers model of the family in float32, eval mode, vocabulary 307.
 
     Args:
-        name: one of `tiny_names()`.
+        name: one of `tiny_names()`; of a family with pictures too, its text model: "gemma4" is "gemma4_text".
         seed: of the weights; the same seed gives the same model. The global generator is left as it was.
         changes: entries of the config to set otherwise.
     """
+    name = name if name in CONFIGS else f"{name}_text"
     if name not in CONFIGS:
-        raise ModelError(f"there is no tiny model {name!r}; there are {', '.join(CONFIGS)}")
+        raise ModelError(f"there is no tiny model {name.removesuffix('_text')!r}; there are {', '.join(CONFIGS)}")
     config = AutoConfig.for_model(
         name, **(CONFIGS[name] | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | changes)
     )

@@ -8,13 +8,23 @@ from matplotlib.axes import Axes
 from layerlens.plots import style
 from layerlens.plots.contributions import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
-from layerlens.plots.figures import FIGURES, draw, figure2, figure4
+from layerlens.plots.figures import DISTINCT, FIGURES, draw, figure2, figure4
 from layerlens.plots.save import save
 
 if TYPE_CHECKING:
     from layerlens.run import Run
 
-__all__ = ["FIGURES", "contributions", "draw", "entropy_partition", "figure2", "figure4", "io_cosine", "save"]
+__all__ = [
+    "DISTINCT",
+    "FIGURES",
+    "contributions",
+    "draw",
+    "entropy_partition",
+    "figure2",
+    "figure4",
+    "io_cosine",
+    "save",
+]
 
 
 def contributions(run: "Run", ax: Axes | None = None) -> Axes:

@@ -56,4 +56,5 @@ def draw(number: int, run: "Run", out_dir: Path) -> list[Path]:
     return save(figure, table, Path(out_dir), f"figure{number}")
 
 
+DISTINCT = (2, 4)
 FIGURES: dict[int, Callable[["Run"], tuple[Figure, pd.DataFrame]]] = {2: figure2, 4: figure4, 5: figure2, 6: figure4}

@@ -38,8 +38,15 @@ class RunWriter:
     def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, *, resume: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = manifest
+        refuse_unless_free(self.folder, resume=resume)
         with self._writing():
-            self._open(resume)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.folder)
+            try:
+                self._open()
+            except BaseException:
+                self._lock.close()
+                raise
 
     def __enter__(self) -> "RunWriter":
         return self
@@ -78,10 +85,7 @@ class RunWriter:
             if parts[0].parent.exists():
                 parts[0].parent.rmdir()
 
-    def _open(self, resume: bool) -> None:
-        refuse_unless_free(self.folder, resume=resume)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder)
+    def _open(self) -> None:
         if (self.folder / "manifest.json").exists():
             self._refuse_disagreement()
         else:

@@ -1,7 +1,6 @@
 """What can be asked of a trace."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from layerlens.errors import OptionError
 
@@ -14,10 +13,10 @@ class TraceOptions:
 
     max_new_tokens: int = 256
     """Tokens to generate for each prompt at most; 0 traces the given text."""
-    mode: Literal["generate", "replay"] | None = None
-    """Record while generating, or in one full pass over prompt and output; None: generate, unless the text is given."""
-    positions: Literal["generated", "all"] | None = None
-    """Keep the states that emitted a token, or every position; None: generated, unless the text is given."""
+    mode: str | None = None
+    """Record while generating ("generate") or in one pass afterwards ("replay"); None: replay given text only."""
+    positions: str | None = None
+    """Keep the states that emitted a token ("generated") or every one ("all"); None: all of given text only."""
     window: int | None = None
     """Candidate layers of Eq. 7, the last one included; None: 10, or all layers where there are fewer."""
     batch_size: int = 1

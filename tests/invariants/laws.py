@@ -148,3 +148,14 @@ def fresh(family: str, **changes):
     from layerlens.models import tiny_tokenizer
 
     return ll.load(tiny_model(family, **changes), tokenizer=tiny_tokenizer())
+
+
+def valley_is_eq_7(valley_layers) -> None:
+    """Law 7: on every sequence of four entropies out of five values, ties and NaN included, for every window."""
+    from itertools import product
+
+    from tests.lens.test_criterion import valley
+
+    rows = torch.tensor(list(product([0.0, 1.0, 2.0, math.inf, math.nan], repeat=4)))
+    for window in (1, 2, 3, 4):
+        assert valley_layers(rows, window).tolist() == [valley(row, window) for row in rows.tolist()]

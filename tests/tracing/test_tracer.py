@@ -189,7 +189,6 @@ def test_options_that_contradict_are_refused_before_anything_is_written(tiny_lla
         (["a" * 100], {"max_new_tokens": 60}, "lower --max-new-tokens"),
         ([[{"role": "user", "content": "a"}]], {}, "chat template"),
         ([], {}, "empty|no prompts"),
-        ([3], {}, "3"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused_before_anything_is_written(tiny_llama, tmp_path, prompts, options, words):

@@ -1,0 +1,170 @@
+"""The command line as a user types it: quick help, one sentence for what cannot be, real output for what can."""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+import layerlens as ll
+import layerlens.cli
+from layerlens.models import tiny_model, tiny_tokenizer
+
+COMMANDS = ["trace", "figure", "models", "datasets", "doctor"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    tiny_model("qwen3_5_text").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run(capsys):
+    """Exit status, standard output and standard error of a command line."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = layerlens.cli.run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])
+def test_help_answers_in_half_a_second(command):
+    """The time of the whole process; the median of five, because machines are noisy."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "layerlens", *command, "--help"], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+    assert statistics.median(seconds) < 0.5
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys, layerlens.cli\n"
+        "for command in ([], *[[name] for name in sys.argv[1:]]):\n"
+        "    layerlens.cli.run([*command, '--help'])\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'matplotlib'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *COMMANDS], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
+
+
+def test_trace_then_figure(run, model, tmp_path):
+    code, out, _ = run(
+        "trace", "--model", model, "--dataset", "sample", "--limit", 4, "--max-new-tokens", 12, "--batch-size", 4,
+        "--positions", "generated", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0
+    assert "4 prompts, 48 positions, 8 layers" in out
+    share = ll.open_run(tmp_path / "run").partition().set_index("group").loc["perturbed", "share"]
+    assert f"{share:.1%}" in re.sub(r"\s+", " ", out)
+    assert str(tmp_path / "run") in out.replace("\n", "")
+    code, out, _ = run("figure", "all", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    assert code == 0
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"figure{number}.{end}" for number in (2, 4) for end in ("png", "pdf", "csv")}
+    assert len(out.split()) == 6
+
+
+def test_prompts_from_a_file_and_given_text(run, model, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": "a", "prompt": "one two"}\n{"prompt": "three"}\n')
+    code, _, _ = run(
+        "trace", "--model", model, "--prompts", tmp_path / "p.jsonl", "--max-new-tokens", 0, "--out", tmp_path / "run"
+    )
+    assert code == 0
+    opened = ll.open_run(tmp_path / "run")
+    assert opened.prompts["prompt_id"].tolist() == ["a", "2"]
+    assert opened.manifest["dataset"]["sha256"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trace"], "Missing option"),
+        (["trase"], "trase"),
+        (["trace", "--modle", "x"], "--modle"),
+        (["trace", "--model", "MODEL", "--out", "OUT"], "neither --dataset nor --prompts"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--prompts", "f.txt"], "both"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "smaple"], "smaple"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--limit", "0"], "--limit 0"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--limit", "x"], "--limit"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "gsm8k", "--data-file", "nix.json"], "nix.json"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--prompts", "nix.txt"], "nix.txt"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--prompts", "nix.txt", "--data-file", "f"], "--data-file f"),
+        (["trace", "--model", "nowhere/nothing", "--out", "OUT", "--dataset", "sample"], "nowhere/nothing"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--mode", "live"], "live"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--window", "99"], "--window 99"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--dtype", "int3"], "int3"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--device", "moon"], "moon"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--system", "s"], "chat template"),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--max-new-tokens", "500"], "context"),
+        (["figure", "2", "--run", "nowhere", "--out", "OUT"], "nowhere"),
+        (["figure", "two", "--run", "nowhere", "--out", "OUT"], "two"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_and_exit_2(run, model, tmp_path, arguments, words):
+    places = {"MODEL": model, "OUT": str(tmp_path / "out")}
+    code, _, err = run(*[places.get(argument, argument) for argument in arguments])
+    assert code == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("", "p.jsonl"),
+        ('{"prompt": "a"}\n{oops\n', "line 2"),
+        ('{"text": "a"}\n', "line 1"),
+        ('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}\n', "line 2"),
+        ('{"prompt": ""}\n', "line 1"),
+    ],
+)
+def test_a_malformed_file_of_prompts_is_refused_with_its_line(run, model, tmp_path, lines, words):
+    (tmp_path / "p.jsonl").write_text(lines)
+    code, _, err = run("trace", "--model", model, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "out")
+    assert code == 2
+    assert words in err
+    assert "p.jsonl" in err
+
+
+def test_a_figure_of_an_unknown_number(run, model, tmp_path):
+    run(
+        "trace", "--model", model, "--dataset", "sample", "--limit", 2, "--max-new-tokens", 2, "--out", tmp_path / "run"
+    )
+    code, _, err = run("figure", "3", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    assert code == 2
+    assert "2, 4, 5, 6" in err
+
+
+def test_lists(run):
+    for command, word in (("models", "qwen3_5_moe"), ("datasets", "Idavidrein/gpqa"), ("doctor", "transformers")):
+        code, out, _ = run(command)
+        assert code == 0
+        assert word in out
+
+
+def test_a_fault_of_our_own_is_not_dressed_up_as_the_users(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("layerlens.tracing.tracer.tokenize", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("trace", "--model", model, "--dataset", "sample", "--out", tmp_path / "out")
+
+
+def test_the_console_script_is_installed():
+    script = os.path.join(os.path.dirname(sys.executable), "layerlens")  # noqa: PTH118, PTH120
+    done = subprocess.run([script, "datasets"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "gsm8k" in done.stdout

@@ -1,0 +1,163 @@
+"""Law 11: each law turns red when the mistake it guards against is made."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from layerlens import lens
+from layerlens.models import Unembed, hooks
+from layerlens.tracing import meter, passes, tracer
+from tests.invariants import laws
+
+
+def test_dropped_final_norm(monkeypatch):
+    model = laws.fresh("llama")
+    laws.readout_is_the_models_logits(model)
+    monkeypatch.setattr(Unembed, "normed", lambda self, states: states)
+    with pytest.raises(AssertionError):
+        laws.readout_is_the_models_logits(model)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite", "gptj"])
+def test_dropped_soft_cap_scale_or_bias(monkeypatch, family):
+    model = laws.fresh(family)
+    laws.readout_is_the_models_logits(model)
+
+    def bare(self, normed, start, stop, out=None):
+        return normed @ self.weight[start:stop].t()
+
+    monkeypatch.setattr(Unembed, "logits_tile", bare)
+    with pytest.raises(AssertionError):
+        laws.readout_is_the_models_logits(model)
+
+
+def test_layers_shifted_by_one(monkeypatch, run_of):
+    model = laws.fresh("llama")
+    laws.numbers_agree_with_the_reference(model, run_of)
+    right = meter.Meter.on_block
+    monkeypatch.setattr(
+        meter.Meter, "on_block", lambda self, index, *seen: right(self, (index + 1) % model.n_layers, *seen)
+    )
+    with pytest.raises(AssertionError):
+        laws.numbers_agree_with_the_reference(model, run_of)
+
+
+def test_input_of_a_block_taken_for_its_output(monkeypatch, run_of):
+    model = laws.fresh("llama")
+    right = meter.Meter.on_block
+    monkeypatch.setattr(
+        meter.Meter, "on_block", lambda self, index, h_in, part, h_out: right(self, index, h_in, part, h_in)
+    )
+    with pytest.raises(AssertionError):
+        laws.numbers_agree_with_the_reference(model, run_of)
+
+
+@pytest.mark.parametrize("family", ["granite", "gemma2", "olmo2"])
+def test_module_outputs_taken_for_what_is_added(monkeypatch, run_of, family):
+    """Residual multipliers and post-norms sit between a sub-layer's output and the stream."""
+    model = laws.fresh(family)
+    laws.parts_add_up(model)
+    wrong = [hooks.SubLayers(block.self_attn, parallel=True) for block in model.blocks]
+    monkeypatch.setitem(model.__dict__, "sublayers", wrong)
+    with pytest.raises(AssertionError):
+        laws.parts_add_up(model)
+    with pytest.raises(AssertionError):
+        laws.numbers_agree_with_the_reference(model, run_of)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_5_text", "gpt_oss"])
+def test_unmasked_padding(monkeypatch, run_of, family):
+    model = laws.fresh(family)
+    right = passes.pad
+
+    def unmasked(*arguments, **options):
+        ids, mask = right(*arguments, **options)
+        return ids, torch.ones_like(mask)
+
+    monkeypatch.setattr(passes, "pad", unmasked)
+    with pytest.raises(AssertionError):
+        laws.batching_changes_nothing(model, run_of)
+
+
+def test_less_or_equal_for_less():
+    laws.valley_is_eq_7(lens.valley_layers)
+
+    def with_ties(entropy, window):
+        candidates = entropy[:, entropy.shape[1] - window :].flip(1)
+        return entropy.shape[1] - (candidates[:, 1:] <= candidates[:, :-1]).cumprod(1).sum(1)
+
+    def one_step_too_far(entropy, window):
+        return lens.valley_layers(entropy, min(window + 1, entropy.shape[1]))
+
+    def minimum_of_the_window(entropy, window):
+        return entropy.shape[1] - window + entropy[:, entropy.shape[1] - window :].nan_to_num(9).argmin(1) + 1
+
+    for wrong in (with_ties, one_step_too_far, minimum_of_the_window):
+        with pytest.raises(AssertionError):
+            laws.valley_is_eq_7(wrong)
+
+
+def test_a_hook_that_changes_what_it_sees(monkeypatch, run_of):
+    model = laws.fresh("llama")
+    laws.looking_changes_nothing(model, run_of)
+    monkeypatch.setattr(meter.Meter, "on_block", lambda self, index, h_in, part, h_out: h_out.mul_(1.001))
+    with pytest.raises((AssertionError, ValueError)):
+        laws.looking_changes_nothing(model, run_of)
+
+
+def test_hooks_that_stay(monkeypatch, run_of):
+    model = laws.fresh("llama")
+    stay = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def watch_and_stay(*arguments):
+        stay.enter_context(hooks.watch_blocks(*arguments))
+        yield
+
+    monkeypatch.setattr(passes, "watch_blocks", watch_and_stay)
+    with pytest.raises(AssertionError):
+        laws.looking_changes_nothing(model, run_of)
+    stay.close()
+
+
+def test_rows_of_one_prompt_given_to_another(monkeypatch, run_of):
+    model = laws.fresh("llama")
+    right = tracer.generate
+
+    def swapped(*arguments, **options):
+        outputs, rows = right(*arguments, **options)
+        return outputs, passes.Rows(rows.batch_row[::-1].copy(), rows.position)
+
+    monkeypatch.setattr(tracer, "generate", swapped)
+    with pytest.raises((AssertionError, IndexError)):
+        laws.batching_changes_nothing(model, run_of)
+
+
+def test_entropy_in_bits(monkeypatch, run_of):
+    model = laws.fresh("llama")
+    right = lens.read
+
+    def bits(*arguments, **options):
+        reading = right(*arguments, **options)
+        return reading._replace(entropy=reading.entropy / np.log(2))
+
+    monkeypatch.setattr(meter, "read", bits)
+    with pytest.raises(AssertionError):
+        laws.numbers_agree_with_the_reference(model, run_of)
+
+
+def test_states_of_later_steps_measured_twice(monkeypatch, run_of):
+    """Generating and replaying disagree when the meter keeps a stale selection."""
+    model = laws.fresh("llama")
+    laws.modes_agree(model, run_of)
+    monkeypatch.setattr(
+        passes._GrowingSelection,
+        "_select_last",
+        lambda self, device: self._select(
+            lambda stream: stream[:, 0].clone(), passes.Rows(np.arange(1), self._next_position - 1)
+        ),
+    )
+    with pytest.raises(AssertionError):
+        laws.modes_agree(model, run_of)

@@ -1,0 +1,249 @@
+"""The run directory: what is written, what is refused, and that nothing complete is lost."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import layerlens as ll
+import layerlens.cli
+from layerlens.models import tiny_model, tiny_tokenizer
+from layerlens.records import PROMPTS, TOKENS
+from layerlens.records.schema import FINISH_REASONS, arrow_schema
+
+CLI = [sys.executable, "-m", "layerlens"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model and a file of prompts, as a user would have them."""
+    home = tmp_path_factory.mktemp("user")
+    tiny_model("llama").save_pretrained(home / "model")
+    tiny_tokenizer().save_pretrained(home / "model")
+    (home / "prompts.txt").write_text("".join(f"prompt number {index}\n" for index in range(24)))
+    return home
+
+
+def command(folder: Path, out: Path, *more: str) -> list[str]:
+    asked = ["trace", "--model", str(folder / "model"), "--prompts", str(folder / "prompts.txt"), "--out", str(out)]
+    return [*CLI, *asked, "--max-new-tokens", "30", "--batch-size", "2", *more]
+
+
+def run_cli(arguments: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, **options)
+
+
+@pytest.fixture
+def cli(capsys):
+    """The command line within this process: exit status and what it wrote on standard error."""
+
+    def run(arguments: list[str]) -> subprocess.CompletedProcess:
+        code = layerlens.cli.run(arguments[len(CLI) :])
+        return subprocess.CompletedProcess(arguments, code, "", capsys.readouterr().err)
+
+    return run
+
+
+def content(out: Path) -> dict[str, object]:
+    """Every row of a run but its wall times, for comparison by ==."""
+    run = ll.open_run(out)
+    tokens = {name: run.tokens[name].map(_plain).tolist() for name in run.tokens}
+    return {"tokens": tokens, "prompts": run.prompts.drop(columns="seconds").astype("string").to_dict("list")}
+
+
+def _plain(value):
+    return value.tobytes() if isinstance(value, np.ndarray) else str(value)
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess, *words: str, code: int = 2) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_files_have_the_declared_schema(folder, tmp_path, cli):
+    done = cli(command(folder, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    for part in (tmp_path / "run" / "tokens").iterdir():
+        assert pq.read_schema(part).equals(arrow_schema(TOKENS))
+    assert pq.read_schema(tmp_path / "run" / "prompts.parquet").equals(arrow_schema(PROMPTS))
+    names = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
+    assert names == {"manifest.json", "prompts.parquet", "tokens"}
+    assert set(ll.open_run(tmp_path / "run").prompts["finish_reason"]) <= set(FINISH_REASONS)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_kill_9_at_ten_moments_then_resume_gives_the_rows_of_an_uninterrupted_run(folder, tmp_path):
+    """A process that traces is killed ten times, once in each tenth of the work; between, what is complete opens."""
+    model, prompts = ll.load(folder / "model"), ll.read_prompts(folder / "prompts.txt")
+    options = {"max_new_tokens": 12, "batch_size": 2, "progress": False}
+    ll.trace(model, prompts, out=tmp_path / "whole", **options)
+    broken = tmp_path / "broken"
+    trace = lambda: ll.trace(model, prompts, out=broken, resume=True, **options)  # noqa: E731
+    moments = random.Random(1)
+    for kill in range(10):
+        process = multiprocessing.get_context("fork").Process(target=trace)
+        process.start()
+        while process.is_alive() and len(list(broken.glob("prompts/part-*"))) < kill:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
+        if (broken / "manifest.json").exists():
+            opened = ll.open_run(broken)
+            assert not opened.is_complete
+            assert set(opened.positions["prompt_id"]) == set(opened.prompts["prompt_id"])
+    trace()
+    assert content(broken) == content(tmp_path / "whole")
+    assert ll.open_run(broken).positions.duplicated(["prompt_id", "position"]).sum() == 0
+    assert ll.open_run(broken).is_complete
+    assert not list(broken.rglob("*.partial"))
+
+
+def test_resuming_a_complete_run_changes_nothing(folder, tmp_path, cli):
+    cli(command(folder, tmp_path / "run"))
+    before = content(tmp_path / "run")
+    assert cli(command(folder, tmp_path / "run", "--resume")).returncode == 0
+    assert content(tmp_path / "run") == before
+
+
+def test_ctrl_c_keeps_what_is_complete(folder, tmp_path):
+    process = subprocess.Popen(
+        command(folder, tmp_path / "run"), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("run/prompts/part-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "of 24 prompts are complete" in errors
+    assert "--resume" in errors
+    assert run_cli(command(folder, tmp_path / "run", "--resume")).returncode == 0
+    assert len(ll.open_run(tmp_path / "run").prompts) == 24
+
+
+def test_an_out_that_is_taken_is_refused_at_once(folder, tmp_path, cli):
+    cli(command(folder, tmp_path / "run"))
+    assert_one_sentence(cli(command(folder, tmp_path / "run")), "already holds a run", "--resume")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    assert_one_sentence(cli(command(folder, tmp_path / "other")), "not a run", "new directory")
+    assert (tmp_path / "other" / "thesis.tex").exists()
+    assert_one_sentence(cli(command(folder, folder / "prompts.txt")), "is a file")
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        (["--max-new-tokens", "3"], "options.max_new_tokens: 3 here, 30 there"),
+        (["--limit", "4"], "dataset.rows"),
+        (["--dtype", "bfloat16"], "model.dtype"),
+        (["--window", "2"], "window"),
+        (["--batch-size", "3"], "batch"),
+        (["--seed", "9"], "seed: 9 here, 0 there"),
+    ],
+)
+def test_resume_with_other_options_is_refused(folder, tmp_path_factory, cli, changed, word):
+    run = tmp_path_factory.getbasetemp() / "resumable"
+    if not run.exists():
+        cli(command(folder, run))
+    before = content(run)
+    assert_one_sentence(cli(command(folder, run, "--resume", *changed)), word)
+    assert content(run) == before
+
+
+def test_a_changed_prompt_file_cannot_be_resumed(folder, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\ntwo\n")
+    model = ll.load(folder / "model")
+    ll.trace(model, ll.read_prompts(prompts), out=tmp_path / "run", max_new_tokens=2)
+    prompts.write_text("one\nthree\n")
+    with pytest.raises(ll.RunError, match="prompts_sha256"):
+        ll.trace(model, ll.read_prompts(prompts), out=tmp_path / "run", max_new_tokens=2, resume=True)
+
+
+def test_two_processes_cannot_write_one_run(tiny_llama, tmp_path):
+    from layerlens.records.store import _lock
+
+    (tmp_path / "run").mkdir()
+    lock = _lock(tmp_path / "run")
+    with pytest.raises(ll.RunError, match="another process"):
+        ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
+    lock.close()
+    ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
+
+
+def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path):
+    """A limit on the size of files stands for the full disk: the same failing write, without a disk to fill."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\n" + "b" * 90 + "\n")
+    arguments = [*command(folder, tmp_path / "run", "--batch-size", "1", "--positions", "all")]
+    arguments[arguments.index("--prompts") + 1] = str(prompts)
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+
+    done = run_cli(arguments, preexec_fn=limit)
+    assert_one_sentence(done, "cannot be written", "--resume")
+    assert ll.open_run(tmp_path / "run").prompts["prompt_id"].tolist() == ["1"]
+    assert run_cli([*arguments, "--resume"]).returncode == 0
+    assert ll.open_run(tmp_path / "run").prompts["prompt_id"].tolist() == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (None, "no manifest.json"),
+        ("{oops", "cannot be read"),
+        ("[]", "names no format"),
+        ('{"format": "x"}', "names no format"),
+        ('{"format": 2}', "format 2, this layerlens reads format 1: upgrade"),
+        ('{"format": 0}', "trace again"),
+    ],
+)
+def test_a_foreign_or_newer_run_is_refused(tmp_path, manifest, words):
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(ll.RunError, match=words):
+        ll.open_run(tmp_path)
+    with pytest.raises(ll.RunError, match="no such directory"):
+        ll.open_run(tmp_path / "nothing")
+
+
+def test_a_corrupt_part_is_named(tiny_llama, tmp_path):
+    run = ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=2)
+    part = next((run.path / "tokens").iterdir())
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(ll.RunError, match=r"part-00000.parquet cannot be read"):
+        _ = ll.open_run(run.path).tokens
+
+
+def test_a_manifest_is_complete_only_at_the_end(tiny_llama, tmp_path, monkeypatch):
+    from layerlens.records import RunWriter
+
+    def interrupted(self, totals):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunWriter, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=2)
+    run = ll.open_run(tmp_path / "run")
+    assert not run.is_complete
+    assert len(run.prompts) == 1
+    assert json.loads((run.path / "manifest.json").read_text())["totals"] is None
