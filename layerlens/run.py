@@ -27,6 +27,19 @@ class Run:
         self.manifest: dict[str, Any] = records.read_manifest(self.path)
         self._layers: dict[str, np.ndarray[Any, Any]] = {}
 
+    def __repr__(self) -> str:
+        model, dataset = self.manifest["model"], self.manifest["dataset"]
+        done = (
+            f"{len(self.prompts)} of {dataset['rows']} prompts"
+            if not self.is_complete
+            else f"{len(self.prompts)} prompts"
+        )
+        return (
+            f"Run {self.path}\n"
+            f"  {model['source']} ({model['family']}, {model['dtype']}), {self.n_layers} layers\n"
+            f"  {done} of {dataset['name']}, {len(self.positions):,} positions, mode {self.manifest['mode']}"
+        )
+
     @property
     def n_layers(self) -> int:
         """L, the number of blocks."""

@@ -23,7 +23,7 @@ class Reading(NamedTuple):
     entropy: Scalars
     """Shannon entropy in nats, 0..ln V; NaN where a logit is. Eq. 5 of arXiv 2606.21906."""
     top_token_id: TokenIds
-    """Arg-max of the logits, the lowest id where several are equal."""
+    """Arg-max of the logits; on a CPU the lowest id where several are equal."""
     log_probs: Float[Tensor, "rows chosen"] | None
     """Natural log-probability of each chosen token, <= 0; None where none were asked for."""
 

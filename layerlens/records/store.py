@@ -86,9 +86,11 @@ class RunWriter:
                 parts[0].parent.rmdir()
 
     def _open(self) -> None:
-        if (self.folder / "manifest.json").exists():
+        if _has_begun(self.folder):
             self._refuse_disagreement()
         else:
+            for orphan in self.folder.glob("tokens/part-*.parquet"):
+                orphan.unlink()
             _write_json(self.folder / "manifest.json", self.manifest)
         (self.folder / "tokens").mkdir(exist_ok=True)
         if not (self.folder / "prompts.parquet").exists():
@@ -121,10 +123,15 @@ def refuse_unless_free(folder: Path, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; give --out a directory")
     present = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
-    if "manifest.json" in present and not resume:
+    if "manifest.json" in present and not resume and _has_begun(folder):
         raise RunError(f"{folder} already holds a run; give --out a new directory, or --resume to continue it")
     if "manifest.json" not in present and present - {"manifest.json.partial"}:
         raise RunError(f"{folder} is not empty and is not a run; give --out a new directory")
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a batch is complete; a run that failed before that may be begun anew with other options."""
+    return (folder / "prompts.parquet").exists() or any((folder / "prompts").glob("part-*.parquet"))
 
 
 def token_part(folder: Path, index: int) -> Path:

@@ -20,7 +20,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
-            disable=not (shown and console.is_terminal),
+            disable=not (shown and (console.is_terminal or console.is_jupyter)),
             transient=True,
         )
         self._task = self._bar.add_task("", total=n_prompts, speed="–")

@@ -247,3 +247,12 @@ def test_a_manifest_is_complete_only_at_the_end(tiny_llama, tmp_path, monkeypatc
     assert not run.is_complete
     assert len(run.prompts) == 1
     assert json.loads((run.path / "manifest.json").read_text())["totals"] is None
+
+
+def test_a_run_without_a_complete_prompt_may_be_begun_anew(tiny_llama, tmp_path, monkeypatch):
+    """What failed at its first prompt holds nothing to lose, so other options need no other directory."""
+    monkeypatch.setattr("layerlens.tracing.tracer.generate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=2)
+    monkeypatch.undo()
+    assert len(ll.trace(tiny_llama, ["b"], out=tmp_path / "run", max_new_tokens=3).positions) == 3
