@@ -24,9 +24,10 @@ def print_summary(run: "Run") -> None:
         console.print(f"NaN or infinite states in {len(broken)} prompts, left out below: {', '.join(broken[:10])}")
     if totals["non_finite_prompts"] == totals["prompts"]:
         return
-    console.print(_phase_table(run.phases()))
-    for line in [*_partition_lines(run.partition()), *_valley_lines(run.valleys())]:
-        console.print(line)
+    phases = run.phases()
+    console.print(f"no phases: {phases.attrs['note']}" if "note" in phases.attrs else _phase_table(phases))
+    for line in [_partition_line(run.partition()), *_valley_lines(run.valleys())]:
+        console.print(line, soft_wrap=True)
 
 
 def _phase_table(phases: pd.DataFrame) -> Table:
@@ -40,14 +41,12 @@ def _phase_table(phases: pd.DataFrame) -> Table:
     return table
 
 
-def _partition_lines(partition: pd.DataFrame) -> list[str]:
+def _partition_line(partition: pd.DataFrame) -> str:
     row = partition.set_index("group").loc["perturbed"].to_dict()
+    if not row["n_tokens"]:
+        return "perturbed  no token: the last layer raised no entropy"
     share = f"{row['share']:.1%}" + _interval(row, "share", ".1%")
-    return [
-        f"perturbed  {share} of tokens: the last layer raised their entropy, by {_mean(row, 'entropy_change')} nats"
-        if row["n_tokens"]
-        else "perturbed  no token: the last layer raised no entropy"
-    ]
+    return f"perturbed  {share} of tokens, whose entropy the last layer raises by {_mean(row, 'entropy_change')} nats"
 
 
 def _valley_lines(valleys: pd.DataFrame) -> list[str]:

@@ -27,42 +27,29 @@ class Positions(str, Enum):
     all = "all"
 
 
-_MODEL, _PROMPTS, _DECODING, _RECORDING = "Model", "Prompts", "Decoding", "Recording"
-
-
 def trace(
     model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m-instruct.")],
     out: Annotated[Path, typer.Option(help="Run directory to write.")],
-    dataset: Annotated[
-        str | None, typer.Option(help="Name of a dataset; see `layerlens datasets`.", rich_help_panel=_PROMPTS)
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="File of prompts: .txt, one a line, or .jsonl.", rich_help_panel=_PROMPTS)
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of a dataset; see `layerlens datasets`.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts: .txt, one a line, or .jsonl.")] = None,
     data_file: Annotated[
         Path | None,
-        typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet.", rich_help_panel=_PROMPTS),
+        typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N prompts.", rich_help_panel=_PROMPTS)] = None,
-    no_chat_template: Annotated[
-        bool, typer.Option("--no-chat-template", help="Give prompts as they are.", rich_help_panel=_PROMPTS)
-    ] = False,
-    system: Annotated[
-        str | None, typer.Option(help="System message before each prompt.", rich_help_panel=_PROMPTS)
-    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first N prompts.")] = None,
+    no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as they are.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
     max_new_tokens: Annotated[
         int,
-        typer.Option(help="Tokens to generate for each prompt; 0 traces the given text.", rich_help_panel=_DECODING),
+        typer.Option(help="Tokens to generate for each prompt; 0 traces the given text."),
     ] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.", rich_help_panel=_DECODING)] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of sampling.", rich_help_panel=_DECODING)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling and of shuffled options.", rich_help_panel=_DECODING)] = 0,
-    batch_size: Annotated[
-        int, typer.Option(help="Prompts that go through the model together.", rich_help_panel=_DECODING)
-    ] = 1,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus of sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling and of shuffled options.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts that go through the model together.")] = 1,
     mode: Annotated[
         Mode | None,
-        typer.Option(help="Record while generating (default), or in one pass afterwards.", rich_help_panel=_RECORDING),
+        typer.Option(help="Record while generating (default), or in one pass afterwards."),
     ] = None,
     positions: Annotated[
         Positions | None,
@@ -71,21 +58,15 @@ def trace(
             rich_help_panel=_RECORDING,
         ),
     ] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Candidate layers of a valley. [default: 10]", rich_help_panel=_RECORDING)
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MODEL)] = "auto",
-    device: Annotated[
-        str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]", rich_help_panel=_MODEL)
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of the model.", rich_help_panel=_MODEL)
-    ] = None,
+    window: Annotated[int | None, typer.Option(help="Candidate layers of a valley. [default: 10]")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=_MODEL)
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.", rich_help_panel=_MODEL)
+        bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run at --out.")] = False,
 ) -> int:

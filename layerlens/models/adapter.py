@@ -1,5 +1,6 @@
 """Any causal language model in one shape: blocks, unembed, and what each layer is. Found by watching one pass."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,15 @@ class Model:
         weight = self.hf.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
         return weight
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and 16 evenly spaced values of every parameter: other weights, other digest."""
+        digest = hashlib.sha256()
+        for name, parameter in self.hf.named_parameters():
+            values = parameter.detach().flatten()
+            sample = values[:: max(1, len(values) // 16)][:16].float().cpu()
+            digest.update(f"{name}{tuple(parameter.shape)}{sample.tolist()}".encode())
+        return digest.hexdigest()
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{self.layer_kinds.count(kind)} {kind}" for kind in dict.fromkeys(self.layer_kinds))

@@ -58,10 +58,10 @@ def pad(sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple
 def _tokenize(model: Model, prompt: Prompt, options: TraceOptions) -> TokenizedPrompt:
     if options.chat_template:
         text = _templated(model, prompt, options.system)
-        ids = model.tokenizer(text, add_special_tokens=False).input_ids
+        ids = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     elif isinstance(prompt.content, str):
         text = prompt.content
-        ids = model.tokenizer(text).input_ids
+        ids = model.tokenizer(text, verbose=False).input_ids
     else:
         raise PromptError(
             f"prompt {prompt.prompt_id} is a list of messages and no chat template is in use; give a plain text, or a "

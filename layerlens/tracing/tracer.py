@@ -59,12 +59,17 @@ def trace(
         with Progress(sum(len(batch) for batch in batches), shown=progress) as bar:
             bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in set(pending)))
             for index in pending:
-                tokens, rows = _trace_batch(model, batches[index], settled, settled.seed + index, bar)
+                tokens, rows = _trace_batch(model, batches[index], settled, _seed_of(settled.seed, index), bar)
                 writer.write(index, tokens, rows)
                 bar.advance_prompts(len(batches[index]))
         run = open_run(out)
         writer.finish(_totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches)))
     return open_run(out)
+
+
+def _seed_of(seed: int, batch: int) -> int:
+    """A seed of its own for every batch of every seed, so that a resumed run samples the same tokens."""
+    return int(digest(f"{seed}/{batch}")[:8], 16)
 
 
 def _trace_batch(
@@ -160,6 +165,7 @@ def _manifest(
         model={
             "source": model.source,
             "revision": model.revision,
+            "weights_sha256": model.fingerprint(),
             "dtype": str(model.hf.dtype).removeprefix("torch."),
             "device": str(model.device),
             "backend": "transformers",

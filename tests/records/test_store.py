@@ -256,3 +256,15 @@ def test_a_run_without_a_complete_prompt_may_be_begun_anew(tiny_llama, tmp_path,
         ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=2)
     monkeypatch.undo()
     assert len(ll.trace(tiny_llama, ["b"], out=tmp_path / "run", max_new_tokens=3).positions) == 3
+
+
+def test_other_weights_in_the_same_folder_cannot_be_resumed(tmp_path):
+    for seed in (0, 1):
+        tiny_model("llama", seed=seed).save_pretrained(tmp_path / "model")
+        tiny_tokenizer().save_pretrained(tmp_path / "model")
+        model = ll.load(tmp_path / "model")
+        if seed == 0:
+            ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2)
+            ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2, resume=True)
+    with pytest.raises(ll.RunError, match="weights_sha256"):
+        ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2, resume=True)
