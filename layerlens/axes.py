@@ -13,8 +13,8 @@ from torch import Tensor
 
 States = Float[Tensor, "rows d_model"]
 Logits = Float[Tensor, "rows vocab"]
-Scalars = Float[Tensor, "rows"]
-TokenIds = Int[Tensor, "rows"]
+Scalars = Float[Tensor, " rows"]
+TokenIds = Int[Tensor, " rows"]
 Stream = Float[Tensor, "batch seq d_model"]
 
 __all__ = ["Logits", "Scalars", "States", "Stream", "TokenIds"]

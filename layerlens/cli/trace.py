@@ -55,7 +55,6 @@ def trace(
         Positions | None,
         typer.Option(
             help="States that emitted a token, or every one. [default: generated; all for given text]",
-            rich_help_panel=_RECORDING,
         ),
     ] = None,
     window: Annotated[int | None, typer.Option(help="Candidate layers of a valley. [default: 10]")] = None,

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def valley_layers(entropy: Float[Tensor, "rows layers"], window: int) -> Int[Tensor, "rows"]:
+def valley_layers(entropy: Float[Tensor, "rows layers"], window: int) -> Int[Tensor, " rows"]:
     """The layer 1..L reached by walking back from L while entropy strictly decreases. Eq. 7 of arXiv 2606.21906.
 
     Args:

@@ -25,8 +25,8 @@ OnTokens = Callable[[int], None]
 class Rows:
     """Which state each measured row is: row of the batch, and position in its sequence; int64 [rows] each."""
 
-    batch_row: Int[np.ndarray, "rows"]
-    position: Int[np.ndarray, "rows"]
+    batch_row: Int[np.ndarray, " rows"]
+    position: Int[np.ndarray, " rows"]
 
 
 def end_token_ids(model: Model) -> list[int]:
