@@ -23,7 +23,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.manifest: dict[str, Any] = records.read_manifest(self.path)
         self._layers: dict[str, np.ndarray[Any, Any]] = {}
 

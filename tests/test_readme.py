@@ -31,7 +31,7 @@ def test_the_notebook_code_prints_the_tables_that_are_shown(smollm2, tmp_path, m
     monkeypatch.chdir(tmp_path)
     exec(compile(code.replace("ll.load(", "load("), "README.md", "exec"), {"load": lambda name: smollm2})
     printed = capsys.readouterr().out
-    shown = [line[4:] for line in README.split("```\n")[1].splitlines() if line.startswith("    ")]
+    shown = [line[4:] for line in README.split("```\n")[1].split("## ")[0].splitlines() if line.startswith("    ")]
     headers = [line for line in shown if "layer" in line or "phase" in line or "share" in line]
     assert len(headers) == 3
     for header in headers:

@@ -1,6 +1,9 @@
 """The command line: parses, calls one function, prints where the result is. Nothing heavy is imported for --help."""
 
+import io
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -12,10 +15,26 @@ app = typer.Typer(
     name="layerlens",
     help="See what every layer of a language model does to every token, and how sure it would be if it stopped there.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help answers in two thirds of the time
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"layerlens {version('layerlens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("trace")(tracing.trace)
 app.command("figure")(figure.figure)
 app.command("models")(lists.models)
@@ -27,13 +46,16 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and exit: 0 when what was asked for exists, 2 with one sentence when it cannot."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII must not cost the summary
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """The exit status of the command line with these arguments; faults of layerlens itself are raised."""
     try:
-        return int(app(args=arguments, standalone_mode=False) or 0)
+        return int(app(args=arguments or ["--help"], standalone_mode=False) or 0)
     except LayerlensError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -42,7 +64,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises for unknown options and values it cannot parse
             raise
-        return _refuse(error.format_message()) if str(error) else 2
+        return _refuse(error.format_message())
 
 
 def _refuse(message: str) -> int:

@@ -16,9 +16,14 @@ def figure(
     """Draw a figure of the paper from a run: PNG, PDF, and the numbers as csv."""
     import layerlens as ll
 
-    if number != "all" and not number.isdigit():
+    if number != "all" and not (number.isascii() and number.isdigit()):
         raise OptionError(f"figure {number!r} is no number; give {', '.join(map(str, ll.plot.FIGURES))} or all")
     opened = ll.open_run(run)
+    if not opened.is_complete:
+        typer.echo(
+            f"layerlens: {run} is not complete: {len(opened.prompts)} of {opened.manifest['dataset']['rows']} prompts",
+            err=True,
+        )
     for one in ll.plot.DISTINCT if number == "all" else (int(number),):
         for path in ll.plot.draw(one, opened, out):
             typer.echo(path)

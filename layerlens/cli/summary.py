@@ -16,18 +16,29 @@ def print_summary(run: "Run") -> None:
     totals = run.manifest["totals"]
     rate = totals["positions"] / max(totals["seconds"], 1e-9)
     console.print(
-        f"\n{totals['prompts']} prompts, {totals['positions']:,} positions, {run.n_layers} layers, "
+        f"\n{_count(totals['prompts'], 'prompt')}, {_count(totals['positions'], 'position')}, "
+        f"{_count(run.n_layers, 'layer')}, "
         f"{totals['seconds']:,.0f} s ({rate:,.0f} positions/s)"
     )
     if totals["non_finite_prompts"]:
         broken = run.prompts.loc[run.prompts["finish_reason"] == "non_finite", "prompt_id"]
-        console.print(f"NaN or infinite states in {len(broken)} prompts, left out below: {', '.join(broken[:10])}")
+        names = ", ".join(broken[:10]) + (" ..." if len(broken) > 10 else "")
+        console.print(
+            f"NaN or infinite states in {_count(len(broken), 'prompt')}, left out below: {names}", markup=False
+        )
     if totals["non_finite_prompts"] == totals["prompts"]:
+        return
+    if run.n_layers == 1:
+        console.print("a single layer: no phases, and no layer before the last to compare with")
         return
     phases = run.phases()
     console.print(f"no phases: {phases.attrs['note']}" if "note" in phases.attrs else _phase_table(phases))
     for line in [_partition_line(run.partition()), *_valley_lines(run.valleys())]:
         console.print(line, soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _phase_table(phases: pd.DataFrame) -> Table:

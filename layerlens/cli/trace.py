@@ -91,15 +91,15 @@ def trace(
 
     import layerlens as ll
 
-    loaded = ll.load(
-        model,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
     try:
+        loaded = ll.load(
+            model,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
         run = ll.trace(loaded, asked, out=out, resume=resume, **options)
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))
@@ -132,9 +132,9 @@ def _refuse_other_run(out: Path, resume: bool) -> None:
 def _interrupted(out: Path, n_prompts: int) -> int:
     import layerlens as ll
 
-    done = len(ll.open_run(out).prompts) if (out / "manifest.json").exists() else 0
+    done = len(ll.open_run(out).prompts) if (out.expanduser() / "manifest.json").exists() else 0
     typer.echo(
-        f"layerlens: interrupted; {done} of {n_prompts} prompts are complete in {out}: continue with --resume", err=True
+        f"layerlens: interrupted; {done} of {n_prompts} prompts are complete in {out}, continue with --resume", err=True
     )
     return 130
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from layerlens.errors import PromptError, first_sentence
 
@@ -51,9 +52,7 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 def json_object(line: str, where: str) -> dict[str, object]:
     """The JSON object that a line holds; a PromptError that starts with `where` if it holds anything else."""
     try:
-        value = json.loads(line)
-        # Half a surrogate pair passes as JSON, and would fail only when the run is written.
-        json.dumps(value, ensure_ascii=False).encode()
+        value = _parsed(line)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at column {error.colno}"
         raise PromptError(f"{where}: not JSON ({reason}); write one JSON object per line") from error
@@ -61,6 +60,13 @@ def json_object(line: str, where: str) -> dict[str, object]:
         raise PromptError(f"{where}: JSON that cannot be used ({error}); write it as UTF-8 text") from error
     if not isinstance(value, dict):
         raise PromptError(f"{where}: JSON, but not an object; write one JSON object per line")
+    return value
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text; ValueError also for half a surrogate pair, which would fail only at the tokenizer."""
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
@@ -76,7 +82,7 @@ def read_rows(content: bytes, path: Path) -> list[dict[str, object]]:
 
 def _json_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     try:
-        rows = json.loads(decode(content, path))
+        rows = _parsed(decode(content, path))
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{path}: not JSON ({error}); give a list of objects, or name JSON lines .jsonl") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -90,6 +96,7 @@ def _jsonl_rows(content: bytes, path: Path) -> list[dict[str, object]]:
 
 def _csv_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     # pandas would turn "007" into 7 and "None" into nothing; every column read here is a text.
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.DictReader(io.StringIO(decode(content, path), newline=""), strict=True)
     try:
         return [dict(row) for row in reader]
@@ -108,6 +115,7 @@ def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     return rows
 
 
+_LONGEST_FIELD = 2**31 - 1  # the library's own limit is smaller than the contexts of some datasets
 _READERS: dict[str, Callable[[bytes, Path], list[dict[str, object]]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,

@@ -14,6 +14,7 @@ from layerlens.models.unembed import Unembed
 # On a CPU a tile and the exponentials of it stay in the cache; on an accelerator they fill the chip, at 32 MiB each.
 _CPU_TILE = (512, 1024)
 _ACCELERATOR_TILE = (512, 16384)
+_LOWEST = -1e30
 _BLOCK = 64  # words per block in the two-step arg-max: a plain arg-max over the tile costs ten times as much
 
 
@@ -41,7 +42,7 @@ def read(
     Args:
         states: residual-stream states as a block handed them on, in the model's dtype.
         unembed: the model's head.
-        chosen: token ids of each row whose log-probability is wanted.
+        chosen: token ids, 0..V-1, of each row whose log-probability is wanted.
         tile: rows and words of a tile; by default what suits the device.
     """
     if len(states) == 0:
@@ -73,6 +74,8 @@ def _read_rows(states: States, unembed: Unembed, chosen: Tensor | None, words: i
         stop = min(start + words, unembed.n_vocab)
         size = n_rows * (stop - start)
         logits = unembed.logits_tile(normed, start, stop, logits_space[:size].view(n_rows, stop - start))
+        if unembed.bias is not None:
+            logits.clamp_(min=_LOWEST)  # a bias of minus infinity bans a word: 0 · ln 0 = 0, not NaN
         tile_maximum, tile_top = _top(logits)
         if chosen is not None and chosen_logits is not None:
             _pick(logits, chosen, start, chosen_logits)

@@ -1,6 +1,7 @@
 """Any causal language model in one shape: blocks, unembed, and what each layer is. Found by watching one pass."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,8 +87,11 @@ class Model:
         return weight
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and 16 evenly spaced values of every parameter: other weights, other digest."""
-        digest = hashlib.sha256()
+        """SHA-256 over the config and over names, shapes and 16 evenly spaced values of every parameter."""
+        config = self.hf.config.to_dict()
+        for name in ("_name_or_path", "transformers_version"):
+            config.pop(name, None)
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, parameter in self.hf.named_parameters():
             values = parameter.detach().flatten()
             sample = values[:: max(1, len(values) // 16)][:16].float().cpu()
@@ -157,18 +161,24 @@ def _unembed(hf: PreTrainedModel, decoder: nn.Module, last_block: nn.Module, sou
     if not isinstance(getattr(head, "weight", None), Tensor):
         raise ModelError(f"{source} cannot be traced: it has no unembedding; give a model with a language-model head")
     config = hf.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = _number(config, "logit_scale", "lm_head_multiplier") or 1.0
     return Unembed(
         tail=_called_after(decoder, last_block, head.weight.device),
         weight=head.weight.detach(),
         bias=head.bias.detach() if isinstance(getattr(head, "bias", None), Tensor) else None,
-        scale=scale,
-        softcap=getattr(config, "final_logit_softcapping", None),
+        scale=scale / (_number(config, "logits_scaling") or 1.0),
+        softcap=_number(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
     )
 
 
+def _number(config: Any, *names: str) -> float | None:
+    """The first of the config's entries that is a number; whatever is missed shows in the readout check."""
+    values = (getattr(config, name, None) for name in names)
+    return next((float(value) for value in values if isinstance(value, int | float)), None)
+
+
 def _called_after(decoder: nn.Module, last_block: nn.Module, device: torch.device) -> list[nn.Module]:
-    ids = torch.ones(1, 2, dtype=torch.long, device=device)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
     with torch.no_grad(), call_order(decoder) as order:
         decoder(input_ids=ids, use_cache=False)
     return order[order.index(last_block) + 1 :]

@@ -73,16 +73,17 @@ def call_order(root: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The stream out of whatever a module returns: the tensor itself, or the first entry of a tuple."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    """The stream out of whatever a module returns: the tensor itself, or the first entry of a tuple or list."""
+    tensor: Tensor = output[0] if isinstance(output, tuple | list) else output
     return tensor
 
 
 def _after(index: int, parts: dict[int, Tensor], on_block: OnBlock) -> Callable[..., None]:
     def hook(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         h_in, part = _stream_argument(args, kwargs), parts.pop(index, None)
-        # some blocks flatten batch and sequence on their way to the MLP
-        on_block(index, h_in, None if part is None else part.reshape(h_in.shape), first_tensor(output))
+        if part is not None and part.numel() == h_in.numel():
+            part = part.reshape(h_in.shape)  # some blocks flatten batch and sequence on their way to the MLP
+        on_block(index, h_in, part, first_tensor(output))
 
     return hook
 

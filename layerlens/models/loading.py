@@ -18,7 +18,7 @@ from layerlens import hub
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models import gguf
 from layerlens.models.adapter import Model, adapt
-from layerlens.models.check import checked
+from layerlens.models.check import checked, refuse_unobservable
 
 _OTHER_SOURCES = f"give a hub id that exists and can be reached, a folder, a .gguf file, or {gguf.SMOLLM2}"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,15 +50,19 @@ def load(
         OptionError: the arguments do not fit each other.
     """
     if isinstance(model, PreTrainedModel):
-        if tokenizer is None:
-            raise OptionError("a model in memory needs its tokenizer; call load(model, tokenizer=tokenizer)")
-        return checked(adapt(model.eval(), tokenizer, model.name_or_path or type(model).__name__))
+        if (dtype, device, revision) != ("auto", None, None):
+            raise OptionError("a model in memory keeps its dtype, device and revision; leave those options out")
+        return _from_memory(model, tokenizer)
+    if not isinstance(model, str | os.PathLike):
+        raise OptionError(f"a {type(model).__name__} is no model; give a hub id, a path, or a transformers model")
     if tokenizer is not None:
         raise OptionError(f"{model} is loaded with its own tokenizer; give a tokenizer only with a model in memory")
     if dtype != "auto" and dtype not in _DTYPES:
         raise OptionError(f"--dtype {dtype} is unknown; give auto, {', '.join(_DTYPES)}")
     where = _device(device)
     source = os.fspath(model)
+    if revision is not None and Path(source).expanduser().exists():
+        raise OptionError(f"--revision {revision} belongs to a hub id, and {source} is a local path; leave it out")
     if not source:
         raise ModelError(f"the model's name is empty; {_OTHER_SOURCES}")
     with _quiet():
@@ -71,6 +75,18 @@ def load(
     is_hub_id = gguf_file is None and not folder.is_dir()
     commit = hub.commit_of(source, "config.json", revision or "main") if is_hub_id else None
     return checked(adapt(hf.to(where).eval(), tokenizer, source, commit))  # type: ignore[arg-type]
+
+
+def _from_memory(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Model:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        given = "no tokenizer" if tokenizer is None else f"a {type(tokenizer).__name__}"
+        raise OptionError(
+            f"a model in memory needs its tokenizer, {given} was given; call load(model, tokenizer=tokenizer)"
+        )
+    source = hf.name_or_path or type(hf).__name__
+    _refuse_other_kinds(source, hf.config)
+    refuse_unobservable(hf, source)
+    return checked(adapt(hf.eval(), tokenizer, source))
 
 
 def _locate(source: str) -> tuple[Path, str | None]:
@@ -100,6 +116,10 @@ def _load_checkpoint(
         config = AutoConfig.from_pretrained(source, **safety)
     except Exception as error:
         advice = "check its config.json" if is_folder else _OTHER_SOURCES
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source} comes with code of its own; give --trust-remote-code if you trust it"
+            ) from error
         why = first_sentence(error) if is_folder or online else "no such folder, not in the cache, hub not reached"
         raise ModelError(f"{source!r} is no model that can be loaded ({why}); {advice}") from error
     _refuse_other_kinds(source, config)
@@ -110,17 +130,25 @@ def _load_checkpoint(
             f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add tokenizer.json"
         ) from error
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=_DTYPES.get(dtype, "auto"),
             use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
             **safety,
         )
     except Exception as error:
         raise ModelError(
             f"{source} could not be loaded ({first_sentence(error)}); {_weights_advice(source)}"
         ) from error
+    hf, loading = loaded
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(
+            f"{source} lacks {len(missing)} of its weights ({', '.join(missing[:2])} ...), which would be random; give "
+            "a complete checkpoint"
+        )
     return hf, tokenizer
 
 
@@ -157,6 +185,8 @@ def _device(device: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
+        if where.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise OptionError(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from layerlens.run import Run
 
 DWARFS = 1.5
+MOST_CLIPPED = 3
+TREND_LAYERS = 8
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -24,7 +26,8 @@ def contributions_table(run: "Run") -> pd.DataFrame:
 
     Columns: layer; kind; phase (I, II, III by the rule "plateau", NA where it finds none); norm_ratio and
     io_cosine with `_low`, `_high` and `_trend`; norm_ratio_clipped, whether the bar is cut off; attn_ratio;
-    mlp_ratio; n_tokens; n_prompts. The trend is `trend` of the means, over the layers that are not cut off.
+    mlp_ratio; n_tokens; n_prompts. The trend is `trend` of the means, over the layers that are not cut off, and NA
+    where there are too few of them for one.
     """
     layers = by_layer(run)
     clipped = dwarfing(layers["norm_ratio"].to_numpy())
@@ -51,7 +54,12 @@ def phase_of_layers(run: "Run") -> list[str | None]:
 
 
 def trend(values: Floats) -> Floats:
-    """A running mean over layers, [L], weighted by a normal curve of sd max(1, L/30) layers; NaN stays NaN."""
+    """A running mean over layers, [L], weighted by a normal curve of sd max(1, L/30) layers.
+
+    NaN stays NaN; under 8 layers, where such a mean is far from most of the values, all is NaN.
+    """
+    if len(values) < TREND_LAYERS:
+        return np.full(len(values), np.nan)
     layers = np.arange(len(values))
     weights = np.exp(-0.5 * ((layers[:, None] - layers) / max(1, len(values) / 30)) ** 2)
     known = ~np.isnan(values)
@@ -62,11 +70,11 @@ def trend(values: Floats) -> Floats:
 def dwarfing(values: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which of the first layers, [L], are so tall that they would flatten the bars after them.
 
-    The longest run from layer 1 of values above 1.5 times all that follow; never the whole.
+    The longest run from layer 1 of values above 1.5 times all that follow; never the whole and at most three layers.
     """
     following = np.maximum.accumulate(values[::-1])[::-1]
     dwarfs = np.append(values[:-1] > DWARFS * following[1:], False)
-    return np.logical_and.accumulate(dwarfs)
+    return np.logical_and.accumulate(dwarfs) & (np.arange(len(values)) < MOST_CLIPPED)
 
 
 def draw_contributions(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -75,16 +83,17 @@ def draw_contributions(table: pd.DataFrame, ax: Axes) -> Axes:
     parts = table[["attn_ratio", "mlp_ratio"]].where(shown)
     top = float(np.nanmax([table["norm_ratio_high"][shown].max(), table["norm_ratio"][shown].max(), *parts.max()]))
     top = top if top > 0 else 1.0
-    heights = table["norm_ratio"].where(shown, 1.14 * top)
+    limit = top / (0.77 - _ROW * _rows(table))
+    cut = top + 0.1 * limit
     style.band_full_attention(ax, list(table["kind"]))
-    bars = _bars(table, "norm_ratio", heights, "total", ax)
-    handles: list[Any] = [bars, *ax.plot(x, table["norm_ratio_trend"], color=style.TREND, label="trend")]
+    handles = _bars(table, "norm_ratio", table["norm_ratio"].where(shown, cut), "total", ax)
     for name, colour, dashes, label in _PARTS:
         if parts[name].notna().any():
             look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 0.9, "label": label}
             handles += ax.plot(x, parts[name], drawstyle="steps-mid", **look)
-    style.value_axis(ax, top, 1.45 * top)
-    _mark_clipped(table, 1.14 * top, ax)
+    handles += _whiskers(table, "norm_ratio", ax)
+    style.value_axis(ax, top, limit)
+    _mark_clipped(table, cut, ax)
     drawn = [table["norm_ratio"].where(shown), table["norm_ratio_high"].where(shown), parts]
     tallest = pd.concat(drawn, axis=1).max(axis=1).fillna(0).to_numpy()
     return _finish(table, "norm_ratio", tallest, "norm ratio", handles, ax)
@@ -93,8 +102,7 @@ def draw_contributions(table: pd.DataFrame, ax: Axes) -> Axes:
 def draw_io_cosine(table: pd.DataFrame, ax: Axes) -> Axes:
     """The axes with I/O cosines as bars, their trend, and the phases."""
     style.band_full_attention(ax, list(table["kind"]))
-    bars = _bars(table, "io_cosine", table["io_cosine"], "mean", ax)
-    handles = [bars, *ax.plot(table["layer"], table["io_cosine_trend"], color=style.TREND, label="trend")]
+    handles = _bars(table, "io_cosine", table["io_cosine"], "cosine", ax) + _whiskers(table, "io_cosine", ax)
     lowest = float(np.nanmin([0.0, table["io_cosine"].min(), table["io_cosine_low"].min()]))
     ax.set_yticks(np.arange(math.floor(lowest * 4) / 4, 1.01, 0.25))
     ax.set_ylim(1.1 * lowest, 1.35)
@@ -108,25 +116,51 @@ _PARTS = (
 )
 
 
-def _bars(table: pd.DataFrame, measure: str, heights: "pd.Series[float]", label: str, ax: Axes) -> Any:
+_ROW = 0.08  # of the axes' height: one line of the values over bars cut off
+
+
+def _bars(table: pd.DataFrame, measure: str, heights: "pd.Series[float]", label: str, ax: Axes) -> list[Any]:
     bars = ax.bar(table["layer"], heights, width=0.75, color=style.BAR, label=label, zorder=1)
-    known = table[f"{measure}_low"].notna() & (heights == table[measure])
-    low, value, high = (table[f"{measure}{part}"][known] for part in ("_low", "", "_high"))
-    if known.any():
-        ax.errorbar(
-            table["layer"][known], value, yerr=[value - low, high - value], fmt="none", ecolor="0.25", elinewidth=0.6
-        )
-    return bars
+    trend_line = table[f"{measure}_trend"]
+    if trend_line.isna().all():
+        return [bars]
+    return [bars, *ax.plot(table["layer"], trend_line, color=style.TREND, label="trend")]
+
+
+def _whiskers(table: pd.DataFrame, measure: str, ax: Axes) -> list[Any]:
+    wide = table[table[f"{measure}_high"] > table[f"{measure}_low"]]
+    if measure == "norm_ratio":
+        wide = wide[~wide["norm_ratio_clipped"]]
+    if wide.empty:
+        return []
+    low, value, high = (wide[f"{measure}{part}"] for part in ("_low", "", "_high"))
+    look: dict[str, Any] = {"fmt": "none", "ecolor": "0.25", "elinewidth": 0.6, "label": "95 % interval"}
+    return [ax.errorbar(wide["layer"], value, yerr=[value - low, high - value], **look)]
+
+
+def _clipped_values(table: pd.DataFrame) -> list[str]:
+    return [f"{value:.3g}" for value in table["norm_ratio"][table["norm_ratio_clipped"]]]
+
+
+def _fit_side_by_side(values: Sequence[str], n_layers: int) -> bool:
+    return n_layers * max(map(len, values), default=0) <= 50  # about the characters of one line at column width
+
+
+def _rows(table: pd.DataFrame) -> int:
+    values = _clipped_values(table)
+    return 1 if _fit_side_by_side(values, len(table)) else len(values)
 
 
 def _mark_clipped(table: pd.DataFrame, height: float, ax: Axes) -> None:
-    clipped = table[table["norm_ratio_clipped"]]
-    if clipped.empty:
-        return
-    for layer in clipped["layer"]:
+    values, limit = _clipped_values(table), ax.get_ylim()[1]
+    beside = _fit_side_by_side(values, len(table))
+    for layer, value in enumerate(values, start=1):
         ax.plot([layer - 0.55, layer + 0.55], [0.9 * height, 0.94 * height], color="white", linewidth=2, zorder=2)
-    text = ", ".join(f"{value:.3g}" for value in clipped["norm_ratio"])
-    ax.text(0.5, 1.02 * height, text, ha="left", va="bottom", fontsize=6.5)
+        foot = height + (0.015 + _ROW * (_rows(table) - layer) * (not beside)) * limit
+        if not beside and layer < len(values):
+            ax.plot([layer, layer], [height, foot], color=style.GREY, linewidth=0.5)
+        at, side = (layer, "center") if beside else (layer - 0.5, "left")
+        ax.text(at, foot, value, ha=side, va="bottom", fontsize=6.5)
 
 
 def _finish(table: pd.DataFrame, measure: str, tallest: Floats, label: str, handles: list[Any], ax: Axes) -> Axes:
@@ -153,7 +187,8 @@ def _finish(table: pd.DataFrame, measure: str, tallest: Floats, label: str, hand
         )
     if style.mixes_kinds(list(table["kind"])):
         handles = [*handles, style.full_attention_key()]
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=len(handles))
+    columns = len(handles) if len(handles) <= 5 else 3  # as many as the column's width takes
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns)
     return ax
 
 

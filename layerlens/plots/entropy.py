@@ -77,22 +77,24 @@ def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def _title(row: Any) -> str:
-    text = f"{row['group'].capitalize()}: {row['n_tokens']:,} tokens, {100 * row['share']:.1f} %"
-    if np.isnan(row["share_low"]):
+    noun = "token" if row["n_tokens"] == 1 else "tokens"
+    text = f"{row['group'].capitalize()}: {row['n_tokens']:,} {noun}, {100 * row['share']:.1f} %"
+    if np.isnan(row["share_low"]) or row["share"] in (0, 1):  # resampling prompts that are all alike finds no doubt
         return text
     return f"{text} (95 %: {100 * row['share_low']:.1f}–{100 * row['share_high']:.1f})"
 
 
-def _curve(table: pd.DataFrame, ax: Axes) -> list[Any]:
-    x, mean, colour = table["layer"], table["entropy"], _COLOURS[str(table["group"].iloc[0])]
-    below, above = (mean - table["entropy_sd"]).clip(lower=0), mean + table["entropy_sd"]
-    line = ax.plot(x, mean, color=colour, label="mean", zorder=3)
-    sd = ax.fill_between(x, below, above, color=colour, alpha=0.18, linewidth=0, label="± 1 sd", zorder=1)
-    handles = [*line, sd]
-    if table["entropy_low"].notna().any():
-        low, high = table["entropy_low"], table["entropy_high"]
-        label = "95 % interval"
-        handles.append(ax.fill_between(x, low, high, color=colour, alpha=0.45, linewidth=0, label=label, zorder=2))
+def _curve(table: pd.DataFrame, ax: Axes, *, with_sd: bool = True) -> list[Any]:
+    x, mean, sd = table["layer"], table["entropy"], table["entropy_sd"]
+    look: dict[str, Any] = {"color": _COLOURS[str(table["group"].iloc[0])]}
+    handles: list[Any] = ax.plot(x, mean, label="mean", zorder=3, **look)
+    look["linewidth"] = 0
+    if with_sd and (sd > 0).any():
+        below, above = (mean - sd).clip(lower=0), mean + sd
+        handles.append(ax.fill_between(x, below, above, alpha=0.18, label="± 1 sd", zorder=1, **look))
+    low, high = table["entropy_low"], table["entropy_high"]
+    if (high > low).any():
+        handles.append(ax.fill_between(x, low, high, alpha=0.45, label="95 % interval", zorder=2, **look))
     return handles
 
 
@@ -133,8 +135,7 @@ def _draw_marks(table: pd.DataFrame, ax: Axes) -> None:
 def _zoom(table: pd.DataFrame, ax: Axes, place: Place) -> None:
     last = table.tail(ZOOM_LAYERS)
     inset = ax.inset_axes(place, zorder=5)
-    _curve(last, inset)
-    inset.collections[0].remove()  # the standard deviation would flatten what the inset is there to show
+    _curve(last, inset, with_sd=False)  # which would flatten what the inset is there to show
     low, high = (last[f"entropy{end}"].fillna(last["entropy"]) for end in ("_low", "_high"))
     room = 0.08 * float(high.max() - low.min()) or 0.1
     inset.set_ylim(max(0.0, float(low.min()) - room), float(high.max()) + room)

@@ -63,6 +63,9 @@ def read_manifest(folder: Path) -> Manifest:
     if found != FORMAT:
         advice = "upgrade layerlens" if found > FORMAT else "trace again"
         raise RunError(f"{folder} is a run of format {found}, this layerlens reads format {FORMAT}: {advice}")
+    model, batches = manifest.get("model"), manifest.get("batches")
+    if not (isinstance(model, dict) and isinstance(model.get("n_layers"), int) and isinstance(batches, list)):
+        raise RunError(f"{path} is damaged: it lacks model.n_layers or batches; restore it, or trace again")
     return manifest  # type: ignore[no-any-return]
 
 
@@ -82,6 +85,7 @@ def _flat(manifest: Manifest) -> dict[str, Any]:
             flat.update({f"{key}.{inner}": content for inner, content in value.items()})
         else:
             flat[key] = value
+    flat.pop("model.source", None)  # its weights and config tell a model better than the path by which it was named
     return flat
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from layerlens.errors import RunError
+from layerlens.errors import RunError, first_sentence
 from layerlens.records.manifest import Manifest, differences, read_manifest
 from layerlens.records.schema import PROMPTS, TOKENS, Column, arrow_schema
 
@@ -36,7 +36,7 @@ class RunWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, *, resume: bool = False) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.manifest = manifest
         refuse_unless_free(self.folder, resume=resume)
         with self._writing():
@@ -56,10 +56,12 @@ class RunWriter:
 
     def pending(self) -> list[int]:
         """Indices of the batches that are not complete, in order."""
-        batches = range(len(self.manifest["batches"]))
-        if (self.folder / "prompts.parquet").exists():
-            return []
-        return [index for index in batches if not self._prompt_part(index).exists()]
+        joined = (self.folder / "prompts.parquet").exists()
+        return [
+            index
+            for index in range(len(self.manifest["batches"]))
+            if not token_part(self.folder, index).exists() or not (joined or self._prompt_part(index).exists())
+        ]
 
     def write(self, index: int, tokens: Columns, prompts: Columns) -> None:
         """Add batch `index`; visible to readers all at once.
@@ -89,14 +91,12 @@ class RunWriter:
         if _has_begun(self.folder):
             self._refuse_disagreement()
         else:
-            for orphan in self.folder.glob("tokens/part-*.parquet"):
-                orphan.unlink()
             _write_json(self.folder / "manifest.json", self.manifest)
-        (self.folder / "tokens").mkdir(exist_ok=True)
-        if not (self.folder / "prompts.parquet").exists():
-            (self.folder / "prompts").mkdir(exist_ok=True)
-        for stray in self.folder.rglob("*.partial"):
-            stray.unlink()
+        for name in ("tokens", "prompts"):
+            (self.folder / name).mkdir(exist_ok=True)
+        for pattern in ("*.partial", "tokens/*.partial", "prompts/*.partial"):
+            for unfinished in self.folder.glob(pattern):
+                unfinished.unlink()
 
     def _refuse_disagreement(self) -> None:
         found = differences(self.manifest, read_manifest(self.folder))
@@ -120,18 +120,25 @@ class RunWriter:
 
 def refuse_unless_free(folder: Path, *, resume: bool) -> None:
     """RunError where the folder holds another run, or files that are not a run's."""
-    if folder.exists() and not folder.is_dir():
+    folder = folder.expanduser()
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+        present = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
+    except OSError as error:
+        raise RunError(f"--out {folder} cannot be used ({error.strerror}); give another directory") from error
+    if is_file:
         raise RunError(f"{folder} is a file; give --out a directory")
-    present = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
-    if "manifest.json" in present and not resume and _has_begun(folder):
-        raise RunError(f"{folder} already holds a run; give --out a new directory, or --resume to continue it")
-    if "manifest.json" not in present and present - {"manifest.json.partial"}:
+    if "manifest.json" in present:
+        read_manifest(folder)
+        if not resume and _has_begun(folder):
+            raise RunError(f"{folder} already holds a run; give --out a new directory, or --resume to continue it")
+    elif present - {"manifest.json.partial"}:
         raise RunError(f"{folder} is not empty and is not a run; give --out a new directory")
 
 
 def _has_begun(folder: Path) -> bool:
-    """Whether a batch is complete; a run that failed before that may be begun anew with other options."""
-    return (folder / "prompts.parquet").exists() or any((folder / "prompts").glob("part-*.parquet"))
+    """Whether anything was recorded; a run that failed before that may be begun anew with other options."""
+    return any(any(folder.glob(pattern)) for pattern in ("prompts.parquet", "prompts/part-*", "tokens/part-*"))
 
 
 def token_part(folder: Path, index: int) -> Path:
@@ -141,11 +148,10 @@ def token_part(folder: Path, index: int) -> Path:
 
 def read_prompts_table(folder: Path) -> pa.Table:
     """All prompts that are complete, in the order of the batches."""
+    schema = arrow_schema(PROMPTS)
     joined = folder / "prompts.parquet"
-    if joined.exists():
-        return _read_table(joined, None)
-    parts = sorted((folder / "prompts").glob("part-*.parquet"))
-    return pa.concat_tables([arrow_schema(PROMPTS).empty_table(), *(_read_table(part, None) for part in parts)])
+    parts = [joined] if joined.exists() else sorted((folder / "prompts").glob("part-*.parquet"))
+    return pa.concat_tables([schema.empty_table(), *(_read_table(part, schema.names) for part in parts)])
 
 
 def read_tokens_table(folder: Path, columns: list[str] | None = None) -> pa.Table:
@@ -180,23 +186,30 @@ def _list_array(column: Column, values: np.ndarray[Any, np.dtype[Any]]) -> pa.Li
 
 
 def _complete_token_parts(folder: Path) -> list[Path]:
-    parts = sorted((folder / "tokens").glob("part-*.parquet"))
+    parts = [token_part(folder, index) for index in range(len(read_manifest(folder)["batches"]))]
     if (folder / "prompts.parquet").exists():
         return parts
     return [part for part in parts if (folder / "prompts" / part.name).exists()]
 
 
-def _read_table(path: Path, columns: list[str] | None) -> pa.Table:
+def _read_table(path: Path, columns: list[str]) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        with path.open("rb") as handle:
+            table = pq.read_table(handle, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{path} cannot be read ({reason}); delete it and trace again with --resume") from error
+        raise RunError(
+            f"{path} cannot be read ({first_sentence(error)}); delete it and repeat the trace with --resume"
+        ) from error
+    if table.column_names != columns:
+        missing = ", ".join(sorted(set(columns) - set(table.column_names)))
+        raise RunError(f"{path} lacks the columns {missing}; delete it and repeat the trace with --resume")
+    return table
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
     partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
+    with partial.open("wb") as handle:  # pyarrow would read a path in its own way
+        pq.write_table(table, handle, compression="zstd")
     _publish(partial, path)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from layerlens.errors import OptionError
 
 DEFAULT_WINDOW = 10
+LEAST_TEMPERATURE = 1e-3  # below, float32 logits over the temperature overflow
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,32 @@ class TraceOptions:
     """Of sampling; each batch has a generator of its own, so a resumed run samples the same tokens."""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 0), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("max_new_tokens", 0), ("batch_size", 1), ("seed", 0), ("window", 1)):
+            value = getattr(self, name)
+            if name == "window" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise OptionError(f"{_flag(name)} {value!r} is no whole number; give one from {least}")
             if getattr(self, name) < least:
                 raise OptionError(f"{_flag(name)} {getattr(self, name)} is too small; give a whole number from {least}")
         for name, choices in (("mode", ("generate", "replay")), ("positions", ("generated", "all"))):
             if getattr(self, name) not in (None, *choices):
                 raise OptionError(f"{_flag(name)} {getattr(self, name)!r} is unknown; give {' or '.join(choices)}")
-        if not 0.0 <= self.temperature < float("inf"):
-            raise OptionError(f"--temperature {self.temperature} is out of range; give 0 for greedy, or a number above")
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), int | float):
+                raise OptionError(f"{_flag(name)} {getattr(self, name)!r} is no number; give one")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < float("inf"):
+            raise OptionError(
+                f"--temperature {self.temperature} is out of range; give 0 for greedy, or {LEAST_TEMPERATURE} and more"
+            )
         if not 0.0 < self.top_p <= 1.0:
             raise OptionError(f"--top-p {self.top_p} is out of range; give a number above 0, 1 at most")
         if self.top_p < 1.0 and self.temperature == 0.0:
             raise OptionError(f"--top-p {self.top_p} has no effect on greedy decoding; give --temperature too")
+        if self.temperature > 0 and self.max_new_tokens == 0:
+            raise OptionError(
+                f"--temperature {self.temperature} has no effect with --max-new-tokens 0; drop one of them"
+            )
         if self.system is not None and self.chat_template is False:
             raise OptionError("--system needs the chat template that --no-chat-template turns off; drop one of them")
         if self.max_new_tokens == 0 and self.mode == "generate":
@@ -56,7 +71,7 @@ class TraceOptions:
         """The same with every None that stands for a default replaced by what it means for this model."""
         given_text = self.max_new_tokens == 0
         window = min(DEFAULT_WINDOW, n_layers) if self.window is None else self.window
-        if not 1 <= window <= n_layers:
+        if window > n_layers:
             raise OptionError(f"--window {window} does not fit a model of {n_layers} layers; give 1..{n_layers}")
         if not has_chat_template and (self.chat_template or self.system is not None):
             wanted = "--system" if self.system is not None else "chat_template=True"

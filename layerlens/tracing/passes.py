@@ -11,12 +11,15 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 
-from layerlens.errors import ModelError
+from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
 from layerlens.tracing.meter import Meter
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.prompts import pad
+
+# of the largest logit; linear attention computes a prompt in chunks, so rounding differs with its length
+_PADDING_TOLERANCE = {torch.float32: 5e-3, torch.float64: 5e-3, torch.float16: 3e-2}
 
 OnTokens = Callable[[int], None]
 
@@ -195,3 +198,35 @@ def _own_generation_config(model: Model, options: TraceOptions, ends: list[int])
         yield
     finally:
         model.hf.generation_config = theirs
+
+
+@torch.no_grad()
+def refuse_ignored_padding(model: Model) -> None:
+    """OptionError where a prompt, padded on the left beside a longer one, generates from other logits than alone."""
+    known = min(model.n_known_tokens, model.n_vocab)
+    long = torch.linspace(min(3, known - 1), known - 1, 9).long().tolist()
+    alone, padded = (_first_logits(model, prompts) for prompts in ([long[2:6]], [long[2:6], long]))
+    scale = alone.abs().max()
+    if not (alone - padded).abs().max() <= _PADDING_TOLERANCE.get(model.hf.dtype, 0.1) * scale:
+        raise OptionError(
+            f"--batch-size above 1 does not work for {model.source} ({model.family}): padding changes what it "
+            "generates; give --batch-size 1"
+        )
+
+
+def _first_logits(model: Model, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """The logits of the first prompt at the steps that emit its next four tokens, whatever those are."""
+    ids, mask = (tensor.to(model.device) for tensor in pad(prompts, pad_token_id(model), left=True))
+    hf: Any = model.hf
+    out = hf.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(
+            max_new_tokens=4,
+            do_sample=False,
+            pad_token_id=pad_token_id(model),
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
+    )
+    return torch.stack([logits[0].float() for logits in out.logits])

@@ -57,7 +57,7 @@ def pad(sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple
 
 def _tokenize(model: Model, prompt: Prompt, options: TraceOptions) -> TokenizedPrompt:
     if options.chat_template:
-        text = _templated(model, prompt, options.system)
+        text = _templated(model, prompt, options)
         ids = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     elif isinstance(prompt.content, str):
         text = prompt.content
@@ -78,15 +78,24 @@ def _tokenize(model: Model, prompt: Prompt, options: TraceOptions) -> TokenizedP
     return TokenizedPrompt(prompt.prompt_id, text, tuple(ids), prompt.reference)
 
 
-def _templated(model: Model, prompt: Prompt, system: str | None) -> str:
+def _templated(model: Model, prompt: Prompt, options: TraceOptions) -> str:
+    system = options.system
     messages = (
         [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else list(prompt.content)
     )
+    if system is not None and messages[0]["role"] == "system":
+        raise PromptError(f"prompt {prompt.prompt_id} has a system message of its own; leave --system out")
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     ends_with_answer = messages[-1]["role"] == "assistant"
     try:
-        text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not ends_with_answer)
+        text = model.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not ends_with_answer,
+            # an answer that was begun is carried on; a conversation that is only looked at stays as it is
+            continue_final_message=ends_with_answer and options.max_new_tokens > 0,
+        )
     except Exception as error:  # templates raise whatever their author chose
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PromptError(f"prompt {prompt.prompt_id} does not fit the model's chat template ({reason})") from error

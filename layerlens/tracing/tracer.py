@@ -14,12 +14,13 @@ import torch
 from layerlens import lens
 from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.models import Model
+from layerlens.models.check import still_as_loaded
 from layerlens.records import Manifest, RunWriter, new_manifest
 from layerlens.records.manifest import digest
 from layerlens.run import Run, open_run
 from layerlens.tracing.meter import FLOATS, Meter
 from layerlens.tracing.options import TraceOptions
-from layerlens.tracing.passes import Rows, end_token_ids, generate, replay
+from layerlens.tracing.passes import Rows, end_token_ids, generate, refuse_ignored_padding, replay
 from layerlens.tracing.progress import Progress
 from layerlens.tracing.prompts import TokenizedPrompt, tokenize
 
@@ -49,16 +50,19 @@ def trace(
         OptionError, PromptError: before anything is written.
         RunError: `out` holds another run, or cannot be written. What is complete is kept.
     """
-    dataset = prompts if isinstance(prompts, Dataset) else from_prompts(list(prompts))
+    still_as_loaded(model)
+    dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
     settled = TraceOptions(**options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
     tokenized = tokenize(model, dataset.prompts, settled)
     batches = [tokenized[start : start + settled.batch_size] for start in range(0, len(tokenized), settled.batch_size)]
+    if settled.max_new_tokens and any(len({len(prompt.token_ids) for prompt in batch}) > 1 for batch in batches):
+        refuse_ignored_padding(model)
     started = time.perf_counter()
     with RunWriter(out, _manifest(model, dataset, settled, batches), resume=resume) as writer:
-        pending = writer.pending()
+        pending = set(writer.pending())
         with Progress(sum(len(batch) for batch in batches), shown=progress) as bar:
-            bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in set(pending)))
-            for index in pending:
+            bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in pending))
+            for index in sorted(pending):
                 tokens, rows = _trace_batch(model, batches[index], settled, _seed_of(settled.seed, index), bar)
                 writer.write(index, tokens, rows)
                 bar.advance_prompts(len(batches[index]))
@@ -165,7 +169,7 @@ def _manifest(
         model={
             "source": model.source,
             "revision": model.revision,
-            "weights_sha256": model.fingerprint(),
+            "fingerprint": model.fingerprint(),
             "dtype": str(model.hf.dtype).removeprefix("torch."),
             "device": str(model.device),
             "backend": "transformers",

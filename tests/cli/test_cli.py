@@ -1,5 +1,6 @@
 """The command line as a user types it: quick help, one sentence for what cannot be, real output for what can."""
 
+import importlib.metadata
 import os
 import re
 import resource
@@ -111,6 +112,9 @@ def test_prompts_from_a_file_and_given_text(run, model, tmp_path):
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--system", "s"], "chat template"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--max-new-tokens", "500"], "context"),
         (["figure", "2", "--run", "nowhere", "--out", "OUT"], "nowhere"),
+        (["figure", "²", "--run", "nowhere", "--out", "OUT"], "²"),
+        (["trace", "--model", "MODEL", "--out", "x" * 300, "--dataset", "sample"], "x" * 300),
+        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--device", "meta"], "meta"),
         (["figure", "two", "--run", "nowhere", "--out", "OUT"], "two"),
     ],
 )
@@ -168,3 +172,40 @@ def test_the_console_script_is_installed():
     done = subprocess.run([script, "datasets"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "gsm8k" in done.stdout
+
+
+def test_without_arguments_there_is_the_help_and_a_version_when_asked(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) > 8
+    assert run("--version")[1].strip() == f"layerlens {importlib.metadata.version('layerlens')}"
+
+
+def test_a_single_layer_and_an_ascii_terminal(tmp_path):
+    tiny_model("llama", num_hidden_layers=1).save_pretrained(tmp_path / "one")
+    tiny_model("llama", num_hidden_layers=8).save_pretrained(tmp_path / "eight")
+    for name in ("one", "eight"):
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+        done = subprocess.run(
+            [sys.executable, "-m", "layerlens", "trace", "--model", name, "--dataset", "sample", "--limit", "2",
+             "--max-new-tokens", "3", "--out", f"run-{name}"],
+            capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert "2 prompts, 6 positions" in done.stdout
+
+
+def test_a_figure_of_an_unfinished_run_says_so(run, model, tmp_path, monkeypatch):
+    from layerlens.records import RunWriter
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunWriter, "finish", interrupted)
+    run(
+        "trace", "--model", model, "--dataset", "sample", "--limit", 3, "--max-new-tokens", 3, "--out", tmp_path / "run"
+    )
+    code, _, err = run("figure", "2", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    assert code == 0
+    assert "not complete: 3 of 3 prompts" in err

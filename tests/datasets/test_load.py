@@ -167,3 +167,16 @@ def test_the_public_names_are_there():
     assert ld.__all__ == sorted(ld.__all__)
     assert set(ld.__all__) == {"Prompt", "Dataset", "dataset", "from_prompts", "read_prompts", "names"}
     assert all(getattr(ld, name).__doc__ for name in ld.__all__)
+
+
+def test_half_a_surrogate_pair_in_json_is_refused(tmp_path, refused):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"question": "\\ud800?", "answer": "#### 1"}]')
+    with refused(str(path), "not JSON"):
+        ld.dataset("gsm8k", data_file=path)
+
+
+def test_a_long_field_of_a_csv_file_is_read(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\n" + "x" * 300_000 + ",#### 5\n")
+    assert len(ld.dataset("gsm8k", data_file=path).prompts[0].content) == 300_000

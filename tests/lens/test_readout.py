@@ -131,3 +131,13 @@ def test_the_largest_temporary_does_not_grow_with_the_vocabulary():
             total += event.nbytes()
             peak = max(peak, total)
     assert 2**20 < peak < 40 * 2**20
+
+
+def test_a_banned_word_has_no_part_in_the_entropy():
+    states, unembed = make(6, 4, 8, 300, bias=True)
+    unembed.bias[[0, 5, 299]] = -math.inf
+    reading = lens.read(states, unembed, torch.full((4, 1), 7), tile=(4, 64))
+    with np.errstate(invalid="ignore"):
+        log_probs = whole(states, unembed)
+    np.testing.assert_allclose(reading.entropy, scipy.stats.entropy(np.exp(log_probs), axis=1), atol=2e-5)
+    np.testing.assert_allclose(reading.log_probs[:, 0], log_probs[:, 7], atol=1e-4)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import layerlens as ll
 from layerlens.models import FAMILIES, adapt, checked, tiny_model, tiny_names, tiny_tokenizer
@@ -122,3 +123,41 @@ def _bidirectional(forward):
         return forward(*args, **kwargs)
 
     return without_mask
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("family", "change"), [("gemma2", {"softcap": None}), ("granite", {"scale": 0.98 / 3.0})])
+def test_half_precision_does_not_hide_a_wrong_head(family, change, dtype):
+    """Rounding falls to both sides; a soft-cap or a scale that is two per cent off does not."""
+    model = adapt(tiny_model(family).to(dtype), tiny_tokenizer(), family)
+    assert checked(model).n_layers == 4
+    with pytest.raises(ll.ModelError, match="failed the readout check"):
+        checked(replace(model, unembed=replace(model.unembed, **change)))
+
+
+@pytest.mark.parametrize("family", tiny_names())
+def test_every_family_passes_in_bfloat16(family):
+    model = adapt(tiny_model(family).to(torch.bfloat16), tiny_tokenizer(), family)
+    assert None not in checked(model).sublayers
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 3, 9])
+def test_a_tiny_vocabulary_can_be_probed(vocab):
+    model = checked(adapted("llama", vocab_size=vocab, pad_token_id=0, bos_token_id=0, eos_token_id=0))
+    assert model.n_vocab == vocab
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler that is imported
+def test_a_model_changed_after_loading_is_refused(run_of):
+    def loaded():
+        return ll.load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
+
+    training, compiled, other_head = loaded(), loaded(), loaded()
+    training.hf.train()
+    compiled.hf.compile()
+    other_head.hf.lm_head = nn.Linear(48, 307, bias=False)
+    for model, words in ((training, "training mode"), (compiled, "is compiled"), (other_head, "another unembedding")):
+        with pytest.raises(ll.ModelError, match=words):
+            run_of(model, ["abc"], max_new_tokens=1)
+    with pytest.raises(ll.ModelError, match="is compiled"):
+        ll.load(compiled.hf, tokenizer=tiny_tokenizer())

@@ -155,3 +155,33 @@ def test_loading_leaves_transformers_as_chatty_as_it_was(tmp_path):
     ll.load(save(tmp_path / "model"))
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
     shutil.rmtree(tmp_path / "model")
+
+
+def test_missing_weights_are_not_replaced_by_random_ones(tmp_path):
+    folder = save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
+    assert "lacks" in refusal(folder)
+
+
+def test_options_of_a_checkpoint_do_not_apply_to_a_model_in_memory():
+    hf, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    for options in ({"dtype": "bfloat16"}, {"device": "cpu"}, {"revision": "x"}):
+        with pytest.raises(ll.OptionError, match="in memory"):
+            ll.load(hf, tokenizer=tokenizer, **options)
+    with pytest.raises(ll.OptionError, match="a str was given"):
+        ll.load(hf, tokenizer="gpt2")
+    for thing in (None, 3, torch.nn.Linear(2, 2)):
+        with pytest.raises(ll.OptionError, match="is no model"):
+            ll.load(thing)
+
+
+def test_a_revision_of_a_local_folder_is_refused(tmp_path):
+    with pytest.raises(ll.OptionError, match="--revision v1"):
+        ll.load(save(tmp_path / "model"), revision="v1")
+
+
+def test_an_encoder_decoder_in_memory_is_refused():
+    config = transformers.T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    with pytest.raises(ll.ModelError, match="encoder-decoder"):
+        ll.load(transformers.T5ForConditionalGeneration(config), tokenizer=tiny_tokenizer())

@@ -266,5 +266,59 @@ def test_other_weights_in_the_same_folder_cannot_be_resumed(tmp_path):
         if seed == 0:
             ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2)
             ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2, resume=True)
-    with pytest.raises(ll.RunError, match="weights_sha256"):
+    with pytest.raises(ll.RunError, match=r"model\.fingerprint"):
         ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2, resume=True)
+
+
+def test_a_directory_of_somebody_else_is_left_alone(tiny_llama, tmp_path):
+    """Also one that has a manifest.json and files that look unfinished."""
+    for name, text in (("manifest.json", '{"name": "a web app"}'), ("x", ""), ("sub/dl.partial", "half")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ll.RunError, match="not written by layerlens"):
+        ll.trace(tiny_llama, ["a"], out=tmp_path, max_new_tokens=1)
+    assert (tmp_path / "manifest.json").read_text() == '{"name": "a web app"}'
+    assert (tmp_path / "sub" / "dl.partial").read_text() == "half"
+    (tmp_path / "manifest.json").write_text('{"format": 2}')
+    with pytest.raises(ll.RunError, match="format 2"):
+        ll.trace(tiny_llama, ["a"], out=tmp_path, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("lost", ["tokens/part-00001.parquet", "prompts.parquet"])
+def test_a_lost_part_is_redone_by_resume_and_never_taken_for_free_space(tiny_llama, tmp_path, lost):
+    trace = lambda **more: ll.trace(tiny_llama, ["a", "b", "c"], out=tmp_path / "run", max_new_tokens=2, **more)  # noqa: E731
+    trace()
+    whole = content(tmp_path / "run")
+    (tmp_path / "run" / lost).unlink()
+    with pytest.raises(ll.RunError, match="already holds a run"):
+        trace()
+    trace(resume=True)
+    assert content(tmp_path / "run") == whole
+
+
+def test_stray_parts_are_not_counted(tiny_llama, tmp_path):
+    run = ll.trace(tiny_llama, ["a", "b"], out=tmp_path / "run", max_new_tokens=2)
+    first = run.path / "tokens" / "part-00000.parquet"
+    (run.path / "tokens" / "part-00007.parquet").write_bytes(first.read_bytes())
+    assert len(ll.open_run(run.path).tokens) == 4
+
+
+def test_the_same_model_named_by_another_path_may_resume(folder, tmp_path, monkeypatch):
+    ll.trace(ll.load(folder / "model"), ["a"], out=tmp_path / "run", max_new_tokens=2)
+    monkeypatch.chdir(folder)
+    ll.trace(ll.load("model"), ["a"], out=tmp_path / "run", max_new_tokens=2, resume=True)
+
+
+def test_another_config_of_the_same_weights_cannot_be_resumed(folder, tmp_path):
+    model = ll.load(folder / "model")
+    ll.trace(model, ["a"], out=tmp_path / "run", max_new_tokens=2)
+    model.hf.config.rms_norm_eps = 0.5
+    with pytest.raises(ll.RunError, match=r"model\.fingerprint"):
+        ll.trace(model, ["a"], out=tmp_path / "run", max_new_tokens=2, resume=True)
+
+
+def test_a_tilde_is_the_home_directory(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ll.trace(tiny_llama, ["a"], out="~/run", max_new_tokens=2)
+    assert (tmp_path / "run" / "prompts.parquet").exists()
+    assert len(ll.open_run("~/run").prompts) == 1

@@ -99,7 +99,7 @@ def test_the_weights_are_the_dequantised_ones_of_the_file(smollm2):
 
 def test_the_three_phases_of_a_small_real_model(traced):
     """What was measured before on other prompts: a huge first write, a plateau, a strong last write."""
-    layers = traced["replay"].by_layer().set_index("layer")
+    layers = traced["generate"].by_layer().set_index("layer")
     phases = traced["generate"].phases().set_index("phase")
     assert layers.loc[1, "norm_ratio"] > 10
     assert layers.loc[10:28, "norm_ratio"].max() < 0.7

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import layerlens as ll
 from layerlens.models import tiny_model, tiny_tokenizer
@@ -168,6 +169,12 @@ def test_chat_templates_and_system_messages(run_of):
         ({"top_p": 0.5}, "--temperature too"),
         ({"window": 0}, "--window 0"),
         ({"window": 5}, "model of 4 layers"),
+        ({"max_new_tokens": 2.5}, "whole number"),
+        ({"batch_size": True}, "whole number"),
+        ({"window": 2.0}, "whole number"),
+        ({"temperature": "0.7"}, "no number"),
+        ({"temperature": 1e-45}, "--temperature 1e-45"),
+        ({"max_new_tokens": 0, "temperature": 1.0}, "no effect"),
         ({"max_new_tokens": 0, "mode": "generate"}, "drop one"),
         ({"max_new_tokens": 0, "positions": "generated"}, "--positions all"),
         ({"system": "x"}, "no|none"),
@@ -216,3 +223,51 @@ def test_float16_and_bfloat16_models(run_of):
         run = run_of(model, ["abc def"], max_new_tokens=0)
         np.testing.assert_allclose(run.layers("entropy"), exact.layers("entropy"), atol=tolerance)
         np.testing.assert_allclose(run.layers("io_cosine"), exact.layers("io_cosine"), atol=tolerance)
+
+
+def test_a_model_that_ignores_padding_is_refused_in_batches_and_traced_one_by_one(run_of):
+    """RWKV has no attention mask: padding would run through its state."""
+    config = transformers.RwkvConfig(
+        vocab_size=307, hidden_size=48, attention_hidden_size=48, num_hidden_layers=4, context_length=128
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = transformers.RwkvForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    model = ll.load(hf, tokenizer=tiny_tokenizer())
+    with pytest.raises(ll.OptionError, match="--batch-size 1"):
+        run_of(model, TEXTS, max_new_tokens=3, batch_size=3)
+    assert set(run_of(model, TEXTS, max_new_tokens=3).prompts["finish_reason"]) <= {"stop", "length"}
+    assert len(run_of(model, ["abc", "def"], max_new_tokens=3, batch_size=2).prompts) == 2, "nothing is padded here"
+
+
+def test_an_answer_that_was_begun_is_carried_on(run_of):
+    model = fresh("llama")
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    chat = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "It is"},
+    ]
+    run = run_of(model, [chat], max_new_tokens=1)
+    assert run.prompts["prompt"].tolist() == ["<system>s</><user>a</><assistant>It is"]
+    with pytest.raises(ll.PromptError, match="system message of its own"):
+        run_of(model, [chat], max_new_tokens=1, system="t")
+
+
+def test_a_single_text_is_not_taken_for_a_list_of_letters(tiny_llama, run_of):
+    for prompts in ("Hello", None, {"a": 1}):
+        with pytest.raises((ll.PromptError, TypeError)):
+            run_of(tiny_llama, prompts, max_new_tokens=1)
+    assert len(run_of(tiny_llama, (text for text in TEXTS), max_new_tokens=1).prompts) == 3
+
+
+def test_a_single_layer_can_be_traced(run_of):
+    run = run_of(fresh("llama", num_hidden_layers=1), TEXTS, max_new_tokens=2)
+    assert not run.positions["perturbed"].any()
+    assert run.positions["valley_layer"].eq(1).all()
