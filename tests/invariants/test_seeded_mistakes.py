@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import layerlens as ll
 from layerlens import lens
 from layerlens.models import Unembed, hooks
 from layerlens.tracing import meter, passes, tracer
@@ -77,6 +78,9 @@ def test_unmasked_padding(monkeypatch, run_of, family):
         return ids, torch.ones_like(mask)
 
     monkeypatch.setattr(passes, "pad", unmasked)
+    with pytest.raises(ll.OptionError, match="padding changes what it generates"):
+        laws.batching_changes_nothing(model, run_of)
+    monkeypatch.setattr(tracer, "refuse_ignored_padding", lambda model: None)
     with pytest.raises(AssertionError):
         laws.batching_changes_nothing(model, run_of)
 
