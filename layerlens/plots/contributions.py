@@ -187,7 +187,7 @@ def _finish(table: pd.DataFrame, measure: str, tallest: Floats, label: str, hand
         )
     if style.mixes_kinds(list(table["kind"])):
         handles = [*handles, style.full_attention_key()]
-    columns = len(handles) if len(handles) <= 5 else 3  # as many as the column's width takes
+    columns = len(handles) if len(handles) <= 4 else 3  # more would be wider than a column of text
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns)
     return ax
 

@@ -39,6 +39,10 @@ def texts(ax: Axes):
     return [text.get_text() for text in ax.texts]
 
 
+def legend(ax: Axes):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
 def banded(ax: Axes, colour: str):
     """The layers over whose middle a vertical band of a colour lies."""
     spans = [p for p in ax.patches if p not in ax.containers[0].patches and to_hex(p.get_facecolor()) == to_hex(colour)]
@@ -114,11 +118,11 @@ def test_intervals_are_error_bars_where_the_bar_is_whole(hybrid, ax):
 def test_full_attention_layers_are_banded_where_kinds_are_mixed(hybrid, ax, tmp_path):
     contributions(hybrid, ax)
     assert banded(ax, style.FULL_ATTENTION) == list(range(4, 41, 4))
-    assert "full attention" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "full attention" in legend(ax)
     dense = write_run(tmp_path / "dense", planted(hybrid_curves(), n_tokens=3))
     other = contributions(dense, Figure().subplots())
     assert banded(other, style.FULL_ATTENTION) == []
-    assert "full attention" not in [text.get_text() for text in other.get_legend().get_texts()]
+    assert "full attention" not in legend(other)
 
 
 def test_only_the_bounds_that_exist_are_drawn(tmp_path, ax):
@@ -138,12 +142,25 @@ def test_few_layers_are_drawn_without_phases_or_parts(tmp_path, n_layers):
         ax = draw(run, Figure().subplots())
         assert len(bars(ax)) == n_layers
         assert texts(ax) == []
-        assert not {"attention", "MLP"} & {text.get_text() for text in ax.get_legend().get_texts()}
+        assert not {"attention", "MLP", "trend", "95 % interval"} & set(legend(ax))
+        assert "trend" not in [drawn.get_label() for drawn in ax.lines]
+    assert contributions_table(run)[["norm_ratio_trend", "io_cosine_trend"]].isna().all(axis=None)
 
 
 def test_one_prompt_has_no_error_bars(tmp_path, ax):
     contributions(write_run(tmp_path / "run", planted(hybrid_curves(), n_prompts=1)), ax)
     assert not ax.collections
+    assert "95 % interval" not in legend(ax)
+
+
+def test_legends_name_all_that_is_drawn(tmp_path):
+    prompts = planted(hybrid_curves(), noise=0.1, n_tokens=3)
+    for index, rows in enumerate(prompts.values()):
+        rows["io_cosine"] = rows["io_cosine"] - 0.01 * index  # so that the cosine has an interval too
+    run = write_run(tmp_path / "run", prompts, layer_kinds=hybrid_kinds())
+    above, below = contributions(run, Figure().subplots()), io_cosine(run, Figure().subplots())
+    assert legend(above) == ["total", "trend", "attention", "MLP", "95 % interval", "full attention"]
+    assert legend(below) == ["cosine", "trend", "95 % interval", "full attention"]
 
 
 def test_the_table_is_what_is_drawn(hybrid):
@@ -163,6 +180,7 @@ def test_the_table_is_what_is_drawn(hybrid):
         ([0.3, 16, 0.7], [False, False, False]),
         ([5.0], [False]),
         ([8.0, 2.0], [True, False]),
+        ([32, 16, 8, 4, 2, 1], [True, True, True, False, False, False]),
     ],
 )
 def test_bars_that_dwarf_all_others_are_found(values, expected):

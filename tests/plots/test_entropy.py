@@ -47,6 +47,10 @@ def texts(ax):
     return [text.get_text() for text in ax.texts]
 
 
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
 def upright(ax):
     """Where the dashed vertical lines stand."""
     return [float(line.get_xdata()[0]) for line in ax.lines if len(set(np.asarray(line.get_xdata(), float))) == 1]
@@ -146,16 +150,28 @@ def test_few_layers_are_drawn_without_phases_or_inset(tmp_path, n_layers):
 
 
 def test_one_prompt_is_drawn_without_intervals(tmp_path):
-    prompts = planted(hybrid_curves(), n_prompts=1)
+    prompts = planted(hybrid_curves(), n_prompts=1, noise=0.1)
     ax = entropy_partition(write_run(tmp_path / "run", prompts), Figure().subplots(2, 1))[0]
     assert ax.get_title(loc="left") == "Perturbed: 12 tokens, 30.0 %"
     assert len(ax.collections) == 1
+    assert legend(ax) == ["mean", "± 1 sd"]
+
+
+def test_one_token_is_drawn_as_a_line_alone(tmp_path):
+    prompts = planted(hybrid_curves(), n_prompts=1, n_tokens=20, perturbed_share=0.05, noise=0.1)
+    ax = entropy_partition(write_run(tmp_path / "run", prompts), Figure().subplots(2, 1))[0]
+    assert ax.get_title(loc="left") == "Perturbed: 1 token, 5.0 %"
+    assert not ax.collections
+    assert legend(ax) == ["mean"]
+    assert not ax.child_axes[0].collections
 
 
 def test_a_group_without_tokens_says_so(tmp_path):
     prompts = planted(hybrid_curves(), perturbed_share=0)
     empty, whole = entropy_partition(write_run(tmp_path / "run", prompts), Figure().subplots(2, 1))
     assert "no such token" in texts(empty)
+    assert empty.get_title(loc="left") == "Perturbed: 0 tokens, 0.0 %"
+    assert whole.get_title(loc="left") == "Unperturbed: 320 tokens, 100.0 %"
     assert len(whole.lines[0].get_ydata()) == 40
 
 

@@ -44,10 +44,14 @@ def test_the_same_run_gives_the_same_bytes(tmp_path, number):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-@pytest.mark.parametrize("figure", [figure2, figure4])
-@pytest.mark.parametrize("n_layers", [8, 9, 17, 30, 40, 80])
-def test_texts_stay_on_the_page_and_off_each_other(tmp_path, figure, n_layers):
-    page, _ = figure(hybrid(tmp_path / "run", n_layers))
+def clipped(folder, n_layers, values):
+    """A run whose first layers have these norm ratios, far above all others."""
+    curves = hybrid_curves(n_layers)
+    curves["norm_ratio"] = np.append(values, np.minimum(curves["norm_ratio"], 0.55)[len(values) :])
+    return write_run(folder, planted(curves, n_prompts=2, n_tokens=3), layer_kinds=hybrid_kinds(n_layers))
+
+
+def assert_texts_are_apart(page):
     page.draw_without_rendering()
     width, height = page.bbox.width, page.bbox.height
     for ax in page.axes:
@@ -59,6 +63,27 @@ def test_texts_stay_on_the_page_and_off_each_other(tmp_path, figure, n_layers):
         for index, (text, box) in enumerate(boxes):
             for other_text, other in boxes[:index]:
                 assert not box.overlaps(other) or not text or not other_text, (text, other_text)
+
+
+@pytest.mark.parametrize("figure", [figure2, figure4])
+@pytest.mark.parametrize("n_layers", [4, 7, 8, 9, 17, 30, 40, 80])
+def test_texts_stay_on_the_page_and_off_each_other(tmp_path, figure, n_layers):
+    page, _ = figure(hybrid(tmp_path / "run", n_layers))
+    assert_texts_are_apart(page)
+
+
+@pytest.mark.parametrize("n_layers", [4, 8, 12, 13, 17, 40, 80])
+@pytest.mark.parametrize("values", [[9.49, 1.08], [94.3, 9.49, 1.08], [1634.2, 9.49, 1.08]])
+def test_each_value_of_a_clipped_bar_is_over_its_own_bar(tmp_path, n_layers, values):
+    page, _ = figure2(clipped(tmp_path / "run", n_layers, values))
+    assert_texts_are_apart(page)
+    ax = page.axes[0]
+    labels = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    for bar, value in zip(ax.containers[0].patches, values, strict=False):
+        box, own = bar.get_window_extent(), labels[f"{value:.3g}"]
+        assert own.y0 >= box.y1
+        assert own.x0 <= (box.x0 + box.x1) / 2 <= own.x1
+    assert not any(box.overlaps(bar.get_window_extent()) for box in labels.values() for bar in ax.containers[0].patches)
 
 
 def test_marks_near_the_first_layer_are_labelled_on_the_page(tmp_path):
