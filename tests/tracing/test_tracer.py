@@ -271,3 +271,13 @@ def test_a_single_layer_can_be_traced(run_of):
     run = run_of(fresh("llama", num_hidden_layers=1), TEXTS, max_new_tokens=2)
     assert not run.positions["perturbed"].any()
     assert run.positions["valley_layer"].eq(1).all()
+
+
+def test_the_padding_probe_survives_an_early_end(run_of):
+    """Alone, the probe's prompt ends at once; beside a longer one it is padded on."""
+    model = fresh("llama")
+    with torch.no_grad():
+        long = torch.linspace(3, 306, 9).long()
+        end = int(model.hf(input_ids=long[None, 2:6]).logits[0, -1].argmax())
+    model.hf.generation_config.eos_token_id = end
+    assert len(run_of(model, TEXTS, max_new_tokens=2, batch_size=3).prompts) == 3
