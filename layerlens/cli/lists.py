@@ -1,8 +1,5 @@
 """`layerlens models`, `datasets` and `doctor`: what there is."""
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
-
 import typer
 
 
@@ -29,6 +26,9 @@ def datasets() -> None:
 
 def doctor() -> None:
     """Show versions and hardware: what a report of a problem should include."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
     import torch
 
     typer.echo(f"python         {platform.python_version()} on {platform.system()} {platform.machine()}")

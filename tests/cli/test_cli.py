@@ -36,18 +36,28 @@ def run(capsys):
     return call
 
 
-@pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])
-def test_help_answers_in_half_a_second(command):
-    """Processor seconds of the whole process, the least of five: what it takes where nothing else runs."""
+def least_seconds(*arguments: str) -> float:
+    """Processor seconds of a Python process, the least of five: what it takes where nothing else runs."""
     seconds = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-m", "layerlens", *command, "--help"], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0
-        assert "Usage" in done.stdout
-    assert min(seconds) < 0.5
+        assert "Usage" in done.stdout or "-c" in arguments
+    return min(seconds)
+
+
+@pytest.fixture(scope="module")
+def typer_alone():
+    return least_seconds("-c", "import typer")
+
+
+@pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])
+def test_help_answers_in_half_a_second(command, typer_alone):
+    """Or, on a machine that is slow at the moment, in five times what importing typer alone takes there (0.1 s)."""
+    assert least_seconds("-m", "layerlens", *command, "--help") < max(0.5, 5 * typer_alone)
 
 
 def test_help_imports_nothing_heavy():
