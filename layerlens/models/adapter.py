@@ -71,6 +71,18 @@ class Model:
         return int(length) if length else None
 
     @property
+    def tied(self) -> bool:
+        """Whether the unembedding is the embedding."""
+        return self._embedding.data_ptr() == self.unembed.weight.data_ptr()
+
+    @property
+    def head(self) -> nn.Module:
+        """The unembedding module."""
+        head: Any = self.hf.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        return head
+
+    @property
     def device(self) -> torch.device:
         """Where token ids go in."""
         return self._embedding.device

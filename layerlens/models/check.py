@@ -1,13 +1,13 @@
 """What a model must fulfil before its numbers are believed, checked on the loaded model with three short passes."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layerlens.errors import ModelError
 from layerlens.models.adapter import Model
+from layerlens.models.compiled import is_compiled
 from layerlens.models.families import family_of
 from layerlens.models.hooks import silenced, watch_blocks
 
@@ -39,17 +39,17 @@ def checked(model: Model) -> Model:
 
 def refuse_unobservable(hf: nn.Module, source: str) -> None:
     """ModelError for a compiled model: hooks do not run in code that was compiled without them."""
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in hf.modules()):
+    if is_compiled(hf):
         raise ModelError(f"{source} is compiled, and hooks do not run in compiled code; load it without torch.compile")
 
 
-def still_as_loaded(model: Model) -> None:
+def still_as_loaded(model: Model, *, may_be_compiled: bool = False) -> None:
     """Refuse a model that was changed after it was loaded and checked: compiled, in training mode, another head."""
-    refuse_unobservable(model.hf, model.source)
+    if not may_be_compiled:
+        refuse_unobservable(model.hf, model.source)
     if model.hf.training:
         raise ModelError(f"{model.source} is in training mode, where dropout is on; call model.hf.eval() first")
-    head: Any = model.hf.get_output_embeddings()
-    if head.weight.data_ptr() != model.unembed.weight.data_ptr():
+    if model.head.weight.data_ptr() != model.unembed.weight.data_ptr():  # type: ignore[operator]
         raise ModelError(f"{model.source} has another unembedding than when it was loaded; load it again")
 
 

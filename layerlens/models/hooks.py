@@ -72,6 +72,62 @@ def call_order(root: nn.Module) -> Iterator[list[nn.Module]]:
         yield order
 
 
+OnLogits = Callable[[dict[int, Tensor], Tensor], Tensor | None]
+
+
+@contextmanager
+def reading_out(
+    root: nn.Module, head: nn.Module, blocks: Sequence[nn.Module], layers: Sequence[int], on_logits: OnLogits
+) -> Iterator[None]:
+    """Let `on_logits` decide the logits of the last position of each forward pass of `root`.
+
+    Args:
+        root: the whole model, whose output has `logits`.
+        head: its unembedding module.
+        blocks: its blocks, in order.
+        layers: whose states [batch, d_model] of the last position are handed over: 1..L, or 0 for the embeddings.
+            Exactly (L,) needs none: then the model computes its own logits and they are handed over.
+        on_logits: gets the states by layer and the model's own logits [batch, vocab] of the last position (with
+            no rows where states are handed over: the head is then not run); returns logits that take their place,
+            or None.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep_input(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept[0] = _stream_argument(args, kwargs)[:, -1]
+
+    def keep_output(layer: int) -> Callable[..., None]:
+        def hook(_block: nn.Module, _args: Any, output: Any) -> None:
+            kept[layer] = first_tensor(output)[:, -1]
+
+        return hook
+
+    def no_rows(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args[0][:, :0], *args[1:]
+
+    # norm, unembedding and choice stay outside of what torch.compile makes of the model
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def answer(_root: nn.Module, _args: Any, output: Any) -> Any:
+        states = dict(kept)
+        kept.clear()
+        own = output.logits
+        logits = on_logits(states, own.flatten(0, 1) if own.shape[1] == 0 else own[:, -1])
+        if logits is not None:
+            output.logits = logits.unsqueeze(1)
+        return output
+
+    with ExitStack() as stack:
+        if tuple(layers) != (len(blocks),):
+            stack.callback(head.register_forward_pre_hook(no_rows).remove)
+            for layer in layers:
+                if layer == 0:
+                    stack.callback(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True).remove)
+                else:
+                    stack.callback(blocks[layer - 1].register_forward_hook(keep_output(layer)).remove)
+        stack.callback(root.register_forward_hook(answer).remove)
+        yield
+
+
 def first_tensor(output: Any) -> Tensor:
     """The stream out of whatever a module returns: the tensor itself, or the first entry of a tuple or list."""
     tensor: Tensor = output[0] if isinstance(output, tuple | list) else output

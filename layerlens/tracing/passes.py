@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from layerlens.errors import ModelError, OptionError
+from layerlens.decode.dropin import decoding
+from layerlens.decode.endings import ending_criteria
+from layerlens.decode.log import DecodingLog
+from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
+from layerlens.decode.strategies import Strategy
+from layerlens.errors import ModelError
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
 from layerlens.tracing.meter import Meter
 from layerlens.tracing.options import TraceOptions
-from layerlens.tracing.prompts import pad
-
-# of the largest logit; linear attention computes a prompt in chunks, so rounding differs with its length
-_PADDING_TOLERANCE = {torch.float32: 5e-3, torch.float64: 5e-3, torch.float16: 3e-2}
 
 OnTokens = Callable[[int], None]
 
@@ -32,43 +33,39 @@ class Rows:
     position: Int[np.ndarray, " rows"]
 
 
-def end_token_ids(model: Model) -> list[int]:
-    """The ids that end a generation, from the model's generation config or else its tokenizer."""
-    generation = getattr(model.hf, "generation_config", None)
-    ids = getattr(generation, "eos_token_id", None)
-    if ids is None:
-        ids = model.tokenizer.eos_token_id
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-
-
-def pad_token_id(model: Model) -> int:
-    """An id to pad with; padding is masked, so any known id does."""
-    ends = end_token_ids(model)
-    candidates = (model.tokenizer.pad_token_id, ends[0] if ends else None)
-    return next((int(token_id) for token_id in candidates if token_id is not None), 0)
-
-
 def generate(
     model: Model,
     prompts: Sequence[Sequence[int]],
     options: TraceOptions,
+    strategy: Strategy,
     seed: int,
     meter: Meter | None = None,
     on_tokens: OnTokens | None = None,
-) -> tuple[list[list[int]], Rows]:
-    """What transformers' own `generate` emits for each prompt, end token included, and the rows `meter` was shown."""
+) -> tuple[list[list[int]], Rows, DecodingLog]:
+    """What transformers' own `generate` emits for each prompt when `strategy` chooses the logits.
+
+    Returns:
+        the tokens of each prompt, end token included; the rows `meter` was shown; and what was decided.
+    """
     ids, mask = (tensor.to(model.device) for tensor in pad(prompts, pad_token_id(model), left=True))
-    ends = end_token_ids(model)
-    selection = _GrowingSelection([len(prompt) for prompt in prompts], ends, options, meter, on_tokens)
+    ends = end_token_ids(model, options)
+    endings = ending_criteria(ends, options.stops, model.tokenizer)
+    selection = _GrowingSelection([len(prompt) for prompt in prompts], endings, options, meter, on_tokens)
     selection.before_prefill(mask)
-    with torch.random.fork_rng(enabled=options.temperature > 0), _own_generation_config(model, options, ends):
-        if options.temperature > 0:
+    with torch.random.fork_rng(enabled=options.samples), _own_generation_config(model, options, ends):
+        if options.samples:
             torch.manual_seed(seed)
-        with _watched(model, meter):
+        with _watched(model, meter), decoding(model, strategy, seed=seed) as log:
             hf: Any = model.hf
-            sequences = hf.generate(input_ids=ids, attention_mask=mask, stopping_criteria=[selection])
-    outputs = sequences[:, ids.shape[1] :].tolist()
-    return [_until_end(output, ends) for output in outputs], selection.rows()
+            hf.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                stopping_criteria=[selection],
+                tokenizer=model.tokenizer if options.stops else None,
+            )
+    steps = log.steps
+    outputs = [steps.loc[steps["row"] == row, "next_token_id"].tolist() for row in range(len(prompts))]
+    return outputs, selection.rows(), log
 
 
 def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[int], meter: Meter) -> Rows:
@@ -96,14 +93,14 @@ class _GrowingSelection(StoppingCriteria):
     def __init__(
         self,
         lengths: list[int],
-        ends: list[int],
+        endings: StoppingCriteriaList,
         options: TraceOptions,
         meter: Meter | None,
         on_tokens: OnTokens | None,
     ) -> None:
         self._next_position = np.array(lengths)
         self._alive = np.ones(len(lengths), dtype=bool)
-        self._ends = ends
+        self._endings = endings
         self._all_positions = options.positions == "all"
         self._meter = meter
         self._on_tokens = on_tokens
@@ -123,7 +120,7 @@ class _GrowingSelection(StoppingCriteria):
         self._seen.append(self._selected)
         if self._on_tokens is not None:
             self._on_tokens(int(self._alive.sum()))
-        self._alive &= ~np.isin(input_ids[:, -1].cpu().numpy(), self._ends)
+        self._alive &= ~self._endings(input_ids, scores).cpu().numpy()
         self._next_position += 1
         self._select_last(input_ids.device)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -168,11 +165,6 @@ def _flat_selection(flat: Tensor, n_states: int) -> Callable[[Tensor], Tensor]:
     return select
 
 
-def _until_end(output: list[int], ends: list[int]) -> list[int]:
-    stop = next((index + 1 for index, token_id in enumerate(output) if token_id in ends), len(output))
-    return output[:stop]
-
-
 @contextmanager
 def _watched(model: Model, meter: Meter | None) -> Iterator[None]:
     if meter is None:
@@ -186,51 +178,23 @@ def _watched(model: Model, meter: Meter | None) -> Iterator[None]:
 def _own_generation_config(model: Model, options: TraceOptions, ends: list[int]) -> Iterator[None]:
     """The options' settings and no others: a checkpoint's own defaults (penalties, top-k) would decode differently."""
     theirs = model.hf.generation_config
-    sampling = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0, "remove_invalid_values": True}
+    sampling = {
+        "temperature": float(options.temperature),
+        "top_p": float(options.top_p),
+        "top_k": options.top_k,
+        "remove_invalid_values": True,
+    }
     model.hf.generation_config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
-        do_sample=options.temperature > 0,
+        min_new_tokens=options.min_new_tokens or None,
+        do_sample=options.samples,
         eos_token_id=ends or None,
         pad_token_id=pad_token_id(model),
-        **(sampling if options.temperature > 0 else {}),
+        repetition_penalty=options.repetition_penalty if options.repetition_penalty != 1.0 else None,
+        stop_strings=options.stops or None,
+        **(sampling if options.samples else {}),
     )
     try:
         yield
     finally:
         model.hf.generation_config = theirs
-
-
-@torch.no_grad()
-def refuse_ignored_padding(model: Model) -> None:
-    """OptionError where a prompt, padded on the left beside a longer one, generates from other logits than alone."""
-    known = min(model.n_known_tokens, model.n_vocab)
-    long = torch.linspace(min(3, known - 1), known - 1, 9).long().tolist()
-    alone = _first_logits(model, [long[2:6]])
-    padded = _first_logits(model, [long[2:6], long])[: len(alone)]  # alone, it may have come to its end sooner
-    # after a near tie was decided otherwise the texts differ, and their logits with them
-    agreed = (alone.argmax(1) == padded.argmax(1)).cumprod(0).sum()
-    alone, padded = alone[: agreed + 1], padded[: agreed + 1]
-    scale = alone.abs().max()
-    if not (alone - padded).abs().max() <= _PADDING_TOLERANCE.get(model.hf.dtype, 0.1) * scale:
-        raise OptionError(
-            f"--batch-size above 1 does not work for {model.source} ({model.family}): padding changes what it "
-            "generates; give --batch-size 1"
-        )
-
-
-def _first_logits(model: Model, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """The logits of the first prompt at the steps that emit its next tokens, four at most: [steps, vocab]."""
-    ids, mask = (tensor.to(model.device) for tensor in pad(prompts, pad_token_id(model), left=True))
-    hf: Any = model.hf
-    out = hf.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=GenerationConfig(
-            max_new_tokens=4,
-            do_sample=False,
-            pad_token_id=pad_token_id(model),
-            output_logits=True,
-            return_dict_in_generate=True,
-        ),
-    )
-    return torch.stack([logits[0].float() for logits in out.logits])

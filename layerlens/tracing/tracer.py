@@ -13,6 +13,13 @@ import torch
 
 from layerlens import lens
 from layerlens.datasets import Dataset, Prompt, from_prompts
+from layerlens.decode.endings import ending_criteria, has_ended
+from layerlens.decode.log import DecodingLog
+from layerlens.decode.loop import batch_seed
+from layerlens.decode.names import strategy_record
+from layerlens.decode.padding import refuse_ignored_padding
+from layerlens.decode.prompts import TokenizedPrompt, end_token_ids, tokenize
+from layerlens.decode.strategies import Last, Strategy, Valley
 from layerlens.models import Model
 from layerlens.models.check import still_as_loaded
 from layerlens.records import Manifest, RunWriter, new_manifest
@@ -20,9 +27,8 @@ from layerlens.records.manifest import digest
 from layerlens.run import Run, open_run
 from layerlens.tracing.meter import FLOATS, Meter
 from layerlens.tracing.options import TraceOptions
-from layerlens.tracing.passes import Rows, end_token_ids, generate, refuse_ignored_padding, replay
+from layerlens.tracing.passes import Rows, generate, replay
 from layerlens.tracing.progress import Progress
-from layerlens.tracing.prompts import TokenizedPrompt, tokenize
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,6 +38,7 @@ def trace(
     prompts: Dataset | Iterable[str | Sequence[dict[str, str]] | Prompt],
     *,
     out: str | os.PathLike[str],
+    strategy: Strategy | None = None,
     resume: bool = False,
     progress: bool = True,
     **options: Any,
@@ -42,6 +49,7 @@ def trace(
         model: from `load`.
         prompts: a dataset, or texts, or lists of chat messages.
         out: the run directory to write.
+        strategy: what chooses the logits that tokens are sampled from, such as `Valley(window=10)`; None is `Last()`.
         resume: continue the run at `out`; it must have been begun with the same model, prompts and options.
         progress: show a progress bar on standard error.
         **options: fields of `TraceOptions` (max_new_tokens, mode, positions, window, batch_size, ...).
@@ -52,18 +60,23 @@ def trace(
     """
     still_as_loaded(model)
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
+    strategy = Last() if strategy is None else strategy
+    if isinstance(strategy, Valley) and strategy.window is not None:
+        options = {"window": strategy.window, **options}
     settled = TraceOptions(**options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
     tokenized = tokenize(model, dataset.prompts, settled)
     batches = [tokenized[start : start + settled.batch_size] for start in range(0, len(tokenized), settled.batch_size)]
     if settled.max_new_tokens and any(len({len(prompt.token_ids) for prompt in batch}) > 1 for batch in batches):
         refuse_ignored_padding(model)
     started = time.perf_counter()
-    with RunWriter(out, _manifest(model, dataset, settled, batches), resume=resume) as writer:
+    with RunWriter(out, _manifest(model, dataset, settled, strategy, batches), resume=resume) as writer:
         pending = set(writer.pending())
         with Progress(sum(len(batch) for batch in batches), shown=progress) as bar:
             bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in pending))
             for index in sorted(pending):
-                tokens, rows = _trace_batch(model, batches[index], settled, _seed_of(settled.seed, index), bar)
+                tokens, rows = _trace_batch(
+                    model, batches[index], settled, strategy, batch_seed(settled.seed, index), bar
+                )
                 writer.write(index, tokens, rows)
                 bar.advance_prompts(len(batches[index]))
         run = open_run(out)
@@ -71,32 +84,34 @@ def trace(
     return open_run(out)
 
 
-def _seed_of(seed: int, batch: int) -> int:
-    """A seed of its own for every batch of every seed, so that a resumed run samples the same tokens."""
-    return int(digest(f"{seed}/{batch}")[:8], 16)
-
-
 def _trace_batch(
-    model: Model, batch: Sequence[TokenizedPrompt], options: TraceOptions, seed: int, bar: Progress
+    model: Model,
+    batch: Sequence[TokenizedPrompt],
+    options: TraceOptions,
+    strategy: Strategy,
+    seed: int,
+    bar: Progress,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The token columns and the prompt columns of one batch."""
     started = time.perf_counter()
     prompts = [list(prompt.token_ids) for prompt in batch]
     meter = Meter(model)
     outputs: list[list[int]] = [[] for _ in batch]
+    log = DecodingLog()
     if options.mode == "generate":
-        outputs, rows = generate(model, prompts, options, seed, meter, bar.advance_tokens)
+        outputs, rows, log = generate(model, prompts, options, strategy, seed, meter, bar.advance_tokens)
     else:
         if options.max_new_tokens:
-            outputs, _ = generate(model, prompts, options, seed, None, bar.advance_tokens)
+            outputs, _, log = generate(model, prompts, options, strategy, seed, None, bar.advance_tokens)
         # the state of the last emitted token emitted nothing, and generating never computes it
         sequences = [prompt + output[:-1] for prompt, output in zip(prompts, outputs, strict=True)]
         firsts = [0 if options.positions == "all" else len(prompt) - 1 for prompt in prompts]
         rows = replay(model, sequences, firsts, meter)
         if not options.max_new_tokens:
             bar.advance_tokens(len(rows.position))
-    tokens, finite = _token_columns(batch, outputs, rows, meter, options)
+    tokens, finite = _token_columns(batch, outputs, rows, meter, options, log)
     seconds = time.perf_counter() - started
+    endings = ending_criteria(end_token_ids(model, options), options.stops, model.tokenizer)
     return tokens, {
         "prompt_id": [prompt.prompt_id for prompt in batch],
         "prompt": [prompt.text for prompt in batch],
@@ -105,14 +120,20 @@ def _trace_batch(
         "n_prompt_tokens": [len(prompt) for prompt in prompts],
         "n_generated_tokens": [len(output) for output in outputs],
         "finish_reason": [
-            _finish_reason(output, end_token_ids(model), ok) for output, ok in zip(outputs, finite, strict=True)
+            _finish_reason(output, has_ended(endings, [*prompt, *output]), ok)
+            for prompt, output, ok in zip(prompts, outputs, finite, strict=True)
         ],
         "seconds": [seconds / len(batch)] * len(batch),
     }
 
 
 def _token_columns(
-    batch: Sequence[TokenizedPrompt], outputs: Sequence[Sequence[int]], rows: Rows, meter: Meter, options: TraceOptions
+    batch: Sequence[TokenizedPrompt],
+    outputs: Sequence[Sequence[int]],
+    rows: Rows,
+    meter: Meter,
+    options: TraceOptions,
+    log: DecodingLog,
 ) -> tuple[dict[str, Any], list[bool]]:
     """The declared columns of tokens, prompt by prompt in order of position, and whether each prompt was finite."""
     order = np.lexsort((rows.position, rows.batch_row))
@@ -132,12 +153,19 @@ def _token_columns(
         "is_generated": (position >= n_prompt - 1) & (options.max_new_tokens > 0),
         "top_token_id": tops,
         "valley_layer": lens.valley_layers(entropy, options.window).numpy(),
-        "selected_layer": np.full(len(position), entropy.shape[1]),
+        "selected_layer": _selected(log, batch_row, position, entropy.shape[1]),
         "perturbed": lens.perturbed(entropy).numpy(),
     }
     measured = floats[[FLOATS.index(name) for name in ("norm_ratio", "io_cosine", "entropy")]]
     broken = set(batch_row[~np.isfinite(measured).all(axis=(0, 2))].tolist())
     return columns, [row not in broken for row in range(len(batch))]
+
+
+def _selected(log: DecodingLog, batch_row: Array, position: Array, n_layers: int) -> Array:
+    """The layer whose logits each state handed to the sampler; L where it handed none."""
+    steps = log.steps
+    chosen = dict(zip(zip(steps["row"], steps["position"], strict=True), steps["selected_layer"], strict=True))
+    return np.array([chosen.get(place, n_layers) for place in zip(batch_row, position, strict=True)], dtype=np.int64)
 
 
 def _sequences(batch: Sequence[TokenizedPrompt], outputs: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -152,16 +180,20 @@ def _lookup(sequences: Sequence[Sequence[int]], batch_row: Array, position: Arra
     return np.array([sequences[row][place] for row, place in zip(batch_row, position, strict=True)], dtype=np.int64)
 
 
-def _finish_reason(output: Sequence[int], ends: Sequence[int], finite: bool) -> str:
+def _finish_reason(output: Sequence[int], ended: bool, finite: bool) -> str:
     if not finite:
         return "non_finite"
     if not output:
         return "given"
-    return "stop" if output[-1] in ends else "length"
+    return "stop" if ended else "length"
 
 
 def _manifest(
-    model: Model, dataset: Dataset, options: TraceOptions, batches: Sequence[Sequence[TokenizedPrompt]]
+    model: Model,
+    dataset: Dataset,
+    options: TraceOptions,
+    strategy: Strategy,
+    batches: Sequence[Sequence[TokenizedPrompt]],
 ) -> Manifest:
     template = str(model.tokenizer.chat_template) if options.chat_template else None
     return new_manifest(
@@ -190,7 +222,7 @@ def _manifest(
             "rows": len(dataset),
             "prompts_sha256": digest("\0".join(prompt.text for batch in batches for prompt in batch)),
         },
-        strategy={"name": "last"},
+        strategy=strategy_record(strategy),
         mode=options.mode,
         options={name: value for name, value in asdict(options).items() if name not in ("mode", "seed")},
         window=options.window,

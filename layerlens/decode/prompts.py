@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from layerlens.datasets import Prompt
+from layerlens.decode.options import GenerateOptions
 from layerlens.errors import PromptError
 from layerlens.models import Model
-from layerlens.tracing.options import TraceOptions
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TokenizedPrompt:
     reference: str | None
 
 
-def tokenize(model: Model, prompts: Sequence[Prompt], options: TraceOptions) -> list[TokenizedPrompt]:
+def tokenize(model: Model, prompts: Sequence[Prompt], options: GenerateOptions) -> list[TokenizedPrompt]:
     """Every prompt's text and token ids.
 
     Raises:
@@ -55,7 +55,26 @@ def pad(sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple
     return ids, mask
 
 
-def _tokenize(model: Model, prompt: Prompt, options: TraceOptions) -> TokenizedPrompt:
+def end_token_ids(model: Model, options: GenerateOptions | None = None) -> list[int]:
+    """The ids that end a generation: the options', else the model's generation config's, else its tokenizer's."""
+    if options is not None and options.eos_token_id is not None:
+        given = options.eos_token_id
+        return [given] if isinstance(given, int) else list(given)
+    generation = getattr(model.hf, "generation_config", None)
+    ids = getattr(generation, "eos_token_id", None)
+    if ids is None:
+        ids = model.tokenizer.eos_token_id
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def pad_token_id(model: Model) -> int:
+    """An id to pad with; padding is masked, so any known id does."""
+    ends = end_token_ids(model)
+    candidates = (model.tokenizer.pad_token_id, ends[0] if ends else None)
+    return next((int(token_id) for token_id in candidates if token_id is not None), 0)
+
+
+def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions) -> TokenizedPrompt:
     if options.chat_template:
         text = _templated(model, prompt, options)
         ids = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
@@ -78,7 +97,7 @@ def _tokenize(model: Model, prompt: Prompt, options: TraceOptions) -> TokenizedP
     return TokenizedPrompt(prompt.prompt_id, text, tuple(ids), prompt.reference)
 
 
-def _templated(model: Model, prompt: Prompt, options: TraceOptions) -> str:
+def _templated(model: Model, prompt: Prompt, options: GenerateOptions) -> str:
     system = options.system
     messages = (
         [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else list(prompt.content)

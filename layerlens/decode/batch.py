@@ -1,0 +1,259 @@
+"""One batch of prompts on its way through the decoding loop. Everything a step reads or writes lies on the device, so
+that a step never waits for the host; the host looks at what a block of steps recorded once the block is done."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from layerlens.decode.endings import ending_criteria, has_ended
+from layerlens.decode.log import Decisions
+from layerlens.decode.options import GenerateOptions
+from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
+from layerlens.decode.reader import Reader
+from layerlens.decode.sampling import Sampler
+from layerlens.errors import ModelError
+from layerlens.models import Model
+
+# Steps between two looks of the host. Where the host is the device nothing waits, and no step is done in vain.
+_STEPS_PER_BLOCK = {"cpu": 1}
+_STEPS_PER_BLOCK_ELSEWHERE = 32
+_EAGER_STEPS = 2  # real steps that do for the first time what a graph cannot capture
+
+
+def decode_batch(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    reader: Reader,
+    options: GenerateOptions,
+    seed: int,
+    *,
+    static: bool | None = None,
+    on_tokens: Callable[[int], None] | None = None,
+) -> "Decoded":
+    """What is emitted for each prompt.
+
+    Args:
+        model: whose passes are to be answered.
+        prompts: token ids.
+        reader: of the strategy; used for this batch alone.
+        options: of the generation.
+        seed: of the sampler.
+        static: keep keys and values in a cache of fixed size; None: on accelerators. On a CPU a growing cache is
+            faster (measured: 10 %).
+        on_tokens: called with the number of tokens after each block.
+
+    Raises:
+        ModelError: the model keeps no keys and values.
+    """
+    static = model.device.type != "cpu" if static is None else static
+    batch = _Batch(model, prompts, reader, options, seed, static)
+    with torch.no_grad(), reader.answering():
+        return batch.run(on_tokens or (lambda _: None))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What was emitted for each prompt of a batch.
+
+    Attributes:
+        outputs: the tokens, end token included.
+        ended: whether an end token or a stop string was emitted.
+        decisions: of all steps and prompts.
+    """
+
+    outputs: list[list[int]]
+    ended: list[bool]
+    decisions: Decisions
+
+
+class _Batch:
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        reader: Reader,
+        options: GenerateOptions,
+        seed: int,
+        static: bool,
+    ) -> None:
+        self._hf: Any = model.hf
+        self._reader = reader
+        self._n_steps = options.max_new_tokens
+        device = model.device
+        self._prompts = prompts
+        self._pad = pad_token_id(model)
+        ids, mask = (tensor.to(device) for tensor in pad(prompts, self._pad, left=True))
+        n_rows, n_prompt = ids.shape
+        self._prompt_ids = ids
+        # slots after the present one are masked by causality, so that with a static cache the mask keeps its shape
+        self._mask = torch.cat([mask, mask.new_ones(n_rows, self._n_steps)], dim=1)
+        self._positions = (mask.cumsum(1) - 1).clamp_min(0)
+        self._extra = _extra_inputs(model)
+        length = n_prompt + self._n_steps
+        config = self._hf.config
+        self._cache: Any = StaticCache(config=config, max_cache_len=length) if static else DynamicCache(config=config)
+        self._is_static = static
+        self._n_seen = 0
+        ends = end_token_ids(model, options)
+        self._end_ids = torch.tensor(ends, dtype=torch.long, device=device)
+        self._endings = ending_criteria(ends, options.stops, model.tokenizer)
+        seen = _seen(ids, mask, model.n_vocab) if options.repetition_penalty != 1.0 else None
+        self._sampler = Sampler(options, self._end_ids, seen, n_rows, seed)
+
+        # what a step changes, in place
+        self._token = torch.zeros(n_rows, 1, dtype=torch.long, device=device)
+        self._position = self._positions[:, -1:].clone()
+        self._alive = torch.ones(n_rows, dtype=torch.bool, device=device)
+        self._step = torch.zeros((), dtype=torch.long, device=device)
+        self._slot = torch.zeros(1, dtype=torch.long, device=device)
+        self._recorded: list[Tensor] = []
+
+        # what the host knows
+        self._block = _STEPS_PER_BLOCK.get(device.type, _STEPS_PER_BLOCK_ELSEWHERE)
+        self._rows = list(range(n_rows))  # the rows of the batch, as numbers of prompts
+        self._outputs: list[list[int]] = [[] for _ in prompts]
+        self._ended = [False] * n_rows
+        self._decisions: list[Decisions] = []
+        # a sliding cache counts on the host how full it is, and a replayed graph would not
+        self._may_capture = static and device.type == "cuda" and "sliding" not in model.layer_kinds
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._n_eager = 0
+        reader.may_branch = device.type == "cpu"
+
+    def run(self, on_tokens: Callable[[int], None]) -> Decoded:
+        """Decode until every row has ended."""
+        self._emit(self._forward(self._prompt_ids, self._positions))
+        on_tokens(self._collect(1))
+        done = 1
+        with getattr(self._hf, "_optimize_model_for_decode", nullcontext)():
+            while done < self._n_steps and not all(self._ended):
+                self._leave_out_ended_rows()
+                size = min(self._block, self._n_steps - done)
+                for _ in range(size):
+                    self._advance()
+                done += size
+                on_tokens(self._collect(size))
+        decisions = Decisions(
+            torch.cat([block.numbers for block in self._decisions]),
+            torch.cat([block.values for block in self._decisions]),
+        )
+        return Decoded(self._outputs, self._ended, decisions)
+
+    def _advance(self) -> None:
+        """One step, from a captured graph where there is one."""
+        if self._may_capture and self._graph is None and self._n_eager >= _EAGER_STEPS:
+            self._graph = self._captured()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._emit(self._forward(self._token, self._position))
+            self._n_eager += 1
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        for generator in (self._sampler.generator, self._reader.generator):
+            graph.register_generator_state(generator)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            self._emit(self._forward(self._token, self._position))
+        return graph
+
+    def _forward(self, token_ids: Tensor, position: Tensor) -> Tensor:
+        """The strategy's logits for the tokens after these: [rows, vocab]."""
+        is_first = self._n_seen == 0
+        self._n_seen += token_ids.shape[1]
+        inputs = self._hf.prepare_inputs_for_generation(
+            token_ids,
+            past_key_values=self._cache,
+            attention_mask=self._mask if self._is_static and not is_first else self._mask[:, : self._n_seen],
+            use_cache=True,
+            is_first_iteration=is_first,
+            **({"position_ids": position} if "position_ids" in self._extra else {}),
+            **({"logits_to_keep": 1} if "logits_to_keep" in self._extra else {}),
+        )
+        logits: Tensor = self._hf(**inputs, return_dict=True).logits[:, -1]
+        return logits
+
+    def _emit(self, logits: Tensor) -> None:
+        """Sample, record, test for the end."""
+        token_ids = self._sampler(logits, self._step)
+        token_ids = torch.where(self._alive, token_ids, self._pad)
+        decisions = self._reader.decisions
+        assert decisions is not None
+        for buffer, value in zip(
+            self._buffers(decisions), (token_ids, decisions.numbers, decisions.values), strict=True
+        ):
+            buffer.index_copy_(0, self._slot, value.unsqueeze(0))
+        self._alive.logical_and_(~torch.isin(token_ids, self._end_ids))
+        self._token.copy_(token_ids.unsqueeze(1))
+        self._position.add_(1)
+        self._step.add_(1)
+        self._slot.add_(1)
+
+    def _buffers(self, decisions: Decisions) -> list[Tensor]:
+        if not self._recorded:
+            n_rows = len(decisions.numbers)
+            self._recorded = [
+                self._token.new_zeros(self._block, n_rows),
+                decisions.numbers.new_zeros(self._block, *decisions.numbers.shape),
+                decisions.values.new_zeros(self._block, *decisions.values.shape),
+            ]
+        return self._recorded
+
+    def _collect(self, n_steps: int) -> int:
+        """Bring a block to the host; returns how many tokens it held."""
+        tokens, numbers, values = (buffer[:n_steps].cpu() for buffer in self._recorded)
+        self._slot.zero_()
+        n_tokens = 0
+        for column, row in enumerate(self._rows):
+            for token_id in tokens[:, column].tolist():
+                if self._ended[row]:
+                    break
+                self._outputs[row].append(token_id)
+                n_tokens += 1
+                self._ended[row] = has_ended(self._endings, [*self._prompts[row], *self._outputs[row]])
+        everyone = Decisions(
+            numbers.new_zeros(n_steps, len(self._prompts), numbers.shape[2]),
+            values.new_full((n_steps, len(self._prompts), values.shape[2]), torch.nan),
+        )
+        everyone.numbers[:, self._rows], everyone.values[:, self._rows] = numbers, values
+        self._decisions.append(everyone)
+        return n_tokens
+
+    def _leave_out_ended_rows(self) -> None:
+        """On a CPU at once; where a smaller batch means another graph, once half the rows have ended."""
+        kept = [column for column, row in enumerate(self._rows) if not self._ended[row]]
+        if len(kept) == len(self._rows) or (self._may_capture and len(kept) > len(self._rows) // 2):
+            return
+        self._rows = [self._rows[column] for column in kept]
+        index, alive = (torch.tensor(numbers, device=self._token.device) for numbers in (kept, self._rows))
+        self._cache.reorder_cache(index)
+        self._mask, self._token, self._position = self._mask[index], self._token[index], self._position[index]
+        self._alive = torch.ones_like(index, dtype=torch.bool)
+        self._sampler.keep_rows(index, alive)
+        self._reader.keep_rows(alive, len(self._prompts))
+        self._recorded, self._graph, self._n_eager = [], None, _EAGER_STEPS - 1
+
+
+def _seen(ids: Tensor, mask: Tensor, n_vocab: int) -> Tensor:
+    """Which words each row has read: bool [rows, vocab]. Neither padding nor words that cannot be emitted count."""
+    words = ids.masked_fill(mask == 0, n_vocab).clamp(max=n_vocab)
+    return torch.zeros(len(ids), n_vocab + 1, dtype=torch.bool, device=ids.device).scatter_(1, words, True)[:, :n_vocab]
+
+
+def _extra_inputs(model: Model) -> set[str]:
+    """Which optional inputs the model's forward takes."""
+    hf: Any = model.hf
+    names = set(inspect.signature(hf.forward).parameters)
+    if "past_key_values" not in names:
+        raise ModelError(
+            f"{model.source} ({model.family}) keeps no keys and values that a loop could carry on; call "
+            "model.hf.generate inside ll.decoding instead"
+        )
+    return names

@@ -1,0 +1,177 @@
+"""Rivals that contrast the last layer with earlier ones, which they read without the final norm: DoLa and SLED."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerlens.axes import Logits
+from layerlens.decode.readouts import Readouts
+from layerlens.decode.strategies import Choice, Strategy
+from layerlens.errors import OptionError
+
+
+@dataclass(frozen=True)
+class DoLa(Strategy):
+    """Log-probabilities of the last layer minus those of the earlier layer that differs most. arXiv 2309.03883.
+
+    The method's repetition penalty of 1.2 belongs to generation: give `repetition_penalty=1.2` there.
+    """
+
+    candidates: str | tuple[int, ...] = "low"
+    """"low" or "high": every second layer of that half of the model, as in transformers; or layers 0..L − 1."""
+    divergence: str = "published"
+    """½ [KL(M‖p_L) + KL(M‖p_l)] with M the mean ("published"), or the Jensen-Shannon divergence ("js")."""
+    norm: bool = False
+    """Read early layers with the final norm; the published method reads them without."""
+    per: str = "batch"
+    """One early layer for the whole "batch" (published), or one for each "row"."""
+    relative_top: float = 0.1
+    """Only tokens at least this fraction as probable as the most probable one can be emitted; 0..1."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("divergence", ("published", "js")), ("per", ("batch", "row"))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} {getattr(self, name)!r} is unknown; give {' or '.join(known)}")
+        given = self.candidates
+        numbers = isinstance(given, tuple) and given and all(type(n) is int and n >= 0 for n in given)
+        if not numbers and given not in ("low", "high"):
+            raise OptionError(f"candidates {given!r} are unknown; give low, high, or a tuple of layers from 0")
+        if not 0 <= self.relative_top <= 1:
+            raise OptionError(f"relative_top {self.relative_top} is out of range; give a number from 0 to 1")
+
+    @property
+    def whole_batch(self) -> bool:  # type: ignore[override]
+        """One layer for the batch needs all its rows."""
+        return self.per == "batch"
+
+    def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
+        """The early candidates, then L."""
+        if isinstance(self.candidates, str):
+            return (*half(self.candidates, n_layers, tied=tied), n_layers)
+        if max(self.candidates) >= n_layers:
+            raise OptionError(
+                f"candidates {self.candidates} do not fit a model of {n_layers} layers; give 0..{n_layers - 1}"
+            )
+        return (*self.candidates, n_layers)
+
+    def choose(self, readouts: Readouts) -> Choice:
+        """log p_L − log p_l on plausible tokens, minus infinity elsewhere."""
+        *early, n_layers = self.layers(readouts.n_layers, readouts.tied)
+        last = readouts.logits([n_layers])[:, 0].log_softmax(1)
+        lower = readouts.logits(early, norm=self.norm).log_softmax(2)
+        differing = divergence(last.unsqueeze(1), lower, self.divergence)
+        if self.per == "batch":
+            differing = differing.mean(0, keepdim=True).expand_as(differing)
+        rows = torch.arange(len(last), device=last.device)
+        scores = last - lower[rows, differing.argmax(1)]
+        implausible = last < last.amax(1, keepdim=True) + math.log(max(self.relative_top, 1e-30))
+        token_id = last.argmax(1)
+        return Choice(scores.masked_fill(implausible, -torch.inf), torch.full_like(token_id, n_layers), token_id)
+
+
+@dataclass(frozen=True)
+class SLED(Strategy):
+    """The last layer's logits, moved a step towards what the direction from early to last logits points at.
+
+    arXiv 2411.02433. Only the `scale` most probable tokens can be emitted.
+    """
+
+    rate: float = 2.0
+    """Size of a step; the paper tried 0.5 to 3."""
+    scale: int = 10
+    """Tokens considered, from the most probable one; the paper tried 5, 10 and 20."""
+    steps: int = 1
+    """Steps: 1 for generation, 10 in the published multiple-choice scoring."""
+    lower_bound: float = -100.0
+    """Logit of every other token."""
+    norm: bool = False
+    """Read early layers with the final norm; the published method reads them without."""
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise OptionError(f"{name} {value!r} is out of range; give a whole number from 1")
+        for name in ("rate", "lower_bound"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise OptionError(f"{name} {value!r} is out of range; give a number")
+        if self.rate < 0:
+            raise OptionError(f"rate {self.rate} is out of range; give 0 or more")
+
+    def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
+        """Every layer, the embeddings included."""
+        return tuple(range(n_layers + 1))
+
+    def choose(self, readouts: Readouts) -> Choice:
+        """The evolved logits of the most probable tokens, `lower_bound` elsewhere."""
+        n_layers = readouts.n_layers
+        last = readouts.logits([n_layers])[:, 0]
+        top = last.topk(min(self.scale, last.shape[1]), dim=1).indices
+        weights = torch.stack(
+            [alignment(readouts.logits([layer], norm=self.norm)[:, 0], last, top) for layer in range(n_layers)]
+        ).sum(0)
+        total = weights.sum(1, keepdim=True)
+        latent = torch.zeros_like(last).scatter(1, top, weights / total.clamp_min(1e-30))
+        evolved = last
+        for step in range(self.steps):
+            gradient = (evolved.softmax(1) - latent) * (total > 0)  # no layer points anywhere: the logits stay
+            evolved = evolved - self.rate * (1 - step / self.steps) * gradient
+        token_id = last.argmax(1)
+        logits = torch.full_like(last, self.lower_bound).scatter(1, top, evolved.gather(1, top))
+        return Choice(logits, torch.full_like(token_id, n_layers), token_id)
+
+
+def alignment(early: Logits, last: Logits, token_ids: Int[Tensor, "rows chosen"]) -> Float[Tensor, "rows chosen"]:
+    """max(0, cos(p − e_i, early − last))² for each token i, with p the softmax of the early logits; 0..1.
+
+    How well the way from the last logits back to the early ones agrees with the gradient that would pull the early
+    distribution towards token i. Both vectors differ between tokens by one entry only, so no [chosen, vocab] tensor.
+    """
+    probs, way = early.softmax(1), early - last
+    dot = torch.linalg.vecdot(probs, way).unsqueeze(1) - way.gather(1, token_ids)
+    # |p − e_i|² without the cancellation of |p|² − 2 p_i + 1 where p is nearly e_i
+    squares = probs.square()
+    p_i = probs.gather(1, token_ids)
+    size = ((squares.sum(1, keepdim=True) - p_i.square()).clamp_min(0.0) + (1 - p_i).square()).sqrt()
+    cosine = dot / (size * torch.linalg.vector_norm(way, dim=1, keepdim=True)).clamp_min(1e-8)
+    agreement: Tensor = cosine.clamp(0.0, 1.0).square()
+    return agreement
+
+
+def divergence(
+    left: Float[Tensor, "batch 1 vocab"], right: Float[Tensor, "batch layers vocab"], kind: str
+) -> Float[Tensor, "batch layers"]:
+    """How far two distributions are apart, in nats, from their log-probabilities; 0 where they are equal.
+
+    "published" is ½ [KL(M‖left) + KL(M‖right)] with M the mean of both, which has no upper bound; "js" is the
+    Jensen-Shannon divergence ½ [KL(left‖M) + KL(right‖M)], at most ln 2.
+    """
+    mean = torch.logaddexp(left, right) - math.log(2)
+    if kind == "js":
+        return (_kl(left, mean) + _kl(right, mean)) / 2
+    return (_kl(mean, left) + _kl(mean, right)) / 2
+
+
+def _kl(left: Tensor, right: Tensor) -> Tensor:
+    """KL(left‖right) = Σ left ln(left / right) from log-probabilities; words that left rules out count nothing."""
+    probs = left.exp()
+    kl: Tensor = (probs * (left - right)).where(probs > 0, 0.0).sum(-1)
+    return kl
+
+
+def half(name: str, n_layers: int, *, tied: bool = False) -> tuple[int, ...]:
+    """Every second layer of the "low" or "high" half, as transformers chose them.
+
+    Layers before 20 or the last 20 only in models of more than 40; the embeddings (0) of a tied model would repeat
+    the token that was read, so there the low half starts at 2.
+    """
+    middle = n_layers // 2
+    if name == "high":
+        return tuple(range(middle if n_layers <= 40 else n_layers - 20, n_layers, 2))
+    start = (2 if n_layers > 2 else 1 if n_layers == 2 else 0) if tied else 0
+    return tuple(range(start, middle if n_layers <= 40 else 20, 2)) or (start,)

@@ -1,0 +1,51 @@
+"""What tells how sure a layer is. Each criterion maps logits [rows, vocab] to one number a row; lower is surer."""
+
+from collections.abc import Callable
+
+import torch
+
+from layerlens.axes import Logits, Scalars
+
+Criterion = Callable[[Logits], Scalars]
+
+
+def shannon(logits: Logits) -> Scalars:
+    """Entropy −Σ p ln p in nats, 0..ln V; NaN where a logit is. Eq. 5 of arXiv 2606.21906."""
+    centred = logits - logits.amax(1, keepdim=True)
+    exps = centred.exp()
+    total = exps.sum(1)
+    # a word that is banned by a logit of minus infinity has p = 0, and 0 · ln 0 = 0
+    moment = torch.linalg.vecdot(exps, centred.clamp_(min=torch.finfo(centred.dtype).min))
+    entropy: Scalars = (total.log() - moment / total).clamp_min(0.0)
+    return entropy
+
+
+def neg_sum_sq_logp(logits: Logits) -> Scalars:
+    """−Σ (ln p)², what the method's first release computed for the entropy, by the same operations in the same order.
+
+    Its logarithm was taken in place, so that probability times logarithm became the logarithm squared. Lower where
+    the improbable words are less probable; minus infinity where one underflows.
+    """
+    probs = torch.softmax(logits, dim=-1)
+    log_probs = probs.log_()
+    return -(probs * log_probs).sum(dim=-1)
+
+
+def max_prob(logits: Logits) -> Scalars:
+    """Minus the largest probability, −1..−1/V."""
+    return -(logits.amax(1) - logits.logsumexp(1)).exp()
+
+
+def margin(logits: Logits) -> Scalars:
+    """The second largest probability minus the largest, −1..0."""
+    best = logits.topk(2, dim=1).values
+    probs = (best - logits.logsumexp(1, keepdim=True)).exp()
+    return probs[:, 1] - probs[:, 0]
+
+
+CRITERIA: dict[str, Criterion] = {
+    "shannon": shannon,
+    "neg-sum-sq-logp": neg_sum_sq_logp,
+    "max-prob": max_prob,
+    "margin": margin,
+}

@@ -1,0 +1,179 @@
+"""A strategy inside transformers' own `generate`."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from layerlens.decode.endings import ending_criteria
+from layerlens.decode.log import Decisions, DecodingLog
+from layerlens.decode.reader import Reader
+from layerlens.decode.strategies import Strategy, Valley
+from layerlens.errors import OptionError
+from layerlens.models import Model
+from layerlens.models.check import still_as_loaded
+from layerlens.models.compiled import recompiled
+
+_MODES = {"greedy_search", "sample"}
+
+
+@contextmanager
+def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[DecodingLog]:
+    """While open, the model decodes with the strategy: `with ll.decoding(model, strategy) as log: model.hf.generate()`.
+
+    The forward pass, the cache and the sampler stay the model's own; only the logits of the last position are another
+    layer's. On leaving, also by an exception, the model is as it was.
+
+    Args:
+        model: from `load`.
+        strategy: such as `Valley(window=10)`.
+        seed: of what the strategy draws (p below 1); the sampler's seed is yours, as ever.
+
+    Returns:
+        the log, filled at the end of every `generate`.
+
+    Raises:
+        OptionError: the strategy does not fit the model; from `generate`, a way of searching that scores more than
+            one continuation (beams, assistants) is asked for.
+    """
+    still_as_loaded(model, may_be_compiled=True)
+    hf: Any = model.hf
+    if "_layerlens_decoding" in vars(hf):
+        raise OptionError("this model is inside ll.decoding already; leave that first")
+    reader = Reader(model, strategy, seed)
+    log = DecodingLog(criterion_name(strategy))
+    own_generate = hf.generate
+    theirs = vars(hf).get("generate")
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        return _followed(model, reader, log, own_generate, *args, **kwargs)
+
+    hf.generate, hf._layerlens_decoding = generate, True
+    try:
+        with recompiled(hf), reader.answering():
+            yield log
+    finally:
+        del hf._layerlens_decoding
+        if theirs is None:
+            del hf.generate
+        else:
+            hf.generate = theirs
+
+
+def criterion_name(strategy: Strategy) -> str:
+    """What the log calls the values that a strategy compared."""
+    criterion = strategy.criterion if isinstance(strategy, Valley) else "shannon"
+    return "entropy" if criterion == "shannon" else criterion.replace("-", "_")
+
+
+def _followed(
+    model: Model, reader: Reader, log: DecodingLog, own_generate: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """transformers' generate, and what was decided in it added to the log."""
+    kwargs = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+    config = _effective_config(model, kwargs)
+    _refuse_other_searches(config, kwargs)
+    follower = _Follower(reader)
+    endings = _Endings(config, kwargs.get("stopping_criteria"), kwargs.get("tokenizer") or model.tokenizer)
+    kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), follower])
+    kwargs["stopping_criteria"] = StoppingCriteriaList([endings])
+    output = own_generate(**kwargs)
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    if follower.decisions:
+        new = sequences[:, follower.first :].tolist()
+        emitted = [row[:length] for row, length in zip(new, endings.lengths, strict=True)]
+        log.add_call(emitted, _first_positions(config, kwargs, len(emitted)), Decisions.stack(follower.decisions))
+    return output
+
+
+_POSITIONAL = ("inputs", "generation_config", "logits_processor", "stopping_criteria")
+
+
+def _effective_config(model: Model, kwargs: dict[str, Any]) -> GenerationConfig:
+    hf: Any = model.hf
+    config: GenerationConfig = copy.deepcopy(hf.generation_config)
+    given = kwargs.get("generation_config")
+    if given is not None:
+        config.update(**given.to_diff_dict())
+    config.update(**{name: value for name, value in kwargs.items() if hasattr(config, name)})
+    return config
+
+
+def _refuse_other_searches(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+    mode = config.get_generation_mode(kwargs.get("assistant_model")).value
+    if mode not in _MODES:
+        raise OptionError(
+            f"{mode.replace('_', ' ')} compares or proposes several continuations and cannot take another layer's "
+            "logits; use greedy decoding or sampling inside ll.decoding"
+        )
+    for name, off in (("custom_generate", None), ("guidance_scale", 1.0), ("negative_prompt_ids", None)):
+        value = kwargs.get(name, getattr(config, name, None))
+        if value not in (None, off):
+            raise OptionError(
+                f"{name} runs passes of its own beside the one that emits a token; leave it out inside ll.decoding"
+            )
+
+
+class _Follower(LogitsProcessor):
+    """Keeps what was decided for each token that is about to be emitted. Changes no score."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.decisions: list[Decisions] = []
+        self.first = 0  # length of what generate began with
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.decisions:
+            self.first = input_ids.shape[1]
+        assert self._reader.decisions is not None
+        self.decisions.append(self._reader.decisions)
+        return scores
+
+
+class _Endings(StoppingCriteria):
+    """The user's own criteria, and how many tokens each row emitted until any criterion ended it."""
+
+    def __init__(self, config: GenerationConfig, theirs: Sequence[StoppingCriteria] | None, tokenizer: Any) -> None:
+        self._theirs = StoppingCriteriaList(theirs or [])
+        self._known = ending_criteria(config.eos_token_id, config.stop_strings, tokenizer)
+        self._alive: Tensor | None = None
+        self._lengths = torch.zeros(0)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self._alive is None:
+            self._alive = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+            self._lengths = torch.zeros_like(self._alive, dtype=torch.long)
+        done = torch.zeros_like(self._alive)
+        if self._theirs:
+            done = torch.as_tensor(self._theirs(input_ids, scores, **kwargs), device=done.device).expand_as(done)
+        self._lengths += self._alive
+        self._alive = self._alive & ~done & ~self._known(input_ids, scores)
+        return done
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens emitted by each row."""
+        return [int(length) for length in self._lengths.tolist()]
+
+
+def _first_positions(config: GenerationConfig, kwargs: dict[str, Any], n_rows: int) -> list[int]:
+    """Position of the state that emits each row's first token."""
+    inputs = next(value for name in ("inputs", "input_ids", "inputs_embeds") if (value := kwargs.get(name)) is not None)
+    lengths = torch.full((len(inputs),), inputs.shape[1])
+    mask, pad = kwargs.get("attention_mask"), config.pad_token_id
+    if mask is not None:
+        lengths = mask.sum(1)
+    elif inputs.ndim == 2 and pad is not None and pad != config.eos_token_id:
+        lengths = (inputs != pad).sum(1)  # what transformers takes for padding
+    per_prompt = n_rows // len(lengths)
+    return [int(length) - 1 for length in lengths.tolist() for _ in range(per_prompt)]

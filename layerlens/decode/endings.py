@@ -1,0 +1,26 @@
+"""What ends a generation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import EosTokenCriteria, StoppingCriteriaList, StopStringCriteria
+
+
+def ending_criteria(
+    eos_token_id: int | Sequence[int] | None, stop_strings: str | list[str] | None, tokenizer: Any
+) -> StoppingCriteriaList:
+    """What ends single rows of a generation."""
+    criteria = StoppingCriteriaList()
+    if eos_token_id is not None and eos_token_id != []:
+        criteria.append(EosTokenCriteria(eos_token_id if isinstance(eos_token_id, int) else list(eos_token_id)))
+    if stop_strings:
+        criteria.append(StopStringCriteria(tokenizer, stop_strings))
+    return criteria
+
+
+def has_ended(criteria: StoppingCriteriaList, token_ids: Sequence[int]) -> bool:
+    """Whether any of the criteria ends a text with its last token."""
+    ids: Any = torch.tensor([token_ids])
+    nothing: Any = None
+    return bool(criteria) and bool(criteria(ids, nothing)[0])

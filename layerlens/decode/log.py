@@ -1,0 +1,112 @@
+"""What a strategy decided at every step, as a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerlens.decode.strategies import Choice
+
+_NONE = -1
+_NUMBERS = ("last_token_id", "selected_layer", "valley_layer", "projections")
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided about the rows of one step, or of several where the axis `steps` comes first.
+
+    Attributes:
+        numbers: last layer's token, selected layer, valley layer (−1 for none), projections made.
+        values: the criterion of the window's layers, L last; NaN where it was not read.
+    """
+
+    numbers: Int[Tensor, "*steps rows 4"]
+    values: Float[Tensor, "*steps rows window"]
+
+    @classmethod
+    def of(cls, choice: Choice, projections: Int[Tensor, " rows"]) -> "Decisions":
+        """The choice of one step, packed so that two tensors leave the device."""
+        valley = torch.full_like(choice.selected_layer, _NONE) if choice.valley_layer is None else choice.valley_layer
+        numbers = torch.stack([choice.last_token_id, choice.selected_layer, valley, projections.long()], dim=1)
+        values = numbers.new_empty(len(numbers), 0, dtype=torch.float32) if choice.values is None else choice.values
+        return cls(numbers.int(), values.float())
+
+    @classmethod
+    def stack(cls, steps: Sequence["Decisions"]) -> "Decisions":
+        """Several steps of the same rows, on the host."""
+        return cls(torch.stack([s.numbers for s in steps]).cpu(), torch.stack([s.values for s in steps]).cpu())
+
+
+class DecodingLog:
+    """What a strategy decided at every step of every call.
+
+    Attributes:
+        criterion: what the walk compared: "entropy" in nats, or the name of another criterion.
+    """
+
+    def __init__(self, criterion: str = "entropy") -> None:
+        self.criterion = criterion
+        self._frames: list[pd.DataFrame] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._frames))
+
+    def __repr__(self) -> str:
+        return f"DecodingLog of {len(self):,} tokens in {len(self._frames)} calls; see .steps"
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row per emitted token, row by row of the batch.
+
+        call, row            which call of the model's `generate`, and which row of its batch, from 0
+        position             index of the state in the row's own sequence, from 0, padding not counted
+        next_token_id        the token that was emitted
+        last_token_id        arg-max of the last layer's logits
+        selected_layer       1..L, whose logits the sampler got
+        valley_layer         1..L, where the walk ended; null where the strategy does not walk
+        projections          single states that went through the unembedding for it
+        entropy              list: nats of the window's layers, L last, NaN where not read; another criterion's values
+                             stand under its own name
+        """
+        empty = _frame(0, 0, 0, [], None, self.criterion)
+        table: pd.DataFrame = pd.concat(self._frames or [empty], ignore_index=True)
+        return table
+
+    def add_call(self, emitted: Sequence[Sequence[int]], firsts: Sequence[int], decisions: Decisions) -> None:
+        """Add one call of `generate`.
+
+        Args:
+            emitted: the tokens of each row, until it ended.
+            firsts: position of the state that emitted each row's first token.
+            decisions: of all steps and rows.
+        """
+        call = 1 + max((int(frame["call"].iloc[0]) for frame in self._frames if len(frame)), default=-1)
+        for row, tokens in enumerate(emitted):
+            self._frames.append(_frame(call, row, firsts[row], tokens, decisions, self.criterion))
+
+
+def _frame(
+    call: int, row: int, first: int, tokens: Sequence[int], decisions: Decisions | None, criterion: str
+) -> pd.DataFrame:
+    n_steps = len(tokens)
+    numbers = np.zeros((0, 4), dtype=np.int32)
+    values: Any = []
+    if decisions is not None:
+        numbers = decisions.numbers[:n_steps, row].numpy()
+        values = list(decisions.values[:n_steps, row].numpy())
+    columns: dict[str, Any] = {
+        "call": np.full(n_steps, call, dtype=np.int32),
+        "row": np.full(n_steps, row, dtype=np.int32),
+        "position": np.arange(first, first + n_steps, dtype=np.int32),
+        "next_token_id": np.array(tokens, dtype=np.int32),
+        **{name: numbers[:, index] for index, name in enumerate(_NUMBERS)},
+        criterion: values,
+    }
+    frame: pd.DataFrame = pd.DataFrame(columns)
+    frame["valley_layer"] = frame["valley_layer"].astype("Int32").mask(frame["valley_layer"] == _NONE)
+    return frame

@@ -1,0 +1,124 @@
+"""`generate`: text by a decoding loop of our own, in which a step never waits for the host."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, overload
+
+import pandas as pd
+
+from layerlens.datasets import Dataset, Prompt, from_prompts
+from layerlens.decode.batch import decode_batch
+from layerlens.decode.dropin import criterion_name
+from layerlens.decode.log import DecodingLog
+from layerlens.decode.options import GenerateOptions, settle_chat_template
+from layerlens.decode.padding import refuse_ignored_padding
+from layerlens.decode.prompts import TokenizedPrompt, tokenize
+from layerlens.decode.reader import Reader
+from layerlens.decode.strategies import Last, Strategy
+from layerlens.models import Model
+from layerlens.models.check import still_as_loaded
+from layerlens.records.manifest import digest
+
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated for one prompt; `str` of it is the text.
+
+    Attributes:
+        prompt: the text the model was given, chat template included.
+        text: the generated text without special tokens.
+        token_ids: the generated tokens, end token included.
+        finish_reason: "stop" (an end token or a stop string) or "length".
+        steps: one row per generated token, as `DecodingLog.steps`.
+    """
+
+    prompt: str
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    steps: pd.DataFrame = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@overload
+def generate(model: Model, prompts: str, *, strategy: Strategy = ..., **options: Any) -> Generation: ...
+@overload
+def generate(
+    model: Model, prompts: Dataset | Iterable[str | Messages | Prompt], *, strategy: Strategy = ..., **options: Any
+) -> list[Generation]: ...
+def generate(
+    model: Model,
+    prompts: str | Dataset | Iterable[str | Messages | Prompt],
+    *,
+    strategy: Strategy | None = None,
+    **options: Any,
+) -> Generation | list[Generation]:
+    """What the model answers to each prompt, in their order, when a strategy chooses the logits.
+
+    Args:
+        model: from `load`.
+        prompts: a text; or a dataset, or a list of texts or of lists of chat messages.
+        strategy: such as `Valley(window=10)`; None is `Last()`.
+        **options: fields of `GenerateOptions` (max_new_tokens, temperature, top_p, stop_strings, batch_size, ...).
+
+    Returns:
+        one `Generation` for a text, else a list. Several batches are made of prompts of similar length.
+
+    Raises:
+        OptionError, PromptError, ModelError: before anything is generated.
+    """
+    still_as_loaded(model)
+    strategy = Last() if strategy is None else strategy
+    settled = settle_chat_template(GenerateOptions(**options), bool(getattr(model.tokenizer, "chat_template", None)))
+    dataset = (
+        prompts if isinstance(prompts, Dataset) else from_prompts([prompts] if isinstance(prompts, str) else prompts)
+    )
+    tokenized = tokenize(model, dataset.prompts, settled)
+    batches = by_length(tokenized, settled.batch_size)
+    if any(len({len(tokenized[index].token_ids) for index in batch}) > 1 for batch in batches):
+        refuse_ignored_padding(model)
+    found: dict[int, Generation] = {}
+    for number, batch in enumerate(batches):
+        seed = batch_seed(settled.seed, number)
+        texts = [tokenized[index] for index in batch]
+        for index, generation in zip(batch, _generated(model, texts, strategy, settled, seed), strict=True):
+            found[index] = generation
+    in_order = [found[index] for index in range(len(tokenized))]
+    return in_order[0] if isinstance(prompts, str) else in_order
+
+
+def by_length(prompts: Sequence[TokenizedPrompt], batch_size: int) -> list[list[int]]:
+    """Indices of the prompts of each batch: prompts of similar length go together, in their order where all fit."""
+    if len(prompts) <= batch_size:
+        return [list(range(len(prompts)))]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def batch_seed(seed: int, batch: int) -> int:
+    """A seed of its own for every batch of every seed, so that a resumed run draws the same."""
+    return int(digest(f"{seed}/{batch}")[:8], 16)
+
+
+def _generated(
+    model: Model, prompts: Sequence[TokenizedPrompt], strategy: Strategy, options: GenerateOptions, seed: int
+) -> list[Generation]:
+    log = DecodingLog(criterion_name(strategy))
+    ids = [list(prompt.token_ids) for prompt in prompts]
+    decoded = decode_batch(model, ids, Reader(model, strategy, seed), options, seed)
+    log.add_call(decoded.outputs, [len(prompt) - 1 for prompt in ids], decoded.decisions)
+    steps = dict(tuple(log.steps.groupby("row", sort=False)))
+    return [
+        Generation(
+            prompt.text,
+            cast(str, model.tokenizer.decode(output, skip_special_tokens=True)),
+            output,
+            "stop" if ended else "length",
+            steps[row].reset_index(drop=True),
+        )
+        for row, (prompt, output, ended) in enumerate(zip(prompts, decoded.outputs, decoded.ended, strict=True))
+    ]

@@ -1,0 +1,124 @@
+"""How text is generated: the names are transformers'."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
+
+from layerlens.errors import OptionError
+
+LEAST_TEMPERATURE = 1e-3  # below, float32 logits over the temperature overflow
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Options of a generation; contradictions are refused at once."""
+
+    max_new_tokens: int = 256
+    """Tokens to generate for each prompt at most."""
+    min_new_tokens: int = 0
+    """Tokens before an end token may be emitted."""
+    do_sample: bool | None = None
+    """Sample instead of taking the most probable token; None: where `temperature` is above 0."""
+    temperature: float = 0.0
+    """0 is greedy; above, sampling at this temperature."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this much probability; 0 < top_p <= 1."""
+    top_k: int = 0
+    """Sample from the this many most probable tokens; 0 for all."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens that were there before; 1 is off."""
+    stop_strings: str | Sequence[str] | None = None
+    """Texts that end a generation once they have been emitted."""
+    eos_token_id: int | Sequence[int] | None = None
+    """Tokens that end a generation; None: the model's own."""
+    seed: int = 0
+    """Of everything drawn; each batch has generators of its own."""
+    batch_size: int = 1
+    """Prompts that go through the model together."""
+    chat_template: bool | None = None
+    """Wrap prompts in the tokenizer's chat template; None: where it has one."""
+    system: str | None = None
+    """System message before each prompt; needs a chat template."""
+
+    _least_new_tokens: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        least = {"max_new_tokens": self._least_new_tokens, "min_new_tokens": 0, "top_k": 0, "seed": 0, "batch_size": 1}
+        for name, bound in least.items():
+            whole(name, getattr(self, name), bound)
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not isinstance(getattr(self, name), int | float) or isinstance(getattr(self, name), bool):
+                raise OptionError(f"{flag(name)} {getattr(self, name)!r} is no number; give one")
+        self._check_sampling()
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise OptionError(f"--repetition-penalty {self.repetition_penalty} is out of range; give a number above 0")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise OptionError(
+                f"--min-new-tokens {self.min_new_tokens} is above --max-new-tokens {self.max_new_tokens}; lower it"
+            )
+        for name in ("stop_strings", "eos_token_id"):
+            self._check_list(name)
+        if self.system is not None and self.chat_template is False:
+            raise OptionError("--system needs the chat template that --no-chat-template turns off; drop one of them")
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.temperature > 0
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings as a list."""
+        given = self.stop_strings
+        return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+    def _check_sampling(self) -> None:
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < float("inf"):
+            raise OptionError(
+                f"--temperature {self.temperature} is out of range; give 0 for greedy, or {LEAST_TEMPERATURE} and more"
+            )
+        if self.do_sample is not None and self.do_sample != self.samples:
+            wanted = "needs a --temperature above 0" if self.do_sample else "contradicts a --temperature above 0"
+            raise OptionError(f"do_sample={self.do_sample} {wanted}; temperature {self.temperature} was given")
+        if not 0.0 < self.top_p <= 1.0:
+            raise OptionError(f"--top-p {self.top_p} is out of range; give a number above 0, 1 at most")
+        for name, off in (("top_p", 1.0), ("top_k", 0)):
+            if getattr(self, name) != off and not self.samples:
+                raise OptionError(
+                    f"{flag(name)} {getattr(self, name)} has no effect on greedy decoding; give --temperature too"
+                )
+
+    def _check_list(self, name: str) -> None:
+        value = getattr(self, name)
+        kind: type = str if name == "stop_strings" else int
+        entries = [value] if isinstance(value, kind) else value
+        if value is None:
+            return
+        good = isinstance(entries, Sequence) and not isinstance(entries, str) and len(entries) > 0
+        if not good or not all(isinstance(entry, kind) and entry != "" for entry in entries):
+            what = "texts" if kind is str else "token ids"
+            raise OptionError(f"{flag(name)} {value!r} is none; give {what}")
+
+
+Options = TypeVar("Options", bound=GenerateOptions)
+
+
+def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
+    """The same with `chat_template` decided for this tokenizer."""
+    if not has_chat_template and (options.chat_template or options.system is not None):
+        wanted = "--system" if options.system is not None else "chat_template=True"
+        raise OptionError(f"{wanted} needs a chat template and this tokenizer has none; leave it out")
+    return replace(options, chat_template=has_chat_template if options.chat_template is None else options.chat_template)
+
+
+def flag(name: str) -> str:
+    """The option as the command line spells it."""
+    return "--" + name.replace("_", "-")
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """OptionError where the value is no whole number from `least` on."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError(f"{flag(name)} {value!r} is no whole number; give one from {least}")
+    if value < least:
+        raise OptionError(f"{flag(name)} {value} is too small; give a whole number from {least}")

@@ -1,0 +1,66 @@
+"""From logits to the next token, without the host: what transformers' `generate` does with the same seed."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    InfNanRemoveLogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from layerlens.decode.options import GenerateOptions
+
+
+class Sampler:
+    """Chooses the next token of each row.
+
+    Attributes:
+        generator: of the draws.
+    """
+
+    def __init__(
+        self, options: GenerateOptions, ends: Int[Tensor, " ends"], seen: Tensor | None, n_rows: int, seed: int
+    ) -> None:
+        self._options = options
+        self._ends = ends
+        self._seen = seen
+        self._n_rows = n_rows
+        self._alive: Tensor | None = None
+        self.generator = torch.Generator(ends.device).manual_seed(seed)
+        self._warpers = LogitsProcessorList()
+        if options.samples:
+            self._warpers.append(InfNanRemoveLogitsProcessor())
+            self._warpers.append(TemperatureLogitsWarper(float(options.temperature)))
+            if options.top_k:
+                self._warpers.append(TopKLogitsWarper(options.top_k))
+            if options.top_p < 1:
+                self._warpers.append(TopPLogitsWarper(float(options.top_p)))
+
+    def __call__(self, logits: Float[Tensor, "rows vocab"], step: Int[Tensor, ""]) -> Int[Tensor, " rows"]:
+        """The next token of each row; `step` counts from 0."""
+        scores = logits.float()
+        if self._seen is not None:
+            penalty = self._options.repetition_penalty
+            scores = torch.where(self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+        if self._options.min_new_tokens and len(self._ends):
+            barred = torch.where(step < self._options.min_new_tokens, -torch.inf, 0.0)
+            scores = scores.index_add(1, self._ends, barred.expand(len(scores), len(self._ends)))
+        if not self._options.samples:
+            token_ids = scores.argmax(1)
+        else:
+            # what torch.multinomial does for one draw, except that it asks the host whether the numbers are valid
+            probs = self._warpers(None, scores).softmax(1)  # type: ignore[arg-type]
+            noise = probs.new_empty(self._n_rows, probs.shape[1]).exponential_(generator=self.generator)
+            token_ids = (probs / (noise if self._alive is None else noise[self._alive])).argmax(1)
+        if self._seen is not None:
+            self._seen.scatter_(1, token_ids.unsqueeze(1), True)
+        return token_ids
+
+    def keep_rows(self, kept: Int[Tensor, " rows"], alive: Int[Tensor, " rows"]) -> None:
+        """Go on with some rows: `kept` among the present ones, which are `alive` among those at first."""
+        self._alive = alive
+        if self._seen is not None:
+            self._seen = self._seen[kept]

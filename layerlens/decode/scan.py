@@ -1,0 +1,111 @@
+"""The walk back from the last layer: all candidates in one product, or one layer at a time."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerlens.axes import Logits
+from layerlens.decode.criteria import Criterion
+from layerlens.decode.readouts import Readouts
+
+SCANS = ("auto", "batched", "lazy")
+_ROWS_AT_ONCE = 64  # of a criterion, whose temporaries are as large as what it reads
+
+
+class Walk(NamedTuple):
+    """Where the walk went."""
+
+    steps: Int[Tensor, " rows"]
+    """How many layers before L it ended, 0..window − 1."""
+    valley_logits: Logits
+    """Of the layer where it ended."""
+    last_logits: Logits
+    """Of layer L."""
+    values: Float[Tensor, "rows window"]
+    """The criterion of the window's layers, L last; NaN where it was not needed."""
+
+
+def walk_back(readouts: Readouts, window: int, criterion: Criterion, scan: str = "auto", floor: float = 0.0) -> Walk:
+    """Eq. 7 of arXiv 2606.21906: one layer back while the criterion is strictly lower there. Ties and NaN end it.
+
+    Args:
+        readouts: of one step.
+        window: candidates, L included.
+        criterion: of logits; lower is surer.
+        scan: "batched", "lazy", or "auto": batched while the product is bound by reading the weight.
+        floor: rows whose criterion at L is below it do not walk; 0 for all.
+    """
+    if not readouts.may_branch:
+        return _whole_window(readouts, window, criterion, floor)
+    if scan == "lazy" or (scan == "auto" and len(readouts) * window > readouts.rows_at_balance):
+        return _layer_by_layer(readouts, window, criterion, floor)
+    if floor > 0:
+        return _window_above_floor(readouts, window, criterion, floor)
+    return _whole_window(readouts, window, criterion, floor)
+
+
+def _whole_window(readouts: Readouts, window: int, criterion: Criterion, floor: float) -> Walk:
+    logits = readouts.logits(_candidates(readouts, window))
+    values = _values(criterion, logits)
+    steps = _steps(values)
+    if floor > 0:
+        steps = steps.where(values[:, -1] >= floor, 0)
+    rows = torch.arange(len(logits), device=logits.device)
+    return Walk(steps, logits[rows, window - 1 - steps], logits[:, -1], values)
+
+
+def _window_above_floor(readouts: Readouts, window: int, criterion: Criterion, floor: float) -> Walk:
+    walk = _start(readouts, window, criterion)
+    walking = (walk.values[:, -1] >= floor).nonzero()[:, 0]
+    if len(walking) and window > 1:
+        logits = readouts.logits(_candidates(readouts, window)[:-1], walking)
+        walk.values[walking, :-1] = _values(criterion, logits)
+        walk.steps[walking] = _steps(walk.values[walking])
+        moved = walk.steps[walking] > 0
+        away = walking[moved]
+        walk.valley_logits[away] = logits[moved, window - 1 - walk.steps[away]]
+    return walk
+
+
+def _layer_by_layer(readouts: Readouts, window: int, criterion: Criterion, floor: float) -> Walk:
+    walk = _start(readouts, window, criterion)
+    lowest = walk.values[:, -1].clone()
+    walking = ((lowest >= floor) if floor > 0 else ~lowest.isnan()).nonzero()[:, 0]
+    for layer in reversed(_candidates(readouts, window)[:-1]):
+        if len(walking) == 0:
+            break
+        logits = readouts.logits([layer], walking)
+        value = _values(criterion, logits)[:, 0]
+        walk.values[walking, layer - readouts.n_layers - 1] = value
+        falls = value < lowest[walking]
+        walking = walking[falls]
+        lowest[walking] = value[falls]
+        walk.steps[walking] += 1
+        walk.valley_logits[walking] = logits[falls, 0]
+    return walk
+
+
+def _start(readouts: Readouts, window: int, criterion: Criterion) -> Walk:
+    """The walk before its first step."""
+    last_logits = readouts.logits([readouts.n_layers])
+    value = _values(criterion, last_logits)
+    values = torch.cat([value.new_full((len(value), window - 1), torch.nan), value], dim=1)
+    steps = torch.zeros(len(value), dtype=torch.long, device=value.device)
+    return Walk(steps, last_logits[:, 0].clone(), last_logits[:, 0], values)
+
+
+def _candidates(readouts: Readouts, window: int) -> list[int]:
+    return list(range(readouts.n_layers - window + 1, readouts.n_layers + 1))
+
+
+def _values(criterion: Criterion, logits: Float[Tensor, "rows layers vocab"]) -> Float[Tensor, "rows layers"]:
+    pieces = logits.flatten(0, 1).split(_ROWS_AT_ONCE)
+    return torch.cat([criterion(piece) for piece in pieces]).view(logits.shape[:2])
+
+
+def _steps(values: Float[Tensor, "rows window"]) -> Int[Tensor, " rows"]:
+    candidates = values.flip(1)
+    steps: Tensor = (candidates[:, 1:] < candidates[:, :-1]).cumprod(1).sum(1)
+    return steps

@@ -1,0 +1,170 @@
+"""Which layer's logits the sampler gets. A strategy names the layers it needs and turns their readouts into logits;
+it knows nothing about generation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerlens.axes import Logits, TokenIds
+from layerlens.decode.criteria import CRITERIA
+from layerlens.decode.readouts import Readouts
+from layerlens.decode.scan import SCANS, walk_back
+from layerlens.errors import OptionError
+
+DEFAULT_WINDOW = 10
+
+
+class Choice(NamedTuple):
+    """What a strategy decided about each row of one step."""
+
+    logits: Logits
+    """For the sampler, after logit scale and soft-cap."""
+    selected_layer: TokenIds
+    """The layer 1..L whose logits they are; L for strategies that combine layers."""
+    last_token_id: TokenIds
+    """Arg-max of the last layer's logits."""
+    valley_layer: TokenIds | None = None
+    """Where the walk back ended, 1..L; None for strategies that do not walk."""
+    values: Float[Tensor, "rows window"] | None = None
+    """The criterion of the window's layers, L last; NaN where it was not needed."""
+
+
+class Strategy(ABC):
+    """Base of every decoding strategy; subclass it, as a frozen dataclass, and `register_strategy` it."""
+
+    whole_batch: bool = False
+    """Whether the rows of a batch depend on each other; otherwise a large batch is read out in parts."""
+
+    @abstractmethod
+    def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
+        """The layers 0..L whose states `choose` reads out. Exactly (L,) leaves the model's own logits as they are.
+
+        Args:
+            n_layers: L.
+            tied: whether the unembedding is the embedding.
+
+        Raises:
+            OptionError: an option does not fit a model of so many layers.
+        """
+
+    @abstractmethod
+    def choose(self, readouts: Readouts) -> Choice:
+        """The logits for the sampler, from the readouts of one step."""
+
+
+@dataclass(frozen=True)
+class Last(Strategy):
+    """The model's own logits, untouched."""
+
+    def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
+        """Layer L."""
+        return (n_layers,)
+
+    def choose(self, readouts: Readouts) -> Choice:
+        """Layer L of every row."""
+        logits = readouts.logits([readouts.n_layers])[:, 0]
+        top = logits.argmax(1)
+        return Choice(logits, torch.full_like(top, readouts.n_layers), top)
+
+
+@dataclass(frozen=True)
+class Fixed(Strategy):
+    """Always the same earlier layer."""
+
+    offset: int
+    """Layers before the last one: layer L − offset."""
+    p: float = 1.0
+    """Probability of using it, drawn for each token; otherwise the last layer."""
+
+    def __post_init__(self) -> None:
+        _whole("offset", self.offset, 0)
+        _probability(self.p)
+
+    def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
+        """L − offset, and L to compare with."""
+        if self.offset >= n_layers:
+            raise OptionError(f"offset {self.offset} does not fit a model of {n_layers} layers; give 0..{n_layers - 1}")
+        return (n_layers,) if self.offset == 0 or self.p == 0 else (n_layers - self.offset, n_layers)
+
+    def choose(self, readouts: Readouts) -> Choice:
+        """Layer L − offset where the row's draw is below p, else L."""
+        n_layers = readouts.n_layers
+        logits = readouts.logits([n_layers - self.offset, n_layers])
+        acts = readouts.uniform < self.p
+        return Choice(
+            torch.where(acts.unsqueeze(1), logits[:, 0], logits[:, 1]),
+            torch.where(acts, n_layers - self.offset, n_layers),
+            logits[:, 1].argmax(1),
+        )
+
+
+@dataclass(frozen=True)
+class Valley(Strategy):
+    """Confident Decoding: walk back from the last layer while the entropy strictly falls. Eq. 7 of arXiv 2606.21906."""
+
+    window: int | None = None
+    """Candidate layers, the last one included, so at most window − 1 steps; None: 10, or all where there are fewer."""
+    p: float = 1.0
+    """Probability of using the valley, drawn for each token; otherwise the last layer."""
+    shift: int = 0
+    """Layers deeper (+) or shallower (−) than the valley, for every token; kept inside the window."""
+    criterion: str = "shannon"
+    """What is to fall: one of `CRITERIA`."""
+    scan: str = "auto"
+    """How candidates are read out: "batched", "lazy", or "auto"; the result is the same."""
+    entropy_floor: float = 0.0
+    """Do not walk where the criterion of the last layer is below this (nats, for entropy); 0 is exact."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            _whole("window", self.window, 1)
+        _whole("shift", self.shift, None)
+        _probability(self.p)
+        for name, known in (("criterion", list(CRITERIA)), ("scan", list(SCANS))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} {getattr(self, name)!r} is unknown; give {', '.join(known)}")
+        floor = self.entropy_floor
+        if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor < float("inf"):
+            raise OptionError(f"entropy_floor {floor!r} is out of range; give nats, 0 or more")
+        if floor > 0 and self.criterion != "shannon":
+            raise OptionError(f"entropy_floor {floor} is in nats and has no meaning for {self.criterion}; leave it out")
+
+    def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
+        """The window's layers."""
+        window = self._window(n_layers)
+        return (n_layers,) if self.p == 0 else tuple(range(n_layers - window + 1, n_layers + 1))
+
+    def choose(self, readouts: Readouts) -> Choice:
+        """The valley's layer, shifted, where the row's draw is below p, else L."""
+        n_layers, window = readouts.n_layers, self._window(readouts.n_layers)
+        walk = walk_back(readouts, window, CRITERIA[self.criterion], self.scan, self.entropy_floor)
+        valley = n_layers - walk.steps
+        acts = readouts.uniform < self.p
+        selected = torch.where(acts, (valley + self.shift).clamp(n_layers - window + 1, n_layers), n_layers)
+        if self.shift:
+            logits = readouts.logits_at(selected)
+        else:
+            logits = torch.where(acts.unsqueeze(1), walk.valley_logits, walk.last_logits)
+        return Choice(logits, selected, walk.last_logits.argmax(1), valley, walk.values)
+
+    def _window(self, n_layers: int) -> int:
+        window = min(DEFAULT_WINDOW, n_layers) if self.window is None else self.window
+        if window > n_layers:
+            raise OptionError(f"--window {window} does not fit a model of {n_layers} layers; give 1..{n_layers}")
+        return window
+
+
+def _whole(name: str, value: object, least: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        bound = "" if least is None else f" from {least}"
+        raise OptionError(f"{name} {value!r} is out of range; give a whole number{bound}")
+
+
+def _probability(p: object) -> None:
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise OptionError(f"p {p!r} is no probability; give a number from 0 to 1")
