@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerlens import plots as plot
     from layerlens.datasets import Dataset, Prompt, dataset, read_prompts
+    from layerlens.decode.contrast import SLED, DoLa
+    from layerlens.decode.dropin import decoding
+    from layerlens.decode.log import DecodingLog
+    from layerlens.decode.loop import Generation, generate
+    from layerlens.decode.names import named_strategy, register_strategy
+    from layerlens.decode.options import GenerateOptions
+    from layerlens.decode.readouts import Readouts
+    from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
     from layerlens.models import Model, load
     from layerlens.run import Run, open_run
@@ -13,26 +21,49 @@ if TYPE_CHECKING:
     from layerlens.tracing.tracer import trace
 
 __all__ = [
+    "SLED",
+    "Choice",
     "Dataset",
+    "DecodingLog",
+    "DoLa",
+    "Fixed",
+    "GenerateOptions",
+    "Generation",
+    "Last",
     "LayerlensError",
     "Model",
     "ModelError",
     "OptionError",
     "Prompt",
     "PromptError",
+    "Readouts",
     "Run",
     "RunError",
+    "Strategy",
     "TraceOptions",
+    "Valley",
     "dataset",
+    "decoding",
+    "generate",
     "load",
+    "named_strategy",
     "open_run",
     "plot",
     "read_prompts",
+    "register_strategy",
     "trace",
 ]
 
 _HOMES = {
     "layerlens.datasets": ("Dataset", "Prompt", "dataset", "read_prompts"),
+    "layerlens.decode.contrast": ("DoLa", "SLED"),
+    "layerlens.decode.dropin": ("decoding",),
+    "layerlens.decode.log": ("DecodingLog",),
+    "layerlens.decode.loop": ("Generation", "generate"),
+    "layerlens.decode.names": ("named_strategy", "register_strategy"),
+    "layerlens.decode.options": ("GenerateOptions",),
+    "layerlens.decode.readouts": ("Readouts",),
+    "layerlens.decode.strategies": ("Choice", "Fixed", "Last", "Strategy", "Valley"),
     "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
     "layerlens.models": ("Model", "load"),
     "layerlens.run": ("Run", "open_run"),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli import figure, lists
+from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.errors import LayerlensError
 
@@ -37,6 +38,7 @@ def _options(
 
 
 app.command("trace")(tracing.trace)
+app.command("generate")(generating.generate)
 app.command("figure")(figure.figure)
 app.command("models")(lists.models)
 app.command("datasets")(lists.datasets)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layerlens.cli.strategy import CRITERION, FLOOR, SCAN, STRATEGY, P, chosen_strategy
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
@@ -45,7 +46,16 @@ def trace(
     ] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus of sampling.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling and of shuffled options.")] = 0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many most probable tokens; 0 for all.")] = 0,
+    min_new_tokens: Annotated[int, typer.Option(help="Tokens before an end token may be emitted.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: disfavour tokens that were there.")] = 1.0,
+    stop_strings: Annotated[list[str] | None, typer.Option(help="Text that ends a generation; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling, of --p, and of shuffled options.")] = 0,
+    strategy: Annotated[str, typer.Option(help=STRATEGY)] = "last",
+    p: Annotated[float | None, typer.Option(help=P)] = None,
+    criterion: Annotated[str | None, typer.Option(help=CRITERION)] = None,
+    scan: Annotated[str | None, typer.Option(help=SCAN)] = None,
+    entropy_floor: Annotated[float | None, typer.Option(help=FLOOR)] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts that go through the model together.")] = 1,
     mode: Annotated[
         Mode | None,
@@ -83,9 +93,14 @@ def trace(
         "system": system,
         "temperature": temperature,
         "top_p": top_p,
+        "top_k": top_k,
+        "min_new_tokens": min_new_tokens,
+        "repetition_penalty": repetition_penalty,
+        "stop_strings": stop_strings or None,
         "seed": seed,
     }
     TraceOptions(**options)
+    chosen = chosen_strategy(strategy, window, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor)
     asked = _prompts(dataset, prompts, data_file, limit, seed)
     _refuse_other_run(out, resume)
 
@@ -100,7 +115,7 @@ def trace(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-        run = ll.trace(loaded, asked, out=out, resume=resume, **options)
+        run = ll.trace(loaded, asked, out=out, strategy=chosen, resume=resume, **options)
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))
     _print_summary(run)

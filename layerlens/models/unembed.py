@@ -71,7 +71,7 @@ class Unembed:
             done = self.n_vocab - self.n_vocab % _BLOCK
             blocks = self.weight[:done].view(-1, _BLOCK, self.weight.shape[1]).transpose(1, 2)
             product = torch.bmm(normed.float().expand(len(blocks), -1, -1), blocks)  # blocks, rows, words
-            logits[:, :done] = product.transpose(0, 1).reshape(len(normed), done)
+            logits[:, :done].unflatten(1, (-1, _BLOCK)).copy_(product.transpose(0, 1))
             self._finish(logits[:, :done], 0, done)
         for start in range(done, self.n_vocab, _TILE):
             stop = min(start + _TILE, self.n_vocab)
