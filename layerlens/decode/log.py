@@ -52,12 +52,13 @@ class DecodingLog:
     def __init__(self, criterion: str = "entropy") -> None:
         self.criterion = criterion
         self._frames: list[pd.DataFrame] = []
+        self._n_calls = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._frames))
 
     def __repr__(self) -> str:
-        return f"DecodingLog of {len(self):,} tokens in {len(self._frames)} calls; see .steps"
+        return f"DecodingLog of {len(self):,} tokens in {self._n_calls} calls; see .steps"
 
     @property
     def steps(self) -> pd.DataFrame:
@@ -85,9 +86,9 @@ class DecodingLog:
             firsts: position of the state that emitted each row's first token.
             decisions: of all steps and rows.
         """
-        call = 1 + max((int(frame["call"].iloc[0]) for frame in self._frames if len(frame)), default=-1)
         for row, tokens in enumerate(emitted):
-            self._frames.append(_frame(call, row, firsts[row], tokens, decisions, self.criterion))
+            self._frames.append(_frame(self._n_calls, row, firsts[row], tokens, decisions, self.criterion))
+        self._n_calls += 1
 
 
 def _frame(

@@ -73,6 +73,7 @@ def generate(
     """
     still_as_loaded(model)
     strategy = Last() if strategy is None else strategy
+    strategy.layers(model.n_layers, model.tied)  # refuses what does not fit
     settled = settle_chat_template(GenerateOptions(**options), bool(getattr(model.tokenizer, "chat_template", None)))
     dataset = (
         prompts if isinstance(prompts, Dataset) else from_prompts([prompts] if isinstance(prompts, str) else prompts)

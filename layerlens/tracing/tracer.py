@@ -61,6 +61,7 @@ def trace(
     still_as_loaded(model)
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
     strategy = Last() if strategy is None else strategy
+    strategy.layers(model.n_layers, model.tied)  # refuses what does not fit
     if isinstance(strategy, Valley) and strategy.window is not None:
         options = {"window": strategy.window, **options}
     settled = TraceOptions(**options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))

@@ -1,0 +1,448 @@
+"""What the valley strategy costs on a GPU, on random weights of Qwen3.5-35B-A3B's text geometry, 70 GB in bfloat16.
+
+    python benchmarks/decode_gpu.py [--tiny] [--budget-seconds S] [--rounds R] [--out FILE]
+
+First the numbers are checked: without the strategy the logits are the model's own, all ways to scan agree with a plain
+loop, and a captured graph emits what the same steps emit without one. Then `Last()` and `Valley(window=10)` decode the
+same prompts in turn, after a warm-up; ratios are medians over rounds of each round's ratio, so that drift of the machine
+falls to both. Once the budget is spent no other case is started, and what there is is written. --tiny, the default where
+there is no GPU, goes the same way with a small model, whose speeds mean nothing; it writes no file unless asked to.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import layerlens as ll
+from layerlens.cli.bench import machine, mean_depth, paired_ratio
+from layerlens.decode.batch import Decoded, _Batch, decode_batch
+from layerlens.decode.criteria import shannon
+from layerlens.decode.flops import decoding_flops
+from layerlens.decode.options import GenerateOptions
+from layerlens.decode.prompts import pad_token_id
+from layerlens.decode.reader import Reader
+from layerlens.decode.readouts import Readouts
+from layerlens.decode.scan import walk_back
+from layerlens.decode.strategies import Strategy
+from layerlens.models import Model, tiny_tokenizer
+from layerlens.models.hooks import reading_out
+
+MIB = 2**20
+RESULTS = Path(__file__).parent / "results" / "decode_gpu.json"
+# the text part of the checkpoint's config
+QWEN3_5_35B_A3B = {
+    "vocab_size": 248_320,
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "linear_num_value_heads": 32,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 10,
+    "max_position_embeddings": 4096,
+}
+TINY = QWEN3_5_35B_A3B | {
+    "vocab_size": 1027,
+    "hidden_size": 64,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 3,
+}
+WINDOW = 10
+ROUNDS = {1: 9, 8: 7, 32: 7, 128: 5}  # by batch size
+MOST_SLOWER = {1: 0.02, 8: 0.02, 32: 0.02, 128: 0.05}
+MOST_EXTRA_MIB = 1024
+NEAR_TIE = 1e-4  # nats; closer than this, the rounding of another order of adding decides
+
+
+def main() -> int:
+    """Check, measure, print, write; the exit status is 1 where a check failed or a bar was missed."""
+    started = time.perf_counter()
+    arguments = _parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tiny = arguments.tiny or device.type == "cpu"
+    out = arguments.out or (None if tiny else RESULTS)
+    hf = build(TINY if tiny else QWEN3_5_35B_A3B, device)
+    model = ll.load(hf, tokenizer=tiny_tokenizer())
+    print(f"{model}\nready after {time.perf_counter() - started:.0f} s", flush=True)
+    report: dict[str, Any] = {
+        "geometry": "tiny" if tiny else "Qwen3.5-35B-A3B",
+        "parameters": sum(parameter.numel() for parameter in hf.parameters()),
+        "dtype": str(hf.dtype).removeprefix("torch."),
+        "window": WINDOW,
+        "flops": [row._asdict() | {"flops": row.flops} for row in decoding_flops(hf, WINDOW).rows()],
+        "checks": {},
+        "cases": [],
+        "machine": machine(device),
+    }
+    deadline = started + arguments.budget_seconds
+
+    def write() -> None:
+        report["seconds"] = round(time.perf_counter() - started, 1)
+        if out is not None:
+            out.write_text(json.dumps(report, indent=1) + "\n")
+
+    for name, check in checks(model, tiny).items():
+        report["checks"][name] = _outcome(name, check)
+    n_prompt, n_new = (8, 12) if tiny else (64, 64)
+    for batch_size in (1, 3) if tiny else ROUNDS:
+        if time.perf_counter() > deadline:
+            print(f"no time left for batch size {batch_size}", flush=True)
+            continue
+        n_rounds = arguments.rounds or (2 if tiny else ROUNDS[batch_size])
+        report["cases"].append(measure(model, batch_size, n_prompt, n_new, n_rounds, deadline, has_bar=not tiny))
+        print(_line(report["cases"][-1]), flush=True)
+        write()
+    # last, because what cannot be captured can leave the device in a bad state
+    for name, check in late_checks(model).items():
+        if time.perf_counter() < deadline:
+            report["checks"][name] = _outcome(name, check)
+    write()
+    print_table(report)
+    missed = [case for case in report["cases"] if case["passed"] is False]
+    return int(bool(missed) or not all(check["passed"] for check in report["checks"].values()))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a small model; default where there is no GPU")
+    parser.add_argument("--budget-seconds", type=float, default=450, help="after these no other case is started")
+    parser.add_argument("--rounds", type=int, help="for every batch size")
+    parser.add_argument("--out", type=Path, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
+    return parser.parse_args()
+
+
+def build(geometry: dict[str, Any], device: torch.device) -> PreTrainedModel:
+    """A random model, made where it is to run; in bfloat16 on a GPU, in float32 on a CPU."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(0)
+    with torch.device(device), torch.no_grad():
+        hf: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_moe_text", **geometry), dtype=dtype)
+        # logits as far apart as a trained model's, so that entropies differ from layer to layer and row to row
+        hf.lm_head.weight.normal_(0, 4.5 / geometry["hidden_size"] ** 0.5)
+        hf.model.norm.weight.normal_(0, 0.15)
+    assert all(parameter.device.type == device.type for parameter in hf.parameters())
+    return hf.eval()
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+Outcome = tuple[bool, str]
+
+
+def checks(model: Model, tiny: bool) -> dict[str, Callable[[], Outcome]]:
+    """What must hold before anything is timed."""
+    prompts = random_prompts(model, 4, 8 if tiny else 64)
+    found: dict[str, Callable[[], Outcome]] = {
+        "p = 0 and window = 1 give the model's own logits": lambda: check_own_logits(model, prompts),
+        "batched = lazy = plain loop": lambda: check_scans(model, random_prompts(model, 16, 8 if tiny else 64)),
+    }
+    if model.device.type == "cuda":
+        found["captured graph = eager loop"] = lambda: check_graph(model, prompts, ll.Valley(WINDOW))
+        found["captured graph = eager loop, without strategy"] = lambda: check_graph(model, prompts, ll.Last())
+    else:
+        found["fixed cache = growing cache"] = lambda: check_caches(model, prompts)
+    return found
+
+
+def late_checks(model: Model) -> dict[str, Callable[[], Outcome]]:
+    """Whether the other strategies can be captured."""
+    if model.device.type != "cuda":
+        return {}
+    prompts = random_prompts(model, 4, 64)
+    sampled = {"temperature": 1.0, "top_p": 0.9}
+    found: dict[str, Callable[[], Outcome]] = {
+        "captured graph = eager loop, p = 0.5, sampled": lambda: check_graph(
+            model, prompts, ll.Valley(WINDOW, p=0.5), **sampled
+        )
+    }
+    for strategy in (ll.Fixed(1), ll.SLED(), ll.DoLa(), ll.Valley(WINDOW, shift=-1)):
+        found[f"captured graph = eager loop, {strategy}"] = lambda strategy=strategy: check_graph(
+            model, prompts, strategy
+        )
+    return found
+
+
+@torch.no_grad()
+def check_own_logits(model: Model, prompts: list[list[int]]) -> Outcome:
+    """Bit for bit."""
+    hf: Any = model.hf
+    ids = torch.tensor(prompts, device=model.device)
+    own = hf(input_ids=ids, use_cache=False).logits[:, -1]
+    equal = []
+    for strategy in (ll.Valley(WINDOW, p=0.0), ll.Valley(window=1), ll.Last()):
+        with Reader(model, strategy).answering():
+            equal.append(torch.equal(hf(input_ids=ids, use_cache=False).logits[:, -1], own))
+    return all(equal), f"{sum(equal)} of {len(equal)} equal"
+
+
+@torch.no_grad()
+def check_scans(model: Model, prompts: list[list[int]]) -> Outcome:
+    """Every row stops where a loop stops that reads one state after the other, in float32, by torch's own functions."""
+    states = states_of(model, prompts)
+    steps, logits, values = plain_loop(model, states)
+    # rows where the loop compared two values that rounding may order either way
+    compared = [values[row][: steps[row] + 2] for row in range(len(prompts))]
+    clear = [all(abs(a - b) > NEAR_TIE for a, b in zip(row, row[1:], strict=False)) for row in compared]
+    wrong, worst = [], 0.0
+    for name, scan, may_branch in (("captured", "auto", False), ("batched", "batched", True), ("lazy", "lazy", True)):
+        uniform = torch.zeros(len(prompts), device=model.device)
+        readouts = Readouts(model.unembed, states, model.n_layers, uniform, may_branch=may_branch)
+        walk = walk_back(readouts, WINDOW, shannon, scan)
+        for row in range(len(prompts)):
+            if clear[row]:
+                worst = max(worst, float((walk.valley_logits[row] - logits[row]).abs().max()))
+                if int(walk.steps[row]) != steps[row]:
+                    wrong.append(f"{name} scan, row {row}: {int(walk.steps[row])} steps instead of {steps[row]}")
+    detail = f"{sum(clear)} rows, depths {sorted(set(steps))}, logits within {worst:.1e}"
+    return not wrong and worst < 1e-2 and sum(clear) > 0, "; ".join([detail, *wrong])
+
+
+def states_of(model: Model, prompts: list[list[int]]) -> dict[int, torch.Tensor]:
+    """The window's states of every prompt's last position."""
+    found: dict[int, torch.Tensor] = {}
+    layers = range(model.n_layers - WINDOW + 1, model.n_layers + 1)
+    hf: Any = model.hf
+    with reading_out(model.hf, model.head, model.blocks, layers, lambda states, _: found.update(states)):
+        hf(input_ids=torch.tensor(prompts, device=model.device), use_cache=False)
+    return found
+
+
+def plain_loop(
+    model: Model, states: dict[int, torch.Tensor]
+) -> tuple[list[int], list[torch.Tensor], list[list[float]]]:
+    """For each row: steps, the logits where it stopped, and the entropies of the window from L backwards."""
+    hf: Any = model.hf
+    weight = hf.lm_head.weight.float()
+    steps, chosen, entropies = [], [], []
+    for row in range(len(states[model.n_layers])):
+        window = []
+        for layer in range(model.n_layers, model.n_layers - WINDOW, -1):
+            logits = torch.nn.functional.linear(hf.model.norm(states[layer][row : row + 1]).float(), weight)[0]
+            log_probs = logits.log_softmax(0)
+            window.append((float(-(log_probs.exp() * log_probs).sum()), logits))
+        walked = 0
+        while walked + 1 < WINDOW and window[walked + 1][0] < window[walked][0]:
+            walked += 1
+        steps.append(walked)
+        chosen.append(window[walked][1])
+        entropies.append([entropy for entropy, _ in window])
+    return steps, chosen, entropies
+
+
+def check_graph(model: Model, prompts: list[list[int]], strategy: Strategy, **sampling: float) -> Outcome:
+    """Token for token, decision for decision; and that a graph was captured at all."""
+    options = GenerateOptions(max_new_tokens=40, min_new_tokens=40, **sampling)  # type: ignore[arg-type]
+    with mock.patch.object(_Batch, "_captured", autospec=True, side_effect=_Batch._captured) as captured:
+        graphed = decode_batch(model, prompts, Reader(model, strategy), options, seed=1)
+        n_graphs = captured.call_count
+        with mock.patch("layerlens.decode.batch._EAGER_STEPS", 10**9):
+            eager = decode_batch(model, prompts, Reader(model, strategy), options, seed=1)
+        is_eager = captured.call_count == n_graphs
+    same, detail = _same(graphed, eager)
+    return same and n_graphs > 0 and is_eager, f"{n_graphs} graph, {detail}"
+
+
+def check_caches(model: Model, prompts: list[list[int]]) -> Outcome:
+    """What a graph needs, as far as a CPU can show it: a cache of fixed size changes nothing."""
+    options = GenerateOptions(max_new_tokens=12, min_new_tokens=12)
+    fixed, growing = (
+        decode_batch(model, prompts, Reader(model, ll.Valley(WINDOW)), options, seed=1, static=static)
+        for static in (True, False)
+    )
+    return _same(fixed, growing)
+
+
+def _same(one: Decoded, other: Decoded) -> Outcome:
+    pairs = list(zip(one.outputs, other.outputs, strict=True))
+    equal = sum(a == b for row, also in pairs for a, b in zip(row, also, strict=True))
+    total = sum(len(row) for row, _ in pairs)
+    decided = torch.equal(one.decisions.numbers, other.decisions.numbers)
+    return equal == total and decided, f"{equal} of {total} tokens equal, decisions {'equal' if decided else 'differ'}"
+
+
+def _outcome(name: str, check: Callable[[], Outcome]) -> dict[str, Any]:
+    try:
+        passed, detail = check()
+    except Exception as error:
+        passed, detail = False, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+    print(f"{'ok  ' if passed else 'FAIL'} {name}: {detail}", flush=True)
+    return {"passed": passed, "detail": detail}
+
+
+# -------------------------------------------------------------------------------------------------------------- timing
+
+
+def measure(
+    model: Model, batch_size: int, n_prompt: int, n_new: int, n_rounds: int, deadline: float, *, has_bar: bool
+) -> dict[str, Any]:
+    """`Last()` and the valley in turn on the same prompts; fewer rounds where the deadline comes first."""
+    prompts = random_prompts(model, batch_size, n_prompt)
+    strategies: dict[str, Strategy] = {"last": ll.Last(), "valley": ll.Valley(WINDOW)}
+    for strategy in strategies.values():  # kernels and handles that come into being once
+        run(model, prompts, strategy, 4)
+    memory = {name: run(model, prompts, strategy, n_new, fresh=True) for name, strategy in strategies.items()}
+    rounds: list[dict[str, dict[str, Any]]] = []
+    while len(rounds) < n_rounds and (not rounds or time.perf_counter() < deadline):
+        order = list(strategies) if len(rounds) % 2 == 0 else list(reversed(strategies))
+        rounds.append({name: run(model, prompts, strategies[name], n_new) for name in order})
+    seconds = [{name: run["seconds"] for name, run in one.items()} for one in rounds]
+    steady = [{name: run["seconds_per_steady_token"] for name, run in one.items()} for one in rounds]
+    ratios = [one["last"] / one["valley"] for one in seconds]
+    ratio = paired_ratio(seconds, "valley", "last")
+    extra = (memory["valley"]["allocated"] - memory["last"]["allocated"]) / MIB
+    decisions = rounds[-1]["valley"]["decoded"].decisions
+    is_cuda = model.device.type == "cuda"
+    passed = ratio >= 1 - MOST_SLOWER[batch_size] and extra < MOST_EXTRA_MIB if has_bar else None
+    return {
+        "batch_size": batch_size,
+        "prompt_tokens": n_prompt,
+        "new_tokens": n_new,
+        "rounds": len(rounds),
+        "tokens_per_second": {
+            name: batch_size * n_new / statistics.median(one[name] for one in seconds) for name in strategies
+        },
+        "ratio": ratio,
+        "ratio_least_and_most": [min(ratios), max(ratios)],
+        "steady_tokens_per_second": {name: 1 / statistics.median(one[name] for one in steady) for name in strategies},
+        "steady_ratio": paired_ratio(steady, "valley", "last"),
+        "generate_tokens_per_second": generate(model, prompts, n_new) if time.perf_counter() < deadline else None,
+        "extra_memory_mib": extra if is_cuda else None,
+        "extra_reserved_mib": (memory["valley"]["reserved"] - memory["last"]["reserved"]) / MIB if is_cuda else None,
+        "peak_memory_mib": memory["valley"]["allocated"] / MIB if is_cuda else None,
+        "projections_per_token": float(decisions.numbers[..., -1].float().mean()),
+        "mean_depth": mean_depth(decisions, model.n_layers),
+        "passed": passed,
+    }
+
+
+def run(
+    model: Model, prompts: list[list[int]], strategy: Strategy, n_new: int, *, fresh: bool = False
+) -> dict[str, Any]:
+    """One call of the loop: seconds, seconds per token of its second half, peak memory, and what was decoded.
+
+    With `fresh` the allocator first gives back what it keeps, so that reserved memory is this call's own.
+    """
+    device = model.device
+    is_cuda = device.type == "cuda"
+    if fresh:
+        gc.collect()
+    if is_cuda:
+        if fresh:
+            torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
+    options = GenerateOptions(max_new_tokens=n_new, min_new_tokens=n_new, batch_size=len(prompts))
+    blocks: list[tuple[float, int]] = []
+    started = time.perf_counter()
+    decoded = decode_batch(
+        model,
+        prompts,
+        Reader(model, strategy),
+        options,
+        seed=0,
+        on_tokens=lambda n: blocks.append((time.perf_counter(), n)),
+    )
+    seconds = time.perf_counter() - started
+    # from the first block on that ends in the second half: on a GPU nothing but replays of the graph
+    done = [sum(n for _, n in blocks[: index + 1]) for index in range(len(blocks))]
+    half = next(index for index, n in enumerate(done) if 2 * n >= done[-1])
+    since = half if half + 1 < len(blocks) else 0
+    return {
+        "seconds": seconds,
+        "seconds_per_steady_token": (blocks[-1][0] - blocks[since][0]) / max(1, done[-1] - done[since]),
+        "allocated": torch.cuda.max_memory_allocated(device) if is_cuda else 0,
+        "reserved": torch.cuda.max_memory_reserved(device) if is_cuda else 0,
+        "decoded": decoded,
+    }
+
+
+def generate(model: Model, prompts: list[list[int]], n_new: int) -> float:
+    """Tokens per second of transformers' own `generate`, once after a short call; to place the others by."""
+    hf: Any = model.hf
+    ids = torch.tensor(prompts, device=model.device)
+    for n_tokens in (2, n_new):
+        started = time.perf_counter()
+        out = hf.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n_tokens,
+            min_new_tokens=n_tokens,
+            do_sample=False,
+            pad_token_id=pad_token_id(model),
+        )
+        out.tolist()
+    return ids.shape[0] * n_new / (time.perf_counter() - started)
+
+
+def random_prompts(model: Model, n_rows: int, n_tokens: int) -> list[list[int]]:
+    """Token ids, without the special ones of the tokenizer."""
+    generator = torch.Generator().manual_seed(n_rows)
+    rows: list[list[int]] = torch.randint(3, model.n_vocab, (n_rows, n_tokens), generator=generator).tolist()
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """One line a batch size."""
+    hardware = report["machine"]
+    print(
+        f"\n{report['geometry']}, {report['parameters'] / 1e9:,.1f} billion parameters, {report['dtype']}, "
+        f"window {WINDOW}; {hardware['gpu'] or hardware['processor']}, torch {hardware['torch']}, "
+        f"transformers {hardware['transformers']}; {report['seconds']:.0f} s"
+    )
+    print("tokens/s of whole calls; steady: of their second half; memory: allocated (reserved), above Last's\n")
+    print(
+        f"{'batch':>5} {'last':>9} {'valley':>9} {'ratio':>7} {'steady':>7} {'generate':>9} {'memory':>16} {'made':>5}"
+    )
+    for case in report["cases"]:
+        print(_line(case))
+    failed = [name for name, check in report["checks"].items() if not check["passed"]]
+    print(f"\nchecks: {len(report['checks']) - len(failed)} passed, {len(failed)} failed{': ' * bool(failed)}", end="")
+    print("; ".join(failed))
+
+
+def _line(case: dict[str, Any]) -> str:
+    speeds, generated, extra = case["tokens_per_second"], case["generate_tokens_per_second"], case["extra_memory_mib"]
+    memory = "" if extra is None else f"{extra:,.0f} ({case['extra_reserved_mib']:,.0f}) MiB"
+    bar = "no bar"
+    if case["passed"] is not None:
+        least = 1 - MOST_SLOWER[case["batch_size"]]
+        bar = f"{'pass' if case['passed'] else 'MISS'} (at least {least:.2f}, under {MOST_EXTRA_MIB:,} MiB)"
+    return (
+        f"{case['batch_size']:>5} {speeds['last']:>9,.1f} {speeds['valley']:>9,.1f} {case['ratio']:>7.3f} "
+        f"{case['steady_ratio']:>7.3f} {'' if generated is None else f'{generated:,.1f}':>9} {memory:>16} "
+        f"{case['projections_per_token']:>5.2f}  {bar}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""`layerlens bench`: what a decoding strategy costs, in arithmetic and on this machine."""
+
+import json as json_format
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layerlens.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+    from layerlens.decode.log import Decisions
+    from layerlens.decode.options import GenerateOptions
+    from layerlens.decode.strategies import Strategy
+    from layerlens.models import Model
+
+bench = typer.Typer(help="Measure what decoding costs.", add_completion=False, rich_markup_mode=None)
+
+_PROMPT_TOKENS = 64  # of the shipped problems, where no prompt is given
+_MIB = 2**20
+
+Prompts = Sequence[Sequence[int]]
+
+
+@bench.callback()
+def _group() -> None:
+    pass
+
+
+@bench.command("decode")
+def decode(
+    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m-instruct.")],
+    strategy: Annotated[str, typer.Option(help="Decoding strategy.")] = "valley",
+    window: Annotated[int | None, typer.Option(help="Candidate layers of a valley. [default: 10]")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each prompt.")] = 64,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to begin with. [default: 64 tokens of the shipped problems]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts that go through the model together.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds, of which medians are shown.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="File to write the same to, as JSON.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")] = None,
+) -> int:
+    """Show what a strategy costs beside decoding from the last layer and transformers' own generate."""
+    from layerlens.decode.names import named_strategy
+    from layerlens.decode.options import GenerateOptions, whole
+
+    options = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, batch_size=batch_size)
+    whole("rounds", rounds, 1)
+    chosen = named_strategy(strategy, **({} if window is None else {"window": window}))
+    if json is not None and (json.is_dir() or not json.expanduser().absolute().parent.is_dir()):
+        raise OptionError(f"--json {json} cannot be written there; give a file in a folder that exists")
+
+    import layerlens as ll
+
+    loaded = ll.load(model, dtype=dtype, device=device)
+    chosen.layers(loaded.n_layers, loaded.tied)  # a window that does not fit is refused before anything is measured
+    report = measure(loaded, chosen, _prompts(loaded, prompt, options), options, rounds)
+    _print_report(report, strategy)
+    if json is not None:
+        json.expanduser().write_text(json_format.dumps(report, indent=1, default=str) + "\n")
+        typer.echo(f"written to {json}")
+    return 0
+
+
+def measure(
+    model: "Model", strategy: "Strategy", prompts: Prompts, options: "GenerateOptions", rounds: int
+) -> dict[str, Any]:
+    """What the strategy costs: counted, and measured beside `Last()` and transformers' `generate`, in turn.
+
+    Args:
+        model: from `load`.
+        strategy: any.
+        prompts: token ids, all of one length.
+        options: with as many tokens at least as at most, so that every way emits the same number.
+        rounds: measured after a round that is not; every second one goes in the opposite order.
+
+    Returns:
+        a report for JSON: `flops` per generated token, `projections_per_token` and `mean_depth` as they were made,
+        medians of `tokens_per_second`, medians of each round's `ratios`, `extra_memory_mib` on CUDA, `machine`.
+    """
+    from layerlens.decode.flops import decoding_flops
+    from layerlens.decode.names import strategy_record
+
+    ways = _ways(model, strategy, prompts, options)
+    decisions = {name: way() for name, way in ways.items()}["strategy"]
+    assert decisions is not None
+    seconds: list[dict[str, float]] = []
+    peaks: list[dict[str, int]] = []
+    for number in range(rounds):
+        order = list(ways) if number % 2 == 0 else list(reversed(ways))
+        timed = {name: _timed(ways[name], model.device) for name in order}
+        seconds.append({name: timed[name][0] for name in ways})
+        peaks.append({name: timed[name][1] for name in ways})
+    n_tokens = len(prompts) * options.max_new_tokens
+    window = len(strategy.layers(model.n_layers, model.tied))
+    depth = mean_depth(decisions, model.n_layers)
+    on_cuda = model.device.type == "cuda"
+    return {
+        "model": model.source,
+        "family": model.family,
+        "dtype": str(model.hf.dtype).removeprefix("torch."),
+        "strategy": strategy_record(strategy),
+        "window": window,
+        "batch_size": len(prompts),
+        "prompt_tokens": len(prompts[0]),
+        "new_tokens": options.max_new_tokens,
+        "rounds": rounds,
+        "flops": [
+            {**row._asdict(), "flops": row.flops} for row in decoding_flops(model.hf, max(1, window), depth).rows()
+        ],
+        "projections_per_token": float(decisions.numbers[..., -1].float().mean()),
+        "mean_depth": depth,
+        "tokens_per_second": {name: n_tokens / statistics.median(run[name] for run in seconds) for name in ways},
+        "ratios": {
+            "last_over_generate": paired_ratio(seconds, "last", "generate"),
+            "strategy_over_last": paired_ratio(seconds, "strategy", "last"),
+        },
+        "extra_memory_mib": max(run["strategy"] - run["last"] for run in peaks) / _MIB if on_cuda else None,
+        "machine": machine(model.device),
+    }
+
+
+def paired_ratio(seconds: Sequence[Mapping[str, float]], name: str, other: str) -> float:
+    """Speed of one way over another's: the median of the ratios of each round. 1 is as fast, below is slower."""
+    return statistics.median(run[other] / run[name] for run in seconds)
+
+
+def mean_depth(decisions: "Decisions", n_layers: int) -> float | None:
+    """Layers the walk went back on average; None where the strategy does not walk."""
+    valleys = decisions.numbers[..., 2]
+    return float((n_layers - valleys).float().mean()) if bool((valleys >= 0).all()) else None
+
+
+def machine(device: "torch.device") -> dict[str, Any]:
+    """What a number that was measured depends on."""
+    import platform
+
+    import torch
+    import transformers
+
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _ways(
+    model: "Model", strategy: "Strategy", prompts: Prompts, options: "GenerateOptions"
+) -> "dict[str, Callable[[], Decisions | None]]":
+    """The same number of tokens, by transformers' `generate` and by our loop without and with the strategy."""
+    import torch
+    from transformers import GenerationConfig
+
+    from layerlens.decode.batch import decode_batch
+    from layerlens.decode.prompts import pad_token_id
+    from layerlens.decode.reader import Reader
+    from layerlens.decode.strategies import Last
+
+    ids = torch.tensor(prompts, device=model.device)
+    config = GenerationConfig(
+        max_new_tokens=options.max_new_tokens,
+        min_new_tokens=options.max_new_tokens,
+        do_sample=False,
+        pad_token_id=pad_token_id(model),
+    )
+
+    def generate() -> None:
+        hf: Any = model.hf
+        hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+
+    def loop(chosen: "Strategy") -> "Callable[[], Decisions]":
+        return lambda: decode_batch(model, prompts, Reader(model, chosen), options, seed=0).decisions
+
+    return {"generate": generate, "last": loop(Last()), "strategy": loop(strategy)}
+
+
+def _timed(way: "Callable[[], Decisions | None]", device: "torch.device") -> tuple[float, int]:
+    """Seconds, and on CUDA the most bytes that were allocated meanwhile."""
+    import torch
+
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    way()
+    if on_cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started, torch.cuda.max_memory_allocated(device) if on_cuda else 0
+
+
+def _prompts(model: "Model", text: str | None, options: "GenerateOptions") -> list[list[int]]:
+    """Token ids of every row of the batch, all of one length."""
+    import layerlens as ll
+    from layerlens.datasets import from_prompts
+    from layerlens.decode.options import settle_chat_template
+    from layerlens.decode.prompts import tokenize
+
+    if text is not None:
+        settled = settle_chat_template(options, bool(getattr(model.tokenizer, "chat_template", None)))
+        [prompt] = tokenize(model, from_prompts([text]).prompts, settled)
+        return [list(prompt.token_ids) for _ in range(options.batch_size)]
+    room = _PROMPT_TOKENS
+    if model.context_length is not None:
+        room = min(room, model.context_length - options.max_new_tokens)
+    if room < 1:
+        raise OptionError(
+            f"--max-new-tokens {options.max_new_tokens} leaves no room in the model's context of "
+            f"{model.context_length:,}; lower it"
+        )
+    questions = "\n".join(str(prompt.content) for prompt in ll.dataset("sample"))
+    ids: list[int] = model.tokenizer(questions, add_special_tokens=False, verbose=False).input_ids
+    # rows of their own: equal ones would go through the same experts
+    return [[ids[(row * room + place) % len(ids)] for place in range(room)] for row in range(options.batch_size)]
+
+
+def _print_report(report: dict[str, Any], strategy: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from layerlens.decode.flops import PAPER_LATENCY_PERCENT, PAPER_MEAN_DEPTH, PAPER_MODEL, PAPER_TABLE_5
+
+    console = Console(highlight=False)
+    console.print(
+        f"\n{report['model']} ({report['dtype']}), {strategy} over K = {report['window']} layers: "
+        f"{report['batch_size']} x {report['new_tokens']} tokens after {report['prompt_tokens']}, "
+        f"medians of {report['rounds']} rounds",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("a generated token", no_wrap=True)
+    for heading in ("here", "of forward", "paper"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report["flops"]:
+        paper = PAPER_TABLE_5.get(row["name"])
+        share = f"{row['percent_of_forward']:.1f} %" if row["name"] != "forward" else ""
+        table.add_row(row["what"], f"{_number(row['flops'] / 1e6)} MFLOPs", share, _paper(paper))
+    extra = report["projections_per_token"] - 1
+    table.add_row("unembeddings added", f"{extra:.3f}", "", "")
+    depth = report["mean_depth"]
+    table.add_row("mean depth", "" if depth is None else f"{depth:.3f}", "", f"{PAPER_MEAN_DEPTH}")
+    table.add_section()
+    speeds, ratios = report["tokens_per_second"], report["ratios"]
+    latency = f"at least {1 / (1 + PAPER_LATENCY_PERCENT / 100):.2f} x last"
+    for name, what, against, paper_says in (
+        ("generate", "generate", "", ""),
+        ("last", "last", f"{ratios['last_over_generate']:.3f} x generate", ""),
+        ("strategy", strategy, f"{ratios['strategy_over_last']:.3f} x last", latency),
+    ):
+        table.add_row(what, f"{_number(speeds[name])} tokens/s", against, paper_says)
+    memory = report["extra_memory_mib"]
+    table.add_row("memory above last's", "CUDA only" if memory is None else f"{memory:,.0f} MiB", "", "")
+    console.print(table)
+    console.print(
+        "The forward pass is without its unembedding and without attention over the cache, which grows with the "
+        "context; a multiply-add is 2 FLOPs.\n"
+        f"Paper: table 5 of arXiv 2606.21906, {PAPER_MODEL}. It takes 2,560 · 151,936 multiply-adds, at 1 FLOP each, "
+        "for an unembedding, and K of them for the worst case.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _paper(row: "tuple[float, float | None] | None") -> str:
+    if row is None:
+        return ""
+    share = "" if row[1] is None else f" ({row[1]} %)"
+    return f"{row[0]:,} MFLOPs{share}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,175 @@
+"""Text, tokens and records agree between the drop-in, `ll.generate`, `ll.trace` and the command line."""
+
+import pytest
+import torch
+
+import layerlens as ll
+import layerlens.cli
+from layerlens.models import tiny_model, tiny_tokenizer
+from tests.conftest import tiny
+
+TEXTS = ["Hello there, you", "a", "What is this? And that"]
+
+
+@pytest.mark.parametrize("mode", ["generate", "replay"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_5_text", "gpt2"])
+def test_a_trace_records_what_was_decoded(family, mode, run_of):
+    model = tiny(family)
+    strategy = ll.Valley(window=3, p=0.7)
+    run = run_of(model, TEXTS, strategy=strategy, max_new_tokens=9, mode=mode, seed=5)
+    for number, (text, (_, rows)) in enumerate(zip(TEXTS, run.positions.groupby("prompt_id", sort=False), strict=True)):
+        ids = torch.tensor([model.tokenizer(text).input_ids])
+        seed = ll.decode.loop.batch_seed(5, number)
+        with ll.decoding(model, strategy, seed=seed) as log:
+            model.hf.generate(input_ids=ids, max_new_tokens=9, do_sample=False, pad_token_id=0)
+        steps = log.steps
+        for column in ("next_token_id", "selected_layer", "position"):
+            assert rows[column].tolist() == steps[column].tolist(), column
+        acted = steps["selected_layer"] < model.n_layers
+        assert rows.loc[acted.to_numpy(), "valley_layer"].tolist() == steps.loc[acted, "valley_layer"].tolist()
+        top = run.layers("top_token_id")[rows.index]
+        assert top[:, -1].tolist() == steps["last_token_id"].tolist()
+        chosen = top[range(len(rows)), rows["selected_layer"] - 1]
+        assert chosen.tolist() == rows["next_token_id"].tolist(), "greedy: the selected layer's top token was emitted"
+    expected = {"window": 3, "p": 0.7, "shift": 0, "criterion": "shannon", "scan": "auto", "entropy_floor": 0.0}
+    assert run.manifest["strategy"] == {"name": "valley", **expected}
+    assert run.manifest["window"] == 3
+
+
+def test_batched_and_resumed_traces_of_a_valley(run_of, tmp_path, monkeypatch):
+    """The draws belong to a batch, so a run that was cut off ends with the same rows."""
+    from layerlens.tracing import tracer
+
+    model = tiny("llama")
+    options = {"strategy": ll.Valley(window=3, p=0.5), "max_new_tokens": 8, "temperature": 0.9, "batch_size": 2}
+    whole = run_of(model, TEXTS, **options)
+    right, calls = tracer._trace_batch, iter(range(9))
+
+    def failing(*arguments):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return right(*arguments)
+
+    monkeypatch.setattr(tracer, "_trace_batch", failing)
+    with pytest.raises(KeyboardInterrupt):
+        ll.trace(model, TEXTS, out=tmp_path / "cut", progress=False, **options)
+    monkeypatch.undo()
+    resumed = ll.trace(model, TEXTS, out=tmp_path / "cut", progress=False, resume=True, **options)
+    assert resumed.positions.equals(whole.positions)
+    with pytest.raises(ll.RunError, match=r"strategy\.p"):
+        ll.trace(model, TEXTS, out=tmp_path / "cut", resume=True, **options | {"strategy": ll.Valley(window=3, p=0.4)})
+
+
+def test_states_that_emitted_nothing_have_the_last_layer(run_of):
+    model = tiny("llama")
+    run = run_of(model, TEXTS[:1], strategy=ll.Fixed(1), max_new_tokens=4, positions="all")
+    generated = run.positions["is_generated"]
+    assert (run.positions.loc[generated, "selected_layer"] == 3).all()
+    assert (run.positions.loc[~generated, "selected_layer"] == 4).all()
+
+
+def test_stop_strings_in_a_trace(run_of):
+    model = tiny("llama")
+    free = run_of(model, TEXTS, max_new_tokens=12, batch_size=3)
+    output = free.prompts["output"].tolist()
+    stop = next(letter for letter in output[0][2:] if letter.isascii() and letter.isprintable())
+    for mode in ("generate", "replay"):
+        stopped = run_of(model, TEXTS, max_new_tokens=12, batch_size=3, stop_strings=[stop], mode=mode)
+        assert stopped.prompts["finish_reason"].tolist() == ["stop" if stop in text else "length" for text in output]
+        assert stopped.prompts["output"].tolist() == [
+            text[: text.index(stop) + 1] if stop in text else text for text in output
+        ]
+        assert len(stopped.positions) == stopped.prompts["n_generated_tokens"].sum()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("agreement") / "model"
+    tiny_model("llama").save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+
+    def call(*arguments):
+        code = layerlens.cli.run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_the_command_line_prints_the_same_text_with_its_changes_marked(run, folder):
+    model = ll.load(folder)
+    found = ll.generate(model, "Hello there", strategy=ll.Valley(window=4), max_new_tokens=40)
+    code, out, err = run(
+        "generate", "--model", folder, "--prompt", "Hello there", "--window", 4, "--max-new-tokens", 40
+    )
+    assert (code, err) == (0, "")
+    changed = found.steps[found.steps["next_token_id"] != found.steps["last_token_id"]]
+    assert len(changed) > 1
+    assert out.count(" -> ") == len(changed)
+    assert f"valley: 40 tokens, {len(changed)} changed" in out
+    for _, step in changed.iterrows():
+        last, emitted = (
+            model.tokenizer.decode([int(step[name])]).strip() for name in ("last_token_id", "next_token_id")
+        )
+        if last.isprintable() and emitted.isprintable():
+            assert f"[{last} -> {emitted}]" in out
+
+
+def test_texts_side_by_side(run, folder):
+    code, out, _ = run(
+        "generate", "--model", folder, "--prompt", "Hello there", "--window", 3, "--max-new-tokens", 12, "--compare"
+    )
+    assert code == 0
+    assert "last: 12 tokens, 0 changed (0.0%), 0 from an earlier layer (0.0%), 1.0 unembeddings a token" in out
+    assert "valley: 12 tokens" in out
+    assert "tokens are equal" in out
+    _, out, _ = run("generate", "--model", folder, "--prompt", "Hello", "--p", 0, "--max-new-tokens", 5, "--compare")
+    assert "the texts are equal" in out
+
+
+def test_trace_with_a_strategy_on_the_command_line(run, folder, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Hello there\nWhat is this?\n")
+    common = ("--model", folder, "--prompts", prompts, "--max-new-tokens", 8)
+    code, _, err = run("trace", *common, "--strategy", "trough", "--window", 3, "--out", tmp_path / "valley")
+    assert (code, err) == (0, "")
+    opened = ll.open_run(tmp_path / "valley")
+    assert opened.manifest["strategy"]["name"] == "valley"
+    assert opened.manifest["strategy"]["window"] == 3
+    found = ll.generate(
+        ll.load(folder), ["Hello there", "What is this?"], strategy=ll.Valley(window=3), max_new_tokens=8
+    )
+    assert opened.prompts["output"].tolist() == [one.text for one in found]
+    for one, (_, rows) in zip(found, opened.positions.groupby("prompt_id", sort=False), strict=True):
+        assert rows["selected_layer"].tolist() == one.steps["selected_layer"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--strategy", "valey"], "--strategy valey is unknown"),
+        (["--strategy", "last", "--p", "0.5"], "--p 0.5 has no effect on --strategy last"),
+        (["--strategy", "valley", "--p", "1.5"], "p 1.5 is no probability"),
+        (["--strategy", "valley", "--window", "9"], "--window 9 does not fit a model of 4 layers"),
+        (["--strategy", "last-9"], "offset 9 does not fit a model of 4 layers"),
+        (["--strategy", "valley", "--criterion", "gini"], "criterion 'gini' is unknown"),
+        (["--strategy", "valley", "--scan", "quick"], "scan 'quick' is unknown"),
+        (["--top-k", "4"], "--top-k 4 has no effect on greedy decoding"),
+        (["--strategem", "x"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_sentence(run, folder, tmp_path, options, words):
+    generate = ["generate", "--prompt", "Hi"]
+    trace = ["trace", "--dataset", "sample", "--limit", "1", "--out", tmp_path / "never"]
+    for command in (generate, trace):
+        code, _, err = run(*command, "--model", folder, "--max-new-tokens", "5", *options)
+        assert code == 2
+        assert words in err
+        assert len(err.strip().splitlines()) == 1
+        assert not (tmp_path / "never").exists()

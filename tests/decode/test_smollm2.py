@@ -1,0 +1,36 @@
+"""Confident Decoding on a real model, token for token, against a plain loop with whole float32 logits."""
+
+import os
+
+import pytest
+
+import layerlens as ll
+from layerlens.decode.batch import decode_batch
+from layerlens.decode.reader import Reader
+from tests.decode import plain
+
+# the plain loop takes ten minutes at full length: LAYERLENS_TOKENS=200 asks for it
+N_TOKENS = int(os.environ.get("LAYERLENS_TOKENS", "24"))
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2):
+    texts = [prompt.content for prompt in ll.dataset("sample", limit=4).prompts]
+    return [
+        smollm2.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+        ).input_ids
+        for text in texts
+    ]
+
+
+@pytest.mark.parametrize("criterion", ["shannon", "neg-sum-sq-logp"])
+@pytest.mark.parametrize("window", [2, 5, 10])
+def test_valley_is_the_plain_loop(smollm2, prompts, window, criterion):
+    tokens, layers = plain.decode(smollm2.hf, prompts, N_TOKENS, window, criterion, double=False)
+    never = smollm2.n_vocab - 1  # the plain loop does not stop either
+    options = ll.GenerateOptions(max_new_tokens=N_TOKENS, eos_token_id=never)
+    decoded = decode_batch(smollm2, prompts, Reader(smollm2, ll.Valley(window=window, criterion=criterion)), options, 0)
+    assert decoded.outputs == tokens
+    assert decoded.decisions.numbers[:, :, 1].T.tolist() == layers
+    assert len({layer for row in layers for layer in row}) > 1
