@@ -2,11 +2,13 @@
 
     python benchmarks/decode_gpu.py [--tiny] [--budget-seconds S] [--rounds R] [--out FILE]
 
-First the numbers are checked: without the strategy the logits are the model's own, all ways to scan agree with a plain
-loop, and a captured graph emits what the same steps emit without one. Then `Last()` and `Valley(window=10)` decode the
-same prompts in turn, after a warm-up; ratios are medians over rounds of each round's ratio, so that drift of the machine
-falls to both. Once the budget is spent no other case is started, and what there is is written. --tiny, the default where
-there is no GPU, goes the same way with a small model, whose speeds mean nothing; it writes no file unless asked to.
+First the numbers are checked: without the strategy the logits are the model's own, all ways to scan agree with a
+plain loop, and a captured graph emits what the same steps emit without one. Then `Last()` and `Valley(window=10)`
+decode the same prompts in turn, after a warm-up. Ratios are medians over rounds of each round's ratio, so that drift of
+the machine falls to both: of whole calls, prompt and capture of the graph included, and of the second half of the
+tokens ("steady"), where on a GPU nothing but replays is left; the bars ask both. Once the budget is spent no other case
+is started, and what there is is written. --tiny, the default where there is no GPU, goes the same way with a small
+model, whose speeds mean nothing; it writes no file unless asked to.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -78,7 +81,9 @@ WINDOW = 10
 ROUNDS = {1: 9, 8: 7, 32: 7, 128: 5}  # by batch size
 MOST_SLOWER = {1: 0.02, 8: 0.02, 32: 0.02, 128: 0.05}
 MOST_EXTRA_MIB = 1024
-NEAR_TIE = 1e-4  # nats; closer than this, the rounding of another order of adding decides
+# What rounding may move: entropies in nats, logits. In bfloat16 another order of adding can tip an entry of the state.
+NEAR_TIE = {torch.float32: 1e-4, torch.bfloat16: 2e-3}
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def main() -> int:
@@ -205,11 +210,12 @@ def check_own_logits(model: Model, prompts: list[list[int]]) -> Outcome:
 @torch.no_grad()
 def check_scans(model: Model, prompts: list[list[int]]) -> Outcome:
     """Every row stops where a loop stops that reads one state after the other, in float32, by torch's own functions."""
+    near, rounding = NEAR_TIE[model.hf.dtype], ROUNDING[model.hf.dtype]
     states = states_of(model, prompts)
     steps, logits, values = plain_loop(model, states)
     # rows where the loop compared two values that rounding may order either way
     compared = [values[row][: steps[row] + 2] for row in range(len(prompts))]
-    clear = [all(abs(a - b) > NEAR_TIE for a, b in zip(row, row[1:], strict=False)) for row in compared]
+    clear = [all(abs(a - b) > near for a, b in pairwise(row)) for row in compared]
     wrong, worst = [], 0.0
     for name, scan, may_branch in (("captured", "auto", False), ("batched", "batched", True), ("lazy", "lazy", True)):
         uniform = torch.zeros(len(prompts), device=model.device)
@@ -221,7 +227,7 @@ def check_scans(model: Model, prompts: list[list[int]]) -> Outcome:
                 if int(walk.steps[row]) != steps[row]:
                     wrong.append(f"{name} scan, row {row}: {int(walk.steps[row])} steps instead of {steps[row]}")
     detail = f"{sum(clear)} rows, depths {sorted(set(steps))}, logits within {worst:.1e}"
-    return not wrong and worst < 1e-2 and sum(clear) > 0, "; ".join([detail, *wrong])
+    return not wrong and worst < rounding and sum(clear) > 0, "; ".join([detail, *wrong])
 
 
 def states_of(model: Model, prompts: list[list[int]]) -> dict[int, torch.Tensor]:
@@ -258,7 +264,7 @@ def plain_loop(
 
 def check_graph(model: Model, prompts: list[list[int]], strategy: Strategy, **sampling: float) -> Outcome:
     """Token for token, decision for decision; and that a graph was captured at all."""
-    options = GenerateOptions(max_new_tokens=40, min_new_tokens=40, **sampling)  # type: ignore[arg-type]
+    options = GenerateOptions(max_new_tokens=40, min_new_tokens=40, **sampling)
     with mock.patch.object(_Batch, "_captured", autospec=True, side_effect=_Batch._captured) as captured:
         graphed = decode_batch(model, prompts, Reader(model, strategy), options, seed=1)
         n_graphs = captured.call_count
@@ -291,7 +297,7 @@ def _outcome(name: str, check: Callable[[], Outcome]) -> dict[str, Any]:
     try:
         passed, detail = check()
     except Exception as error:
-        passed, detail = False, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+        passed, detail = False, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     print(f"{'ok  ' if passed else 'FAIL'} {name}: {detail}", flush=True)
     return {"passed": passed, "detail": detail}
 
@@ -319,7 +325,10 @@ def measure(
     extra = (memory["valley"]["allocated"] - memory["last"]["allocated"]) / MIB
     decisions = rounds[-1]["valley"]["decoded"].decisions
     is_cuda = model.device.type == "cuda"
-    passed = ratio >= 1 - MOST_SLOWER[batch_size] and extra < MOST_EXTRA_MIB if has_bar else None
+    steady_ratio = paired_ratio(steady, "valley", "last")
+    passed = None
+    if has_bar:
+        passed = min(ratio, steady_ratio) >= 1 - MOST_SLOWER[batch_size] and extra < MOST_EXTRA_MIB
     return {
         "batch_size": batch_size,
         "prompt_tokens": n_prompt,
@@ -331,7 +340,7 @@ def measure(
         "ratio": ratio,
         "ratio_least_and_most": [min(ratios), max(ratios)],
         "steady_tokens_per_second": {name: 1 / statistics.median(one[name] for one in steady) for name in strategies},
-        "steady_ratio": paired_ratio(steady, "valley", "last"),
+        "steady_ratio": steady_ratio,
         "generate_tokens_per_second": generate(model, prompts, n_new) if time.perf_counter() < deadline else None,
         "extra_memory_mib": extra if is_cuda else None,
         "extra_reserved_mib": (memory["valley"]["reserved"] - memory["last"]["reserved"]) / MIB if is_cuda else None,

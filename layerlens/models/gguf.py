@@ -8,16 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gguf
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    modeling_gguf_pytorch_utils,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.errors import ModelError, first_sentence
 
@@ -51,6 +43,9 @@ def load_gguf(source: str, path: Path, dtype: torch.dtype) -> tuple[PreTrainedMo
 def _parsed_once() -> Iterator[None]:
     """transformers parses the file for the config, the tokenizer and the weights each, and builds the table of tensor
     names anew for every module, which is half of the loading time; and its bar obeys no setting."""
+    import gguf  # only here, so that every other source works where it is not installed
+    from transformers import modeling_gguf_pytorch_utils
+
     replaced: list[tuple[ModuleType, str, Any]] = [
         (gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
         (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),

@@ -1,9 +1,12 @@
 """`layerlens bench decode` as a user sees it: one table, the same as JSON, one sentence for what cannot be."""
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +33,7 @@ def model():
 
 
 def run(*arguments: object) -> int:
-    return bench(["decode", *map(str, arguments)], standalone_mode=False)
+    return bench(["decode", "--device", "cpu", *map(str, arguments)], standalone_mode=False)
 
 
 def test_the_table_and_the_json_say_the_same(folder, tmp_path, capsys):
@@ -144,3 +147,69 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
+
+
+# ---------------------------------------------------------------------------------- the benchmarks that are run by hand
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def script(name: str, *arguments: object) -> str:
+    program = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
+    done = subprocess.run(
+        program, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def decode_gpu():
+    spec = importlib.util.spec_from_file_location("decode_gpu", BENCHMARKS / "decode_gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_decode_gpu_runs_to_its_end_with_a_tiny_model(tmp_path):
+    out = script("decode_gpu.py", "--tiny", "--rounds", 1, "--out", tmp_path / "gpu.json")
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(report["checks"]) >= 3
+    assert all(check["passed"] for check in report["checks"].values())
+    assert [case["batch_size"] for case in report["cases"]] == [1, 3]
+    assert all(case["projections_per_token"] == 10 and case["mean_depth"] > 0 for case in report["cases"])
+    assert "0 failed" in out
+
+
+def test_decode_gpu_starts_no_case_after_its_budget_and_still_writes(decode_gpu, tmp_path, monkeypatch, capsys):
+    arguments = ["--tiny", "--budget-seconds", "0", "--out", str(tmp_path / "gpu.json")]
+    monkeypatch.setattr("sys.argv", ["decode_gpu.py", *arguments])
+    assert decode_gpu.main() == 0
+    assert "no time left for batch size 3" in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu.json").read_text())["cases"] == []
+
+
+def test_decode_gpu_notices_a_wrong_scan_and_a_wrong_graph(decode_gpu, monkeypatch):
+    model = ll.load(decode_gpu.build(decode_gpu.TINY, torch.device("cpu")), tokenizer=tiny_tokenizer())
+    prompts = decode_gpu.random_prompts(model, 8, 8)
+    assert decode_gpu.check_scans(model, prompts)[0]
+    right = decode_gpu.shannon
+    monkeypatch.setattr(decode_gpu, "shannon", lambda logits: -right(logits))
+    passed, detail = decode_gpu.check_scans(model, prompts)
+    assert not passed
+    assert "steps instead of" in detail
+    assert not decode_gpu.check_graph(model, prompts[:1], ll.Last())[0]  # on a CPU nothing is captured
+
+
+def test_decode_cpu_runs_to_its_end(tmp_path):
+    tiny_model("llama", num_hidden_layers=12, max_position_embeddings=1024).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    out = script(
+        "decode_cpu.py", "--model", tmp_path / "model", "--rounds", 2, "--prompts", 2, "--new-tokens", 3,
+        "--threads", 1, "--out", tmp_path / "cpu.json",
+    )  # fmt: skip
+    ways = json.loads((tmp_path / "cpu.json").read_text())["ways"]
+    assert list(ways) == ["generate", "last", "valley, batched", "valley, lazy"]
+    assert ways["valley, batched"]["projections_per_token"] == 10
+    assert ways["valley, batched"]["mean_depth"] == ways["valley, lazy"]["mean_depth"]
+    assert f"{ways['last']['over_generate']:.3f}" in out

@@ -13,7 +13,7 @@ import layerlens as ll
 import layerlens.cli
 from layerlens.models import tiny_model, tiny_tokenizer
 
-COMMANDS = ["trace", "figure", "models", "datasets", "doctor"]
+COMMANDS = ["trace", "generate", "bench", "figure", "models", "datasets", "doctor"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from layerlens.decode.reader import Reader
 from tests.decode import plain
 
 # the plain loop takes ten minutes at full length: LAYERLENS_TOKENS=200 asks for it
-N_TOKENS = int(os.environ.get("LAYERLENS_TOKENS", "24"))
+N_TOKENS = int(os.environ.get("LAYERLENS_TOKENS", "12"))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,15 @@ import torch
 
 import layerlens as ll
 from layerlens import lens
-from layerlens.models import tiny_model
+from layerlens.decode.batch import decode_batch
+from layerlens.decode.contrast import divergence
+from layerlens.decode.reader import Reader
+from layerlens.decode.readouts import Readouts
+from layerlens.decode.scan import walk_back
+from layerlens.models import Unembed, tiny_model
 from layerlens.models.hooks import watch_blocks
 from tests import reference
+from tests.decode import plain
 
 FLOATS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
 TEXTS = ["Hello there, you", "a", "What is this? And that"]
@@ -159,3 +165,52 @@ def valley_is_eq_7(valley_layers) -> None:
     rows = torch.tensor(list(product([0.0, 1.0, 2.0, math.inf, math.nan], repeat=4)))
     for window in (1, 2, 3, 4):
         assert valley_layers(rows, window).tolist() == [valley(row, window) for row in rows.tolist()]
+
+
+def switched_off_is_the_model(model) -> None:
+    """Law 6: with p = 0, or a window of one, the logits are the model's own bit for bit."""
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    own = model.hf.generate(input_ids=IDS, **options)
+    for strategy in (ll.Last(), ll.Valley(window=1), ll.Valley(p=0.0), ll.Fixed(0)):
+        with ll.decoding(model, strategy):
+            ours = model.hf.generate(input_ids=IDS, **options)
+        assert torch.equal(ours.sequences, own.sequences)
+        assert all(torch.equal(one, other) for one, other in zip(ours.logits, own.logits, strict=True))
+
+
+def walk_is_equation_7(scan: str) -> None:
+    """Law 7: where the walk ends is a plain reading of Eq. 7, ties and NaN included."""
+    nan = math.nan
+    curves = [[1, 2, 3], [3, 2, 1], [2, 1, 2], [1, 1, 2], [2, 2, 2], [1, 2, 2], [nan, 1, 2], [1, nan, 2], [1, 2, nan]]
+    values = torch.tensor(curves, dtype=torch.float32)
+    unembed = Unembed(tail=[], weight=torch.ones(2, 1))  # each state is its own logit
+    states = {layer + 1: values[:, layer : layer + 1] for layer in range(3)}
+    for window in (1, 2, 3):
+        walk = walk_back(Readouts(unembed, states, 3, torch.zeros(9)), window, lambda logits: logits[:, 0], scan)
+        expected = [plain.walk(curve, window) for curve in curves]
+        assert (3 - walk.steps).tolist() == expected
+        chosen = [curve[layer - 1] for curve, layer in zip(curves, expected, strict=True)]
+        np.testing.assert_array_equal(walk.valley_logits[:, 0], chosen)
+
+
+def decoding_is_the_plain_loop(model) -> None:
+    """Law 7 in the whole loop: tokens and layers are those of hooks, whole float64 logits and Eq. 7."""
+    prompts = [[5, 9, 20, 7, 44, 8], [7, 13, 99]]
+    tokens, layers = plain.decode(model.hf, prompts, 10, window=3)
+    decoded = decode_batch(model, prompts, Reader(model, ll.Valley(window=3)), ll.GenerateOptions(max_new_tokens=10), 0)
+    n_kept = [len(output) for output in decoded.outputs]  # the plain loop knows no end token
+    assert decoded.outputs == [row[:n] for row, n in zip(tokens, n_kept, strict=True)]
+    chosen = decoded.decisions.numbers[:, :, 1].T.tolist()
+    assert [row[:n] for row, n in zip(chosen, n_kept, strict=True)] == [
+        row[:n] for row, n in zip(layers, n_kept, strict=True)
+    ]
+
+
+def divergence_is_its_formula() -> None:
+    """The published divergence is half of KL(M to p) and KL(M to q), M the mean; its direction matters."""
+    p, q = ([0.7, 0.2, 0.1], [0.1, 0.1, 0.8])
+    mean = [(one + other) / 2 for one, other in zip(p, q, strict=True)]
+    kl = lambda left, right: sum(one * math.log(one / other) for one, other in zip(left, right, strict=True))  # noqa: E731
+    left, right = (torch.tensor(probs).log().view(1, 1, 3) for probs in (p, q))
+    assert math.isclose(divergence(left, right, "published"), (kl(mean, p) + kl(mean, q)) / 2, rel_tol=1e-5)
+    assert math.isclose(divergence(left, right, "js"), (kl(p, mean) + kl(q, mean)) / 2, rel_tol=1e-5)

@@ -58,6 +58,14 @@ def test_every_number_agrees_with_an_independent_reference(model, run_of):
     laws.numbers_agree_with_the_reference(model, run_of)
 
 
+def test_6_switched_off_is_the_model(model):
+    laws.switched_off_is_the_model(model)
+
+
+def test_7_decoding_is_the_plain_loop(model):
+    laws.decoding_is_the_plain_loop(model)
+
+
 def test_after_an_exception_no_hook_remains(model, monkeypatch, run_of):
     def broken(*_):
         raise RuntimeError("planted")

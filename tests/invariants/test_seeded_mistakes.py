@@ -8,6 +8,8 @@ import torch
 
 import layerlens as ll
 from layerlens import lens
+from layerlens.decode import batch, contrast, padding, readouts, scan
+from layerlens.decode.reader import Reader
 from layerlens.models import Unembed, hooks
 from layerlens.tracing import meter, passes, tracer
 from tests.invariants import laws
@@ -78,6 +80,7 @@ def test_unmasked_padding(monkeypatch, run_of, family):
         return ids, torch.ones_like(mask)
 
     monkeypatch.setattr(passes, "pad", unmasked)
+    monkeypatch.setattr(padding, "pad", unmasked)
     with pytest.raises(ll.OptionError, match="padding changes what it generates"):
         laws.batching_changes_nothing(model, run_of)
     monkeypatch.setattr(tracer, "refuse_ignored_padding", lambda model: None)
@@ -131,8 +134,8 @@ def test_rows_of_one_prompt_given_to_another(monkeypatch, run_of):
     right = tracer.generate
 
     def swapped(*arguments, **options):
-        outputs, rows = right(*arguments, **options)
-        return outputs, passes.Rows(rows.batch_row[::-1].copy(), rows.position)
+        outputs, rows, log = right(*arguments, **options)
+        return outputs, passes.Rows(rows.batch_row[::-1].copy(), rows.position), log
 
     monkeypatch.setattr(tracer, "generate", swapped)
     with pytest.raises((AssertionError, IndexError)):
@@ -165,3 +168,74 @@ def test_states_of_later_steps_measured_twice(monkeypatch, run_of):
     )
     with pytest.raises(AssertionError):
         laws.modes_agree(model, run_of)
+
+
+@pytest.mark.parametrize("way", ["batched", "lazy"])
+def test_a_tie_that_goes_on_walking(monkeypatch, way):
+    """<= for <, in either scan: a tensor that calls equal numbers lower."""
+    laws.walk_is_equation_7(way)
+
+    class Lenient(torch.Tensor):
+        def __lt__(self, other):
+            return self <= other
+
+    right = scan._values
+    monkeypatch.setattr(scan, "_values", lambda *arguments: right(*arguments).as_subclass(Lenient))
+    with pytest.raises(AssertionError):
+        laws.walk_is_equation_7(way)
+
+
+def test_candidates_without_the_final_norm(monkeypatch):
+    model = laws.fresh("llama")
+    laws.decoding_is_the_plain_loop(model)
+    monkeypatch.setattr(Unembed, "normed", lambda self, states, *, norm=True: states)
+    with pytest.raises(AssertionError):
+        laws.decoding_is_the_plain_loop(model)
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_candidates_shifted_by_one_layer(monkeypatch, by):
+    model = laws.fresh("llama")
+    right = readouts.Readouts.__init__
+
+    def shifted(self, unembed, states, *arguments, **options):
+        names = sorted(states)
+        moved = {name: states[names[(place + by) % len(names)]] for place, name in enumerate(names)}
+        right(self, unembed, moved, *arguments, **options)
+
+    monkeypatch.setattr(readouts.Readouts, "__init__", shifted)
+    with pytest.raises(AssertionError):
+        laws.decoding_is_the_plain_loop(model)
+
+
+def test_unmasked_padding_while_decoding(monkeypatch):
+    model = laws.fresh("llama")
+    right = batch.pad
+
+    def unmasked(*arguments, **options):
+        ids, mask = right(*arguments, **options)
+        return ids, torch.ones_like(mask)
+
+    monkeypatch.setattr(batch, "pad", unmasked)
+    with pytest.raises(AssertionError):
+        laws.decoding_is_the_plain_loop(model)
+
+
+def test_switched_off_through_our_own_product(monkeypatch):
+    """Rebuilt logits are close, not equal."""
+    model = laws.fresh("llama")
+    laws.switched_off_is_the_model(model)
+    monkeypatch.setattr(Reader, "is_passive", False)
+    monkeypatch.setattr(
+        Unembed, "logits", lambda self, states, **_: self.normed(states).double() @ self.weight.T.double()
+    )
+    with pytest.raises((AssertionError, StopIteration)):
+        laws.switched_off_is_the_model(model)
+
+
+def test_kl_with_its_sides_swapped(monkeypatch):
+    laws.divergence_is_its_formula()
+    right = contrast._kl
+    monkeypatch.setattr(contrast, "_kl", lambda left, other: right(other, left))
+    with pytest.raises(AssertionError):
+        laws.divergence_is_its_formula()
