@@ -51,10 +51,12 @@ def test_the_core_runs_without_the_optional_backends():
     assert done.stdout.strip() == "4", done.stderr
 
 
-def test_every_option_has_a_sentence():
-    source = inspect.getsource(ll.TraceOptions)
-    for field in dataclasses.fields(ll.TraceOptions):
+@pytest.mark.parametrize("options", [ll.TraceOptions, ll.Fixed, ll.Valley, ll.DoLa, ll.SLED])
+def test_every_option_has_a_sentence(options):
+    source = "".join(inspect.getsource(kind) for kind in options.__mro__ if dataclasses.is_dataclass(kind))
+    for field in dataclasses.fields(options):
         after = source.split(f"    {field.name}: ")[1].splitlines()
+        assert after[1].strip().lstrip('"'), field.name
         assert after[1].strip().startswith('"""'), field.name
 
 

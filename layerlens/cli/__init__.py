@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli import figure, lists
+from layerlens.cli import bench, figure, lists
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
-from layerlens.cli.bench import bench
 from layerlens.errors import LayerlensError
 
 app = typer.Typer(
@@ -40,7 +39,7 @@ def _options(
 
 app.command("trace")(tracing.trace)
 app.command("generate")(generating.generate)
-app.add_typer(bench, name="bench")
+app.add_typer(bench.bench, name="bench")
 app.command("figure")(figure.figure)
 app.command("models")(lists.models)
 app.command("datasets")(lists.datasets)
