@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerlens.axes import Logits
 from layerlens.decode.readouts import Readouts
-from layerlens.decode.strategies import Choice, Strategy
+from layerlens.decode.strategies import Choice, Strategy, is_number, true_or_false, whole_number
 from layerlens.errors import OptionError
 
 
@@ -18,7 +18,8 @@ from layerlens.errors import OptionError
 class DoLa(Strategy):
     """Log-probabilities of the last layer minus those of the earlier layer that differs most. arXiv 2309.03883.
 
-    The method's repetition penalty of 1.2 belongs to generation: give `repetition_penalty=1.2` there.
+    The method's repetition penalty of 1.2 belongs to generation: give `repetition_penalty=1.2` there. Early layers get
+    the model's logit scale and soft-cap too.
     """
 
     candidates: str | tuple[int, ...] = "low"
@@ -40,8 +41,9 @@ class DoLa(Strategy):
         numbers = isinstance(given, tuple) and given and all(type(n) is int and n >= 0 for n in given)
         if not numbers and given not in ("low", "high"):
             raise OptionError(f"candidates {given!r} are unknown; give low, high, or a tuple of layers from 0")
-        if not 0 <= self.relative_top <= 1:
-            raise OptionError(f"relative_top {self.relative_top} is out of range; give a number from 0 to 1")
+        if not is_number(self.relative_top) or not 0 <= self.relative_top <= 1:
+            raise OptionError(f"relative_top {self.relative_top!r} is out of range; give a number from 0 to 1")
+        true_or_false("norm", self.norm)
 
     @property
     def whole_batch(self) -> bool:  # type: ignore[override]
@@ -68,7 +70,8 @@ class DoLa(Strategy):
             differing = differing.mean(0, keepdim=True).expand_as(differing)
         rows = torch.arange(len(last), device=last.device)
         scores = last - lower[rows, differing.argmax(1)]
-        implausible = last < last.amax(1, keepdim=True) + math.log(max(self.relative_top, 1e-30))
+        threshold = math.log(self.relative_top) if self.relative_top > 0 else -math.inf
+        implausible = last < last.amax(1, keepdim=True) + threshold
         token_id = last.argmax(1)
         return Choice(scores.masked_fill(implausible, -torch.inf), torch.full_like(token_id, n_layers), token_id)
 
@@ -93,15 +96,14 @@ class SLED(Strategy):
 
     def __post_init__(self) -> None:
         for name in ("scale", "steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise OptionError(f"{name} {value!r} is out of range; give a whole number from 1")
+            whole_number(name, getattr(self, name), 1)
         for name in ("rate", "lower_bound"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_number(value) or not math.isfinite(value):
                 raise OptionError(f"{name} {value!r} is out of range; give a number")
         if self.rate < 0:
             raise OptionError(f"rate {self.rate} is out of range; give 0 or more")
+        true_or_false("norm", self.norm)
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """Every layer, the embeddings included."""
@@ -132,13 +134,20 @@ def alignment(early: Logits, last: Logits, token_ids: Int[Tensor, "rows chosen"]
     How well the way from the last logits back to the early ones agrees with the gradient that would pull the early
     distribution towards token i. Both vectors differ between tokens by one entry only, so no [chosen, vocab] tensor.
     """
-    probs, way = early.softmax(1), early - last
-    dot = torch.linalg.vecdot(probs, way).unsqueeze(1) - way.gather(1, token_ids)
-    # |p − e_i|² without the cancellation of |p|² − 2 p_i + 1 where p is nearly e_i
-    squares = probs.square()
-    p_i = probs.gather(1, token_ids)
-    size = ((squares.sum(1, keepdim=True) - p_i.square()).clamp_min(0.0) + (1 - p_i).square()).sqrt()
-    cosine = dot / (size * torch.linalg.vector_norm(way, dim=1, keepdim=True)).clamp_min(1e-8)
+    probs = early.softmax(1)
+    way = (early - last).masked_fill(last == -torch.inf, 0.0)  # banned words point nowhere
+    # Centred at the most probable word m, whose own share is summed over the other words: where p is nearly e_m,
+    # p·way − way_m and 1 − p_m would lose all digits.
+    best = probs.argmax(1, keepdim=True)
+    others, way_from_best = probs.scatter(1, best, 0.0), way - way.gather(1, best)
+    dot = torch.linalg.vecdot(others, way_from_best).unsqueeze(1) - way_from_best.gather(1, token_ids)
+    p_i, p_best = probs.gather(1, token_ids), probs.gather(1, best)
+    is_best = token_ids == best
+    missing = torch.where(is_best, others.sum(1, keepdim=True), 1 - p_i)
+    squares = others.square().sum(1, keepdim=True)
+    rest = torch.where(is_best, squares, (squares + p_best.square() - p_i.square()).clamp_min(0.0))
+    size = (rest + missing.square()).sqrt()
+    cosine = dot / (size * torch.linalg.vector_norm(way, dim=1, keepdim=True)).clamp_min(1e-30)
     agreement: Tensor = cosine.clamp(0.0, 1.0).square()
     return agreement
 

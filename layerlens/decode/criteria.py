@@ -1,5 +1,6 @@
 """What tells how sure a layer is. Each criterion maps logits [rows, vocab] to one number a row; lower is surer."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ def shannon(logits: Logits) -> Scalars:
     total = exps.sum(1)
     # a word that is banned by a logit of minus infinity has p = 0, and 0 · ln 0 = 0
     moment = torch.linalg.vecdot(exps, centred.clamp_(min=torch.finfo(centred.dtype).min))
-    entropy: Scalars = (total.log() - moment / total).clamp_min(0.0)
+    entropy: Scalars = (total.log() - moment / total).clamp_max(math.log(logits.shape[1]))
     return entropy
 
 
@@ -24,7 +25,8 @@ def neg_sum_sq_logp(logits: Logits) -> Scalars:
     """−Σ (ln p)², what the method's first release computed for the entropy, by the same operations in the same order.
 
     Its logarithm was taken in place, so that probability times logarithm became the logarithm squared. Lower where
-    the improbable words are less probable; minus infinity where one underflows.
+    the improbable words are less probable. Minus infinity where a probability underflows in float32, which is not rare
+    in practice, and ends a walk there.
     """
     probs = torch.softmax(logits, dim=-1)
     log_probs = probs.log_()
@@ -33,14 +35,14 @@ def neg_sum_sq_logp(logits: Logits) -> Scalars:
 
 def max_prob(logits: Logits) -> Scalars:
     """Minus the largest probability, −1..−1/V."""
-    return -(logits.amax(1) - logits.logsumexp(1)).exp()
+    return -1 / (logits - logits.amax(1, keepdim=True)).exp().sum(1)
 
 
 def margin(logits: Logits) -> Scalars:
     """The second largest probability minus the largest, −1..0."""
-    best = logits.topk(2, dim=1).values
-    probs = (best - logits.logsumexp(1, keepdim=True)).exp()
-    return probs[:, 1] - probs[:, 0]
+    exps = (logits - logits.amax(1, keepdim=True)).exp()
+    best = exps.topk(2, dim=1).values
+    return (best[:, 1] - best[:, 0]) / exps.sum(1)
 
 
 CRITERIA: dict[str, Criterion] = {

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from layerlens.decode.contrast import SLED, DoLa
@@ -51,7 +51,9 @@ def named_strategy(name: str, **options: Any) -> Strategy:
     make, fixed = found
     if make is None:
         raise OptionError(f"--strategy {name} is unknown; give {', '.join(_STRATEGIES)} ({_ALIASES})")
-    known = {field.name for field in fields(make)} if is_dataclass(make) else set(options)
+    declared: tuple[Field[Any], ...] = fields(make) if is_dataclass(make) else ()
+    known = {field.name for field in declared} if is_dataclass(make) else set(options)
+    required = [field for field in declared if field.default is MISSING and field.default_factory is MISSING]
     for option, value in options.items():
         if option not in known or option in fixed:
             flag = "--" + option.replace("_", "-")
@@ -59,22 +61,27 @@ def named_strategy(name: str, **options: Any) -> Strategy:
     try:
         return make(**fixed, **options)
     except TypeError as error:
-        raise OptionError(f"--strategy {name} cannot be made ({error}); give its options in Python") from error
+        missing = [field.name for field in required if field.name not in options]
+        raise OptionError(
+            f"--strategy {name} needs {' and '.join(missing) or 'other options'}; give it in Python (fixed "
+            "layers have names: last-1, last-2, ...)"
+        ) from error
 
 
 def strategy_record(strategy: Strategy) -> dict[str, Any]:
     """The strategy's name and options, for a manifest."""
     names = [name for name, make in _STRATEGIES.items() if make is type(strategy)]
-    options: dict[str, Any] = vars(strategy) if is_dataclass(strategy) else {}
-    return {"name": names[0] if names else type(strategy).__name__, **options}
+    declared: tuple[Field[Any], ...] = fields(strategy) if is_dataclass(strategy) else ()
+    options = {field.name: getattr(strategy, field.name) for field in declared}
+    return {"name": names[0] if names else type(strategy).__name__} | options
 
 
 def _alias(name: str) -> tuple[Callable[..., Strategy], dict[str, Any]] | None:
     if name == "trough":
         return Valley, {}
-    if match := re.fullmatch(r"last-m?(\d+)", name):
+    if match := re.fullmatch(r"last-m?([0-9]{1,4})", name):
         return Fixed, {"offset": int(match[1])}
-    if match := re.fullmatch(r"(?:trough-([mp])|valley([+-]))(\d+)", name):
+    if match := re.fullmatch(r"(?:trough-([mp])|valley([+-]))([0-9]{1,4})", name):
         sign = 1 if match[1] == "p" or match[2] == "+" else -1
         return Valley, {"shift": sign * int(match[3])}
     if match := re.fullmatch(r"dola-(low|high)", name):

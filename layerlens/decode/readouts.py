@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.axes import Logits, Scalars, States
+from layerlens.errors import OptionError
 from layerlens.models.unembed import Unembed
 
 # How many states one product reads out in about the time of reading the weight once. Accelerators: the ratio of 16-bit
@@ -63,14 +64,17 @@ class Readouts:
             rows: indices of the rows wanted; None for all.
             norm: with the final norm. DoLa and SLED read early layers without it.
         """
+        unasked = [layer for layer in layers if layer not in self._states]
+        if unasked:
+            raise OptionError(f"layer {unasked[0]} was not asked for; let the strategy's `layers` name it")
         stack = torch.stack([self._states[layer].to(self._device) for layer in layers], dim=1)
         if rows is None:
             self.projections += len(layers)
         else:
             stack = stack[rows]
-            self.projections[rows] += len(layers)
+            self.projections.index_add_(0, rows, torch.full_like(rows, len(layers), dtype=torch.int32))
         logits: Tensor = self._unembed.logits(stack.flatten(0, 1), norm=norm)
-        return logits.view(len(stack), len(layers), -1)
+        return logits.view(len(stack), len(layers), self._unembed.n_vocab)
 
     def logits_at(self, layer: Int[Tensor, " rows"]) -> Logits:
         """Float32 logits of one layer per row, each one that the strategy's `layers` named."""

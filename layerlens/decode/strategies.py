@@ -4,7 +4,8 @@ it knows nothing about generation."""
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -82,7 +83,7 @@ class Fixed(Strategy):
     """Probability of using it, drawn for each token; otherwise the last layer."""
 
     def __post_init__(self) -> None:
-        _whole("offset", self.offset, 0)
+        whole_number("offset", self.offset, 0)
         _probability(self.p)
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
@@ -122,14 +123,14 @@ class Valley(Strategy):
 
     def __post_init__(self) -> None:
         if self.window is not None:
-            _whole("window", self.window, 1)
-        _whole("shift", self.shift, None)
+            whole_number("window", self.window, 1)
+        whole_number("shift", self.shift, None)
         _probability(self.p)
         for name, known in (("criterion", list(CRITERIA)), ("scan", list(SCANS))):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} {getattr(self, name)!r} is unknown; give {', '.join(known)}")
         floor = self.entropy_floor
-        if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor < float("inf"):
+        if not is_number(floor) or not 0 <= floor < float("inf"):
             raise OptionError(f"entropy_floor {floor!r} is out of range; give nats, 0 or more")
         if floor > 0 and self.criterion != "shannon":
             raise OptionError(f"entropy_floor {floor} is in nats and has no meaning for {self.criterion}; leave it out")
@@ -145,7 +146,8 @@ class Valley(Strategy):
         walk = walk_back(readouts, window, CRITERIA[self.criterion], self.scan, self.entropy_floor)
         valley = n_layers - walk.steps
         acts = readouts.uniform < self.p
-        selected = torch.where(acts, (valley + self.shift).clamp(n_layers - window + 1, n_layers), n_layers)
+        shift = max(-window, min(window, self.shift))
+        selected = torch.where(acts, (valley + shift).clamp(n_layers - window + 1, n_layers), n_layers)
         if self.shift:
             logits = readouts.logits_at(selected)
         else:
@@ -159,12 +161,24 @@ class Valley(Strategy):
         return window
 
 
-def _whole(name: str, value: object, least: int | None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+def whole_number(name: str, value: object, least: int | None) -> None:
+    """OptionError where the value is no whole number from `least` on."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
         bound = "" if least is None else f" from {least}"
         raise OptionError(f"{name} {value!r} is out of range; give a whole number{bound}")
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether the value is a real number, of Python or of a library."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def true_or_false(name: str, value: object) -> None:
+    """OptionError where the value is neither."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} {value!r} is neither True nor False; give one of them")
+
+
 def _probability(p: object) -> None:
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+    if not is_number(p) or not 0 <= p <= 1:
         raise OptionError(f"p {p!r} is no probability; give a number from 0 to 1")

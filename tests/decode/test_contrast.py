@@ -291,9 +291,9 @@ def test_a_word_that_one_side_rules_out():
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), vocab=st.integers(3, 60), gap=st.sampled_from([0.0, 2.0, 5.0]))
+@given(seed=st.integers(0, 10**6), vocab=st.integers(3, 60), gap=st.sampled_from([0.0, 5.0, 15.0, 30.0]))
 def test_alignment_agrees_with_whole_vectors(seed, vocab, gap):
-    """Early layers that are sure of a word by up to 5 nats; 1e-4, as 1 − p keeps five digits there."""
+    """Early layers that are sure of a word by up to 30 nats, where 1 − p is lost in float32; 1e-4."""
     generator = torch.Generator().manual_seed(seed)
     early, last = (torch.randn(2, vocab, generator=generator) * 2 for _ in range(2))
     early[:, 0] = early[:, 1:].amax(1) + gap
@@ -303,6 +303,21 @@ def test_alignment_agrees_with_whole_vectors(seed, vocab, gap):
         for e, z, row in zip(early.double().numpy(), last.double().numpy(), ids.tolist(), strict=True)
     ]
     np.testing.assert_allclose(alignment(early, last, ids), expected, atol=1e-4)
+
+
+def test_sled_survives_banned_words():
+    """A bias of minus infinity in every layer: banned words point nowhere, the others evolve as without them."""
+    curve = [[1.0, 3.0, 2.0], [0.5, 2.0, 2.5], [1.0, 2.0, 3.0]]
+    states = {layer: torch.tensor([[*words, 0.0]]) for layer, words in enumerate(curve)}
+    head = Unembed([], torch.eye(4), bias=torch.tensor([0.0, 0.0, 0.0, -math.inf]))
+    logits = SLED(scale=3).choose(Readouts(head, states, 2, torch.zeros(1))).logits
+    np.testing.assert_allclose(logits[:, :3], SLED(scale=3).choose(planted([curve])).logits, rtol=1e-6)
+    assert logits[0, 3] < -99
+
+
+def test_dola_without_a_threshold_excludes_nothing():
+    scores = DoLa(relative_top=0).choose(planted([[[0.0, 1.0, 2.0], [1.0, 1.0, 1.0], [100.0, 1.0, 0.0]]])).logits
+    assert torch.isfinite(scores).all()
 
 
 def test_sled_leaves_logits_that_no_layer_points_away_from():

@@ -58,11 +58,7 @@ SIZES = {
 @given(**SIZES)
 def test_criteria_agree_with_float64(name, seed, rows, vocab, spread, offset):
     logits = make(seed, rows, vocab, spread=spread, offset=offset)
-    # max-prob and margin come from logit − logsumexp, which is as fine as float32 is at the size of the logits
-    fineness = np.spacing(np.float32(abs(offset) + 10 * spread)) if name in ("max-prob", "margin") else 0.0
-    np.testing.assert_allclose(
-        CRITERIA[name](logits.clone()), expected(name, logits), rtol=2e-5, atol=2e-5 + 2 * fineness
-    )
+    np.testing.assert_allclose(CRITERIA[name](logits.clone()), expected(name, logits), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["shannon", "max-prob", "margin"])
@@ -70,22 +66,18 @@ def test_criteria_agree_with_float64(name, seed, rows, vocab, spread, offset):
 @given(**SIZES, banned=st.integers(1, 400))
 def test_a_banned_word_has_no_part_in_a_criterion(name, seed, rows, vocab, spread, offset, banned):
     logits = make(seed, rows, vocab, spread=spread, offset=offset, banned=min(banned, vocab - 1))
-    fineness = np.spacing(np.float32(abs(offset) + 10 * spread)) if name != "shannon" else 0.0
-    np.testing.assert_allclose(
-        CRITERIA[name](logits.clone()), expected(name, logits), rtol=2e-5, atol=2e-5 + 2 * fineness
-    )
+    np.testing.assert_allclose(CRITERIA[name](logits.clone()), expected(name, logits), rtol=2e-5, atol=2e-5)
 
 
 @settings(max_examples=60, deadline=None)
 @given(**SIZES)
 def test_bounds_and_what_reaches_them(seed, rows, vocab, spread, offset):
-    """Bounds to float32 rounding: 2e-6, for −1/V times the size of the logits."""
+    """Bounds to float32 rounding: 2e-6."""
     logits = make(seed, rows, vocab, spread=spread, offset=offset)
-    rounding = 2e-6 + 2 * np.spacing(np.float32(abs(offset) + 10 * spread))
     assert (shannon(logits) >= 0).all()
-    assert (shannon(logits) <= math.log(vocab) + 2e-6).all()
+    assert (shannon(logits) <= math.log(vocab)).all()
     assert (max_prob(logits) >= -1).all()
-    assert (max_prob(logits) <= -1 / vocab + rounding).all()
+    assert (max_prob(logits) <= -1 / vocab + 2e-6).all()
     assert (margin(logits) >= -1).all()
     assert (margin(logits) <= 0).all()
     uniform = -vocab * math.log(vocab) ** 2  # the logarithms' mean is at most −ln V, so their squares add up to more
