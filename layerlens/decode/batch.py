@@ -103,6 +103,7 @@ class _Batch:
         ends = end_token_ids(model, options)
         self._end_ids = torch.tensor(ends, dtype=torch.long, device=device)
         self._endings = ending_criteria(ends, options.stops, model.tokenizer)
+        self._tail = max(map(len, options.stops), default=1)  # a stop string spans no more tokens than it has letters
         seen = _seen(ids, mask, model.n_vocab) if options.repetition_penalty != 1.0 else None
         self._sampler = Sampler(options, self._end_ids, seen, n_rows, seed)
 
@@ -217,7 +218,7 @@ class _Batch:
                     break
                 self._outputs[row].append(token_id)
                 n_tokens += 1
-                self._ended[row] = has_ended(self._endings, [*self._prompts[row], *self._outputs[row]])
+                self._ended[row] = has_ended(self._endings, self._last_tokens(row))
         everyone = Decisions(
             numbers.new_zeros(n_steps, len(self._prompts), numbers.shape[2]),
             values.new_full((n_steps, len(self._prompts), values.shape[2]), torch.nan),
@@ -225,6 +226,11 @@ class _Batch:
         everyone.numbers[:, self._rows], everyone.values[:, self._rows] = numbers, values
         self._decisions.append(everyone)
         return n_tokens
+
+    def _last_tokens(self, row: int) -> list[int]:
+        found = self._outputs[row][-self._tail :]
+        missing = self._tail - len(found)
+        return [*self._prompts[row][-missing:], *found] if missing else found
 
     def _leave_out_ended_rows(self) -> None:
         """On a CPU at once; where a smaller batch means another graph, once half the rows have ended."""
