@@ -56,7 +56,9 @@ def generate(
         "system": system,
     }
     GenerateOptions(**options)
-    chosen = chosen_strategy(strategy, window, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor)
+    chosen = chosen_strategy(
+        strategy, window, window_has_other_use=False, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor
+    )
 
     import layerlens as ll
     from layerlens.cli.text import print_generation, print_side_by_side

@@ -12,13 +12,13 @@ SCAN = "How candidates are read out: batched, lazy, auto. [default: auto]"
 FLOOR = "Do not walk where the last entropy is below, in nats. [default: 0, exact]"
 
 
-def chosen_strategy(name: str, window: int | None, **options: Any) -> "Strategy":
-    """The strategy of that name with the options that were given; a window is an option of valleys only."""
+def chosen_strategy(name: str, window: int | None, *, window_has_other_use: bool, **options: Any) -> "Strategy":
+    """The strategy of that name with the options that were given; a trace uses a window for its valley column too."""
     from layerlens.decode.names import named_strategy
     from layerlens.decode.strategies import Valley
 
     given = {option: value for option, value in options.items() if value is not None}
     strategy = named_strategy(name, **given)
-    if window is not None and isinstance(strategy, Valley):
-        strategy = named_strategy(name, window=window, **given)
-    return strategy
+    if window is None or (window_has_other_use and not isinstance(strategy, Valley)):
+        return strategy
+    return named_strategy(name, window=window, **given)

@@ -100,7 +100,9 @@ def trace(
         "seed": seed,
     }
     TraceOptions(**options)
-    chosen = chosen_strategy(strategy, window, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor)
+    chosen = chosen_strategy(
+        strategy, window, window_has_other_use=True, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor
+    )
     asked = _prompts(dataset, prompts, data_file, limit, seed)
     _refuse_other_run(out, resume)
 

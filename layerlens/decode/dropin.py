@@ -17,6 +17,7 @@ from transformers import (
 
 from layerlens.decode.endings import ending_criteria
 from layerlens.decode.log import Decisions, DecodingLog
+from layerlens.decode.options import whole
 from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Strategy, Valley
 from layerlens.errors import OptionError
@@ -40,17 +41,23 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
         seed: of what the strategy draws (p below 1); the sampler's seed is yours, as ever.
 
     Returns:
-        the log, filled at the end of every `generate`.
+        the log, filled at the end of every `generate`; one that fails adds nothing.
 
     Raises:
         OptionError: the strategy does not fit the model; from `generate`, a way of searching that scores more than
             one continuation (beams, assistants) is asked for.
     """
+    if not isinstance(model, Model):
+        raise OptionError(
+            f"a {type(model).__name__} cannot be decoded from; load it: ll.load(model, tokenizer=tokenizer)"
+        )
     still_as_loaded(model, may_be_compiled=True)
     hf: Any = model.hf
     if "_layerlens_decoding" in vars(hf):
         raise OptionError("this model is inside ll.decoding already; leave that first")
+    whole("seed", seed, 0)
     reader = Reader(model, strategy, seed)
+    reader.is_running = False  # but in `generate`: other passes of the model are its own
     log = DecodingLog(criterion_name(strategy))
     own_generate = hf.generate
     theirs = vars(hf).get("generate")
@@ -87,7 +94,11 @@ def _followed(
     endings = _Endings(config, kwargs.get("stopping_criteria"), kwargs.get("tokenizer") or model.tokenizer)
     kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), follower])
     kwargs["stopping_criteria"] = StoppingCriteriaList([endings])
-    output = own_generate(**kwargs)
+    reader.is_running = True
+    try:
+        output = own_generate(**kwargs)
+    finally:
+        reader.is_running = False
     sequences = output if isinstance(output, Tensor) else output.sequences
     if follower.decisions:
         new = sequences[:, follower.first :].tolist()
@@ -168,7 +179,10 @@ class _Endings(StoppingCriteria):
 
 def _first_positions(config: GenerationConfig, kwargs: dict[str, Any], n_rows: int) -> list[int]:
     """Position of the state that emits each row's first token."""
-    inputs = next(value for name in ("inputs", "input_ids", "inputs_embeds") if (value := kwargs.get(name)) is not None)
+    given = (kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
+    inputs = next((value for value in given if value is not None), None)
+    if inputs is None:
+        return [0] * n_rows  # it begins with the token that begins a text
     lengths = torch.full((len(inputs),), inputs.shape[1])
     mask, pad = kwargs.get("attention_mask"), config.pad_token_id
     if mask is not None:

@@ -10,11 +10,11 @@ from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.decode.batch import decode_batch
 from layerlens.decode.dropin import criterion_name
 from layerlens.decode.log import DecodingLog
-from layerlens.decode.options import GenerateOptions, settle_chat_template
+from layerlens.decode.options import GenerateOptions, made, settle_chat_template
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.reader import Reader
-from layerlens.decode.strategies import Last, Strategy
+from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.models import Model
 from layerlens.models.check import still_as_loaded
 from layerlens.records.manifest import digest
@@ -73,8 +73,10 @@ def generate(
     """
     still_as_loaded(model)
     strategy = Last() if strategy is None else strategy
-    strategy.layers(model.n_layers, model.tied)  # refuses what does not fit
-    settled = settle_chat_template(GenerateOptions(**options), bool(getattr(model.tokenizer, "chat_template", None)))
+    layers_of(strategy, model.n_layers, model.tied)
+    settled = settle_chat_template(
+        made(GenerateOptions, options), bool(getattr(model.tokenizer, "chat_template", None))
+    )
     dataset = (
         prompts if isinstance(prompts, Dataset) else from_prompts([prompts] if isinstance(prompts, str) else prompts)
     )
@@ -101,8 +103,8 @@ def by_length(prompts: Sequence[TokenizedPrompt], batch_size: int) -> list[list[
 
 
 def batch_seed(seed: int, batch: int) -> int:
-    """A seed of its own for every batch of every seed, so that a resumed run draws the same."""
-    return int(digest(f"{seed}/{batch}")[:8], 16)
+    """The seed itself for the first batch, and one of its own for every other, so that a resumed run draws the same."""
+    return int(digest(f"{seed}/{batch}")[:8], 16) if batch else seed
 
 
 def _generated(

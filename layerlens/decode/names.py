@@ -1,5 +1,6 @@
 """Strategies by name, as the command line and other people's code know them."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -29,8 +30,10 @@ def register_strategy(name: str, strategy: Callable[..., Strategy]) -> None:
     Raises:
         OptionError: the name is taken or malformed.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise OptionError(f"strategy name {name!r} is malformed; give lower-case letters, digits and hyphens")
+    if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
+        raise OptionError(f"{strategy!r} is no class of strategies; derive one from layerlens.Strategy")
     if name in _STRATEGIES or _alias(name) is not None:
         raise OptionError(f"there is a strategy {name!r} already; give another name")
     _STRATEGIES[name] = strategy
@@ -47,6 +50,8 @@ def named_strategy(name: str, **options: Any) -> Strategy:
     Raises:
         OptionError: the name is unknown, or an option has no effect on it or is out of range.
     """
+    if not isinstance(name, str):
+        raise OptionError(f"strategy name {name!r} is no text; give {', '.join(_STRATEGIES)} ({_ALIASES})")
     found = _alias(name) or (_STRATEGIES.get(name), {})
     make, fixed = found
     if make is None:
@@ -72,8 +77,16 @@ def strategy_record(strategy: Strategy) -> dict[str, Any]:
     """The strategy's name and options, for a manifest."""
     names = [name for name, make in _STRATEGIES.items() if make is type(strategy)]
     declared: tuple[Field[Any], ...] = fields(strategy) if is_dataclass(strategy) else ()
-    options = {field.name: getattr(strategy, field.name) for field in declared}
+    options = {field.name: _for_json(getattr(strategy, field.name)) for field in declared}
     return {"name": names[0] if names else type(strategy).__name__} | options
+
+
+def _for_json(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return repr(value)
+    return value
 
 
 def _alias(name: str) -> tuple[Callable[..., Strategy], dict[str, Any]] | None:

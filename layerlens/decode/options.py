@@ -1,8 +1,9 @@
 """How text is generated: the names are transformers'."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from typing import Any, ClassVar, TypeVar
 
 from layerlens.errors import OptionError
 
@@ -103,6 +104,15 @@ class GenerateOptions:
 Options = TypeVar("Options", bound=GenerateOptions)
 
 
+def made(kind: type[Options], options: dict[str, Any]) -> Options:
+    """Options from what was given by name; OptionError where a name is unknown."""
+    known = [field.name for field in fields(kind)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise OptionError(f"there is no option {unknown[0]!r}; there are {', '.join(known)}")
+    return kind(**options)
+
+
 def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
     """The same with `chat_template` decided for this tokenizer."""
     if not has_chat_template and (options.chat_template or options.system is not None):
@@ -118,7 +128,7 @@ def flag(name: str) -> str:
 
 def whole(name: str, value: object, least: int) -> None:
     """OptionError where the value is no whole number from `least` on."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise OptionError(f"{flag(name)} {value!r} is no whole number; give one from {least}")
     if value < least:
         raise OptionError(f"{flag(name)} {value} is too small; give a whole number from {least}")

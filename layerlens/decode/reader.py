@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from layerlens.decode.log import Decisions
 from layerlens.decode.readouts import Readouts
-from layerlens.decode.strategies import Choice, Strategy
+from layerlens.decode.strategies import Choice, Strategy, layers_of
+from layerlens.errors import OptionError
 from layerlens.models import Model
 from layerlens.models.hooks import reading_out
 
+_STREAM = 0x5DEECE66D
 _STATES_AT_ONCE = 512  # more are read out in parts, so that their float32 logits stay small
 
 
@@ -23,28 +26,31 @@ class Reader:
         decisions: about the last pass.
         may_branch: see `Readouts`.
         generator: of the draws for strategies that act with a probability.
+        is_running: whether passes are answered; otherwise the model is as ever.
     """
 
     def __init__(self, model: Model, strategy: Strategy, seed: int = 0) -> None:
         self._model = model
         self._strategy = strategy
-        self.layers = tuple(strategy.layers(model.n_layers, model.tied))
+        self.layers = layers_of(strategy, model.n_layers, model.tied)
         self.decisions: Decisions | None = None
         self.may_branch = True
-        self.generator = torch.Generator(model.unembed.weight.device).manual_seed(seed)
+        # another stream than the sampler's, which may have the same seed
+        self.generator = torch.Generator(model.unembed.weight.device).manual_seed(seed ^ _STREAM)
+        self.is_running = True
         self._n_rows = 0
         self._alive: Int[Tensor, " rows"] | None = None
 
     @property
     def is_passive(self) -> bool:
         """Whether the model's own logits are left as they are."""
-        return self.layers == (self._model.n_layers,)
+        return not self.layers
 
     @contextmanager
     def answering(self) -> Iterator[None]:
         """While open, the model's forward passes give the strategy's logits for their last position."""
         model = self._model
-        with reading_out(model.hf, model.head, model.blocks, self.layers, self._answer):
+        with reading_out(model.hf, model.head, model.blocks, self.layers, self._answer, self._is_on):
             yield
 
     def keep_rows(self, alive: Int[Tensor, " rows"], n_rows: int) -> None:
@@ -68,12 +74,33 @@ class Reader:
         )
         rows = max(1, _STATES_AT_ONCE // len(self.layers))
         parts = [readouts] if self._strategy.whole_batch or len(readouts) <= rows else readouts.split(rows)
-        choices = [self._strategy.choose(part) for part in parts]
+        choices = [self._chosen(part) for part in parts]
         decisions = [Decisions.of(choice, part.projections) for choice, part in zip(choices, parts, strict=True)]
         self.decisions = Decisions(
             torch.cat([part.numbers for part in decisions]), torch.cat([part.values for part in decisions])
         )
         return torch.cat([choice.logits.to(own_logits.dtype) for choice in choices]).to(own_logits.device)
+
+    def _chosen(self, readouts: Readouts) -> Choice:
+        choice = self._strategy.choose(readouts)
+        n_rows, model, name = len(readouts), self._model, type(self._strategy).__name__
+        if not isinstance(choice, Choice):
+            raise OptionError(f"{name}.choose returned a {type(choice).__name__}; let it return a Choice")
+        shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "logits": (choice.logits, (n_rows, model.n_vocab)),
+            "selected_layer": (choice.selected_layer, (n_rows,)),
+            "last_token_id": (choice.last_token_id, (n_rows,)),
+        }
+        for field, (tensor, shape) in shapes.items():
+            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            if found != shape:
+                raise OptionError(f"{name}.choose gave {field} of shape {found}; let it be {shape}")
+        if self.may_branch and not ((choice.selected_layer >= 1) & (choice.selected_layer <= model.n_layers)).all():
+            raise OptionError(f"{name}.choose selected a layer that is not; let selected_layer be 1..{model.n_layers}")
+        return choice
+
+    def _is_on(self) -> bool:
+        return self.is_running
 
     def _draw(self, n_rows: int) -> Tensor:
         everyone = n_rows if self._alive is None else self._n_rows

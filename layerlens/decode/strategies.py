@@ -43,7 +43,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
-        """The layers 0..L whose states `choose` reads out. Exactly (L,) leaves the model's own logits as they are.
+        """The layers 0..L whose states `choose` reads out. None at all, (), leaves the model's own logits as they are.
 
         Args:
             n_layers: L.
@@ -58,13 +58,27 @@ class Strategy(ABC):
         """The logits for the sampler, from the readouts of one step."""
 
 
+def layers_of(strategy: Strategy, n_layers: int, tied: bool) -> tuple[int, ...]:
+    """The layers that a strategy needs of this model; OptionError where it is none, or does not fit."""
+    if not isinstance(strategy, Strategy):
+        raise OptionError(f"strategy {strategy!r} is none; give one such as Valley(window=10), or named_strategy(name)")
+    layers = strategy.layers(n_layers, tied)
+    whole = isinstance(layers, Sequence) and all(isinstance(layer, int) for layer in layers)
+    if not whole or any(not 0 <= layer <= n_layers for layer in layers):
+        raise OptionError(
+            f"{type(strategy).__name__} asks for layers {layers!r} of a model of {n_layers} layers; let its `layers` "
+            f"return numbers from 0 to {n_layers}"
+        )
+    return tuple(layers)
+
+
 @dataclass(frozen=True)
 class Last(Strategy):
     """The model's own logits, untouched."""
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
-        """Layer L."""
-        return (n_layers,)
+        """None: the model's own logits."""
+        return ()
 
     def choose(self, readouts: Readouts) -> Choice:
         """Layer L of every row."""
@@ -87,10 +101,10 @@ class Fixed(Strategy):
         _probability(self.p)
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
-        """L − offset, and L to compare with."""
+        """L − offset, and L to compare with; none where that is L."""
         if self.offset >= n_layers:
             raise OptionError(f"offset {self.offset} does not fit a model of {n_layers} layers; give 0..{n_layers - 1}")
-        return (n_layers,) if self.offset == 0 or self.p == 0 else (n_layers - self.offset, n_layers)
+        return () if self.offset == 0 or self.p == 0 else (n_layers - self.offset, n_layers)
 
     def choose(self, readouts: Readouts) -> Choice:
         """Layer L − offset where the row's draw is below p, else L."""
@@ -136,9 +150,9 @@ class Valley(Strategy):
             raise OptionError(f"entropy_floor {floor} is in nats and has no meaning for {self.criterion}; leave it out")
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
-        """The window's layers."""
+        """The window's layers; none where that can only be L."""
         window = self._window(n_layers)
-        return (n_layers,) if self.p == 0 else tuple(range(n_layers - window + 1, n_layers + 1))
+        return () if self.p == 0 or window == 1 else tuple(range(n_layers - window + 1, n_layers + 1))
 
     def choose(self, readouts: Readouts) -> Choice:
         """The valley's layer, shifted, where the row's draw is below p, else L."""

@@ -73,11 +73,17 @@ def call_order(root: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 OnLogits = Callable[[dict[int, Tensor], Tensor], Tensor | None]
+IsOn = Callable[[], bool]
 
 
 @contextmanager
 def reading_out(
-    root: nn.Module, head: nn.Module, blocks: Sequence[nn.Module], layers: Sequence[int], on_logits: OnLogits
+    root: nn.Module,
+    head: nn.Module,
+    blocks: Sequence[nn.Module],
+    layers: Sequence[int],
+    on_logits: OnLogits,
+    is_on: IsOn = lambda: True,
 ) -> Iterator[None]:
     """Let `on_logits` decide the logits of the last position of each forward pass of `root`.
 
@@ -86,28 +92,33 @@ def reading_out(
         head: its unembedding module.
         blocks: its blocks, in order.
         layers: whose states [batch, d_model] of the last position are handed over: 1..L, or 0 for the embeddings.
-            Exactly (L,) needs none: then the model computes its own logits and they are handed over.
+            With none the model computes its own logits, and they are handed over.
         on_logits: gets the states by layer and the model's own logits [batch, vocab] of the last position (with
             no rows where states are handed over: the head is then not run); returns logits that take their place,
             or None.
+        is_on: passes are left as they are where this is false.
     """
     kept: dict[int, Tensor] = {}
 
     def keep_input(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept[0] = _stream_argument(args, kwargs)[:, -1]
+        if is_on():
+            kept[0] = _stream_argument(args, kwargs)[:, -1]
 
     def keep_output(layer: int) -> Callable[..., None]:
         def hook(_block: nn.Module, _args: Any, output: Any) -> None:
-            kept[layer] = first_tensor(output)[:, -1]
+            if is_on():
+                kept[layer] = first_tensor(output)[:, -1]
 
         return hook
 
     def no_rows(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return args[0][:, :0], *args[1:]
+        return (args[0][:, :0], *args[1:]) if is_on() else args
 
     # norm, unembedding and choice stay outside of what torch.compile makes of the model
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def answer(_root: nn.Module, _args: Any, output: Any) -> Any:
+        if not is_on():
+            return output
         states = dict(kept)
         kept.clear()
         own = output.logits
@@ -117,7 +128,7 @@ def reading_out(
         return output
 
     with ExitStack() as stack:
-        if tuple(layers) != (len(blocks),):
+        if layers:
             stack.callback(head.register_forward_pre_hook(no_rows).remove)
             for layer in layers:
                 if layer == 0:

@@ -17,9 +17,11 @@ from layerlens.decode.endings import ending_criteria, has_ended
 from layerlens.decode.log import DecodingLog
 from layerlens.decode.loop import batch_seed
 from layerlens.decode.names import strategy_record
+from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, end_token_ids, tokenize
-from layerlens.decode.strategies import Last, Strategy, Valley
+from layerlens.decode.strategies import Last, Strategy, Valley, layers_of
+from layerlens.errors import OptionError
 from layerlens.models import Model
 from layerlens.models.check import still_as_loaded
 from layerlens.records import Manifest, RunWriter, new_manifest
@@ -61,10 +63,14 @@ def trace(
     still_as_loaded(model)
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
     strategy = Last() if strategy is None else strategy
-    strategy.layers(model.n_layers, model.tied)  # refuses what does not fit
+    layers_of(strategy, model.n_layers, model.tied)
     if isinstance(strategy, Valley) and strategy.window is not None:
         options = {"window": strategy.window, **options}
-    settled = TraceOptions(**options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
+    settled = made(TraceOptions, options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
+    if settled.max_new_tokens == 0 and not isinstance(strategy, Last):
+        raise OptionError(
+            f"--strategy {strategy_record(strategy)['name']} has no effect with --max-new-tokens 0; drop one of them"
+        )
     tokenized = tokenize(model, dataset.prompts, settled)
     batches = [tokenized[start : start + settled.batch_size] for start in range(0, len(tokenized), settled.batch_size)]
     if settled.max_new_tokens and any(len({len(prompt.token_ids) for prompt in batch}) > 1 for batch in batches):

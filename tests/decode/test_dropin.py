@@ -268,6 +268,82 @@ def test_an_assistant_is_refused(tiny_llama):
         tiny_llama.hf.generate(input_ids=IDS[:1], max_new_tokens=3, assistant_model=tiny("llama", seed=1).hf)
 
 
+def test_only_generate_decodes_from_the_strategy(tiny_llama):
+    """Other passes inside the context, and loops of our own, are what they are outside."""
+    own = tiny_llama.hf(IDS, labels=IDS)
+    alone = ll.generate(tiny_llama, "Hello", max_new_tokens=8).token_ids
+    with ll.decoding(tiny_llama, ll.Valley(window=4)) as log:
+        inside = tiny_llama.hf(IDS, labels=IDS)
+        assert ll.generate(tiny_llama, "Hello", max_new_tokens=8).token_ids == alone
+    assert torch.equal(inside.logits, own.logits)
+    assert torch.equal(inside.loss, own.loss)
+    assert len(log) == 0
+
+
+def test_a_text_from_nothing(tiny_llama):
+    with ll.decoding(tiny_llama, ll.Valley(window=3)) as log:
+        out = tiny_llama.hf.generate(max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert log.steps["position"].tolist() == [0, 1, 2, 3]
+    assert out[0, 1:].tolist() == tokens_of(log)[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda: ll.decoding(tiny("llama").hf, ll.Valley()), "load it"),
+        (lambda: ll.decoding(tiny("llama"), "valley"), "named_strategy"),
+        (lambda: ll.decoding(tiny("llama"), ll.Last(), seed=-1), "--seed -1"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(given, words):
+    with pytest.raises(ll.OptionError, match=words), given():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("layers", "change", "words"),
+    [
+        ((4, 5), {}, "numbers from 0 to 4"),
+        ((-1, 4), {}, "numbers from 0 to 4"),
+        (None, {}, "numbers from 0 to 4"),
+        ((3,), {}, "layer 4 was not asked for"),
+        ((4,), {"logits": torch.zeros(2, 9)}, r"logits of shape \(2, 9\); let it be \(2, 307\)"),
+        ((4,), {"selected_layer": torch.tensor([4, 9])}, r"selected_layer be 1\.\.4"),
+        ((4,), {"selected_layer": 4}, "selected_layer of shape int"),
+        ((4,), None, "returned a NoneType"),
+    ],
+)
+def test_strategies_of_other_people_are_checked(tiny_llama, layers, change, words):
+    class Odd(ll.Strategy):
+        def layers(self, n_layers, tied=False):
+            return layers
+
+        def choose(self, readouts):
+            logits = readouts.logits([4])[:, 0]
+            top = logits.argmax(1)
+            return None if change is None else ll.Choice(logits, torch.full_like(top, 4), top)._replace(**change)
+
+    with pytest.raises(ll.OptionError, match=words), ll.decoding(tiny_llama, Odd()):
+        generated(tiny_llama)
+    assert hook_count(tiny_llama.hf) == 0
+
+
+def test_a_strategy_that_needs_the_last_layer_alone_is_asked(tiny_llama):
+    class Worst(ll.Strategy):
+        def layers(self, n_layers, tied=False):
+            return (n_layers,)
+
+        def choose(self, readouts):
+            logits = readouts.logits([4])[:, 0]
+            return ll.Choice(-logits, torch.full((len(logits),), 4), logits.argmax(1))
+
+    with ll.decoding(tiny_llama, Worst()) as log:
+        out = generated(tiny_llama, max_new_tokens=1)
+    logits = tiny_llama.hf(IDS, attention_mask=MASK).logits[:, -1]
+    assert out[:, -1].tolist() == logits.argmin(1).tolist()
+    assert log.steps["last_token_id"].tolist() == logits.argmax(1).tolist()
+
+
 def test_contexts_do_not_nest(tiny_llama):
     with (
         ll.decoding(tiny_llama, ll.Last()),

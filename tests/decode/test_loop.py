@@ -115,7 +115,20 @@ def test_answers_come_in_the_order_of_the_prompts(tiny_llama):
     lengths = [type("P", (), {"token_ids": [0] * n})() for n in (9, 2, 7, 3)]
     assert by_length(lengths, 2) == [[1, 3], [2, 0]]
     assert by_length(lengths, 4) == [[0, 1, 2, 3]]
-    assert batch_seed(0, 0) != batch_seed(0, 1) != batch_seed(1, 0)
+    assert batch_seed(7, 0) == 7
+    assert len({batch_seed(seed, batch) for seed in range(3) for batch in range(3)}) == 9
+
+
+def test_one_seed_means_the_same_in_every_door(tiny_llama):
+    """Sampling from a valley that acts half the time: `ll.generate`, and transformers after torch.manual_seed."""
+    strategy = ll.Valley(window=4, p=0.5)
+    found = ll.generate(tiny_llama, "abcd", strategy=strategy, max_new_tokens=30, temperature=0.9, seed=3)
+    torch.manual_seed(3)
+    with ll.decoding(tiny_llama, strategy, seed=3) as log:
+        ids = tiny_llama.tokenizer("abcd", return_tensors="pt").input_ids
+        tiny_llama.hf.generate(input_ids=ids, do_sample=True, temperature=0.9, top_k=0, max_new_tokens=30)
+    columns = ["next_token_id", "selected_layer", "valley_layer", "position"]
+    assert (found.steps[columns] == log.steps[columns]).all(axis=None)
 
 
 def test_how_a_generation_ends(tiny_llama):
@@ -148,6 +161,9 @@ def test_how_a_generation_ends(tiny_llama):
         ({"batch_size": 0}, "--batch-size 0"),
         ({"system": "Be brief"}, "chat template"),
         ({"seed": True}, "--seed True"),
+        ({"num_beams": 2}, "no option 'num_beams'"),
+        ({"strategy": "valley"}, "strategy 'valley' is none"),
+        ({"strategy": ll.Valley}, "is none; give one such as Valley(window=10)"),
     ],
 )
 def test_options_that_cannot_be(tiny_llama, options, words):
