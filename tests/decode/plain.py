@@ -57,7 +57,9 @@ def decode(
             if hf.config.model_type != "opt":
                 inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, -new.shape[1] :]
             cache = hf(**inputs).past_key_values
-            logits = {index + 1: readout(states[index]) for index in range(len(blocks) - window, len(blocks))}
+            candidates = range(len(blocks) - window, len(blocks))
+            whole = readout(torch.cat([states[index] for index in candidates])).split(len(prompts))
+            logits = {index + 1: rows for index, rows in zip(candidates, whole, strict=True)}
             values = {layer: entropy(rows, criterion) for layer, rows in logits.items()}
             chosen = []
             for row in range(len(prompts)):
