@@ -137,7 +137,7 @@ def _summary(
         summary[f"over_{other}"] = statistics.median(ratios)
         summary[f"over_{other}_least_and_most"] = [min(ratios), max(ratios)]
     if made[0] is not None:
-        numbers = [decisions.numbers[..., -1].float().mean() for decisions in made]
+        numbers = [decisions.projections.float().mean() for decisions in made]
         summary["projections_per_token"] = float(sum(numbers) / len(numbers))
         depths = [mean_depth(decisions, n_layers) for decisions in made]
         summary["mean_depth"] = None if None in depths else sum(depths) / len(depths)

@@ -345,7 +345,7 @@ def measure(
         "extra_memory_mib": extra if is_cuda else None,
         "extra_reserved_mib": (memory["valley"]["reserved"] - memory["last"]["reserved"]) / MIB if is_cuda else None,
         "peak_memory_mib": memory["valley"]["allocated"] / MIB if is_cuda else None,
-        "projections_per_token": float(decisions.numbers[..., -1].float().mean()),
+        "projections_per_token": float(decisions.projections.float().mean()),
         "mean_depth": mean_depth(decisions, model.n_layers),
         "passed": passed,
     }

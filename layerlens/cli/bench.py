@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layerlens.cli import options
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
@@ -34,26 +35,31 @@ def _group() -> None:
 
 @bench.command("decode")
 def decode(
-    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m-instruct.")],
-    strategy: Annotated[str, typer.Option(help="Decoding strategy.")] = "valley",
-    window: Annotated[int | None, typer.Option(help="Candidate layers of a valley. [default: 10]")] = None,
+    model: options.Model,
+    strategy: options.StrategyName = "valley",
+    window: options.Window = None,
+    p: options.Probability = None,
+    criterion: options.CriterionName = None,
+    scan: options.Scan = None,
+    entropy_floor: options.EntropyFloor = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each prompt.")] = 64,
     prompt: Annotated[
         str | None, typer.Option(help="Text to begin with. [default: 64 tokens of the shipped problems]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts that go through the model together.")] = 1,
+    batch_size: options.BatchSize = 1,
     rounds: Annotated[int, typer.Option(help="Rounds, of which medians are shown.")] = 5,
     json: Annotated[Path | None, typer.Option(help="File to write the same to, as JSON.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")] = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
 ) -> int:
     """Show what a strategy costs beside decoding from the last layer and transformers' own generate."""
-    from layerlens.decode.names import named_strategy
     from layerlens.decode.options import GenerateOptions, whole
 
-    options = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, batch_size=batch_size)
+    settings = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, batch_size=batch_size)
     whole("rounds", rounds, 1)
-    chosen = named_strategy(strategy, **({} if window is None else {"window": window}))
+    chosen = options.chosen_strategy(
+        strategy, window, window_has_other_use=False, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor
+    )
     if json is not None and (json.is_dir() or not json.expanduser().absolute().parent.is_dir()):
         raise OptionError(f"--json {json} cannot be written there; give a file in a folder that exists")
 
@@ -61,7 +67,7 @@ def decode(
 
     loaded = ll.load(model, dtype=dtype, device=device)
     chosen.layers(loaded.n_layers, loaded.tied)  # a window that does not fit is refused before anything is measured
-    report = measure(loaded, chosen, _prompts(loaded, prompt, options), options, rounds)
+    report = measure(loaded, chosen, _prompts(loaded, prompt, settings), settings, rounds)
     _print_report(report, strategy)
     if json is not None:
         json.expanduser().write_text(json_format.dumps(report, indent=1, default=str) + "\n")
@@ -115,7 +121,7 @@ def measure(
         "flops": [
             {**row._asdict(), "flops": row.flops} for row in decoding_flops(model.hf, max(1, window), depth).rows()
         ],
-        "projections_per_token": float(decisions.numbers[..., -1].float().mean()),
+        "projections_per_token": float(decisions.projections.float().mean()),
         "mean_depth": depth,
         "tokens_per_second": {name: n_tokens / statistics.median(run[name] for run in seconds) for name in ways},
         "ratios": {
@@ -134,7 +140,7 @@ def paired_ratio(seconds: Sequence[Mapping[str, float]], name: str, other: str) 
 
 def mean_depth(decisions: "Decisions", n_layers: int) -> float | None:
     """Layers the walk went back on average; None where the strategy does not walk."""
-    valleys = decisions.numbers[..., 2]
+    valleys = decisions.valley_layer
     return float((n_layers - valleys).float().mean()) if bool((valleys >= 0).all()) else None
 
 

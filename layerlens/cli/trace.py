@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layerlens.cli.strategy import CRITERION, FLOOR, SCAN, STRATEGY, P, chosen_strategy
+from layerlens.cli import options
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Positions(str, Enum):
 
 
 def trace(
-    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m-instruct.")],
+    model: options.Model,
     out: Annotated[Path, typer.Option(help="Run directory to write.")],
     dataset: Annotated[str | None, typer.Option(help="Name of a dataset; see `layerlens datasets`.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts: .txt, one a line, or .jsonl.")] = None,
@@ -44,19 +44,19 @@ def trace(
         int,
         typer.Option(help="Tokens to generate for each prompt; 0 traces the given text."),
     ] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of sampling.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from this many most probable tokens; 0 for all.")] = 0,
-    min_new_tokens: Annotated[int, typer.Option(help="Tokens before an end token may be emitted.")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: disfavour tokens that were there.")] = 1.0,
-    stop_strings: Annotated[list[str] | None, typer.Option(help="Text that ends a generation; repeatable.")] = None,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_new_tokens: options.MinNewTokens = 0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    stop_strings: options.StopStrings = None,
     seed: Annotated[int, typer.Option(help="Of sampling, of --p, and of shuffled options.")] = 0,
-    strategy: Annotated[str, typer.Option(help=STRATEGY)] = "last",
-    p: Annotated[float | None, typer.Option(help=P)] = None,
-    criterion: Annotated[str | None, typer.Option(help=CRITERION)] = None,
-    scan: Annotated[str | None, typer.Option(help=SCAN)] = None,
-    entropy_floor: Annotated[float | None, typer.Option(help=FLOOR)] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts that go through the model together.")] = 1,
+    strategy: options.StrategyName = "last",
+    p: options.Probability = None,
+    criterion: options.CriterionName = None,
+    scan: options.Scan = None,
+    entropy_floor: options.EntropyFloor = None,
+    batch_size: options.BatchSize = 1,
     mode: Annotated[
         Mode | None,
         typer.Option(help="Record while generating (default), or in one pass afterwards."),
@@ -67,23 +67,19 @@ def trace(
             help="States that emitted a token, or every one. [default: generated; all for given text]",
         ),
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Candidate layers of a valley. [default: 10]")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")
-    ] = False,
+    window: options.Window = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run at --out.")] = False,
 ) -> int:
     """Record what every layer does to every token, while the model answers prompts."""
     # refused before the model is loaded: what is wrong with the options or the prompts shows in a second
     from layerlens.tracing.options import TraceOptions
 
-    options: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "mode": mode.value if mode else None,
         "positions": positions.value if positions else None,
@@ -99,8 +95,8 @@ def trace(
         "stop_strings": stop_strings or None,
         "seed": seed,
     }
-    TraceOptions(**options)
-    chosen = chosen_strategy(
+    TraceOptions(**settings)
+    chosen = options.chosen_strategy(
         strategy, window, window_has_other_use=True, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor
     )
     asked = _prompts(dataset, prompts, data_file, limit, seed)
@@ -117,7 +113,7 @@ def trace(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-        run = ll.trace(loaded, asked, out=out, strategy=chosen, resume=resume, **options)
+        run = ll.trace(loaded, asked, out=out, strategy=chosen, resume=resume, **settings)
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))
     _print_summary(run)

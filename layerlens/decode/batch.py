@@ -1,23 +1,20 @@
 """One batch of prompts on its way through the decoding loop. Everything a step reads or writes lies on the device, so
 that a step never waits for the host; the host looks at what a block of steps recorded once the block is done."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
 
 from layerlens.decode.endings import ending_criteria, has_ended
+from layerlens.decode.forward import Forward
 from layerlens.decode.log import Decisions
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
 from layerlens.decode.reader import Reader
 from layerlens.decode.sampling import Sampler
-from layerlens.errors import ModelError
 from layerlens.models import Model
 
 # Steps between two looks of the host. Where the host is the device nothing waits, and no step is done in vain.
@@ -35,6 +32,7 @@ def decode_batch(
     *,
     static: bool | None = None,
     on_tokens: Callable[[int], None] | None = None,
+    before_pass: Callable[[Sequence[int]], None] | None = None,
 ) -> "Decoded":
     """What is emitted for each prompt.
 
@@ -47,12 +45,11 @@ def decode_batch(
         static: keep keys and values in a cache of fixed size; None: on accelerators. On a CPU a growing cache is
             faster (measured: 10 %).
         on_tokens: called with the number of tokens after each block.
-
-    Raises:
-        ModelError: the model keeps no keys and values.
+        before_pass: called before each forward pass with the prompts, by number, whose rows it holds; ended ones can
+            be among them. Passes are then not captured as a graph.
     """
     static = model.device.type != "cpu" if static is None else static
-    batch = _Batch(model, prompts, reader, options, seed, static)
+    batch = _Batch(model, prompts, reader, options, seed, static, before_pass)
     with torch.no_grad(), reader.answering():
         return batch.run(on_tokens or (lambda _: None))
 
@@ -81,25 +78,17 @@ class _Batch:
         options: GenerateOptions,
         seed: int,
         static: bool,
+        before_pass: Callable[[Sequence[int]], None] | None,
     ) -> None:
-        self._hf: Any = model.hf
         self._reader = reader
         self._n_steps = options.max_new_tokens
-        device = model.device
+        self._optimized = getattr(model.hf, "_optimize_model_for_decode", nullcontext)
         self._prompts = prompts
         self._pad = pad_token_id(model)
+        device = model.device
         ids, mask = (tensor.to(device) for tensor in pad(prompts, self._pad, left=True))
-        n_rows, n_prompt = ids.shape
-        self._prompt_ids = ids
-        # slots after the present one are masked by causality, so that with a static cache the mask keeps its shape
-        self._mask = torch.cat([mask, mask.new_ones(n_rows, self._n_steps)], dim=1)
-        self._positions = (mask.cumsum(1) - 1).clamp_min(0)
-        self._extra = _extra_inputs(model)
-        length = n_prompt + self._n_steps
-        config = self._hf.config
-        self._cache: Any = StaticCache(config=config, max_cache_len=length) if static else DynamicCache(config=config)
-        self._is_static = static
-        self._n_seen = 0
+        n_rows = len(ids)
+        self._forward = Forward(model, ids, mask, self._n_steps, static=static)
         ends = end_token_ids(model, options)
         self._end_ids = torch.tensor(ends, dtype=torch.long, device=device)
         self._endings = ending_criteria(ends, options.stops, model.tokenizer)
@@ -109,7 +98,6 @@ class _Batch:
 
         # what a step changes, in place
         self._token = torch.zeros(n_rows, 1, dtype=torch.long, device=device)
-        self._position = self._positions[:, -1:].clone()
         self._alive = torch.ones(n_rows, dtype=torch.bool, device=device)
         self._step = torch.zeros((), dtype=torch.long, device=device)
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
@@ -121,18 +109,21 @@ class _Batch:
         self._outputs: list[list[int]] = [[] for _ in prompts]
         self._ended = [False] * n_rows
         self._decisions: list[Decisions] = []
+        self._before_pass = before_pass
         # a sliding cache counts on the host how full it is, and a replayed graph would not
-        self._may_capture = static and device.type == "cuda" and "sliding" not in model.layer_kinds
+        on_host = before_pass is not None or "sliding" in model.layer_kinds
+        self._may_capture = self._forward.is_static and device.type == "cuda" and not on_host
         self._graph: torch.cuda.CUDAGraph | None = None
         self._n_eager = 0
         reader.may_branch = device.type == "cpu"
 
     def run(self, on_tokens: Callable[[int], None]) -> Decoded:
         """Decode until every row has ended."""
-        self._emit(self._forward(self._prompt_ids, self._positions))
+        self._pass_begins()
+        self._emit(self._forward.prompts())
         on_tokens(self._collect(1))
         done = 1
-        with getattr(self._hf, "_optimize_model_for_decode", nullcontext)():
+        with self._optimized():
             while done < self._n_steps and not all(self._ended):
                 self._leave_out_ended_rows()
                 size = min(self._block, self._n_steps - done)
@@ -153,7 +144,8 @@ class _Batch:
         if self._graph is not None:
             self._graph.replay()
         else:
-            self._emit(self._forward(self._token, self._position))
+            self._pass_begins()
+            self._emit(self._forward.step(self._token))
             self._n_eager += 1
 
     def _captured(self) -> torch.cuda.CUDAGraph:
@@ -162,24 +154,12 @@ class _Batch:
             graph.register_generator_state(generator)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
-            self._emit(self._forward(self._token, self._position))
+            self._emit(self._forward.step(self._token))
         return graph
 
-    def _forward(self, token_ids: Tensor, position: Tensor) -> Tensor:
-        """The strategy's logits for the tokens after these: [rows, vocab]."""
-        is_first = self._n_seen == 0
-        self._n_seen += token_ids.shape[1]
-        inputs = self._hf.prepare_inputs_for_generation(
-            token_ids,
-            past_key_values=self._cache,
-            attention_mask=self._mask if self._is_static and not is_first else self._mask[:, : self._n_seen],
-            use_cache=True,
-            is_first_iteration=is_first,
-            **({"position_ids": position} if "position_ids" in self._extra else {}),
-            **({"logits_to_keep": 1} if "logits_to_keep" in self._extra else {}),
-        )
-        logits: Tensor = self._hf(**inputs, return_dict=True).logits[:, -1]
-        return logits
+    def _pass_begins(self) -> None:
+        if self._before_pass is not None:
+            self._before_pass(self._rows)
 
     def _emit(self, logits: Tensor) -> None:
         """Sample, record, test for the end."""
@@ -193,7 +173,6 @@ class _Batch:
             buffer.index_copy_(0, self._slot, value.unsqueeze(0))
         self._alive.logical_and_(~torch.isin(token_ids, self._end_ids))
         self._token.copy_(token_ids.unsqueeze(1))
-        self._position.add_(1)
         self._step.add_(1)
         self._slot.add_(1)
 
@@ -237,10 +216,12 @@ class _Batch:
         kept = [column for column, row in enumerate(self._rows) if not self._ended[row]]
         if len(kept) == len(self._rows) or (self._may_capture and len(kept) > len(self._rows) // 2):
             return
+        index = torch.tensor(kept, device=self._token.device)
+        if not self._forward.keep_rows(index):
+            return
         self._rows = [self._rows[column] for column in kept]
-        index, alive = (torch.tensor(numbers, device=self._token.device) for numbers in (kept, self._rows))
-        self._cache.reorder_cache(index)
-        self._mask, self._token, self._position = self._mask[index], self._token[index], self._position[index]
+        alive = torch.tensor(self._rows, device=index.device)
+        self._token = self._token[index]
         self._alive = torch.ones_like(index, dtype=torch.bool)
         self._sampler.keep_rows(index, alive)
         self._reader.keep_rows(alive, len(self._prompts))
@@ -251,15 +232,3 @@ def _seen(ids: Tensor, mask: Tensor, n_vocab: int) -> Tensor:
     """Which words each row has read: bool [rows, vocab]. Neither padding nor words that cannot be emitted count."""
     words = ids.masked_fill(mask == 0, n_vocab).clamp(max=n_vocab)
     return torch.zeros(len(ids), n_vocab + 1, dtype=torch.bool, device=ids.device).scatter_(1, words, True)[:, :n_vocab]
-
-
-def _extra_inputs(model: Model) -> set[str]:
-    """Which optional inputs the model's forward takes."""
-    hf: Any = model.hf
-    names = set(inspect.signature(hf.forward).parameters)
-    if "past_key_values" not in names:
-        raise ModelError(
-            f"{model.source} ({model.family}) keeps no keys and values that a loop could carry on; call "
-            "model.hf.generate inside ll.decoding instead"
-        )
-    return names

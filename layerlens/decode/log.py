@@ -28,6 +28,21 @@ class Decisions:
     numbers: Int[Tensor, "*steps rows 4"]
     values: Float[Tensor, "*steps rows window"]
 
+    @property
+    def selected_layer(self) -> Int[Tensor, "*steps rows"]:
+        """Whose logits were sampled from, 1..L."""
+        return self.numbers[..., _NUMBERS.index("selected_layer")]
+
+    @property
+    def valley_layer(self) -> Int[Tensor, "*steps rows"]:
+        """Where the walk ended, 1..L; −1 where there was none."""
+        return self.numbers[..., _NUMBERS.index("valley_layer")]
+
+    @property
+    def projections(self) -> Int[Tensor, "*steps rows"]:
+        """How many states went through the unembedding."""
+        return self.numbers[..., _NUMBERS.index("projections")]
+
     @classmethod
     def of(cls, choice: Choice, projections: Int[Tensor, " rows"]) -> "Decisions":
         """The choice of one step, packed so that two tensors leave the device."""

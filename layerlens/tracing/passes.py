@@ -1,20 +1,16 @@
 """The two ways to send a batch through the model while its blocks are watched: generating, and one full pass."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from layerlens.decode.dropin import decoding
-from layerlens.decode.endings import ending_criteria
-from layerlens.decode.log import DecodingLog
-from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
+from layerlens.decode.batch import Decoded, decode_batch
+from layerlens.decode.prompts import pad, pad_token_id
+from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError
 from layerlens.models import Model
@@ -41,31 +37,21 @@ def generate(
     seed: int,
     meter: Meter | None = None,
     on_tokens: OnTokens | None = None,
-) -> tuple[list[list[int]], Rows, DecodingLog]:
-    """What transformers' own `generate` emits for each prompt when `strategy` chooses the logits.
+) -> tuple[Decoded, Rows]:
+    """What is emitted for each prompt when `strategy` chooses the logits, and the rows `meter` was shown.
 
-    Returns:
-        the tokens of each prompt, end token included; the rows `meter` was shown; and what was decided.
+    Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
     """
-    ids, mask = (tensor.to(model.device) for tensor in pad(prompts, pad_token_id(model), left=True))
-    ends = end_token_ids(model, options)
-    endings = ending_criteria(ends, options.stops, model.tokenizer)
-    selection = _GrowingSelection([len(prompt) for prompt in prompts], endings, options, meter, on_tokens)
-    selection.before_prefill(mask)
-    with torch.random.fork_rng(enabled=options.samples), _own_generation_config(model, options, ends):
-        if options.samples:
-            torch.manual_seed(seed)
-        with _watched(model, meter), decoding(model, strategy, seed=seed) as log:
-            hf: Any = model.hf
-            hf.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                stopping_criteria=[selection],
-                tokenizer=model.tokenizer if options.stops else None,
-            )
-    steps = log.steps
-    outputs = [steps.loc[steps["row"] == row, "next_token_id"].tolist() for row in range(len(prompts))]
-    return outputs, selection.rows(), log
+    reader = Reader(model, strategy, seed)
+    if meter is None:
+        nothing = np.empty(0, dtype=np.int64)
+        return decode_batch(model, prompts, reader, options, seed, on_tokens=on_tokens), Rows(nothing, nothing)
+    selection = _GrowingSelection(prompts, options, meter)
+    with watch_blocks(model.blocks, model.sublayers, meter.on_block):
+        decoded = decode_batch(
+            model, prompts, reader, options, seed, on_tokens=on_tokens, before_pass=selection.before_pass
+        )
+    return decoded, selection.rows()
 
 
 def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[int], meter: Meter) -> Rows:
@@ -87,43 +73,26 @@ def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[in
     return Rows(batch_row.numpy(), position.numpy())
 
 
-class _GrowingSelection(StoppingCriteria):
-    """Follows a generation token by token, so that rows that have ended are measured no longer. Stops nothing."""
+class _GrowingSelection:
+    """Follows a generation pass by pass: the prompts' states or the last of each, then each new one."""
 
-    def __init__(
-        self,
-        lengths: list[int],
-        endings: StoppingCriteriaList,
-        options: TraceOptions,
-        meter: Meter | None,
-        on_tokens: OnTokens | None,
-    ) -> None:
-        self._next_position = np.array(lengths)
-        self._alive = np.ones(len(lengths), dtype=bool)
-        self._endings = endings
+    def __init__(self, prompts: Sequence[Sequence[int]], options: TraceOptions, meter: Meter) -> None:
+        self._lengths = np.array([len(prompt) for prompt in prompts])
         self._all_positions = options.positions == "all"
         self._meter = meter
-        self._on_tokens = on_tokens
-        self._selected = Rows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
         self._seen: list[Rows] = []
 
-    def before_prefill(self, mask: Tensor) -> None:
-        """Select among the prompt's states."""
-        if self._all_positions:
-            flat = mask.flatten().nonzero().squeeze(1)
-            position = (mask.cumsum(1) - 1)[mask.bool()]
-            self._select(_flat_selection(flat, mask.numel()), Rows(*_numpy(mask.nonzero()[:, 0], position)))
+    def before_pass(self, batch_rows: Sequence[int]) -> None:
+        """Select among the states of a pass that holds these rows."""
+        if self._all_positions and not self._seen:
+            places = np.arange(self._lengths.max()) - (self._lengths.max() - self._lengths)[:, np.newaxis]
+            row, column = (places >= 0).nonzero()
+            self._meter.select = _flat_selection(torch.from_numpy((places >= 0).ravel().nonzero()[0]), places.size)
+            self._seen.append(Rows(row, places[row, column]))
         else:
-            self._select_last(mask.device)
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        self._seen.append(self._selected)
-        if self._on_tokens is not None:
-            self._on_tokens(int(self._alive.sum()))
-        self._alive &= ~self._endings(input_ids, scores).cpu().numpy()
-        self._next_position += 1
-        self._select_last(input_ids.device)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+            self._meter.select = _last
+            rows = np.array(batch_rows)
+            self._seen.append(Rows(rows, self._lengths[rows] - 1 + len(self._seen)))
 
     def rows(self) -> Rows:
         """The rows that passed through the blocks, in their order."""
@@ -132,22 +101,9 @@ class _GrowingSelection(StoppingCriteria):
             np.concatenate([rows.position for rows in self._seen]),
         )
 
-    def _select_last(self, device: torch.device) -> None:
-        alive = self._alive.nonzero()[0]
-        index = torch.from_numpy(alive).to(device)
-        self._select(
-            lambda stream: stream[:, -1].index_select(0, index.to(stream.device)),
-            Rows(alive, self._next_position[alive] - 1),
-        )
 
-    def _select(self, select: Callable[[Tensor], Tensor], rows: Rows) -> None:
-        self._selected = rows
-        if self._meter is not None:
-            self._meter.select = select
-
-
-def _numpy(*tensors: Tensor) -> list[np.ndarray[Any, np.dtype[Any]]]:
-    return [tensor.cpu().numpy() for tensor in tensors]
+def _last(stream: Tensor) -> Tensor:
+    return stream[:, -1].clone()
 
 
 def _flat_selection(flat: Tensor, n_states: int) -> Callable[[Tensor], Tensor]:
@@ -163,38 +119,3 @@ def _flat_selection(flat: Tensor, n_states: int) -> Callable[[Tensor], Tensor]:
         return states.clone() if everything else states.index_select(0, flat.to(stream.device))
 
     return select
-
-
-@contextmanager
-def _watched(model: Model, meter: Meter | None) -> Iterator[None]:
-    if meter is None:
-        yield
-        return
-    with watch_blocks(model.blocks, model.sublayers, meter.on_block):
-        yield
-
-
-@contextmanager
-def _own_generation_config(model: Model, options: TraceOptions, ends: list[int]) -> Iterator[None]:
-    """The options' settings and no others: a checkpoint's own defaults (penalties, top-k) would decode differently."""
-    theirs = model.hf.generation_config
-    sampling = {
-        "temperature": float(options.temperature),
-        "top_p": float(options.top_p),
-        "top_k": options.top_k,
-        "remove_invalid_values": True,
-    }
-    model.hf.generation_config = GenerationConfig(
-        max_new_tokens=options.max_new_tokens,
-        min_new_tokens=options.min_new_tokens or None,
-        do_sample=options.samples,
-        eos_token_id=ends or None,
-        pad_token_id=pad_token_id(model),
-        repetition_penalty=options.repetition_penalty if options.repetition_penalty != 1.0 else None,
-        stop_strings=options.stops or None,
-        **(sampling if options.samples else {}),
-    )
-    try:
-        yield
-    finally:
-        model.hf.generation_config = theirs

@@ -13,13 +13,12 @@ import torch
 
 from layerlens import lens
 from layerlens.datasets import Dataset, Prompt, from_prompts
-from layerlens.decode.endings import ending_criteria, has_ended
-from layerlens.decode.log import DecodingLog
+from layerlens.decode.batch import Decoded
 from layerlens.decode.loop import batch_seed
 from layerlens.decode.names import strategy_record
 from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
-from layerlens.decode.prompts import TokenizedPrompt, end_token_ids, tokenize
+from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.strategies import Last, Strategy, Valley, layers_of
 from layerlens.errors import OptionError
 from layerlens.models import Model
@@ -103,22 +102,21 @@ def _trace_batch(
     started = time.perf_counter()
     prompts = [list(prompt.token_ids) for prompt in batch]
     meter = Meter(model)
-    outputs: list[list[int]] = [[] for _ in batch]
-    log = DecodingLog()
+    decoded = None
     if options.mode == "generate":
-        outputs, rows, log = generate(model, prompts, options, strategy, seed, meter, bar.advance_tokens)
-    else:
-        if options.max_new_tokens:
-            outputs, _, log = generate(model, prompts, options, strategy, seed, None, bar.advance_tokens)
+        decoded, rows = generate(model, prompts, options, strategy, seed, meter, bar.advance_tokens)
+    elif options.max_new_tokens:
+        decoded, _ = generate(model, prompts, options, strategy, seed, None, bar.advance_tokens)
+    outputs = [[] for _ in batch] if decoded is None else decoded.outputs
+    if options.mode == "replay":
         # the state of the last emitted token emitted nothing, and generating never computes it
         sequences = [prompt + output[:-1] for prompt, output in zip(prompts, outputs, strict=True)]
         firsts = [0 if options.positions == "all" else len(prompt) - 1 for prompt in prompts]
         rows = replay(model, sequences, firsts, meter)
-        if not options.max_new_tokens:
+        if decoded is None:
             bar.advance_tokens(len(rows.position))
-    tokens, finite = _token_columns(batch, outputs, rows, meter, options, log)
+    tokens, finite = _token_columns(batch, decoded, rows, meter, options)
     seconds = time.perf_counter() - started
-    endings = ending_criteria(end_token_ids(model, options), options.stops, model.tokenizer)
     return tokens, {
         "prompt_id": [prompt.prompt_id for prompt in batch],
         "prompt": [prompt.text for prompt in batch],
@@ -126,41 +124,44 @@ def _trace_batch(
         "output": [model.tokenizer.decode(output, skip_special_tokens=True) for output in outputs],
         "n_prompt_tokens": [len(prompt) for prompt in prompts],
         "n_generated_tokens": [len(output) for output in outputs],
-        "finish_reason": [
-            _finish_reason(output, has_ended(endings, [*prompt, *output]), ok)
-            for prompt, output, ok in zip(prompts, outputs, finite, strict=True)
-        ],
+        "finish_reason": _finish_reasons(decoded, finite),
         "seconds": [seconds / len(batch)] * len(batch),
     }
 
 
 def _token_columns(
-    batch: Sequence[TokenizedPrompt],
-    outputs: Sequence[Sequence[int]],
-    rows: Rows,
-    meter: Meter,
-    options: TraceOptions,
-    log: DecodingLog,
+    batch: Sequence[TokenizedPrompt], decoded: Decoded | None, rows: Rows, meter: Meter, options: TraceOptions
 ) -> tuple[dict[str, Any], list[bool]]:
     """The declared columns of tokens, prompt by prompt in order of position, and whether each prompt was finite."""
+    outputs: list[list[int]] = [[] for _ in batch] if decoded is None else decoded.outputs
+    sequences = [[*prompt.token_ids, *output] for prompt, output in zip(batch, outputs, strict=True)]
+    n_prompt = np.array([len(prompt.token_ids) for prompt in batch])
+    # up to the state that emitted the last token, or the prompt's last one
+    n_states = np.array([len(sequence) - bool(output) for sequence, output in zip(sequences, outputs, strict=True)])
     order = np.lexsort((rows.position, rows.batch_row))
+    order = order[rows.position[order] < n_states[rows.batch_row[order]]]
     batch_row, position = rows.batch_row[order], rows.position[order]
     floats, tops = meter.collect()
     floats, tops = floats[:, order], tops[order]
     columns: dict[str, Any] = dict(zip(FLOATS, floats, strict=True))
     entropy = torch.from_numpy(columns["entropy"])
-    n_prompt = np.array([len(prompt.token_ids) for prompt in batch])[batch_row]
-    following = _following(batch, outputs)
+    step = position - (n_prompt[batch_row] - 1)  # the one whose token the state emitted
+    is_generated = (step >= 0) & (decoded is not None)
+    selected = np.full(len(position), entropy.shape[1])
+    if decoded is not None:
+        selected[is_generated] = decoded.decisions.selected_layer.numpy()[step[is_generated], batch_row[is_generated]]
     assert options.window is not None
     columns |= {
         "prompt_id": [batch[row].prompt_id for row in batch_row],
         "position": position,
-        "token_id": _lookup(_sequences(batch, outputs), batch_row, position),
-        "next_token_id": np.ma.masked_equal(_lookup(following, batch_row, position), -1),
-        "is_generated": (position >= n_prompt - 1) & (options.max_new_tokens > 0),
+        "token_id": _lookup(sequences, batch_row, position),
+        "next_token_id": np.ma.masked_equal(
+            _lookup([[*sequence[1:], -1] for sequence in sequences], batch_row, position), -1
+        ),
+        "is_generated": is_generated,
         "top_token_id": tops,
         "valley_layer": lens.valley_layers(entropy, options.window).numpy(),
-        "selected_layer": _selected(log, batch_row, position, entropy.shape[1]),
+        "selected_layer": selected,
         "perturbed": lens.perturbed(entropy).numpy(),
     }
     measured = floats[[FLOATS.index(name) for name in ("norm_ratio", "io_cosine", "entropy")]]
@@ -168,31 +169,14 @@ def _token_columns(
     return columns, [row not in broken for row in range(len(batch))]
 
 
-def _selected(log: DecodingLog, batch_row: Array, position: Array, n_layers: int) -> Array:
-    """The layer whose logits each state handed to the sampler; L where it handed none."""
-    steps = log.steps
-    chosen = dict(zip(zip(steps["row"], steps["position"], strict=True), steps["selected_layer"], strict=True))
-    return np.array([chosen.get(place, n_layers) for place in zip(batch_row, position, strict=True)], dtype=np.int64)
-
-
-def _sequences(batch: Sequence[TokenizedPrompt], outputs: Sequence[Sequence[int]]) -> list[list[int]]:
-    return [[*prompt.token_ids, *output] for prompt, output in zip(batch, outputs, strict=True)]
-
-
-def _following(batch: Sequence[TokenizedPrompt], outputs: Sequence[Sequence[int]]) -> list[list[int]]:
-    return [[*sequence[1:], -1] for sequence in _sequences(batch, outputs)]
-
-
 def _lookup(sequences: Sequence[Sequence[int]], batch_row: Array, position: Array) -> Array:
     return np.array([sequences[row][place] for row, place in zip(batch_row, position, strict=True)], dtype=np.int64)
 
 
-def _finish_reason(output: Sequence[int], ended: bool, finite: bool) -> str:
-    if not finite:
-        return "non_finite"
-    if not output:
-        return "given"
-    return "stop" if ended else "length"
+def _finish_reasons(decoded: Decoded | None, finite: Sequence[bool]) -> list[str]:
+    ended = [None] * len(finite) if decoded is None else decoded.ended
+    reasons = {None: "given", True: "stop", False: "length"}
+    return [reasons[end] if ok else "non_finite" for end, ok in zip(ended, finite, strict=True)]
 
 
 def _manifest(

@@ -17,19 +17,17 @@ from layerlens.decode.flops import decoding_flops
 from layerlens.decode.options import GenerateOptions
 from layerlens.errors import LayerlensError
 from layerlens.models import tiny_model, tiny_tokenizer
+from tests.conftest import tiny
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench") / "model"
-    tiny_model("qwen3_moe").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def folder(tiny_folder):
+    return tiny_folder("qwen3_moe")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model():
-    return ll.load(tiny_model("qwen3_moe"), tokenizer=tiny_tokenizer())
+    return tiny("qwen3_moe")
 
 
 def run(*arguments: object) -> int:

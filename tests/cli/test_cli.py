@@ -16,24 +16,9 @@ from layerlens.models import tiny_model, tiny_tokenizer
 COMMANDS = ["trace", "generate", "bench", "figure", "models", "datasets", "doctor"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli") / "model"
-    tiny_model("qwen3_5_text").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
-def run(capsys):
-    """Exit status, standard output and standard error of a command line."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = layerlens.cli.run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def model(tiny_folder):
+    return tiny_folder("qwen3_5_text")
 
 
 @pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])
@@ -61,8 +46,8 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
 
 
-def test_trace_then_figure(run, model, tmp_path):
-    code, out, _ = run(
+def test_trace_then_figure(cli, model, tmp_path):
+    code, out, _ = cli(
         "trace", "--model", model, "--dataset", "sample", "--limit", 4, "--max-new-tokens", 12, "--batch-size", 4,
         "--positions", "generated", "--out", tmp_path / "run",
     )  # fmt: skip
@@ -71,16 +56,16 @@ def test_trace_then_figure(run, model, tmp_path):
     share = ll.open_run(tmp_path / "run").partition().set_index("group").loc["perturbed", "share"]
     assert f"{share:.1%}" in re.sub(r"\s+", " ", out)
     assert str(tmp_path / "run") in out.replace("\n", "")
-    code, out, _ = run("figure", "all", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    code, out, _ = cli("figure", "all", "--run", tmp_path / "run", "--out", tmp_path / "figures")
     assert code == 0
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {f"figure{number}.{end}" for number in (2, 4) for end in ("png", "pdf", "csv")}
     assert len(out.split()) == 6
 
 
-def test_prompts_from_a_file_and_given_text(run, model, tmp_path):
+def test_prompts_from_a_file_and_given_text(cli, model, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "a", "prompt": "one two"}\n{"prompt": "three"}\n')
-    code, _, _ = run(
+    code, _, _ = cli(
         "trace", "--model", model, "--prompts", tmp_path / "p.jsonl", "--max-new-tokens", 0, "--out", tmp_path / "run"
     )
     assert code == 0
@@ -117,9 +102,9 @@ def test_prompts_from_a_file_and_given_text(run, model, tmp_path):
         (["figure", "two", "--run", "nowhere", "--out", "OUT"], "two"),
     ],
 )
-def test_what_cannot_be_is_one_sentence_and_exit_2(run, model, tmp_path, arguments, words):
+def test_what_cannot_be_is_one_sentence_and_exit_2(cli, model, tmp_path, arguments, words):
     places = {"MODEL": model, "OUT": str(tmp_path / "out")}
-    code, _, err = run(*[places.get(argument, argument) for argument in arguments])
+    code, _, err = cli(*[places.get(argument, argument) for argument in arguments])
     assert code == 2
     assert words in err
     assert len(err.strip().splitlines()) == 1
@@ -136,34 +121,34 @@ def test_what_cannot_be_is_one_sentence_and_exit_2(run, model, tmp_path, argumen
         ('{"prompt": ""}\n', "line 1"),
     ],
 )
-def test_a_malformed_file_of_prompts_is_refused_with_its_line(run, model, tmp_path, lines, words):
+def test_a_malformed_file_of_prompts_is_refused_with_its_line(cli, model, tmp_path, lines, words):
     (tmp_path / "p.jsonl").write_text(lines)
-    code, _, err = run("trace", "--model", model, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "out")
+    code, _, err = cli("trace", "--model", model, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "out")
     assert code == 2
     assert words in err
     assert "p.jsonl" in err
 
 
-def test_a_figure_of_an_unknown_number(run, model, tmp_path):
-    run(
+def test_a_figure_of_an_unknown_number(cli, model, tmp_path):
+    cli(
         "trace", "--model", model, "--dataset", "sample", "--limit", 2, "--max-new-tokens", 2, "--out", tmp_path / "run"
     )
-    code, _, err = run("figure", "3", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    code, _, err = cli("figure", "3", "--run", tmp_path / "run", "--out", tmp_path / "figures")
     assert code == 2
     assert "2, 4, 5, 6" in err
 
 
-def test_lists(run):
+def test_lists(cli):
     for command, word in (("models", "qwen3_5_moe"), ("datasets", "Idavidrein/gpqa"), ("doctor", "transformers")):
-        code, out, _ = run(command)
+        code, out, _ = cli(command)
         assert code == 0
         assert word in out
 
 
-def test_a_fault_of_our_own_is_not_dressed_up_as_the_users(run, model, tmp_path, monkeypatch):
+def test_a_fault_of_our_own_is_not_dressed_up_as_the_users(cli, model, tmp_path, monkeypatch):
     monkeypatch.setattr("layerlens.tracing.tracer.tokenize", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run("trace", "--model", model, "--dataset", "sample", "--out", tmp_path / "out")
+        cli("trace", "--model", model, "--dataset", "sample", "--out", tmp_path / "out")
 
 
 def test_the_console_script_is_installed():
@@ -173,11 +158,11 @@ def test_the_console_script_is_installed():
     assert "gsm8k" in done.stdout
 
 
-def test_without_arguments_there_is_the_help_and_a_version_when_asked(run):
-    code, out, err = run()
+def test_without_arguments_there_is_the_help_and_a_version_when_asked(cli):
+    code, out, err = cli()
     assert (code, err) == (0, "")
     assert len(out.splitlines()) > 8
-    assert run("--version")[1].strip() == f"layerlens {importlib.metadata.version('layerlens')}"
+    assert cli("--version")[1].strip() == f"layerlens {importlib.metadata.version('layerlens')}"
 
 
 def test_a_single_layer_and_an_ascii_terminal(tmp_path):
@@ -195,16 +180,16 @@ def test_a_single_layer_and_an_ascii_terminal(tmp_path):
         assert "2 prompts, 6 positions" in done.stdout
 
 
-def test_a_figure_of_an_unfinished_run_says_so(run, model, tmp_path, monkeypatch):
+def test_a_figure_of_an_unfinished_run_says_so(cli, model, tmp_path, monkeypatch):
     from layerlens.records import RunWriter
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunWriter, "finish", interrupted)
-    run(
+    cli(
         "trace", "--model", model, "--dataset", "sample", "--limit", 3, "--max-new-tokens", 3, "--out", tmp_path / "run"
     )
-    code, _, err = run("figure", "2", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    code, _, err = cli("figure", "2", "--run", tmp_path / "run", "--out", tmp_path / "figures")
     assert code == 0
     assert "not complete: 3 of 3 prompts" in err

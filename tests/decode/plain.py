@@ -21,10 +21,11 @@ def walk(values: list[float], window: int) -> int:
 
 def entropy(logits: torch.Tensor, criterion: str) -> list[float]:
     """Of each row, in the logits' type."""
-    log_probs = torch.log_softmax(logits, -1)
     if criterion == "shannon":
+        log_probs = torch.log_softmax(logits, -1)
         return (-(log_probs.exp() * log_probs).sum(-1)).tolist()
-    return (-log_probs.square().sum(-1)).tolist()
+    # the release takes the logarithm of a softmax: a probability that underflows makes the sum infinite and ends walks
+    return (-torch.softmax(logits, -1).log().square().sum(-1)).tolist()
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ import torch
 
 import layerlens as ll
 import layerlens.cli
-from layerlens.models import tiny_model, tiny_tokenizer
 from tests.conftest import tiny
 
 TEXTS = ["Hello there, you", "a", "What is this? And that"]
@@ -82,30 +81,16 @@ def test_stop_strings_in_a_trace(run_of):
         assert len(stopped.positions) == stopped.prompts["n_generated_tokens"].sum()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("agreement") / "model"
-    tiny_model("llama").save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return str(path)
-
-
 @pytest.fixture
-def run(capsys, monkeypatch):
+def folder(tiny_folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
-
-    def call(*arguments):
-        code = layerlens.cli.run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return tiny_folder("llama")
 
 
-def test_the_command_line_prints_the_same_text_with_its_changes_marked(run, folder):
+def test_the_command_line_prints_the_same_text_with_its_changes_marked(cli, folder):
     model = ll.load(folder)
     found = ll.generate(model, "Hello there", strategy=ll.Valley(window=4), max_new_tokens=40)
-    code, out, err = run(
+    code, out, err = cli(
         "generate", "--model", folder, "--prompt", "Hello there", "--window", 4, "--max-new-tokens", 40
     )
     assert (code, err) == (0, "")
@@ -121,23 +106,23 @@ def test_the_command_line_prints_the_same_text_with_its_changes_marked(run, fold
             assert f"[{last} -> {emitted}]" in out
 
 
-def test_texts_side_by_side(run, folder):
-    code, out, _ = run(
+def test_texts_side_by_side(cli, folder):
+    code, out, _ = cli(
         "generate", "--model", folder, "--prompt", "Hello there", "--window", 3, "--max-new-tokens", 12, "--compare"
     )
     assert code == 0
     assert "last: 12 tokens, 0 changed (0.0%), 0 from an earlier layer (0.0%), 1.0 unembeddings a token" in out
     assert "valley: 12 tokens" in out
     assert "tokens are equal" in out
-    _, out, _ = run("generate", "--model", folder, "--prompt", "Hello", "--p", 0, "--max-new-tokens", 5, "--compare")
+    _, out, _ = cli("generate", "--model", folder, "--prompt", "Hello", "--p", 0, "--max-new-tokens", 5, "--compare")
     assert "the texts are equal" in out
 
 
-def test_trace_with_a_strategy_on_the_command_line(run, folder, tmp_path):
+def test_trace_with_a_strategy_on_the_command_line(cli, folder, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Hello there\nWhat is this?\n")
     common = ("--model", folder, "--prompts", prompts, "--max-new-tokens", 8)
-    code, _, err = run("trace", *common, "--strategy", "trough", "--window", 3, "--out", tmp_path / "valley")
+    code, _, err = cli("trace", *common, "--strategy", "trough", "--window", 3, "--out", tmp_path / "valley")
     assert (code, err) == (0, "")
     opened = ll.open_run(tmp_path / "valley")
     assert opened.manifest["strategy"]["name"] == "valley"
@@ -164,11 +149,11 @@ def test_trace_with_a_strategy_on_the_command_line(run, folder, tmp_path):
         (["--strategem", "x"], "No such option"),
     ],
 )
-def test_bad_input_is_one_sentence(run, folder, tmp_path, options, words):
+def test_bad_input_is_one_sentence(cli, folder, tmp_path, options, words):
     generate = ["generate", "--prompt", "Hi"]
     trace = ["trace", "--dataset", "sample", "--limit", "1", "--out", tmp_path / "never"]
     for command in (generate, trace):
-        code, _, err = run(*command, "--model", folder, "--max-new-tokens", "5", *options)
+        code, _, err = cli(*command, "--model", folder, "--max-new-tokens", "5", *options)
         assert code == 2
         assert words in err
         assert len(err.strip().splitlines()) == 1

@@ -9,7 +9,7 @@ from layerlens.decode.log import DecodingLog
 from layerlens.decode.loop import batch_seed, by_length
 from layerlens.decode.reader import Reader
 from layerlens.models import tiny_names
-from tests.conftest import tiny
+from tests.conftest import STATEFUL, stateful, tiny
 from tests.decode import plain
 from tests.invariants.laws import hook_count
 
@@ -182,15 +182,13 @@ def test_what_does_not_fit_is_refused_before_decoding(tiny_llama):
         ll.generate(tiny_llama, "Hello", max_new_tokens=500)
 
 
-def test_a_family_without_keys_and_values_is_sent_to_the_drop_in():
-    from transformers import AutoModelForCausalLM, RwkvConfig
-
-    from layerlens.models import tiny_tokenizer
-
-    config = RwkvConfig(vocab_size=307, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
-    model = ll.load(AutoModelForCausalLM.from_config(config).eval(), tokenizer=tiny_tokenizer())
-    with pytest.raises(ll.ModelError, match=r"inside ll\.decoding"):
-        ll.generate(model, "Hello", max_new_tokens=3)
-    with ll.decoding(model, ll.Valley(window=2)) as log:
-        model.hf.generate(input_ids=IDS[:1], max_new_tokens=3, pad_token_id=0, do_sample=False)
-    assert len(log) == 3
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("family", STATEFUL)
+def test_families_that_carry_on_in_other_ways(family, static):
+    model = stateful(family)
+    free = dropped_in(model, ll.Last(), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    ends = [int(free[free["row"] == 1]["next_token_id"].iloc[4])]  # so that a row leaves
+    for strategy in (ll.Last(), ll.Valley(window=3)):
+        theirs = dropped_in(model, strategy, max_new_tokens=12, do_sample=False, eos_token_id=ends)
+        ours = looped(model, strategy, static=static, max_new_tokens=12, eos_token_id=ends)
+        assert decided(ours) == decided(theirs)

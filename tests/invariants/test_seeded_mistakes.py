@@ -79,7 +79,7 @@ def test_unmasked_padding(monkeypatch, run_of, family):
         ids, mask = right(*arguments, **options)
         return ids, torch.ones_like(mask)
 
-    monkeypatch.setattr(passes, "pad", unmasked)
+    monkeypatch.setattr(batch, "pad", unmasked)
     monkeypatch.setattr(padding, "pad", unmasked)
     with pytest.raises(ll.OptionError, match="padding changes what it generates"):
         laws.batching_changes_nothing(model, run_of)
@@ -134,8 +134,8 @@ def test_rows_of_one_prompt_given_to_another(monkeypatch, run_of):
     right = tracer.generate
 
     def swapped(*arguments, **options):
-        outputs, rows, log = right(*arguments, **options)
-        return outputs, passes.Rows(rows.batch_row[::-1].copy(), rows.position), log
+        decoded, rows = right(*arguments, **options)
+        return decoded, passes.Rows(rows.batch_row[::-1].copy(), rows.position)
 
     monkeypatch.setattr(tracer, "generate", swapped)
     with pytest.raises((AssertionError, IndexError)):
@@ -155,17 +155,10 @@ def test_entropy_in_bits(monkeypatch, run_of):
         laws.numbers_agree_with_the_reference(model, run_of)
 
 
-def test_states_of_later_steps_measured_twice(monkeypatch, run_of):
-    """Generating and replaying disagree when the meter keeps a stale selection."""
+def test_first_state_of_a_prompt_measured_for_its_last(monkeypatch, run_of):
     model = laws.fresh("llama")
     laws.modes_agree(model, run_of)
-    monkeypatch.setattr(
-        passes._GrowingSelection,
-        "_select_last",
-        lambda self, device: self._select(
-            lambda stream: stream[:, 0].clone(), passes.Rows(np.arange(1), self._next_position - 1)
-        ),
-    )
+    monkeypatch.setattr(passes, "_last", lambda stream: stream[:, 0].clone())
     with pytest.raises(AssertionError):
         laws.modes_agree(model, run_of)
 

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 import layerlens as ll
+from layerlens.decode import batch
 from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.records import PROMPTS, TOKENS
-from tests.conftest import tiny
-from tests.invariants.laws import FLOATS, fresh
+from tests.conftest import STATEFUL, stateful, tiny
+from tests.invariants.laws import FLOATS, fresh, runs_agree
 from tests.lens.test_criterion import valley
 
 TEXTS = ["Hello", "What is it?", "x"]
@@ -44,6 +45,33 @@ def test_rows_of_a_generation(tiny_llama, run_of):
     assert prompts["n_prompt_tokens"].tolist() == [len(text) for text in TEXTS]
     assert prompts["n_generated_tokens"].tolist() == [5, 5, 5]
     assert (prompts["seconds"] > 0).all()
+
+
+@pytest.mark.parametrize("positions", ["generated", "all"])
+def test_the_host_may_look_late_at_what_ended(run_of, monkeypatch, positions):
+    """As on an accelerator, which does a block of steps before anyone looks: what follows an end is left out."""
+    model = fresh("llama")
+    free = run_of(model, TEXTS, max_new_tokens=12)
+    emitted = [rows["next_token_id"].tolist() for _, rows in free.positions.groupby("prompt_id")]
+    model.hf.generation_config.eos_token_id = [emitted[0][2], emitted[1][6]]
+    options = {"max_new_tokens": 12, "batch_size": 3, "positions": positions}
+    expected = run_of(model, TEXTS, **options)
+    assert expected.prompts["n_generated_tokens"].nunique() > 1
+    for size in (4, 5, 32):
+        monkeypatch.setitem(batch._STEPS_PER_BLOCK, "cpu", size)
+        runs_agree(run_of(model, TEXTS, **options), expected, 1e-5)
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_families_that_carry_on_in_other_ways(family, run_of):
+    model = stateful(family)
+    texts = TEXTS[:2]  # transformers' RecurrentGemma begins a prompt of one token with the states of the text before
+    generated, replayed = (run_of(model, texts, max_new_tokens=6, mode=mode) for mode in ("generate", "replay"))
+    runs_agree(generated, replayed, 1e-4)
+    for text, (_, rows) in zip(texts, generated.positions.groupby("prompt_id", sort=False), strict=True):
+        ids = torch.tensor([model.tokenizer(text).input_ids])
+        theirs = model.hf.generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+        assert rows["next_token_id"].tolist() == theirs.tolist()
 
 
 def test_derived_columns_follow_from_the_entropies(tiny_llama, run_of):
