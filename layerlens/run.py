@@ -1,6 +1,7 @@
 """A run directory, opened: its tables as pandas frames and the analyses of them."""
 
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,23 @@ class Run:
         return frame
 
     @cached_property
+    def words(self) -> "pd.Series[str]":
+        """What each token id that occurs in the run says, by id; empty for a run that is not complete."""
+        frame: pd.DataFrame = store.read_words_table(self.path).to_pandas()
+        words: pd.Series[str] = frame.set_index("token_id")["text"]
+        return words
+
+    @cached_property
     def positions(self) -> pd.DataFrame:
         """`tokens` without the per-layer columns: quick to read, however many layers there are."""
         names = [column.name for column in records.TOKENS if not column.per_layer]
         frame: pd.DataFrame = store.read_tokens_table(self.path, names).to_pandas()
         return frame
+
+    def text_of(self, token_ids: Iterable[int]) -> list[str]:
+        """The text of each id; "#123" for one whose text the run does not hold."""
+        words = self.words.to_dict()
+        return [str(words.get(int(token_id), f"#{token_id}")) for token_id in token_ids]
 
     def layers(self, column: str) -> np.ndarray[Any, Any]:
         """A per-layer column as an array [positions, L], rows as in `positions`; NaN where a block has no such part."""

@@ -20,6 +20,7 @@ def write_run(
     n_vocab: int = 49152,
     window: int = 10,
     strategy: str = "last",
+    words: dict[int, str] | None = None,
     finish: bool = True,
 ) -> Run:
     """The run at `folder` with one batch per prompt.
@@ -31,6 +32,7 @@ def write_run(
         finish_reasons: of some prompts; "length" for the others.
         layer_kinds: of the layers; "full" throughout where not given.
         n_vocab, window, strategy: what the manifest says.
+        words: the text of token ids.
         finish: whether the run is complete.
     """
     n_layers = int(np.shape(next(iter(prompts.values()))["entropy"])[1])
@@ -51,7 +53,7 @@ def write_run(
             n_tokens = len(rows["position"])
             writer.write(index, rows, _prompt_row(prompt_id, n_tokens, (finish_reasons or {}).get(prompt_id, "length")))
         if finish:
-            writer.finish({"prompts": len(prompts)})
+            writer.finish({"prompts": len(prompts)}, words or {})
     return open_run(folder)
 
 

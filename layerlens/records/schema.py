@@ -57,6 +57,11 @@ PROMPTS = (
     Column("seconds", pa.float64(), "s", ">= 0", "wall time of the prompt's batch over its number of prompts"),
 )
 
+WORDS = (
+    Column("token_id", pa.int32(), "", "0..V-1", "an id that occurs in the run"),
+    Column("text", pa.string(), "", "", "what it says within a text, leading space included"),
+)
+
 FINISH_REASONS = {
     "stop": "the model emitted an end token",
     "length": "max_new_tokens were generated",

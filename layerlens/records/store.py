@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from layerlens.errors import RunError, first_sentence
 from layerlens.records.manifest import Manifest, differences, read_manifest
-from layerlens.records.schema import PROMPTS, TOKENS, Column, arrow_schema
+from layerlens.records.schema import PROMPTS, TOKENS, WORDS, Column, arrow_schema
 
 Columns = dict[str, Any]
 
@@ -75,9 +75,16 @@ class RunWriter:
             _write_table(token_part(self.folder, index), to_table(TOKENS, tokens))
             _write_table(self._prompt_part(index), to_table(PROMPTS, prompts))
 
-    def finish(self, totals: dict[str, Any]) -> None:
-        """Join the prompt parts, in the order of the batches, and write the totals into the manifest."""
+    def finish(self, totals: dict[str, Any], words: dict[int, str]) -> None:
+        """Join the prompt parts, in the order of the batches, and write the totals into the manifest.
+
+        Args:
+            totals: of the whole run.
+            words: the text of every token id that occurs in it.
+        """
         with self._writing():
+            named = to_table(WORDS, {"token_id": list(words), "text": list(words.values())})
+            _write_table(self.folder / "words.parquet", named)
             parts = [self._prompt_part(index) for index in range(len(self.manifest["batches"]))]
             if not (self.folder / "prompts.parquet").exists():
                 _write_table(self.folder / "prompts.parquet", pa.concat_tables([pq.read_table(part) for part in parts]))
@@ -152,6 +159,12 @@ def read_prompts_table(folder: Path) -> pa.Table:
     joined = folder / "prompts.parquet"
     parts = [joined] if joined.exists() else sorted((folder / "prompts").glob("part-*.parquet"))
     return pa.concat_tables([schema.empty_table(), *(_read_table(part, schema.names) for part in parts)])
+
+
+def read_words_table(folder: Path) -> pa.Table:
+    """What the run's token ids say; empty for a run that is not complete."""
+    schema, path = arrow_schema(WORDS), folder / "words.parquet"
+    return _read_table(path, schema.names) if path.exists() else schema.empty_table()
 
 
 def read_tokens_table(folder: Path, columns: list[str] | None = None) -> pa.Table:

@@ -30,6 +30,7 @@ from layerlens.tracing.meter import FLOATS, Meter
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows, generate, replay
 from layerlens.tracing.progress import Progress
+from layerlens.tracing.words import ids_in, words
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -86,7 +87,9 @@ def trace(
                 writer.write(index, tokens, rows)
                 bar.advance_prompts(len(batches[index]))
         run = open_run(out)
-        writer.finish(_totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches)))
+        totals = _totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches))
+        occurring = ids_in(run.positions["token_id"], run.positions["next_token_id"], run.layers("top_token_id"))
+        writer.finish(totals, words(model.tokenizer, occurring))
     return open_run(out)
 
 

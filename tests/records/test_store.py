@@ -18,7 +18,7 @@ import pytest
 import layerlens as ll
 import layerlens.cli
 from layerlens.models import tiny_model, tiny_tokenizer
-from layerlens.records import PROMPTS, TOKENS
+from layerlens.records import PROMPTS, TOKENS, WORDS
 from layerlens.records.schema import FINISH_REASONS, arrow_schema
 
 CLI = [sys.executable, "-m", "layerlens"]
@@ -81,7 +81,8 @@ def test_files_have_the_declared_schema(folder, tmp_path, cli):
         assert pq.read_schema(part).equals(arrow_schema(TOKENS))
     assert pq.read_schema(tmp_path / "run" / "prompts.parquet").equals(arrow_schema(PROMPTS))
     names = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
-    assert names == {"manifest.json", "prompts.parquet", "tokens"}
+    assert names == {"manifest.json", "prompts.parquet", "tokens", "words.parquet"}
+    assert pq.read_schema(tmp_path / "run" / "words.parquet").equals(arrow_schema(WORDS))
     assert set(ll.open_run(tmp_path / "run").prompts["finish_reason"]) <= set(FINISH_REASONS)
 
 
@@ -237,7 +238,7 @@ def test_a_corrupt_part_is_named(tiny_llama, tmp_path):
 def test_a_manifest_is_complete_only_at_the_end(tiny_llama, tmp_path, monkeypatch):
     from layerlens.records import RunWriter
 
-    def interrupted(self, totals):
+    def interrupted(self, totals, words):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunWriter, "finish", interrupted)

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
 
 import layerlens as ll
 from layerlens.decode import batch
 from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.records import PROMPTS, TOKENS
+from layerlens.tracing.words import words
 from tests.conftest import STATEFUL, stateful, tiny
 from tests.invariants.laws import FLOATS, fresh, runs_agree
 from tests.lens.test_criterion import valley
@@ -72,6 +75,36 @@ def test_families_that_carry_on_in_other_ways(family, run_of):
         ids = torch.tensor([model.tokenizer(text).input_ids])
         theirs = model.hf.generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
         assert rows["next_token_id"].tolist() == theirs.tolist()
+
+
+def test_a_run_says_what_its_ids_say(tiny_llama, smollm2, run_of):
+    """Every id that occurs has its text, and texts put together are the text that was generated."""
+    run = run_of(tiny_llama, TEXTS, max_new_tokens=5)
+    occurring = (
+        set(run.layers("top_token_id").ravel()) | set(run.positions["token_id"]) | set(run.positions["next_token_id"])
+    )
+    assert set(run.words.index) == occurring
+    run = run_of(smollm2, ["The sky is", "Ça va? 🙂"], max_new_tokens=6, chat_template=False, positions="all")
+    assert run.words.loc[smollm2.tokenizer(" sky").input_ids].tolist() == [" sky"]
+    for (_, rows), output in zip(run.positions.groupby("prompt_id", sort=False), run.prompts["output"], strict=True):
+        assert "".join(run.text_of(rows["next_token_id"][rows["is_generated"]])) == output
+    assert run.text_of([49000]) == ["#49000"]
+
+
+@pytest.mark.parametrize(
+    ("space", "parts"),
+    [
+        ("▁", (pre_tokenizers.Metaspace(), decoders.Metaspace())),
+        ("Ġ", (pre_tokenizers.ByteLevel(), decoders.ByteLevel())),
+    ],
+)
+def test_the_space_before_a_word_is_kept(space, parts):
+    """Tokenizers that write a space as ▁ drop the first one of a text when they decode."""
+    tokenizer = Tokenizer(WordLevel({"<unk>": 0, f"{space}of": 1, f"{space}a": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = parts
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    assert wrapped("of a").input_ids == [1, 2]
+    assert words(wrapped, [1, 2]) == {1: " of", 2: " a"}
 
 
 def test_derived_columns_follow_from_the_entropies(tiny_llama, run_of):
