@@ -1,6 +1,7 @@
 """`layerlens bench`: what a decoding strategy costs, in arithmetic and on this machine."""
 
 import json as json_format
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ bench = typer.Typer(help="Measure what decoding costs.", add_completion=False, r
 
 _PROMPT_TOKENS = 64  # of the shipped problems, where no prompt is given
 _MIB = 2**20
+_PAPER_QUANTITIES = ("MFLOPs per token", "percent of forward pass")
 
 Prompts = Sequence[Sequence[int]]
 
@@ -238,7 +240,8 @@ def _print_report(report: dict[str, Any], strategy: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from layerlens.decode.flops import PAPER_LATENCY_PERCENT, PAPER_MEAN_DEPTH, PAPER_MODEL, PAPER_TABLE_5
+    from layerlens.analysis.overhead import PAPER_CONDITIONS
+    from layerlens.analysis.reported import reported, reported_value
 
     console = Console(highlight=False)
     console.print(
@@ -253,16 +256,19 @@ def _print_report(report: dict[str, Any], strategy: str) -> None:
     for heading in ("here", "of forward", "paper"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["flops"]:
-        paper = PAPER_TABLE_5.get(row["name"])
+        condition = PAPER_CONDITIONS.get(row["name"], "")
+        paper = [reported_value("5", condition=condition, quantity=quantity) for quantity in _PAPER_QUANTITIES]
         share = f"{row['percent_of_forward']:.1f} %" if row["name"] != "forward" else ""
         table.add_row(row["what"], f"{_number(row['flops'] / 1e6)} MFLOPs", share, _paper(paper))
     extra = report["projections_per_token"] - 1
     table.add_row("unembeddings added", f"{extra:.3f}", "", "")
     depth = report["mean_depth"]
-    table.add_row("mean depth", "" if depth is None else f"{depth:.3f}", "", f"{PAPER_MEAN_DEPTH}")
+    paper_depth = reported_value("S6.1", quantity="mean walk depth, layers")
+    table.add_row("mean depth", "" if depth is None else f"{depth:.3f}", "", f"{paper_depth}")
     table.add_section()
     speeds, ratios = report["tokens_per_second"], report["ratios"]
-    latency = f"at least {1 / (1 + PAPER_LATENCY_PERCENT / 100):.2f} x last"
+    latency_percent = reported_value("5", quantity="latency increase percent, upper bound")
+    latency = f"at least {1 / (1 + latency_percent / 100):.2f} x last"
     for name, what, against, paper_says in (
         ("generate", "generate", "", ""),
         ("last", "last", f"{ratios['last_over_generate']:.3f} x generate", ""),
@@ -272,21 +278,22 @@ def _print_report(report: dict[str, Any], strategy: str) -> None:
     memory = report["extra_memory_mib"]
     table.add_row("memory above last's", "CUDA only" if memory is None else f"{memory:,.0f} MiB", "", "")
     console.print(table)
+    paper_model = reported("5")["model"].iloc[0]
     console.print(
         "The forward pass is without its unembedding and without attention over the cache, which grows with the "
         "context; a multiply-add is 2 FLOPs.\n"
-        f"Paper: table 5 of arXiv 2606.21906, {PAPER_MODEL}. It takes 2,560 · 151,936 multiply-adds, at 1 FLOP each, "
+        f"Paper: table 5 of arXiv 2606.21906, {paper_model}. It takes 2,560 · 151,936 multiply-adds, at 1 FLOP each, "
         "for an unembedding, and K of them for the worst case.",
         markup=False,
         soft_wrap=True,
     )
 
 
-def _paper(row: "tuple[float, float | None] | None") -> str:
-    if row is None:
+def _paper(row: Sequence[float]) -> str:
+    mflops, percent = row
+    if math.isnan(mflops):
         return ""
-    share = "" if row[1] is None else f" ({row[1]} %)"
-    return f"{row[0]:,} MFLOPs{share}"
+    return f"{mflops:,.0f} MFLOPs" + ("" if math.isnan(percent) else f" ({percent} %)")
 
 
 def _number(value: float) -> str:

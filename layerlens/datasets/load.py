@@ -7,9 +7,9 @@ from pathlib import Path
 from layerlens.datasets import files, hub
 from layerlens.datasets.prompt import Dataset, Prompt, check_limit, check_unique, kind
 from layerlens.datasets.registry import find
-from layerlens.datasets.sample import shipped_file
 from layerlens.datasets.source import Source
 from layerlens.errors import OptionError, PromptError
+from layerlens.shipped import shipped_file
 
 
 def dataset(
@@ -48,7 +48,7 @@ def _local_file(source: Source, data_file: str | PathLike[str] | None, revision:
         raise OptionError(f"--revision {revision} has no meaning for {what}, which is not read from the hub; drop it")
     if on_hub:
         return None
-    return shipped_file() if data_file is None else Path(data_file)
+    return shipped_file("sample.jsonl") if data_file is None else Path(data_file)
 
 
 def _prompt(source: Source, row: Mapping[str, object], number: int, seed: int, where: str) -> Prompt:

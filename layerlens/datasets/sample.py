@@ -6,11 +6,8 @@ the answer in another way (null where the answer is plain knowledge). The tests 
 some modules of the standard library.
 """
 
-from pathlib import Path
-
 from layerlens.datasets.prompt import Prompt
 from layerlens.datasets.source import Card, Row, Source
-from layerlens.errors import PromptError
 
 
 def to_prompt(row: Row, number: int, seed: int) -> Prompt:
@@ -18,18 +15,15 @@ def to_prompt(row: Row, number: int, seed: int) -> Prompt:
     return Prompt(row["id"], row["question"], row["answer"])
 
 
-def shipped_file(name: str = "sample.jsonl") -> Path:
-    """Where a file of the project's data folder lies: inside the package once installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    places = [package / "data" / name, package.parent / "data" / name]
-    for place in places:
-        if place.is_file():
-            return place
-    raise PromptError(f"{name} is not at {' or '.join(map(str, places))}; install layerlens again")
-
-
 SOURCE = Source(
-    card=Card("sample", None, "short reasoning problems, 60, shipped with layerlens", "Apache-2.0", gated=False),
+    card=Card(
+        "sample",
+        None,
+        "short reasoning problems, 60, shipped with layerlens",
+        "Apache-2.0",
+        gated=False,
+        scoring="number or words",
+    ),
     config=None,
     split=None,
     columns=("id", "question", "answer"),

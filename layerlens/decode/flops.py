@@ -1,12 +1,12 @@
-"""What a generated token costs: the forward pass, one unembedding, and those that a walk back adds."""
+"""What a generated token costs, counted from a model's modules."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from layerlens.analysis.overhead import DecodingFlops
 from layerlens.errors import ModelError, OptionError
 
 _ACTIVE_EXPERTS = (
@@ -18,98 +18,6 @@ _ACTIVE_EXPERTS = (
     "moe_top_k",
     "moe_k",
 )
-
-
-class PaperRow(NamedTuple):
-    """A row of table 5 of arXiv 2606.21906, as printed there."""
-
-    mflops: float
-    percent_of_forward: float | None
-
-
-PAPER_MODEL = "Qwen3.5-35B-A3B"
-PAPER_TABLE_5 = {
-    "forward": PaperRow(5212, None),
-    "unembedding": PaperRow(389, 7.46),
-    "worst": PaperRow(3890, 74.64),
-    "depth": PaperRow(45, 0.87),
-}
-"""Of arXiv 2606.21906, for `PAPER_MODEL`, by the names of `DecodingFlops.rows`. Its 389 is 2,560 · 151,936: it counts a
-multiply-add as one, and takes another width and vocabulary than the checkpoint's config has (2,048 and 248,320). Its
-worst case is K unembeddings, not the K − 1 that come on top. Its 45 is the mean depth of the walk, 0.116, times 389."""
-PAPER_MEAN_DEPTH = 0.116
-PAPER_LATENCY_PERCENT = 2.0
-"""Most that a token's latency grows, end to end in vLLM. Same table."""
-
-
-class FlopsRow(NamedTuple):
-    """One line of what a token costs."""
-
-    name: str
-    """A short name; `PAPER_TABLE_5` has the same."""
-    what: str
-    """In words."""
-    multiply_adds: float
-    """Per generated token of one row of the batch."""
-    percent_of_forward: float
-    """Of the forward pass without unembedding."""
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations: a multiply-add is two."""
-        return 2 * self.multiply_adds
-
-
-@dataclass(frozen=True)
-class DecodingFlops:
-    """What one generated token costs, in multiply-adds; FLOPs are twice as many.
-
-    Counted are products with parameters: linear layers, convolutions, routers, and of routed experts the active ones.
-    Looking up an embedding costs nothing, norms and activations are left out. So is what attention does with the
-    cache (and linear attention with its state): that has no parameters, and over a cache it grows with the context.
-
-    Attributes:
-        forward: of the forward pass without unembedding.
-        unembedding: of one state through the unembedding.
-        window: K, the candidate layers, the last one included.
-        mean_depth: layers a walk goes back from the last one, on average over tokens; None where not known.
-    """
-
-    forward: int
-    unembedding: int
-    window: int
-    mean_depth: float | None = None
-
-    @property
-    def worst(self) -> int:
-        """Of the K − 1 unembeddings beside the model's own: the whole window is read out."""
-        return (self.window - 1) * self.unembedding
-
-    @property
-    def lazy(self) -> float | None:
-        """Of reading one layer after the other: a walk of some depth has read one layer more, to learn that it is not
-        lower, except at the window's end. From the mean depth alone this is 1 + depth, at most K − 1."""
-        if self.mean_depth is None:
-            return None
-        return min(1 + self.mean_depth, self.window - 1) * self.unembedding
-
-    @property
-    def depth(self) -> float | None:
-        """The paper's count: the depth of the walk without the layer that ended it."""
-        return None if self.mean_depth is None else self.mean_depth * self.unembedding
-
-    def rows(self) -> list[FlopsRow]:
-        """Everything as lines of a table; those that need the mean depth only where it is known."""
-        lines = [
-            ("forward", "forward pass", self.forward),
-            ("unembedding", "one unembedding", self.unembedding),
-            ("worst", f"whole window, K - 1 = {self.window - 1}", self.worst),
-            ("lazy", "lazily, 1 + depth", self.lazy),
-            ("depth", "depth alone", self.depth),
-        ]
-        return [
-            FlopsRow(name, what, count, 100 * count / self.forward) for name, what, count in lines if count is not None
-        ]
 
 
 def decoding_flops(hf: PreTrainedModel, window: int, mean_depth: float | None = None) -> DecodingFlops:

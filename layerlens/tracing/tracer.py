@@ -14,13 +14,14 @@ import torch
 from layerlens import lens
 from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.decode.batch import Decoded
+from layerlens.decode.flops import decoding_flops
 from layerlens.decode.loop import batch_seed
 from layerlens.decode.names import strategy_record
 from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.strategies import Last, Strategy, Valley, layers_of
-from layerlens.errors import OptionError
+from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 from layerlens.models.check import still_as_loaded
 from layerlens.records import Manifest, RunWriter, new_manifest
@@ -206,6 +207,7 @@ def _manifest(
             "n_vocab": model.n_vocab,
             "layer_kinds": list(model.layer_kinds),
             "mlp_kinds": list(model.mlp_kinds),
+            "multiply_adds": _multiply_adds(model),
         },
         dataset={
             "name": dataset.name,
@@ -228,6 +230,15 @@ def _manifest(
             "threads": torch.get_num_threads(),
         },
     )
+
+
+def _multiply_adds(model: Model) -> dict[str, int] | None:
+    """Of a generated token's forward pass and of one unembedding; None where the config leaves them open."""
+    try:
+        flops = decoding_flops(model.hf, window=1)
+    except ModelError:
+        return None
+    return {"forward": flops.forward, "unembedding": flops.unembedding}
 
 
 def _processor() -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import layerlens.datasets as ld
-from layerlens.datasets import sample
 
 PATH = Path(__file__).resolve().parents[2] / "data" / "sample.jsonl"
 PROBLEMS = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines()]
@@ -65,18 +64,3 @@ def test_the_dataset_is_the_file():
     read = [(prompt.prompt_id, prompt.content, prompt.reference) for prompt in dataset]
     assert read == [(problem["id"], problem["question"], problem["answer"]) for problem in PROBLEMS]
     assert (dataset.name, dataset.config, dataset.split, dataset.revision) == ("sample", None, None, None)
-
-
-def test_the_file_is_found_where_a_wheel_puts_it(tmp_path, monkeypatch, refused):
-    installed = tmp_path / "site-packages" / "layerlens"
-    (installed / "datasets").mkdir(parents=True)
-    monkeypatch.setattr(sample, "__file__", str(installed / "datasets" / "sample.py"))
-    with refused("sample.jsonl", installed / "data", "install layerlens again"):
-        sample.shipped_file()
-    (installed / "data").mkdir()
-    (installed / "data" / "sample.jsonl").write_text("here")
-    assert sample.shipped_file() == installed / "data" / "sample.jsonl"
-
-
-def test_the_file_is_found_in_a_checkout():
-    assert sample.shipped_file() == PATH

@@ -6,7 +6,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from layerlens.decode.flops import PAPER_MEAN_DEPTH, PAPER_TABLE_5, decoding_flops
+from layerlens.analysis.overhead import PAPER_CONDITIONS
+from layerlens.analysis.reported import reported_value
+from layerlens.decode.flops import decoding_flops
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import tiny_model
 
@@ -88,7 +90,8 @@ def test_the_papers_model_from_its_config_alone():
     )  # fmt: skip
     with torch.device("meta"):
         hf = AutoModelForCausalLM.from_config(config)
-    flops = decoding_flops(hf, 10, PAPER_MEAN_DEPTH)
+    depth = reported_value("S6.1", quantity="mean walk depth, layers")
+    flops = decoding_flops(hf, 10, depth)
     linear = 2048 * (8192 + 4096 + 2 * 32 + 4096) + 4 * 8192
     full = 2048 * (2 * 4096 + 2 * 512 + 4096)
     experts = 2048 * 256 + 9 * 3 * 2048 * 512 + 2048
@@ -96,10 +99,13 @@ def test_the_papers_model_from_its_config_alone():
     assert flops.unembedding == 2048 * 248_320
     shares = {row.name: round(row.percent_of_forward, 1) for row in flops.rows()}
     assert shares == {"forward": 100, "unembedding": 20.9, "worst": 187.8, "lazy": 23.3, "depth": 2.4}
-    paper = PAPER_TABLE_5
-    assert paper["unembedding"].mflops == pytest.approx(2560 * 151_936 / 1e6, abs=0.1)  # multiply-adds, not FLOPs
-    assert paper["worst"].mflops == 10 * paper["unembedding"].mflops  # K of them
-    assert paper["depth"].mflops == pytest.approx(PAPER_MEAN_DEPTH * 389, abs=0.5)
+    paper = {
+        name: reported_value("5", condition=condition, quantity="MFLOPs per token")
+        for name, condition in PAPER_CONDITIONS.items()
+    }
+    assert paper["unembedding"] == pytest.approx(2560 * 151_936 / 1e6, abs=0.1)  # multiply-adds, not FLOPs
+    assert paper["worst"] == 10 * paper["unembedding"]  # K of them
+    assert paper["depth"] == pytest.approx(depth * 389, abs=0.5)
 
 
 @pytest.mark.parametrize(("window", "depth"), [(0, None), (4, -0.1), (4, 3.1)])

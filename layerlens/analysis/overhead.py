@@ -1,0 +1,135 @@
+"""What decoding from the valley adds to a generated token (Table 5 of arXiv 2606.21906)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from layerlens.analysis.sample import sample
+from layerlens.analysis.uncertainty import mean_interval
+from layerlens.errors import RunError
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+
+class FlopsRow(NamedTuple):
+    """One line of what a token costs."""
+
+    name: str
+    """A short name."""
+    what: str
+    """In words."""
+    multiply_adds: float
+    """Per generated token of one row of the batch."""
+    percent_of_forward: float
+    """Of the forward pass without unembedding."""
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations: a multiply-add is two."""
+        return 2 * self.multiply_adds
+
+
+PAPER_CONDITIONS = {
+    "forward": "full forward pass",
+    "unembedding": "one unembedding projection",
+    "worst": "worst case, K=10",
+    "depth": "mean extra projections, 0.116 per token",
+}
+"""What the paper's Table 5 calls the rows of `DecodingFlops.rows`. Its projection is 2,560 · 151,936 multiply-adds: it
+counts each as one operation, and takes another width and vocabulary than the checkpoint's config has (2,048 and
+248,320). Its worst case is K unembeddings, not the K − 1 that come on top."""
+
+
+@dataclass(frozen=True)
+class DecodingFlops:
+    """What one generated token costs, in multiply-adds; FLOPs are twice as many.
+
+    Counted are products with parameters: linear layers, convolutions, routers, and of routed experts the active ones.
+    Looking up an embedding costs nothing, norms and activations are left out. So is what attention does with the
+    cache (and linear attention with its state): that has no parameters, and over a cache it grows with the context.
+
+    Attributes:
+        forward: of the forward pass without unembedding.
+        unembedding: of one state through the unembedding.
+        window: K, the candidate layers, the last one included.
+        mean_depth: layers a walk goes back from the last one, on average over tokens; None where not known.
+    """
+
+    forward: int
+    unembedding: int
+    window: int
+    mean_depth: float | None = None
+
+    @property
+    def worst(self) -> int:
+        """Of the K − 1 unembeddings beside the model's own: the whole window is read out."""
+        return (self.window - 1) * self.unembedding
+
+    @property
+    def lazy(self) -> float | None:
+        """Of reading one layer after the other: a walk of some depth has read one layer more, to learn that it is not
+        lower, except at the window's end. From the mean depth alone this is 1 + depth, at most K − 1."""
+        if self.mean_depth is None:
+            return None
+        return min(1 + self.mean_depth, self.window - 1) * self.unembedding
+
+    @property
+    def depth(self) -> float | None:
+        """The paper's count: the depth of the walk without the layer that ended it."""
+        return None if self.mean_depth is None else self.mean_depth * self.unembedding
+
+    def rows(self) -> list[FlopsRow]:
+        """Everything as lines of a table; those that need the mean depth only where it is known."""
+        lines = [
+            ("forward", "forward pass", self.forward),
+            ("unembedding", "one unembedding", self.unembedding),
+            ("worst", f"whole window, K - 1 = {self.window - 1}", self.worst),
+            ("lazy", "lazily, 1 + depth", self.lazy),
+            ("depth", "depth alone", self.depth),
+        ]
+        return [
+            FlopsRow(name, what, count, 100 * count / self.forward) for name, what, count in lines if count is not None
+        ]
+
+
+def overhead(run: "Run") -> pd.DataFrame:
+    """What a walk back costs beside the forward pass, for the model and the walks of a run.
+
+    Columns: name, as in `DecodingFlops.rows`; what; mflops, 10^6 floating-point operations for a generated token, a
+    multiply-add counted as two; percent_of_forward, of the forward pass without its unembedding; n_tokens; n_prompts.
+    Rows that depend on the walk's depth have `_low` and `_high` (95 %, prompts resampled) too. `attrs["mean_depth"]` is
+    the mean of L - valley_layer over generated tokens, `attrs["window"]` K.
+
+    Raises:
+        RunError: the run does not say what the model costs, or generated nothing.
+    """
+    counts = run.manifest["model"].get("multiply_adds")
+    if not counts:
+        raise RunError(
+            f"{run.path} does not say what a pass of its model costs; trace again with this version, and with a model "
+            "whose config says how many experts a token goes through"
+        )
+    tokens = sample(run)
+    generated = run.positions["is_generated"].to_numpy(dtype=bool)[tokens.rows]
+    if not generated.any():
+        raise RunError(f"{run.path} generated no token; trace with --max-new-tokens above 0")
+    depth = run.n_layers - run.positions["valley_layer"].to_numpy(dtype=np.int64)[tokens.rows]
+    sums, n = tokens.by_prompt(np.where(generated, depth, 0)), tokens.by_prompt(generated)
+    depths = [float(value) for value in mean_interval(sums, n, tokens.weights)]
+    window = int(run.manifest["window"])
+    of_depth = [DecodingFlops(**counts, window=window, mean_depth=value) for value in depths]
+    fixed = {row.name for row in DecodingFlops(**counts, window=window).rows()}
+    rows: list[dict[str, Any]] = []
+    for row, low, high in zip(*(flops.rows() for flops in of_depth), strict=True):
+        entry = {"name": row.name, "what": row.what}
+        for part, found in (("", row), ("_low", low), ("_high", high)):
+            bounded = row.name not in fixed or not part
+            entry[f"mflops{part}"] = found.flops / 1e6 if bounded else np.nan
+            entry[f"percent_of_forward{part}"] = found.percent_of_forward if bounded else np.nan
+        rows.append(entry | {"n_tokens": int(generated.sum()), "n_prompts": int((n > 0).sum())})
+    table = tokens.frame(rows)
+    table.attrs |= {"mean_depth": depths[0], "window": window}
+    return table

@@ -1,0 +1,34 @@
+"""The numbers that arXiv 2606.21906 reports."""
+
+from functools import cache
+
+import pandas as pd
+
+from layerlens.shipped import shipped_file
+
+
+def reported(source: str) -> pd.DataFrame:
+    """The numbers of one table ("1" to "10"), figure ("F2" to "F6") or section ("S6.1") of the paper.
+
+    Columns: source, model, method, condition, benchmark, quantity, value; sd, what the paper prints after the
+    plus-minus sign. What does not apply is an empty text, a missing sd NaN.
+    """
+    table = _everything()
+    chosen: pd.DataFrame = table[table["source"] == source].reset_index(drop=True)
+    return chosen
+
+
+def reported_value(source: str, **where: str) -> float:
+    """The one number of a source whose other columns are as given; NaN where it reports none."""
+    table = reported(source)
+    for column, wanted in where.items():
+        table = table[table[column] == wanted]
+    return float(table["value"].iloc[0]) if len(table) == 1 else float("nan")
+
+
+@cache
+def _everything() -> pd.DataFrame:
+    table: pd.DataFrame = pd.read_csv(shipped_file("reported_values.csv"), dtype={"source": str})
+    texts = ("model", "method", "condition", "benchmark")
+    filled: pd.DataFrame = table.fillna(dict.fromkeys(texts, ""))
+    return filled
