@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from layerlens import analysis, records
+from layerlens.notebook import Framed, as_html
 from layerlens.records import store
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -30,16 +31,23 @@ class Run:
 
     def __repr__(self) -> str:
         model, dataset = self.manifest["model"], self.manifest["dataset"]
+        strategy = " ".join(f"{name} {value}" for name, value in self.manifest["strategy"].items() if name != "name")
         done = (
-            f"{len(self.prompts)} of {dataset['rows']} prompts"
-            if not self.is_complete
-            else f"{len(self.prompts)} prompts"
+            f"{len(self.prompts)} prompts" if self.is_complete else f"{len(self.prompts)} of {dataset['rows']} prompts"
         )
-        return (
-            f"Run {self.path}\n"
-            f"  {model['source']} ({model['family']}, {model['dtype']}), {self.n_layers} layers\n"
-            f"  {done} of {dataset['name']}, {len(self.positions):,} positions, mode {self.manifest['mode']}"
-        )
+        lines = [
+            f"Run {self.path}",
+            f"{model['source']} ({', '.join(str(model[key]) for key in ('family', 'dtype') if key in model)}), "
+            f"{self.n_layers} layers",
+            f"{len(self.prompts)}{of_all} prompts of {dataset['name']}",
+            f"{len(self.positions):,} positions, {int(self.positions['is_generated'].sum()):,} of them generated",
+            f"strategy {self.manifest['strategy']['name']}{f' ({strategy})' if strategy else ''}, mode "
+            f"{self.manifest['mode']}",
+        ]
+        return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))
 
     @property
     def n_layers(self) -> int:
@@ -88,6 +96,12 @@ class Run:
             table = store.read_tokens_table(self.path, [column])
             self._layers[column] = store.per_layer(table.column(column), self.n_layers)
         return self._layers[column]
+
+    def show(self, height: int = 720) -> Framed:
+        """The token explorer of `layerlens report`, for the last line of a notebook's cell; height in pixels."""
+        from layerlens.report import explorer_html
+
+        return Framed(explorer_html(self), height)
 
     def by_layer(self) -> pd.DataFrame:
         """One row per layer with the mean of every measure; see `analysis.by_layer`."""

@@ -14,6 +14,7 @@ from layerlens.errors import ModelError
 from layerlens.models.families import Family, family_of
 from layerlens.models.hooks import SubLayers, call_order
 from layerlens.models.unembed import Unembed
+from layerlens.notebook import as_html
 
 _KINDS = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "linear"}
 
@@ -119,9 +120,13 @@ class Model:
             f"Model {self.source} ({self.family}, {parameters / 1e6:,.0f} million parameters)\n"
             f"  {self.n_layers} layers: {kinds}{experts}\n"
             f"  d_model {self.d_model:,}, vocabulary {self.n_vocab:,}, context {context}\n"
-            f"  {str(self.hf.dtype).removeprefix('torch.')} on {self.device}, "
-            f"readout {'with soft-cap' if self.unembed.softcap else 'linear'}"
+            f"  {str(self.hf.dtype).removeprefix('torch.')} on {self.device}\n"
+            f"  readout {'with soft-cap' if self.unembed.softcap else 'linear'}, "
+            f"{'tied to' if self.tied else 'apart from'} the embeddings"
         )
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))
 
 
 def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None) -> Model:
