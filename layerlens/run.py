@@ -32,9 +32,7 @@ class Run:
     def __repr__(self) -> str:
         model, dataset = self.manifest["model"], self.manifest["dataset"]
         strategy = " ".join(f"{name} {value}" for name, value in self.manifest["strategy"].items() if name != "name")
-        done = (
-            f"{len(self.prompts)} prompts" if self.is_complete else f"{len(self.prompts)} of {dataset['rows']} prompts"
-        )
+        of_all = "" if self.is_complete else f" of {dataset['rows']}"
         lines = [
             f"Run {self.path}",
             f"{model['source']} ({', '.join(str(model[key]) for key in ('family', 'dtype') if key in model)}), "
