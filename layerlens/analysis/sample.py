@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.uncertainty import Floats, resample
+from layerlens.analysis.uncertainty import Floats, mean_interval, resample
 from layerlens.errors import RunError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokens ordered by prompt id, so that the order in which prompts were run changes nothing.
+    """Tokens ordered by prompt id and position, so that the order in which prompts were run changes nothing.
 
     Attributes:
         rows: indices into `run.positions` and `run.layers(...)`, [tokens], those of one prompt together.
@@ -40,16 +41,34 @@ class Sample:
         """The resamples of these prompts, [resamples, prompts]; the same in every analysis of a run."""
         return resample(self.n_prompts)
 
+    @cached_property
+    def prompts(self) -> list[slice]:
+        """Where in `rows` the tokens of each prompt lie."""
+        return [slice(*bounds) for bounds in pairwise([*self.starts.tolist(), len(self.rows)])]
+
     def by_prompt(self, values: np.ndarray[Any, Any]) -> Floats:
         """Sums over the tokens of each prompt, [prompts, ...], of values in the order of `rows`, [tokens, ...]."""
-        return np.add.reduceat(values, self.starts, axis=0, dtype=np.float64)
+        return np.stack([values[tokens].sum(axis=0, dtype=np.float64) for tokens in self.prompts])
 
     def sums_and_counts(self, values: np.ndarray[Any, Any], among: Bools | None = None) -> tuple[Floats, Floats]:
         """Per-prompt sums and counts, [prompts, ...], of the values that are not NaN, among some tokens or all."""
-        counted = ~np.isnan(values)
-        if among is not None:
-            counted &= among[:, None]
-        return self.by_prompt(np.where(counted, values, 0)), self.by_prompt(counted)
+        sums, counts = np.zeros((2, self.n_prompts, *values.shape[1:]))
+        for index, tokens in enumerate(self.prompts):  # a prompt at a time stays within a processor's cache
+            chosen = values[tokens] if among is None else values[tokens][among[tokens]]
+            missing = np.isnan(chosen)
+            sums[index] = np.where(missing, 0, chosen).sum(axis=0, dtype=np.float64)
+            counts[index] = len(chosen) - missing.sum(axis=0)
+        return sums, counts
+
+    def mean(self, name: str, values: np.ndarray[Any, Any], among: Bools | None = None) -> dict[str, float]:
+        """Three entries of a row: the mean of some of the values [tokens] under its name, and `_low` and `_high`."""
+        means = mean_interval(*self.sums_and_counts(values, among), self.weights)
+        return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, means), strict=True))
+
+    def only(self, among: Bools) -> "Sample":
+        """Some of the tokens; prompts that have none of them no longer count."""
+        prompt = np.repeat(np.arange(self.n_prompts), [tokens.stop - tokens.start for tokens in self.prompts])[among]
+        return Sample(self.rows[among], np.flatnonzero(np.diff(prompt, prepend=-1)), self.left_out)
 
     def n_prompts_with(self, among: Bools) -> int:
         """How many prompts have at least one of these tokens, [tokens]."""
@@ -78,9 +97,18 @@ def sample(run: "Run") -> Sample:
     if not len(kept):
         raise RunError(f"every prompt of {run.path} had NaN or infinite states; trace again with another --dtype")
     codes, _ = pd.factorize(prompt_ids.iloc[kept], sort=True)
-    order = np.argsort(codes, kind="stable")
+    order = np.lexsort((run.positions["position"].to_numpy()[kept], codes))
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     return Sample(kept[order], starts, len(unusable))
+
+
+def generated(run: "Run") -> Sample:
+    """The tokens of `sample` whose states emitted a token; RunError where there are none."""
+    tokens = sample(run)
+    emitted = run.positions["is_generated"].to_numpy(dtype=bool)[tokens.rows]
+    if not emitted.any():
+        raise RunError(f"{run.path} holds no generated token: trace with --max-new-tokens above 0")
+    return tokens.only(emitted)
 
 
 def groups(run: "Run", tokens: Sample) -> dict[str, Bools]:

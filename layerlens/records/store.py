@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -171,16 +172,20 @@ def read_tokens_table(folder: Path, columns: list[str] | None = None) -> pa.Tabl
     """The token rows of every complete batch, in the order of the batches; some columns, or all of them."""
     schema = arrow_schema(TOKENS)
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    tables = [_read_table(part, wanted.names) for part in _complete_token_parts(folder)]
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        tables = list(pool.map(lambda part: _read_table(part, wanted.names), _complete_token_parts(folder)))
     return pa.concat_tables([wanted.empty_table(), *tables])
 
 
 def per_layer(column: pa.ChunkedArray, n_layers: int) -> np.ndarray[Any, np.dtype[Any]]:
     """A per-layer column as an array [rows, n_layers]; nulls become NaN."""
-    values: np.ndarray[Any, np.dtype[Any]] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if len(values) != len(column) * n_layers:
-        raise RunError(f"a per-layer column holds {len(values)} values for {len(column)} rows of {n_layers} layers")
-    return values.reshape(len(column), n_layers)
+    flat = [chunk.flatten() for chunk in column.chunks]
+    n_values = sum(map(len, flat))
+    if n_values != len(column) * n_layers:
+        raise RunError(f"a per-layer column holds {n_values} values for {len(column)} rows of {n_layers} layers")
+    values = np.empty((len(column), n_layers), column.type.value_type.to_pandas_dtype())
+    np.concatenate([part.to_numpy(zero_copy_only=False) for part in flat], out=values.reshape(-1))
+    return values
 
 
 def to_table(declared: tuple[Column, ...], columns: Columns) -> pa.Table:
@@ -208,7 +213,8 @@ def _complete_token_parts(folder: Path) -> list[Path]:
 def _read_table(path: Path, columns: list[str]) -> pa.Table:
     try:
         with path.open("rb") as handle:
-            table = pq.read_table(handle, columns=columns)
+            # a run has many small parts: read_table and threads within a part take twice as long as the reading
+            table = pq.ParquetFile(handle).read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"{path} cannot be read ({first_sentence(error)}); delete it and repeat the trace with --resume"

@@ -1,0 +1,91 @@
+"""`layerlens compare`: two runs of the same prompts side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layerlens.errors import OptionError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+_DIGITS = {"share": 1, "nats": 2, "layers": 2, "tokens": 1}
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of the same prompts.")],
+    out: Annotated[Path | None, typer.Option(help="Directory for comparison.csv and outputs.csv.")] = None,
+) -> None:
+    """Compare two runs of the same prompts, paired prompt by prompt: instruct and base, two strategies, two windows."""
+    from rich.console import Console
+
+    import layerlens as ll
+    from layerlens.analysis import comparison
+
+    runs = [ll.open_run(path) for path in (first, second)]
+    for run in runs:
+        if not run.is_complete:
+            rows = run.manifest["dataset"]["rows"]
+            typer.echo(f"layerlens: {run.path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
+    quantities, outputs = comparison.compare(*runs), comparison.compare_outputs(*runs)
+    paths = [] if out is None else _save(out, {"comparison": quantities, "outputs": outputs})
+    console = Console(highlight=False)
+    for name, path in (("run", first), ("other", second)):
+        console.print(f"{name:<5}  {path}", markup=False, soft_wrap=True)
+    console.print(_table(quantities))
+    console.print(_sentence(quantities, outputs), markup=False, soft_wrap=True)
+    for path in paths:
+        typer.echo(path)
+
+
+def _table(quantities: "pd.DataFrame") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "run", "other", "other - run", box=None, padding=(0, 1, 0, 0))
+    for row in quantities.to_dict("records"):
+        table.add_row(Text(_name(row)), *(Text(_mean(row, name)) for name in ("run", "other", "difference")))
+    return table
+
+
+def _name(row: dict[Any, Any]) -> str:
+    unit = "" if row["unit"] in ("share", "tokens") else f", {row['unit']}"
+    return str(row["quantity"]).replace("_", " ") + unit
+
+
+def _sentence(quantities: "pd.DataFrame", outputs: "pd.DataFrame") -> str:
+    """How many prompts the two runs share, and how far their outputs are the same."""
+    number, unpaired = outputs.attrs["n_prompts"], outputs.attrs["n_prompts_unpaired"]
+    tokens = " and ".join(f"{quantities[name].iloc[0]:,}" for name in ("n_tokens", "n_tokens_other"))
+    said = f"{number:,} common prompt{'' if number == 1 else 's'} with {tokens} generated tokens"
+    said += f", {unpaired:,} in one run only" if unpaired else ""
+    if "note" in outputs.attrs:
+        return f"{said}; {outputs.attrs['note']}"
+    identical, prefix = outputs.to_dict("records")
+    return (
+        f"{said}; outputs identical in {_mean(identical, 'value')} of them, and the same for the first "
+        f"{_mean(prefix, 'value')} tokens on average"
+    )
+
+
+def _mean(row: dict[Any, Any], name: str) -> str:
+    """A mean with its interval, which one prompt does not have; a difference with its sign."""
+    scale, percent = (100, "%") if row["unit"] == "share" else (1, "")
+    form = f"{'+' if name == 'difference' else ''}.{_DIGITS[row['unit']]}f"
+    mean, low, high = (format(scale * row[name + end], form) for end in ("", "_low", "_high"))
+    return mean + percent if row[f"{name}_low"] != row[f"{name}_low"] else f"{mean}{percent} [{low}, {high}]"
+
+
+def _save(out: Path, tables: dict[str, "pd.DataFrame"]) -> list[Path]:
+    paths = [out / f"{stem}.csv" for stem in tables]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, table in zip(paths, tables.values(), strict=True):
+            table.to_csv(path, index=False, float_format="%.6g")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OptionError(f"--out {out} cannot be written ({reason}); name another directory") from error
+    return paths
