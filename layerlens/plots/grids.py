@@ -1,0 +1,318 @@
+"""A generated text as a grid of token boxes coloured by entropy (Figures 7 to 12 of arXiv 2606.21906)."""
+
+from collections.abc import Callable
+from difflib import SequenceMatcher
+from functools import cache
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.patches import Rectangle
+from PIL import ImageFont
+
+from layerlens.analysis.words import Choices, choices, visible
+from layerlens.errors import OptionError, RunError
+from layerlens.plots import style
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+FONT = "DejaVu Sans"  # comes with matplotlib, so that every machine draws the same
+COLUMNS = 14
+MOST_TOKENS = 12 * COLUMNS
+FRAME = "#D55E00"
+
+_WIDTH, _ROW, _HEAD, _FOOT, _BAR = 2 * style.COLUMN_INCHES, 0.185, 0.24, 0.17, 0.42  # inches
+_LARGEST, _SMALLEST = 6.5, 4.5  # points
+_ROOM = 0.86  # of a box's width may be text
+
+
+def figure_grid(
+    last_run: "Run | None",
+    valley_run: "Run",
+    prompt_id: str | None = None,
+    choice: int = 1,
+    most_tokens: int = MOST_TOKENS,
+    rule: str = "place",
+) -> tuple[Figure, pd.DataFrame]:
+    """One prompt's generated text as token boxes, standard decoding above, and the table drawn; see `grid_table`.
+
+    A box's colour is the token's entropy at the layer whose logits were sampled, on one scale for both texts. Red
+    frames mark tokens that differ. With two runs and the rule "place" those are the tokens for which the other text has
+    another one at the same place, counted from the first generated token, or has ended: after the first difference
+    the texts rarely meet again. By the rule "alignment" they are those outside the blocks that both texts have in
+    common, as difflib finds them. With one run they are its substitutions (see `analysis.words`), whatever the rule.
+
+    Args:
+        last_run: decoded from the last layer; None to draw the other run alone.
+        valley_run: decoded from the valley, of the same prompts.
+        prompt_id: the prompt to draw. By default that of the common prompts with the most substitutions in
+            `valley_run`, ties by id.
+        choice: 1 for the one with the most, 2 for the next and so on: Figure 7 is choice 1, Figure 12 choice 6.
+        most_tokens: of each text are drawn; how many are left out is said under it.
+        rule: by which tokens of two texts differ, "place" or "alignment".
+
+    Raises:
+        OptionError: choice or most_tokens is below 1, or there is no such rule.
+        RunError: a run generated nothing, the runs share no (or not that) prompt, fewer prompts than `choice`, or
+            another text under the same id.
+    """
+    table = grid_table(last_run, valley_run, prompt_id, choice, most_tokens, rule)
+    parts = [part for _, part in table.groupby("text", sort=False)]
+    feet = [0.05 if part["shown"].all() else _FOOT for part in parts]
+    heights = [_HEAD + _ROW * _n_rows(part) + foot for part, foot in zip(parts, feet, strict=True)]
+    height = sum(heights) + _BAR
+    with style.look():
+        figure = Figure(figsize=(_WIDTH, height))
+        top = float(table.loc[table["shown"], "entropy"].max())
+        norm = Normalize(0, top if top > 0 else 1.0)
+        lower = height
+        for part, letter, part_height, foot in zip(parts, _letters(len(parts)), heights, feet, strict=True):
+            lower -= part_height
+            inches = (0.04, lower + foot, _WIDTH - 0.08, part_height - _HEAD - foot)
+            axes = figure.add_axes(_as_share(inches, _WIDTH, height))
+            draw_grid(part, axes, norm)
+            axes.set_title(f"{letter}{_title(part)}", loc="left", pad=3)
+        _colour_bar(figure, norm, height)
+    return figure, table
+
+
+def grid_table(
+    last_run: "Run | None",
+    valley_run: "Run",
+    prompt_id: str | None = None,
+    choice: int = 1,
+    most_tokens: int = MOST_TOKENS,
+    rule: str = "place",
+) -> pd.DataFrame:
+    """One row per generated token of one prompt: everything `figure_grid` draws; arguments and errors as there.
+
+    Columns: text (0 above, 1 below); decoding, the name of the run's strategy; prompt_id; place, from 0; token_id;
+    token, its text; label, as it is drawn; selected_layer; entropy there, in nats; differs; shown, whether it is drawn;
+    rule, by which tokens differ: "place" or "alignment" (two runs), "substitution" (one).
+    """
+    for name, value in (("choice", choice), ("most_tokens", most_tokens)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}; it counts from 1")
+    if rule not in _RULES:
+        raise OptionError(f"there is no rule {rule!r} by which tokens differ; choose from {', '.join(_RULES)}")
+    runs = [run for run in (last_run, valley_run) if run is not None]
+    found = [choices(run) for run in runs]
+    chosen = _choose(runs, found, choice) if prompt_id is None else _check(runs, found, prompt_id)
+    if len(runs) == 2:
+        _refuse_other_prompts(runs, chosen)
+    frames = [_tokens_of(run, of, chosen) for run, of in zip(runs, found, strict=True)]
+    if len(frames) == 2:
+        above, below = (frame["token_id"].tolist() for frame in frames)
+        for frame, differs in zip(frames, _RULES[rule](above, below), strict=True):
+            frame["differs"] = differs
+    for index, frame in enumerate(frames):
+        frame.insert(0, "text", index)
+        frame["shown"] = frame["place"] < most_tokens
+        frame["rule"] = rule if len(frames) == 2 else "substitution"
+    table: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return table
+
+
+def draw_grid(table: pd.DataFrame, ax: Axes, norm: Normalize) -> Axes:
+    """The axes with one text as boxes in rows of 14, read from left to right; `table` holds the rows of that text only.
+
+    Args:
+        table: of `grid_table`.
+        ax: to draw on; text sizes are for a width of 7 inches.
+        norm: which entropy, in nats, has which place on the colour scale.
+    """
+    shown = table[table["shown"]]
+    colours = _scale()
+    for index, token in enumerate(shown.itertuples()):
+        row, column = divmod(index, COLUMNS)
+        colour = colours(norm(token.entropy))
+        box = Rectangle((column, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6)
+        ax.add_patch(box)
+        label, size = fitted(str(token.label), _ROOM * (_WIDTH - 0.08) / COLUMNS)
+        ink = "white" if _luminance(colour) < 0.18 else "black"
+        look: dict[str, Any] = {"fontsize": size, "color": ink, "family": FONT, "parse_math": False}
+        ax.text(column + 0.5, row + 0.5, label, ha="center", va="center_baseline", clip_on=True, **look).set_clip_path(
+            box
+        )
+        if token.differs:
+            for colour, wide in (("white", 3.0), (FRAME, 1.3)):  # on white, so that it shows on dark boxes and in grey
+                look = {"facecolor": "none", "edgecolor": colour, "linewidth": wide, "zorder": 3}
+                ax.add_patch(Rectangle((column + 0.03, row + 0.06), 0.94, 0.88, **look))
+    rows = _n_rows(table)
+    ax.set(xlim=(0, COLUMNS), ylim=(rows, 0), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    left_out = len(table) - len(shown)
+    if left_out:
+        noun = "token" if left_out == 1 else "tokens"
+        ax.text(0, rows + 0.12, f"… {left_out:,} more {noun}", va="top", ha="left", fontsize=6.5, color=style.GREY)
+    return ax
+
+
+def label(text: str) -> str:
+    """What is drawn for a token: `visible`, with the code of every character that the font lacks."""
+    return visible(text, lambda character: ord(character) in _characters())
+
+
+def fitted(label: str, inches: float) -> tuple[str, float]:
+    """A label and its size in points so that it is no wider than that: first smaller, then cut and ended with …"""
+    room = inches * 72
+    if width(label) * _SMALLEST <= room:
+        return label, min(_LARGEST, room / max(width(label), 1e-9))
+    fits = max((n for n in range(len(label)) if width(f"{label[:n]}…") * _SMALLEST <= room), default=0)
+    return f"{label[:fits]}…", _SMALLEST
+
+
+def width(text: str) -> float:
+    """How wide a text's ink is, in multiples of the font's size."""
+    left, _, right, _ = ink_box(text)
+    return right - left
+
+
+def ink_box(text: str) -> tuple[float, float, float, float]:
+    """Left, upper, right and lower edge of a text's ink from where its baseline begins, y downwards, in font sizes."""
+    left, upper, right, lower = (float(edge) / _MEASURED_AT for edge in _measure().getbbox(text, anchor="ls"))
+    return left, upper, right, lower
+
+
+_MEASURED_AT = 100
+_STRATEGIES = {"last": "Standard decoding, last layer", "valley": "Confident decoding, valley"}
+
+
+@cache
+def _measure() -> Any:
+    return ImageFont.truetype(findfont(FONT), _MEASURED_AT)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    return frozenset(get_font(findfont(FONT)).get_charmap())
+
+
+@cache
+def _scale() -> Colormap:
+    """Nearly white to dark blue: its lightness falls throughout, so that it reads the same in grey."""
+    blues = mpl.colormaps["Blues"](np.linspace(0.03, 0.9, 256))
+    return LinearSegmentedColormap.from_list("entropy", list(map(tuple, blues)))
+
+
+def _luminance(colour: Any) -> float:
+    red, green, blue = (value**2.2 for value in colour[:3])
+    return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+
+
+def _by_place(above: list[int], below: list[int]) -> tuple[list[bool], list[bool]]:
+    """Which tokens of each text differ from the token at the same place of the other, or have none opposite."""
+    differ = [one != other for one, other in zip_longest(above, below)]
+    return differ[: len(above)], differ[: len(below)]
+
+
+def _by_alignment(above: list[int], below: list[int]) -> tuple[list[bool], list[bool]]:
+    """Which tokens of each text are outside the blocks that both have in common, in order."""
+    differ = [True] * len(above), [True] * len(below)
+    for block in SequenceMatcher(None, above, below, autojunk=False).get_matching_blocks():
+        for text, start in zip(differ, (block.a, block.b), strict=True):
+            text[start : start + block.size] = [False] * block.size
+    return differ
+
+
+_RULES: dict[str, Callable[[list[int], list[int]], tuple[list[bool], list[bool]]]]
+_RULES = {"place": _by_place, "alignment": _by_alignment}
+
+
+def _letters(n: int) -> list[str]:
+    return ["(a) ", "(b) "] if n == 2 else [""]
+
+
+def _n_rows(table: pd.DataFrame) -> int:
+    return -(-int(table["shown"].sum()) // COLUMNS)
+
+
+def _as_share(inches: tuple[float, float, float, float], across: float, up: float) -> Any:
+    x, y, wide, high = inches
+    return x / across, y / up, wide / across, high / up
+
+
+def _title(part: pd.DataFrame) -> str:
+    name = str(part["decoding"].iloc[0])
+    n, differ = len(part), int(part["differs"].sum())
+    noun = "token" if n == 1 else "tokens"
+    changed = "substituted" if part["rule"].iloc[0] == "substitution" else "differ"
+    return f"{_STRATEGIES.get(name, f'Decoding {name}')}: {n:,} {noun}, {differ:,} {changed} (framed)"
+
+
+def _colour_bar(figure: Figure, norm: Normalize, height: float) -> None:
+    axes = figure.add_axes(_as_share((0.12, 0.23, 2.2, 0.09), _WIDTH, height))
+    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, _scale()), cax=axes, orientation="horizontal")
+    bar.outline.set_linewidth(0.4)
+    axes.tick_params(labelsize=6, length=2, pad=1.5)
+    place: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 6.5}
+    axes.text(1.06, 0.5, "entropy (nats) at the layer whose logits were sampled", **place)
+
+
+def _ids(run: "Run", found: Choices) -> "pd.Series[str]":
+    """The prompt of every token of a sample, in its order."""
+    return run.positions["prompt_id"].iloc[found.tokens.rows].reset_index(drop=True)
+
+
+def _with_text(runs: list["Run"], found: list[Choices]) -> set[str]:
+    """Prompts for which every run generated something."""
+    return set.intersection(*(set(_ids(run, of).unique()) for run, of in zip(runs, found, strict=True)))
+
+
+def _choose(runs: list["Run"], found: list[Choices], choice: int) -> str:
+    common = _with_text(runs, found)
+    if not common:
+        raise RunError(f"{runs[0].path} and {runs[-1].path} share no prompt; trace the same prompts in both")
+    ids = _ids(runs[-1], found[-1])
+    counts = pd.Series(found[-1].substituted, dtype=int).groupby(ids).sum()
+    ranked = sorted(common, key=lambda prompt_id: (-int(counts[prompt_id]), prompt_id))
+    if choice > len(ranked):
+        where = " and ".join(str(run.path) for run in runs)
+        raise RunError(f"{where} have {len(ranked)} texts to choose from, not {choice}; trace more prompts")
+    return ranked[choice - 1]
+
+
+def _check(runs: list["Run"], found: list[Choices], prompt_id: str) -> str:
+    for run, of in zip(runs, found, strict=True):
+        if prompt_id not in _with_text([run], [of]):
+            few = ", ".join(sorted(_with_text([run], [of]))[:4])
+            raise RunError(f"{run.path} generated nothing for prompt {prompt_id!r}; choose another, such as {few}")
+    return prompt_id
+
+
+def _refuse_other_prompts(runs: list["Run"], prompt_id: str) -> None:
+    first, second = (run.prompts.set_index("prompt_id")["prompt"][prompt_id] for run in runs)
+    if first != second:
+        raise RunError(
+            f"{runs[0].path} and {runs[1].path} asked different things as {prompt_id!r}; trace the same prompts in both"
+        )
+
+
+def _tokens_of(run: "Run", found: Choices, prompt_id: str) -> pd.DataFrame:
+    among = (_ids(run, found) == prompt_id).to_numpy()
+    rows = found.tokens.rows[among]
+    positions = run.positions.iloc[rows]
+    layers = positions["selected_layer"].to_numpy(dtype=np.int64)
+    ids = positions["next_token_id"].to_numpy(dtype=np.int64)
+    texts = run.text_of(ids)
+    table: pd.DataFrame = pd.DataFrame(
+        {
+            "decoding": str(run.manifest["strategy"]["name"]),
+            "prompt_id": prompt_id,
+            "place": np.arange(len(rows)),
+            "token_id": ids,
+            "token": texts,
+            "label": [label(text) for text in texts],
+            "selected_layer": layers,
+            "entropy": run.layers("entropy")[rows, layers - 1].astype(np.float64),
+            "differs": found.substituted[among],
+        }
+    )
+    return table
