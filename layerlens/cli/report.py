@@ -1,0 +1,23 @@
+"""`layerlens report`: a run as one HTML file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; report.html in the run directory.")] = None,
+) -> None:
+    """Write what a run found, with every token to look into, as one HTML file."""
+    import layerlens as ll
+    from layerlens.report import write_report
+
+    opened = ll.open_run(run)
+    if not opened.is_complete:
+        typer.echo(
+            f"layerlens: {run} is not complete: {len(opened.prompts)} of {opened.manifest['dataset']['rows']} prompts",
+            err=True,
+        )
+    typer.echo(write_report(opened, opened.path / "report.html" if out is None else out))

@@ -1,0 +1,82 @@
+"""What was run, as HTML: the model, the data, how tokens were chosen, when and on what."""
+
+import json
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from layerlens.report.findings import count
+from layerlens.report.markup import Markup, element, join
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+
+def heading(run: "Run") -> Markup:
+    """The model as title, and one line that says how much of what was traced."""
+    generated = int(run.positions["is_generated"].sum())
+    amounts = [
+        f"{count(len(run.prompts), 'prompt')} of {run.manifest['dataset']['name']}",
+        count(len(run.positions), "position"),
+        count(run.n_layers, "layer"),
+        f"decoded by {run.manifest['strategy']['name']}" if generated else "nothing generated: the texts were given",
+    ]
+    return join(element("h1", str(run.manifest["model"]["source"])), element("p", " · ".join(amounts)))
+
+
+def facts(run: "Run") -> Markup:
+    """What the manifest says of the run: what matters at once, the rest to be opened."""
+    manifest = run.manifest
+    model, dataset, hardware = manifest["model"], manifest["dataset"], manifest.get("hardware", {})
+    options = manifest.get("options", {})
+    positions = manifest.get("positions") or options.get("positions", "all")
+    first = {
+        "Model": _listed(model, ("source", "family", "dtype", "device")),
+        "Size": f"{run.n_layers} layers, width {model['d_model']:,}, vocabulary {model['n_vocab']:,}",
+        "Data": _listed(dataset, ("name", "config", "split")) + f", {count(dataset['rows'], 'prompt')}",
+        "Strategy": _options(manifest["strategy"]),
+        "Mode": f"{manifest['mode']}, {positions} positions, window {manifest['window']}",
+        "Date": _moment(str(manifest["created"])),
+        "Hardware": _listed(hardware, ("processor", "gpu", "machine", "system"))
+        + (f", {count(hardware['threads'], 'thread')}" if hardware.get("threads") else ""),
+    }
+    more = {
+        "Options": _options(options),
+        "Seed": str(manifest.get("seed")),
+        "Model revision": _listed(model, ("revision", "fingerprint")),
+        "Data revision": _listed(dataset, ("revision", "sha256")),
+        "Versions": _options(manifest.get("versions", {})),
+        "Totals": _options(manifest.get("totals") or {}),
+        "Command": " ".join(map(str, manifest.get("command", []))),
+        "Directory": str(run.path),
+    }
+    return join(
+        _described(first),
+        element("details", element("summary", "Options, versions and the command"), _described(more)),
+    )
+
+
+def _moment(created: str) -> str:
+    """A time of the manifest as people write it; anything else as it is."""
+    try:
+        return datetime.fromisoformat(created).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return created
+
+
+def _described(entries: dict[str, str]) -> Markup:
+    pairs = [element("div", element("dt", name), element("dd", value)) for name, value in entries.items() if value]
+    return element("dl", *pairs, attributes={"class": "facts"})
+
+
+def _listed(record: dict[str, Any], names: tuple[str, ...]) -> str:
+    return ", ".join(str(record[name]) for name in names if record.get(name))
+
+
+def _options(record: dict[str, Any]) -> str:
+    """A record in one line: its name, then every option that is set."""
+    given = [f"{key} {_value(value)}" for key, value in record.items() if key != "name" and value is not None]
+    return ", ".join([*([str(record["name"])] if "name" in record else []), *given])
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,232 @@
+"""What a run found, as HTML: the numbers that matter most, then the tables they come from."""
+
+from collections.abc import Sequence
+from math import isinf
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from layerlens.analysis.decoding import by_entropy_band, by_relative_position, valley_statistics
+from layerlens.errors import RunError
+from layerlens.report.markup import Markup, element, join
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+Row = dict[Any, Any]
+
+
+def findings(run: "Run") -> Markup:
+    """The statistics of a run with their 95 % intervals; one sentence instead where the run lacks what they need."""
+    if run.n_layers == 1:
+        return note("The model has a single layer: no phases, and no layer before the last to compare with.")
+    try:
+        phases, partition, valleys = run.phases(), run.partition(), run.valleys()
+    except RunError as error:
+        return note(f"No statistics: {error}.")
+    try:
+        steps, why_not = valley_statistics(run), ""
+    except RunError as error:
+        steps, why_not = None, f"No statistics of generated tokens: {error}."
+    tables = [_phase_table(phases), _valley_table(valleys), _partition_table(partition)]
+    return join(
+        _highlights(phases, partition, valleys, steps),
+        element("div", *tables, attributes={"class": "tables"}),
+        note(why_not) if steps is None else _generated_tables(run, steps),
+    )
+
+
+def caveats(run: "Run") -> list[str]:
+    """What a reader of the numbers must know, a sentence each; none for a complete run of many sound prompts."""
+    n_broken = int((run.prompts["finish_reason"] == "non_finite").sum())
+    counted = len(run.prompts) - n_broken
+    said = []
+    if not run.is_complete:
+        said.append(
+            f"This run is not complete: {len(run.prompts)} of {run.manifest['dataset']['rows']} prompts are in it; "
+            "repeat the trace with --resume and make the report again."
+        )
+    if n_broken:
+        said.append(f"{count(n_broken, 'prompt')} with NaN or infinite states left out of the statistics and figures.")
+    if counted == 1:
+        said.append("One prompt: the means have no interval, because intervals come from resampling prompts.")
+    elif 1 < counted < 6:
+        said.append(f"{counted} prompts: the intervals are too narrow; six prompts or more give honest ones.")
+    return said
+
+
+def with_interval(row: Row, name: str, digits: str = ".2f") -> str:
+    """A mean and its interval, "0.34 [0.33, 0.35]"; the mean alone where it has none, a dash where there is no mean."""
+    if pd.isna(row[name]):
+        return "–"
+    values = [row[name], *(row[f"{name}{end}"] for end in ("_low", "_high"))]
+    mean, low, high = (f"{value:{digits}}".replace("-", "−") for value in values)
+    return mean if pd.isna(values[1]) else f"{mean} [{low}, {high}]"
+
+
+def layers_of(row: Row, name: str = "layer") -> str:
+    """A layer and its interval, "28 [27, 28]"; the layer alone where it has none, "none" where there is no such
+    layer."""
+    if pd.isna(row[name]):
+        return "none"
+    bounds = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]}" if pd.isna(bounds[0]) else f"{row[name]} [{bounds[0]}, {bounds[1]}]"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 prompt", "1,165 positions"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def note(text: str) -> Markup:
+    """A sentence that qualifies what stands around it."""
+    return element("p", text, attributes={"class": "note"})
+
+
+def _highlights(
+    phases: pd.DataFrame, partition: pd.DataFrame, valleys: pd.DataFrame, steps: pd.DataFrame | None
+) -> Markup:
+    perturbed = _rows(partition, group="perturbed")[0]
+    valley, onset = (_rows(valleys, group="perturbed", mark=mark)[0] for mark in ("V*", "V_onset"))
+    shown = [
+        ("Perturbed tokens", with_interval(perturbed, "share", ".1%"), "the last layer makes them less sure"),
+        ("Entropy it adds to them", with_interval(perturbed, "entropy_change"), "nats, mean"),
+    ]
+    if steps is not None:
+        substituted = with_interval(_rows(steps, statistic="substitution_rate")[0], "value", ".1%")
+        shown.append(("Substituted tokens", substituted, "the valley layer ranks another token first"))
+    shown += [
+        ("Surest layer V*", layers_of(valley), "of the perturbed tokens’ mean entropy"),
+        ("Descent begins V_onset", layers_of(onset), "of the same curve"),
+        ("Plateau, phase II", _span(_rows(phases, phase="II")[0]), "layers"),
+    ]
+    return element("dl", *(_highlight(*one) for one in shown), attributes={"class": "highlights"})
+
+
+def _highlight(name: str, value: str, meaning: str) -> Markup:
+    mean, bracket, rest = value.partition(" [")
+    figures = [element("strong", mean), *([" ", element("span", bracket.strip() + rest)] if bracket else [])]
+    return element("div", element("dt", name), element("dd", *figures), element("dd", meaning))
+
+
+def _phase_table(phases: pd.DataFrame) -> Markup:
+    rows = [
+        (row["phase"], _span(row), with_interval(row, "norm_ratio"), with_interval(row, "io_cosine"))
+        for row in _rows(phases)
+    ]
+    table = _table("Phases of the layers", ("Phase", "Layers", "Norm ratio", "I/O cosine"), rows, _basis(phases))
+    missing = phases.attrs.get("note")
+    return element("div", table, note(f"No phases: {missing}.")) if missing else table
+
+
+def _partition_table(partition: pd.DataFrame) -> Markup:
+    columns = ("entropy_before", "entropy_last", "entropy_change", "entropy_valley")
+    rows = [
+        [row["group"], f"{row['n_tokens']:,}", with_interval(row, "share", ".1%"), *_means(row, columns)]
+        for row in _rows(partition)
+    ]
+    head = ("Tokens", "n", "Share", "Entropy at L − 1", "at L", "Change", "at V*")
+    return _table("Entropy partition, nats", head, rows, _basis(partition))
+
+
+def _generated_tables(run: "Run", steps: pd.DataFrame) -> Markup:
+    """Valleys and substitutions of the generated tokens: as a whole, by final entropy and by place in the text."""
+    shown = [(name, _rows(steps, statistic=statistic)[0]) for statistic, name in _STATISTICS.items()]
+    rows = [[name, with_interval(row, "value", _DIGITS[row["unit"]]), f"{row['n_tokens']:,}"] for name, row in shown]
+    whole = _table("Valleys and substitutions", ("Generated tokens", "Value", "n"), rows, _basis(steps))
+    rates = ("valley_rate", "substitution_rate")
+    by_entropy = [
+        [_band(row), *(with_interval(row, name, ".1%") for name in rates), f"{row['n_tokens']:,}"]
+        for row in _rows(by_entropy_band(run))
+    ]
+    by_place = [
+        [
+            f"{row['position_from']:.0%}–{row['position_to']:.0%}",
+            *(with_interval(row, name, ".1%") for name in rates),
+            f"{row['n_tokens']:,}",
+        ]
+        for row in _rows(by_relative_position(run))
+    ]
+    basis = "of generated tokens, 95 % intervals" if steps.attrs["n_prompts"] > 1 else "of generated tokens"
+    head = ("With a valley", "Substituted", "n")
+    tables = [
+        whole,
+        _table("By the last layer’s entropy", ("Nats", *head), by_entropy, basis),
+        _table("By place in the text", ("Part", *head), by_place, basis),
+    ]
+    return element(
+        "details",
+        element("summary", "Valleys and substitutions among generated tokens"),
+        element("div", *tables, attributes={"class": "tables"}),
+    )
+
+
+def _band(row: Row) -> str:
+    low, high = row["entropy_from"], row["entropy_to"]
+    if isinf(high):
+        return f"from {low:g}"
+    return f"{low:g} to {high:g}" if low else f"under {high:g}"
+
+
+_DIGITS = {"share": ".1%", "nats": ".2f", "layers": ".2f", "tokens": ",.0f"}
+_STATISTICS = {
+    "valley_rate": "with a valley",
+    "substitution_rate": "substituted",
+    "substitution_rate_of_valleys": "substituted, of those with a valley",
+    "sure_rate_without_valley": "under 0.01 nats, of those without a valley",
+    "entropy": "last layer’s entropy, nats",
+    "entropy_at_substitutions": "the same where substituted",
+    "entropy_at_other_valleys": "the same at other valleys",
+    "entropy_without_valley": "the same without a valley",
+    "entropy_drop_mean_of_ratios": "entropy the valley saves where the first choice stays",
+    "walk_depth": "layers walked back",
+    "walk_depth_of_valleys": "layers walked back to a valley",
+    "substitution_rate_sd": "sd over texts of the share substituted",
+}
+
+
+def _means(row: Row, names: Sequence[str]) -> list[str]:
+    return [with_interval(row, name) for name in names]
+
+
+def _valley_table(valleys: pd.DataFrame) -> Markup:
+    rows = [
+        (row["group"], row["mark"], layers_of(row), f"{row['share']:.0%}", with_interval(row, "entropy"))
+        for row in _rows(valleys)
+    ]
+    head = ("Tokens", "Mark", "Layer", "Of resamples", "Entropy there")
+    return _table("Marks of the mean entropy curves, nats", head, rows, _basis(valleys))
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], basis: str) -> Markup:
+    """A table whose first column names its rows; `basis` says what the numbers rest on."""
+    titles = element("tr", *(element("th", title, attributes={"scope": "col"}) for title in head))
+    body = [
+        element("tr", element("th", row[0], attributes={"scope": "row"}), *(element("td", cell) for cell in row[1:]))
+        for row in rows
+    ]
+    described = element("caption", caption, " ", element("small", basis))
+    table = element("table", described, element("thead", titles), element("tbody", *body))
+    return element(
+        "div", table, attributes={"class": "scroll", "tabindex": "0", "role": "group", "aria-label": caption}
+    )
+
+
+def _basis(table: pd.DataFrame) -> str:
+    n_prompts = table.attrs["n_prompts"]
+    resampled = "95 % intervals by resampling prompts" if n_prompts > 1 else "no intervals"
+    counted = max(int(row["n_tokens"]) for row in _rows(table))
+    return f"{count(counted, 'token')} of {count(n_prompts, 'prompt')}, {resampled}"
+
+
+def _span(row: Row) -> str:
+    if pd.isna(row["first"]):
+        return "none"
+    return f"{row['first']}" if row["first"] == row["last"] else f"{row['first']}–{row['last']}"
+
+
+def _rows(table: pd.DataFrame, **wanted: str) -> list[Row]:
+    chosen = table
+    for column, value in wanted.items():
+        chosen = chosen[chosen[column] == value]
+    return chosen.to_dict("records")

@@ -1,0 +1,34 @@
+"""HTML made of elements, so that text can never become markup."""
+
+import html
+import re
+from collections.abc import Mapping
+
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class Markup(str):
+    """Text that is HTML already; made by `element` and `join` alone, or from files of this package."""
+
+
+def element(name: str, *content: str, attributes: Mapping[str, str] | None = None) -> Markup:
+    """An element around its content: `Markup` stays as it is, any other text is escaped.
+
+    Args:
+        name: of the element; written by us, as the attributes' names are.
+        content: what stands inside, in order.
+        attributes: their values are escaped.
+    """
+    given = "".join(f' {key}="{escaped(value)}"' for key, value in (attributes or {}).items())
+    return Markup(f"<{name}{given}>{join(*content)}</{name}>")
+
+
+def join(*content: str) -> Markup:
+    """Pieces one after the other; those that are not `Markup` are escaped."""
+    return Markup("".join(piece if isinstance(piece, Markup) else escaped(piece) for piece in content))
+
+
+def escaped(text: str) -> Markup:
+    """The text with everything that could be read as markup escaped, and lone surrogates, which no file can hold, as
+    U+FFFD."""
+    return Markup(html.escape(_LONE_SURROGATES.sub("\ufffd", str(text)), quote=True))

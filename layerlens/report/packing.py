@@ -1,0 +1,183 @@
+"""What the token explorer needs of a run, small enough to be carried inside a page.
+
+Every column of a prompt is an array, deflated and written in base64. Measures are held in a limited number of steps, as
+many as fit: 65,535 for a short run. The steps lie evenly between the smallest and the largest value of each layer, on a
+curve that gives small values the finer ones: the square root for entropies, ln(1 + 100 x) for norm ratios.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from math import log2
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerlens.analysis.layers import layer_kinds
+from layerlens.errors import OptionError, RunError
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+BUDGET = 4_300_000
+STEPS = (65535, 255, 127)
+TOKENS_SHOWN = 4096
+COLOURED = (0.02, 0.98)
+
+_NONE = -1
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Packed = dict[str, Any]
+Curve = Callable[[Array], Array]
+
+_CURVES: dict[str, tuple[str, Curve, Curve]] = {
+    "entropy": ("square", np.sqrt, np.square),
+    "norm_ratio": ("exponential", lambda x: np.log1p(100 * x), lambda x: np.expm1(x) / 100),
+    "io_cosine": ("straight", np.positive, np.positive),
+}
+
+
+def pack(run: "Run", prompt_ids: Sequence[str] | None = None) -> Packed:
+    """Everything the explorer shows, ready for `json.dumps`, at most about `BUDGET` bytes unless one prompt has more.
+
+    Of a prompt the first 4,096 positions are held. Where not all prompts fit even in the fewest steps, the first ones
+    are held that do; "prompts_left_out" counts the others.
+
+    Args:
+        run: what was traced.
+        prompt_ids: which prompts to hold, in this order; all of them where not given.
+
+    Raises:
+        OptionError: no prompt of such an id was traced, or none is given.
+        RunError: the run holds no traced position.
+    """
+    rows_of = _rows_by_prompt(run, prompt_ids)
+    n_prompts = len(rows_of)
+    n_cells = np.cumsum([len(rows) * run.n_layers for rows in rows_of.values()])
+    fitting = max(1, int((n_cells <= _most_cells(STEPS[-1])).sum()))
+    rows_of = dict(list(rows_of.items())[:fitting])
+    for steps in STEPS:
+        if n_cells[fitting - 1] <= _most_cells(steps) or steps == STEPS[-1]:
+            packed = _packed(run, rows_of, steps)
+            if _size(packed) <= BUDGET:
+                break
+    while len(packed["prompts"]) > 1 and _size(packed) > BUDGET:
+        packed["prompts"].pop()
+    return packed | {"prompts_left_out": n_prompts - len(packed["prompts"])}
+
+
+def _rows_by_prompt(run: "Run", prompt_ids: Sequence[str] | None) -> dict[str, Array]:
+    """The rows of `run.positions` of every prompt, in the order of its positions."""
+    traced: dict[str, Array] = run.positions.groupby("prompt_id", sort=False).indices  # type: ignore[assignment]
+    if not traced:
+        raise RunError(f"{run.path} holds no traced position; trace at least one prompt to its end")
+    wanted = list(traced) if prompt_ids is None else list(prompt_ids)
+    unknown = [name for name in wanted if name not in traced]
+    if unknown or not wanted:
+        given = f"no prompt {unknown[0]!r}" if unknown else "none of no prompts"
+        raise OptionError(f"{run.path} traced {given}; choose from run.prompts['prompt_id']")
+    position = run.positions["position"].to_numpy()
+    return {name: traced[name][np.argsort(position[traced[name]], kind="stable")][:TOKENS_SHOWN] for name in wanted}
+
+
+def _most_cells(steps: int) -> float:
+    """How many states of a layer fit at the very most: three measures each, which deflate hardly makes shorter."""
+    return BUDGET * 0.75 / (3 * 0.9 * log2(steps + 1) / 8)
+
+
+def _packed(run: "Run", rows_of: dict[str, Array], steps: int) -> Packed:
+    every = np.concatenate(list(rows_of.values()))
+    frame, top = run.positions, run.layers("top_token_id")
+    ids = {name: frame[name].fillna(_NONE).to_numpy(np.int64) for name in ("token_id", "next_token_id")}
+    words = _by_frequency([top[every].ravel(), *(column[every] for column in ids.values())])
+    values = {name: run.layers(name) for name in _CURVES}
+    measures = {name: _measure(name, of_layer[every], steps) for name, of_layer in values.items()}
+    small = {"position": np.int32, "is_generated": np.uint8, "perturbed": np.uint8}
+    small |= {"valley_layer": np.uint16, "selected_layer": np.uint16}
+    described = run.prompts.drop_duplicates("prompt_id").set_index("prompt_id")
+    lengths = frame.groupby("prompt_id").size()
+    prompts = []
+    for prompt_id, rows in rows_of.items():
+        columns: dict[str, Array] = {name: frame[name].to_numpy()[rows].astype(kind) for name, kind in small.items()}
+        columns |= {name: _codes(words, column[rows]) for name, column in ids.items()}
+        columns |= {"top_token_id": _codes(words, top[rows])}
+        columns |= {name: _in_steps(name, values[name][rows], measures[name], steps) for name in _CURVES}
+        about = described.loc[prompt_id]
+        texts = {name: about[name] if isinstance(about[name], str) else None for name in ("prompt", "reference")}
+        prompts.append(
+            {
+                "id": prompt_id,
+                "finish": str(about["finish_reason"]),
+                "n_tokens": len(rows),
+                "n_left_out": int(lengths[prompt_id]) - len(rows),
+                "texts": _deflated(json.dumps(texts).encode()),
+                "columns": {name: [str(column.dtype), _deflated(column.tobytes())] for name, column in columns.items()},
+            }
+        )
+    return {
+        "n_layers": run.n_layers,
+        "kinds": layer_kinds(run),
+        "window": int(run.manifest["window"]),
+        "earliest": int(frame[["valley_layer", "selected_layer"]].to_numpy()[every].min()),
+        "steps": steps,
+        "measures": measures,
+        "words": _deflated(json.dumps(["", *run.text_of(words)]).encode()),
+        "prompts": prompts,
+    }
+
+
+def _by_frequency(ids: list[Array]) -> Array:
+    """Every id that occurs, the frequent ones first: their codes are small and deflate well."""
+    found, counts = np.unique(np.concatenate(ids), return_counts=True)
+    ordered = found[np.argsort(-counts, kind="stable")]
+    words: Array = ordered[ordered != _NONE]
+    return words
+
+
+def _codes(words: Array, ids: Array) -> Array:
+    """Where each id stands among the words, from 1; 0 where there is none."""
+    order = np.argsort(words)
+    found = np.minimum(np.searchsorted(words[order], ids), len(words) - 1)
+    codes = np.where(ids == _NONE, 0, order[found] + 1)
+    return codes.astype(np.uint16 if len(words) < 2**16 else np.uint32)
+
+
+def _measure(name: str, values: Array, steps: int) -> Packed:
+    """How the steps of a measure are read and coloured.
+
+    low, high: the ends of its curve, by layer; pale, strong: the values between which colours run, the 2nd and 98th
+    percentile of each layer (0 is the palest entropy); error: what 99 % of the values are off by at most.
+    """
+    curve, bent, straight = _CURVES[name]
+    ends = np.zeros((4, values.shape[1]))
+    for layer, column in enumerate(values.T):
+        finite = column[np.isfinite(column)].astype(np.float64)
+        if len(finite):
+            ends[:2, layer] = bent(np.array([finite.min(), finite.max()]))
+            ends[2:, layer] = np.quantile(finite, COLOURED)
+    if name == "entropy":
+        ends[2] = 0
+    measure: Packed = {"curve": curve}
+    measure |= {key: row.tolist() for key, row in zip(("low", "high", "pale", "strong"), ends, strict=True)}
+    low, high = ends[:2]
+    held = straight(low + (high - low) * _in_steps(name, values, measure, steps) / (steps - 1))
+    errors = np.abs(held - values)[np.isfinite(values)]
+    return measure | {"error": float(np.quantile(errors, 0.99, method="higher")) if len(errors) else 0.0}
+
+
+def _in_steps(name: str, values: Array, measure: Packed, steps: int) -> Array:
+    """The step of each value, 0 .. steps - 1; `steps` where it is not finite."""
+    low, high = np.asarray(measure["low"]), np.asarray(measure["high"])
+    finite = np.isfinite(values)
+    along = (_CURVES[name][1](np.where(finite, values, 0.0)) - low) / np.where(high > low, high - low, 1)
+    step = np.where(finite, np.rint(np.clip(along, 0, 1) * (steps - 1)), steps)
+    return step.astype(np.uint16 if steps > 255 else np.uint8)
+
+
+def _deflated(content: bytes) -> str:
+    return base64.b64encode(zlib.compress(content)).decode("ascii")
+
+
+def _size(packed: Packed) -> int:
+    return len(json.dumps(packed))

@@ -1,0 +1,144 @@
+"""A run as one HTML file that needs nothing else: no network, no other file, no library.
+
+The texts of a run are untrusted. They reach the page in two ways only: through `markup.escaped`, or as data that the
+explorer's script puts into text nodes. The page forbids itself everything else by its Content-Security-Policy: only
+the script and the style of this package run, known by their hashes, and nothing is loaded.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from layerlens import plots
+from layerlens.errors import OptionError, RunError
+from layerlens.plots.style import look
+from layerlens.report.facts import facts, heading
+from layerlens.report.findings import caveats, findings, note
+from layerlens.report.markup import Markup, element, escaped, join
+from layerlens.report.packing import pack
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+
+def write_report(run: "Run", path: str | os.PathLike[str], prompt_ids: Sequence[str] | None = None) -> Path:
+    """The path of an HTML file about a run: what was run, its statistics, Figures 2 and 4, and the token explorer.
+
+    Args:
+        run: what was traced; complete or not.
+        path: the file to write; a file of that name is replaced, missing directories are made.
+        prompt_ids: the prompts the explorer holds, in this order; all of them, as far as they fit, where not given.
+
+    Raises:
+        OptionError: the file cannot be written, or the run traced no prompt of such an id.
+        RunError: the run holds no traced position.
+    """
+    out = Path(path).expanduser()
+    page = _report_html(run, prompt_ids)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OptionError(f"the report cannot be written to {out} ({reason}); name another file") from error
+    return out
+
+
+def explorer_html(run: "Run", prompt_ids: Sequence[str] | None = None) -> str:
+    """The token explorer alone, as a whole HTML page; it works within an iframe's srcdoc.
+
+    Args:
+        run: what was traced; complete or not.
+        prompt_ids: the prompts to hold, in this order; all of them, as far as they fit, where not given.
+
+    Raises:
+        OptionError: the run traced no prompt of such an id.
+        RunError: the run holds no traced position.
+    """
+    return _document(run, _data(run, prompt_ids), _section("explorer", "Token explorer", _fragment("explorer.html")))
+
+
+def _report_html(run: "Run", prompt_ids: Sequence[str] | None) -> str:
+    data = _data(run, prompt_ids)
+    return _document(
+        run,
+        data,
+        _section("run", "What was run", facts(run)),
+        _section("findings", "What it found", join(*map(note, caveats(run))), findings(run)),
+        _section("figures", "Layer by layer", element("div", *_figures(run), attributes={"class": "figures"})),
+        _section("explorer", "Token explorer", _fragment("explorer.html")),
+    )
+
+
+def _document(run: "Run", data: Markup, *sections: Markup) -> str:
+    style, script = _fragment("report.css"), _fragment("explorer.js")
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    theme = element("button", "Dark mode", attributes={"id": "theme", "type": "button", "aria-pressed": "false"})
+    head = element("header", element("div", heading(run)), theme)
+    title = f"{run.manifest['model']['source']} – layerlens"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{element('title', title)}\n{element('style', style)}\n</head>\n<body>\n"
+        f"{head}\n{element('main', *sections)}\n{data}\n{element('script', script)}\n</body>\n</html>\n"
+    )
+
+
+def _section(name: str, title: str, *content: Markup) -> Markup:
+    titled = element("h2", title, attributes={"id": f"{name}-title"})
+    return element("section", titled, *content, attributes={"id": name, "aria-labelledby": f"{name}-title"})
+
+
+def _fragment(name: str) -> Markup:
+    return Markup(files(__package__).joinpath(name).read_text(encoding="utf-8").strip())
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
+
+
+def _data(run: "Run", prompt_ids: Sequence[str] | None) -> Markup:
+    """The explorer's data as JSON that no HTML parser can take for markup."""
+    text = json.dumps(pack(run, prompt_ids), allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return element("script", Markup(text), attributes={"type": "application/json", "id": "explorer-data"})
+
+
+def _figures(run: "Run") -> list[Markup]:
+    return [
+        _figure(
+            run, 2, plots.figure2, "How strongly each layer writes into the residual stream (a), and turns it (b)."
+        ),
+        _figure(
+            run, 4, plots.figure4, "Entropy by layer of tokens that the last layer makes less sure (a), and others (b)."
+        ),
+    ]
+
+
+def _figure(run: "Run", number: int, draw: Callable[["Run"], tuple[Figure, pd.DataFrame]], caption: str) -> Markup:
+    try:
+        figure, _ = draw(run)
+    except RunError as error:
+        return note(f"No Figure {number}: {error}.")
+    svg = io.BytesIO()
+    with look(), mpl.rc_context({"svg.hashsalt": "layerlens"}):  # the same run gives the same bytes
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode("ascii")
+    # an element without an end tag, which `element` does not make
+    image = Markup(f'<img src="{source}" alt="{escaped(caption)}">')
+    return element("figure", image, element("figcaption", f"Figure {number}. {caption}"))

@@ -1,0 +1,287 @@
+"""The HTML file itself: what it says, what it may do, how large it is."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import time
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from layerlens.analysis.decoding import by_entropy_band, by_relative_position, valley_statistics
+from layerlens.errors import OptionError, RunError
+from layerlens.report import explorer_html, write_report
+from layerlens.report.markup import Markup, element, escaped, join
+from layerlens.run import open_run
+from tests.analysis.test_no_torch import imports_torch
+from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--]]>\u2028\u202e"
+NO_TEXT = {"style", "script"}
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, and the text a reader sees."""
+
+    def __init__(self, content):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.texts, self._open = [], [], []
+        self.feed(content)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(SimpleNamespace(tag=tag, attributes=dict(attrs), text=""))
+        if tag not in ("meta", "img", "input", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] in NO_TEXT:
+            self.elements[-1].text += data
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag):
+        return [found for found in self.elements if found.tag == tag]
+
+
+@pytest.fixture
+def run(tmp_path):
+    curves = hybrid_curves()
+    return write_run(tmp_path / "run", planted(curves, n_tokens=20, noise=0.1), layer_kinds=hybrid_kinds())
+
+
+def page_of(run, tmp_path):
+    return Page(write_report(run, tmp_path / "out" / "page.html").read_text(encoding="utf-8"))
+
+
+def numbers(row, name, digits=".2f"):
+    mean, low, high = (format(row[f"{name}{end}"], digits).replace("-", "−") for end in ("", "_low", "_high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def test_it_says_what_was_run_and_found(run, tmp_path):
+    page = page_of(run, tmp_path)
+    assert [title.tag for title in page.elements if title.tag == "h1"] == ["h1"]
+    assert "made up" in page.text
+    assert "8 prompts of made up · 160 positions · 40 layers · decoded by last" in page.text
+    assert "width 8, vocabulary 49,152" in page.text
+    partition = run.partition().set_index("group")
+    for group in ("perturbed", "unperturbed"):
+        row = partition.loc[group]
+        for name in ("entropy_before", "entropy_last", "entropy_change", "entropy_valley"):
+            assert numbers(row, name) in page.text
+        assert numbers(row, "share", ".1%") in page.text
+    for phase in run.phases().to_dict("records"):
+        assert numbers(phase, "norm_ratio") in page.text
+        assert numbers(phase, "io_cosine") in page.text
+    marks = run.valleys().set_index(["group", "mark"])
+    valley = marks.loc[("perturbed", "V*")]
+    assert valley["layer"] == 39  # as planted
+    assert f"V* 39 [{int(valley['layer_low'])}, {int(valley['layer_high'])}]" in page.text
+    onset = marks.loc[("perturbed", "V_onset")]
+    onset_layers = [int(onset[name]) for name in ("layer", "layer_low", "layer_high")]
+    assert "V_onset {} [{}, {}]".format(*onset_layers) in page.text
+    assert "Phase Layers Norm ratio I/O cosine I 1–4" in page.text
+    steps = valley_statistics(run).set_index("statistic")
+    for statistic in ("valley_rate", "substitution_rate", "sure_rate_without_valley"):
+        assert numbers(steps.loc[statistic], "value", ".1%") in page.text
+    for statistic in ("entropy", "entropy_without_valley", "walk_depth"):
+        assert numbers(steps.loc[statistic], "value") in page.text
+    assert re.search(
+        r"Nats With a valley Substituted n under 0.01 .* 0.01 to 0.05 .* 0.05 to 0.1 .* from 0.1 ", page.text
+    )
+    for rows in (by_entropy_band(run), by_relative_position(run)):
+        for row in rows[rows["n_tokens"] > 0].to_dict("records"):
+            rates = " ".join(numbers(row, name, ".1%") for name in ("valley_rate", "substitution_rate"))
+            assert f"{rates} {row['n_tokens']}" in page.text
+    assert "160 tokens of 8 prompts, 95 % intervals by resampling prompts" in page.text
+
+
+def test_two_figures_are_inside(run, tmp_path):
+    pictures = page_of(run, tmp_path).all("img")
+    assert len(pictures) == 2
+    for picture in pictures:
+        kind, content = picture.attributes["src"].split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        assert b"<svg" in base64.b64decode(content)
+        assert len(picture.attributes["alt"]) > 20
+
+
+@pytest.mark.parametrize("make", [explorer_html, None])
+def test_only_our_script_and_style_may_run(run, tmp_path, make):
+    content = make(run) if make else write_report(run, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Page(content)
+    [policy] = [m.attributes["content"] for m in page.all("meta") if "http-equiv" in m.attributes]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    assert rules["base-uri"] == rules["form-action"] == "'none'"
+    code = [script for script in page.all("script") if script.attributes.get("type") != "application/json"]
+    for rule, parts in (("script-src", code), ("style-src", page.all("style"))):
+        [part] = parts
+        assert "unsafe" not in rules[rule]
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(part.text.encode()).digest()).decode()}'"
+    for found in page.elements:
+        assert not [name for name in found.attributes if name.startswith("on") or name in ("href", "style")]
+        assert found.tag not in ("link", "iframe", "object", "base")
+    assert not re.search(
+        r"(?:src|url)\s*[=(]\s*[\"']?(?!data:)\w", re.sub(r"<script.*?</script>", "", content, flags=re.S)
+    )
+
+
+def test_texts_of_a_run_never_become_markup(tmp_path):
+    entropy = np.ones((5, 9))
+    words = {0: HOSTILE, 1: "</script>", 2: "<!--"}
+    run = write_run(tmp_path / "run", {HOSTILE: {"entropy": entropy}}, words=words, strategy=HOSTILE)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    manifest["model"]["source"] = HOSTILE + "\ud800"
+    manifest["model"]["layer_kinds"] = [HOSTILE] * 9
+    manifest["dataset"]["name"] = HOSTILE
+    manifest["command"] = [HOSTILE]
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    run = open_run(run.path)
+    for content in (write_report(run, tmp_path / "page.html").read_text(encoding="utf-8"), explorer_html(run)):
+        assert "<script>alert" not in content
+        assert "<img src=x" not in content
+        page = Page(content)
+        assert [script.attributes.get("type") for script in page.all("script")] == ["application/json", None]
+        data = json.loads(page.all("script")[0].text)
+        assert data["prompts"][0]["id"] == HOSTILE
+        assert data["kinds"][0] == HOSTILE
+        assert not set("<>&\u2028\u2029") & set(page.all("script")[0].text)
+        assert " ".join((HOSTILE + "\ufffd").split()) in page.text
+        content.encode("utf-8")
+
+
+def test_elements_escape_all_but_markup():
+    assert element("p", "<b>", Markup("<i>x</i>"), "&\"'") == "<p>&lt;b&gt;<i>x</i>&amp;&quot;&#x27;</p>"
+    assert element("p", attributes={"title": '"><script>'}) == '<p title="&quot;&gt;&lt;script&gt;"></p>'
+    assert join("<", Markup("<")) == "&lt;<"
+    assert escaped("a\ud800b") == "a\ufffdb"
+    assert html.unescape(escaped(HOSTILE)) == HOSTILE
+
+
+def test_one_prompt_has_no_interval(tmp_path):
+    run = write_run(tmp_path / "run", planted(hybrid_curves(9), n_prompts=1))
+    page = page_of(run, tmp_path)
+    assert "One prompt: the means have no interval" in page.text
+    share = run.partition().set_index("group").loc["perturbed", "share"]
+    assert f"Perturbed tokens {share:.1%} the last layer" in page.text
+    assert "nan" not in page.text.lower()
+
+
+def test_few_prompts_are_said_to_be_few(tmp_path):
+    run = write_run(tmp_path / "run", planted(hybrid_curves(6), n_prompts=3))
+    assert "3 prompts: the intervals are too narrow" in page_of(run, tmp_path).text
+
+
+def test_an_incomplete_run_says_so(tmp_path):
+    run = write_run(tmp_path / "run", planted(hybrid_curves(6)), finish=False)
+    assert "This run is not complete: 8 of 8 prompts are in it" in page_of(run, tmp_path).text
+
+
+def test_few_layers_have_no_phases(tmp_path):
+    run = write_run(tmp_path / "run", planted(hybrid_curves(6)))
+    assert "No phases: 6 layers are too few" in page_of(run, tmp_path).text
+
+
+def test_a_single_layer_has_an_explorer_and_no_statistics(tmp_path):
+    run = write_run(tmp_path / "run", {name: {"entropy": np.ones((3, 1))} for name in "abc"})
+    page = page_of(run, tmp_path)
+    assert "The model has a single layer" in page.text
+    assert "No Figure 4" in page.text
+    assert len(page.all("img")) == 1
+    assert json.loads(page.all("script")[0].text)["n_layers"] == 1
+
+
+def test_states_that_are_not_finite_are_left_out_of_the_numbers_only(tmp_path):
+    prompts = planted(hybrid_curves(10), n_prompts=3)
+    prompts["broken"] = {"entropy": np.full((4, 10), np.nan), "norm_ratio": np.full((4, 10), np.inf)}
+    run = write_run(tmp_path / "some", prompts, finish_reasons={"broken": "non_finite"})
+    page = page_of(run, tmp_path)
+    assert "1 prompt with NaN or infinite states left out" in page.text
+    assert "broken" in [prompt["id"] for prompt in json.loads(page.all("script")[0].text)["prompts"]]
+    run = write_run(tmp_path / "all", {"broken": prompts["broken"]}, finish_reasons={"broken": "non_finite"})
+    page = page_of(run, tmp_path)
+    assert "No statistics: every prompt of" in page.text
+    assert page.text.count("No Figure") == 2
+    assert not page.all("img")
+
+
+def test_given_texts_have_a_report_too(tmp_path):
+    prompts = planted(hybrid_curves(10))
+    for columns in prompts.values():
+        columns["is_generated"] = np.zeros(40, dtype=bool)
+    page = page_of(write_run(tmp_path / "run", prompts), tmp_path)
+    assert "nothing generated: the texts were given" in page.text
+    assert "No statistics of generated tokens: " in page.text
+    assert "Phases of the layers" in page.text
+
+
+def test_what_cannot_be_reported_is_one_sentence(tmp_path):
+    run = write_run(tmp_path / "run", planted(hybrid_curves(6)))
+    empty = write_run(tmp_path / "empty", {"none": {"entropy": np.zeros((0, 4))}})
+    with pytest.raises(RunError, match="holds no traced position; trace at least one prompt"):
+        write_report(empty, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+    with pytest.raises(OptionError, match=r"cannot be written to .* name another file"):
+        write_report(run, tmp_path)
+
+
+def test_the_command_writes_into_the_run_or_where_told(run, tmp_path, cli):
+    assert cli("report", run.path) == (0, f"{run.path / 'report.html'}\n", "")
+    told = tmp_path / "deep" / "page.html"
+    assert cli("report", run.path, "--out", told) == (0, f"{told}\n", "")
+    # the same run gives the same bytes
+    assert (run.path / "report.html").read_bytes() == told.read_bytes()
+    assert len(open_run(run.path).tokens) == 160  # the run is still one
+    code, out, err = cli("report", tmp_path / "nowhere")
+    assert (code, out) == (2, "")
+    assert "there is no run at" in err
+
+
+def test_the_command_says_that_a_run_is_not_complete(tmp_path, cli):
+    half = write_run(tmp_path / "half", planted(hybrid_curves(6)), finish=False)
+    code, out, err = cli("report", half.path)
+    assert (code, out) == (0, f"{half.path / 'report.html'}\n")
+    assert "is not complete: 8 of 8 prompts" in err
+
+
+def test_it_needs_no_torch():
+    assert not imports_torch("layerlens.report")
+
+
+def test_fifty_prompts_of_512_tokens_stay_small_and_quick(tmp_path):
+    random = np.random.default_rng(0)
+    n_layers, shape = 32, (512, 32)
+    prompts = {}
+    for index in range(50):
+        last = random.zipf(1.3, 512) % 49152
+        agree = np.arange(1, n_layers + 1) > random.integers(4, 32, 512)[:, None]
+        early = random.zipf(1.2, shape) % 49152
+        prompts[f"p{index}"] = {
+            "entropy": random.gamma(1.0, 2.0, shape),
+            "norm_ratio": random.lognormal(-1, 0.5, shape),
+            "io_cosine": random.uniform(0.5, 1, shape),
+            "top_token_id": np.where(agree, last[:, None], early).astype(np.int32),
+        }
+    words = {token_id: f" word{token_id}" for token_id in range(49152)}
+    run = write_run(tmp_path / "run", prompts, words=words)
+    started = time.process_time()  # other tests run at the same time
+    path = write_report(open_run(run.path), tmp_path / "page.html")
+    seconds = time.process_time() - started
+    data = json.loads(Page(path.read_text(encoding="utf-8")).all("script")[0].text)
+    assert len(data["prompts"]) == 50
+    assert data["steps"] >= 127
+    assert path.stat().st_size < 5_000_000
+    assert seconds < 20
