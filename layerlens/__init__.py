@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layerlens.decode.readouts import Readouts
     from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
+    from layerlens.evaluation.ablation import ablate
     from layerlens.models import Model, load
     from layerlens.run import Run, open_run
     from layerlens.tracing.options import TraceOptions
@@ -42,6 +43,7 @@ __all__ = [
     "Strategy",
     "TraceOptions",
     "Valley",
+    "ablate",
     "dataset",
     "decoding",
     "generate",
@@ -65,6 +67,7 @@ _HOMES = {
     "layerlens.decode.readouts": ("Readouts",),
     "layerlens.decode.strategies": ("Choice", "Fixed", "Last", "Strategy", "Valley"),
     "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
+    "layerlens.evaluation.ablation": ("ablate",),
     "layerlens.models": ("Model", "load"),
     "layerlens.run": ("Run", "open_run"),
     "layerlens.tracing.options": ("TraceOptions",),

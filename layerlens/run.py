@@ -1,7 +1,7 @@
 """A run directory, opened: its tables as pandas frames and the analyses of them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,58 @@ class Run:
     def substitutions(self) -> pd.DataFrame:
         """Tokens whose selected layer ranks another token first than the last layer; see `analysis.substitutions`."""
         return analysis.substitutions(self)
+
+    def valley_statistics(self) -> pd.DataFrame:
+        """What decoding from the valley does to tokens, or would do; see `analysis.valley_statistics`."""
+        return analysis.valley_statistics(self)
+
+    def by_entropy_band(self, edges: Sequence[float] = analysis.BANDS) -> pd.DataFrame:
+        """Valleys and substitutions by how sure the last layer is; see `analysis.by_entropy_band`."""
+        return analysis.by_entropy_band(self, edges)
+
+    def by_relative_position(self, bins: int = 10) -> pd.DataFrame:
+        """Valleys and substitutions from the beginning to the end of texts; see `analysis.by_relative_position`."""
+        return analysis.by_relative_position(self, bins)
+
+    def walk_depths(self) -> pd.DataFrame:
+        """How far walks back from the last layer go; see `analysis.walk_depths`."""
+        return analysis.walk_depths(self)
+
+    def agreement(self) -> pd.DataFrame:
+        """One row per layer: how often it agrees with the last one about the next token; see `analysis.agreement`."""
+        return analysis.agreement(self)
+
+    def earliest_agreement(self) -> pd.DataFrame:
+        """The mean earliest layer that has the last layer's first choice; see `analysis.earliest_agreement`."""
+        return analysis.earliest_agreement(self)
+
+    def kind_jumps(self) -> pd.DataFrame:
+        """Jumps of entropy between layers of different kinds and elsewhere; see `analysis.kind_jumps`."""
+        return analysis.kind_jumps(self)
+
+    def substitution_pairs(self, k: int = 20) -> pd.DataFrame:
+        """The most frequent pairs of a standard and a confident token; see `analysis.substitution_pairs`."""
+        return analysis.substitution_pairs(self, k)
+
+    def substituted_tokens(self, method: str, k: int = 20) -> pd.DataFrame:
+        """The most frequent standard ("last") or "confident" tokens; see `analysis.substituted_tokens`."""
+        return analysis.substituted_tokens(self, method, k)
+
+    def class_shares(self, whole_words: bool = False, by: str = "class") -> pd.DataFrame:
+        """What kinds of words are substituted; see `analysis.class_shares`."""
+        return analysis.class_shares(self, whole_words, by)
+
+    def overhead(self) -> pd.DataFrame:
+        """What walking back costs beside the forward pass; see `analysis.overhead`."""
+        return analysis.overhead(self)
+
+    def compare(self, other: "Run") -> pd.DataFrame:
+        """Another run of the same prompts beside this one, paired by prompt; see `analysis.compare`."""
+        return analysis.compare(self, other)
+
+    def compare_outputs(self, other: "Run") -> pd.DataFrame:
+        """How far the outputs of two runs of the same prompts are the same; see `analysis.compare_outputs`."""
+        return analysis.compare_outputs(self, other)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

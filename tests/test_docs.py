@@ -1,6 +1,10 @@
 """The documentation's code runs as it stands, and names what there is."""
 
+import os
 import re
+import subprocess
+import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,8 @@ from layerlens.decode import names
 from layerlens.decode.criteria import CRITERIA
 from tests.conftest import tiny
 
-DECODING = (Path(__file__).resolve().parents[1] / "docs" / "decoding.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+DECODING = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", DECODING, re.DOTALL)
 
 
@@ -41,3 +46,53 @@ def test_every_strategy_and_criterion_is_documented():
         assert f"`{name}`" in DECODING or f"`{name}-" in DECODING or name == "fixed", name
     for option in ("min_new_tokens", "repetition_penalty", "stop_strings", "eos_token_id", "entropy_floor"):
         assert f"`{option}`" in DECODING
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation as built; a warning is an error."""
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_public_name_is_on_the_page_of_python(site):
+    page = (site / "api" / "index.html").read_text(encoding="utf-8")
+    shown = set(re.findall(r'id="layerlens\.[\w.]*?(\w+)"', page))
+    elsewhere = {"plot"}  # a module: its functions are on the page
+    assert set(ll.__all__) - elsewhere <= shown
+    assert {"contributions", "io_cosine", "entropy_partition"} <= shown
+
+
+def test_the_pages_fetch_nothing_from_elsewhere(site):
+    """Nothing is loaded from another host when a page is read; links a reader may follow are no loads."""
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loads = re.findall(r'<(?:script|img|iframe|source)[^>]*\ssrc="(https?:)?//', text)
+        loads += re.findall(r'<link[^>]*rel="(?:stylesheet|preconnect|icon)"[^>]*href="https?://', text)
+        assert not loads, page
+
+
+def test_commands_that_are_shown_exist():
+    """Every sub-command and option after `layerlens` in the documentation and the README."""
+    shown = {}
+    for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
+        for line in re.findall(
+            r"^(?: {4}|\$ )(?:\$ )?layerlens ([a-z]+ .*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            command = line.split("#")[0].split()
+            shown.setdefault(command[0], set()).update(word for word in command if word.startswith("--"))
+    assert {"trace", "figure", "table", "report", "ablate"} <= set(shown)
+    for command, options in shown.items():
+        asked = [command, "decode"] if command == "bench" else [command]
+        done = subprocess.run([sys.executable, "-m", "layerlens", *asked, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, command
+        missing = {option for option in options if option not in unescape(done.stdout)}
+        assert not missing, (command, missing)

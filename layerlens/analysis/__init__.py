@@ -1,9 +1,36 @@
 """What a run's records say, as small tables with intervals. Nothing here needs a model or a GPU."""
 
+from layerlens.analysis.agreement import agreement, earliest_agreement
+from layerlens.analysis.comparison import compare, compare_outputs
+from layerlens.analysis.decoding import BANDS, by_entropy_band, by_relative_position, valley_statistics, walk_depths
+from layerlens.analysis.kinds import kind_jumps
 from layerlens.analysis.layers import by_layer, entropy_curves
+from layerlens.analysis.overhead import overhead
 from layerlens.analysis.partition import partition
 from layerlens.analysis.phases import phases
 from layerlens.analysis.substitutions import substitutions
 from layerlens.analysis.valleys import valleys
+from layerlens.analysis.words import class_shares, substituted_tokens, substitution_pairs
 
-__all__ = ["by_layer", "entropy_curves", "partition", "phases", "substitutions", "valleys"]
+__all__ = [
+    "BANDS",
+    "agreement",
+    "by_entropy_band",
+    "by_layer",
+    "by_relative_position",
+    "class_shares",
+    "compare",
+    "compare_outputs",
+    "earliest_agreement",
+    "entropy_curves",
+    "kind_jumps",
+    "overhead",
+    "partition",
+    "phases",
+    "substituted_tokens",
+    "substitution_pairs",
+    "substitutions",
+    "valley_statistics",
+    "valleys",
+    "walk_depths",
+]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli import bench, figure, lists
+from layerlens.cli import ablate, bench, compare, figure, lists, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.errors import LayerlensError
@@ -41,6 +41,10 @@ app.command("trace")(tracing.trace)
 app.command("generate")(generating.generate)
 app.add_typer(bench.bench, name="bench")
 app.command("figure")(figure.figure)
+app.command("table")(table.table)
+app.command("report")(report.report)
+app.command("compare")(compare.compare)
+app.command("ablate")(ablate.ablate)
 app.command("models")(lists.models)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(lists.doctor)

@@ -5,25 +5,28 @@ from typing import Annotated
 
 import typer
 
-from layerlens.errors import OptionError
+from layerlens.cli.each import each, opened
 
 
 def figure(
-    number: Annotated[str, typer.Argument(help="Number of a figure of the paper, or all.")],
-    run: Annotated[Path, typer.Option(help="Run directory.")],
+    number: Annotated[str, typer.Argument(help="Number of a figure of the paper, 1 to 12, or all.")],
     out: Annotated[Path, typer.Option(help="Directory for the PNG, the PDF and the csv they draw.")],
+    run: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="Run of the same prompts from the last layer, for figures 7 to 12.")
+    ] = None,
+    ablation: Annotated[Path | None, typer.Option(help="Directory of `layerlens ablate`, for figure 3.")] = None,
 ) -> None:
     """Draw a figure of the paper from a run: PNG, PDF, and the numbers as csv."""
     import layerlens as ll
 
-    if number != "all" and not (number.isascii() and number.isdigit()):
-        raise OptionError(f"figure {number!r} is no number; give {', '.join(map(str, ll.plot.FIGURES))} or all")
-    opened = ll.open_run(run)
-    if not opened.is_complete:
-        typer.echo(
-            f"layerlens: {run} is not complete: {len(opened.prompts)} of {opened.manifest['dataset']['rows']} prompts",
-            err=True,
-        )
-    for one in ll.plot.DISTINCT if number == "all" else (int(number),):
-        for path in ll.plot.draw(one, opened, out):
-            typer.echo(path)
+    shown, other = opened(run), opened(beside)
+    everything = [one for one in ll.plot.DISTINCT if (ablation if one == 3 else run) is not None]
+    for path in each(
+        "figure",
+        number,
+        [str(one) for one in ll.plot.NUMBERS],
+        [str(one) for one in everything],
+        lambda one: ll.plot.draw(int(one), shown, out, beside=other, ablation=ablation),
+    ):
+        typer.echo(path)

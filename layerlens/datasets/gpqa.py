@@ -32,7 +32,14 @@ def option_order(record_id: str, seed: int) -> tuple[int, ...]:
 
 
 SOURCE = Source(
-    card=Card("gpqa", "Idavidrein/gpqa", "graduate science, 198 questions, four options", "CC-BY-4.0", gated=True),
+    card=Card(
+        "gpqa",
+        "Idavidrein/gpqa",
+        "graduate science, 198 questions, four options",
+        "CC-BY-4.0",
+        gated=True,
+        scoring="chosen letter",
+    ),
     config="gpqa_diamond",
     split="train",
     columns=("Record ID", "Question", *OPTION_COLUMNS),

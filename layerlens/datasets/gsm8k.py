@@ -18,7 +18,14 @@ def final_number(solution: str) -> str:
 
 
 SOURCE = Source(
-    card=Card("gsm8k", "openai/gsm8k", "school arithmetic in words, 1,319 questions", "MIT", gated=False),
+    card=Card(
+        "gsm8k",
+        "openai/gsm8k",
+        "school arithmetic in words, 1,319 questions",
+        "MIT",
+        gated=False,
+        scoring="last number",
+    ),
     config="main",
     split="test",
     columns=("question", "answer"),

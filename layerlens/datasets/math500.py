@@ -10,7 +10,14 @@ def to_prompt(row: Row, number: int, seed: int) -> Prompt:
 
 
 SOURCE = Source(
-    card=Card("math500", "HuggingFaceH4/MATH-500", "competition mathematics, 500 problems", "MIT", gated=False),
+    card=Card(
+        "math500",
+        "HuggingFaceH4/MATH-500",
+        "competition mathematics, 500 problems",
+        "MIT",
+        gated=False,
+        scoring="exact",
+    ),
     config=None,
     split="test",
     columns=("problem", "answer", "unique_id"),

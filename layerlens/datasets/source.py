@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from layerlens.datasets.prompt import Prompt
 
 Row = Mapping[str, str]
 """The columns that a source declares, every one of them known to be a text."""
+
+Scoring = Literal["last number", "chosen letter", "exact", "number or words"]
+"""How an answer is compared with its reference; see `layerlens.evaluation.scoring`."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Card:
     licence: str
     gated: bool
     """Access has to be asked for on the hub."""
+    scoring: Scoring | None
+    """How answers are scored; None where no rule can."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from layerlens.plots import style
-from layerlens.plots.contributions import contributions_table, draw_contributions, draw_io_cosine
+from layerlens.plots.ablation import figure3
+from layerlens.plots.clouds import figure1
+from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
-from layerlens.plots.figures import DISTINCT, FIGURES, draw, figure2, figure4
+from layerlens.plots.figures import DISTINCT, FIGURES, NUMBERS, draw, figure2, figure4
+from layerlens.plots.grids import figure_grid
 from layerlens.plots.save import save
 
 if TYPE_CHECKING:
@@ -17,11 +20,15 @@ if TYPE_CHECKING:
 __all__ = [
     "DISTINCT",
     "FIGURES",
+    "NUMBERS",
     "contributions",
     "draw",
     "entropy_partition",
+    "figure1",
     "figure2",
+    "figure3",
     "figure4",
+    "figure_grid",
     "io_cosine",
     "save",
 ]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from layerlens.analysis import entropy_curves, partition, valleys
 from layerlens.plots import style
-from layerlens.plots.contributions import name_phases, phase_of_layers
+from layerlens.plots.dynamics import name_phases, phase_of_layers
 
 if TYPE_CHECKING:
     from layerlens.run import Run

@@ -1,5 +1,6 @@
 """Whole figures of the paper, each with the table it draws, and the numbers they go by."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,11 @@ from matplotlib.figure import Figure
 
 from layerlens.errors import OptionError
 from layerlens.plots import style
-from layerlens.plots.contributions import contributions_table, draw_contributions, draw_io_cosine
+from layerlens.plots.ablation import figure3
+from layerlens.plots.clouds import figure1
+from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
+from layerlens.plots.grids import figure_grid
 from layerlens.plots.save import save
 
 if TYPE_CHECKING:
@@ -41,20 +45,53 @@ def figure4(run: "Run") -> tuple[Figure, pd.DataFrame]:
     return figure, table
 
 
-def draw(number: int, run: "Run", out_dir: Path) -> list[Path]:
-    """The files of the paper's figure of that number, drawn from a run: PNG, PDF and the csv they draw.
+def draw(
+    number: int,
+    run: "Run | None",
+    out_dir: Path,
+    *,
+    beside: "Run | None" = None,
+    ablation: str | os.PathLike[str] | None = None,
+) -> list[Path]:
+    """The files of the paper's figure of that number: PNG, PDF and the csv they draw.
 
-    Figures 5 and 6 are 2 and 4 for another model.
+    Figures 5 and 6 are 2 and 4 for another model; 7 to 12 show the prompts with the most substitutions, one each.
+
+    Args:
+        number: of the figure, 1 to 12.
+        run: what was traced; not needed for Figure 3.
+        out_dir: where the files go.
+        beside: for Figures 7 to 12 the same prompts decoded from the last layer; drawn above.
+        ablation: for Figure 3 the directory that `layerlens ablate` wrote.
 
     Raises:
-        OptionError: no figure of that number is drawn from a run, or the directory cannot be written.
+        OptionError: there is no such figure, what it is drawn from is missing, or the directory cannot be written.
         RunError: the run lacks what the figure shows.
     """
-    if number not in FIGURES:
-        raise OptionError(f"there is no figure {number}; choose from {', '.join(map(str, FIGURES))}")
-    figure, table = FIGURES[number](run)
+    if number not in NUMBERS:
+        raise OptionError(f"there is no figure {number}; choose from {', '.join(map(str, NUMBERS))}")
+    if number == 3:
+        if ablation is None:
+            raise OptionError(
+                "figure 3 shows scored answers; give --ablation, a directory written by `layerlens ablate`"
+            )
+        figure, table = figure3(ablation)
+    elif run is None:
+        raise OptionError(f"figure {number} shows a run; give --run, a directory that `layerlens trace` wrote")
+    elif number in GRIDS:
+        figure, table = figure_grid(beside, run, choice=number - GRIDS[0] + 1)
+    else:
+        figure, table = FIGURES[number](run)
     return save(figure, table, Path(out_dir), f"figure{number}")
 
 
-DISTINCT = (2, 4)
-FIGURES: dict[int, Callable[["Run"], tuple[Figure, pd.DataFrame]]] = {2: figure2, 4: figure4, 5: figure2, 6: figure4}
+GRIDS = (7, 8, 9, 10, 11, 12)
+FIGURES: dict[int, Callable[["Run"], tuple[Figure, pd.DataFrame]]] = {
+    1: figure1,
+    2: figure2,
+    4: figure4,
+    5: figure2,
+    6: figure4,
+}
+NUMBERS = (1, 2, 3, 4, 5, 6, *GRIDS)
+DISTINCT = (1, 2, 3, 4, *GRIDS)

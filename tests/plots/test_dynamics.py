@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from layerlens.plots import contributions, io_cosine, style
-from layerlens.plots.contributions import contributions_table, dwarfing, trend
+from layerlens.plots.dynamics import contributions_table, dwarfing, trend
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 
 

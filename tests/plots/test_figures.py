@@ -11,7 +11,7 @@ import pytest
 
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import FIGURES, draw, figure2, figure4
-from layerlens.plots.contributions import contributions_table
+from layerlens.plots.dynamics import contributions_table
 from layerlens.plots.entropy import entropy_table
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 
@@ -121,8 +121,13 @@ def test_the_readers_settings_and_backend_are_left_alone(tmp_path):
 
 
 def test_an_unknown_number_is_refused_with_those_there_are(tmp_path):
-    with pytest.raises(OptionError, match="no figure 3; choose from 2, 4, 5, 6"):
-        draw(3, hybrid(tmp_path / "run"), tmp_path / "out")
+    run = hybrid(tmp_path / "run")
+    with pytest.raises(OptionError, match="no figure 13; choose from 1, 2, 3, 4"):
+        draw(13, run, tmp_path / "out")
+    with pytest.raises(OptionError, match="give --ablation"):
+        draw(3, run, tmp_path / "out")
+    with pytest.raises(OptionError, match="give --run"):
+        draw(7, None, tmp_path / "out")
 
 
 def test_a_run_without_tokens_is_refused(tmp_path):

@@ -1,0 +1,153 @@
+"""Hold two runs of the same problems, decoded from the last layer and from the valley, against the paper's claims.
+
+python analyses/findings.py LAST_RUN VALLEY_RUN OUT_DIR
+
+Writes claims.csv and claims.md: every number that docs/findings.md quotes, with its interval.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from layerlens.analysis.reported import reported_value
+from layerlens.analysis.uncertainty import interval, mean_interval, resample, resampled_means
+from layerlens.errors import LayerlensError
+from layerlens.evaluation.scoring import WAYS, way_of_scoring
+from layerlens.run import Run, open_run
+from layerlens.tables.compose import Measured, beside
+from layerlens.tables.save import save
+
+REPEATED = 4
+"""A generated token that ends a run of this many which stood in the same text before counts as repeated."""
+
+
+def of_last_run(run: Run) -> Iterator[Measured]:
+    """What the layers do while the model decodes as it always does."""
+    layers = run.by_layer().set_index("layer")
+    for layer in (1, run.n_layers):
+        for measure in ("norm_ratio", "io_cosine"):
+            row = layers.loc[layer]
+            figures = _bounded(row, measure)
+            yield Measured(
+                f"{measure.replace('_', ' ')}, layer {layer}", "", *figures, row["n_tokens"], row["n_prompts"]
+            )
+    phases = run.phases().set_index("phase")
+    for phase in ("I", "II", "III"):
+        first, last = phases.loc[phase, ["first", "last"]]
+        yield Measured(f"phase {phase}, first layer", "layer", float(first), n_prompts=phases.loc[phase, "n_prompts"])
+        yield Measured(f"phase {phase}, last layer", "layer", float(last), n_prompts=phases.loc[phase, "n_prompts"])
+    plateau = layers.loc[phases.loc["II", "first"] : phases.loc["II", "last"]]
+    for end in ("min", "max"):
+        for measure in ("norm_ratio", "io_cosine"):
+            yield Measured(f"{measure.replace('_', ' ')} in phase II, {end}", "", float(plateau[measure].agg(end)))
+    partition = run.partition().set_index("group")
+    row = partition.loc["perturbed"]
+    told = reported_value("F4", quantity="perturbed percent")
+    share = _bounded(row, "share", 100)
+    yield Measured("perturbed tokens", "%", *share, row["n_tokens"], row["n_prompts"], told)
+    for group, quantity in (
+        ("perturbed", "entropy rise of perturbed tokens, nats"),
+        ("unperturbed", "entropy change of the others, nats"),
+    ):
+        row = partition.loc[group]
+        change = _bounded(row, "entropy_change")
+        told = reported_value("F4", quantity=quantity)
+        yield Measured(f"entropy change at L, {group}", "nats", *change, row["n_tokens"], row["n_prompts"], told)
+    for row in run.valleys().to_dict("records"):
+        if row["group"] == "perturbed":
+            found = _bounded(row, "layer")
+            told = reported_value("F4", quantity=row["mark"])
+            yield Measured(
+                f"{row['mark']} of perturbed tokens", "layer", *found, row["n_tokens"], row["n_prompts"], told
+            )
+    kept = run.earliest_agreement().set_index("reading").loc["kept"]
+    earliest = _bounded(kept, "layer")
+    yield Measured("earliest layer that keeps the final token", "layer", *earliest, kept["n_tokens"], kept["n_prompts"])
+
+
+def of_both(last: Run, valley: Run) -> Iterator[Measured]:
+    """What decoding from the valley changes, on the prompts that both runs have."""
+    names = {"run": "last layer", "other": "valley", "difference": "valley less last layer"}
+    for row in last.compare(valley).to_dict("records"):
+        scale, unit = (100, "%") if row["unit"] == "share" else (1, row["unit"])
+        for column, name in names.items():
+            values = _bounded(row, column, scale)
+            n_tokens = row["n_tokens" if column == "run" else "n_tokens_other"]
+            yield Measured(f"{row['quantity'].replace('_', ' ')}, {name}", unit, *values, n_tokens, row["n_prompts"])
+    for row in last.compare_outputs(valley).to_dict("records"):
+        scale, unit = (100, "%") if row["unit"] == "share" else (1, row["unit"])
+        values = _bounded(row, "value", scale)
+        yield Measured(f"outputs: {row['statistic'].replace('_', ' ')}", unit, *values, n_prompts=row["n_prompts"])
+    for name, of in {"right answers": right, "answers that end": ended, "repeated tokens": repeated}.items():
+        yield from _paired(name, last, valley, of)
+
+
+def right(run: Run) -> tuple[pd.Series, pd.Series]:
+    """Right answers of each prompt, and how many there are, by prompt id."""
+    score = WAYS[way_of_scoring(run.manifest["dataset"]["name"])]
+    prompts = run.prompts.set_index("prompt_id")
+    scores = [score(*texts) for texts in zip(prompts["output"], prompts["reference"], strict=True)]
+    return pd.Series(scores, prompts.index, dtype=float), pd.Series(1.0, prompts.index)
+
+
+def ended(run: Run) -> tuple[pd.Series, pd.Series]:
+    """Answers that ended of themselves, before their tokens ran out."""
+    prompts = run.prompts.set_index("prompt_id")
+    return prompts["finish_reason"].eq("stop").astype(float), pd.Series(1.0, prompts.index)
+
+
+def repeated(run: Run) -> tuple[pd.Series, pd.Series]:
+    """Generated tokens of each prompt that only repeat its text, and all of them."""
+    ids = run.positions[run.positions["is_generated"]].groupby("prompt_id", sort=False)["next_token_id"]
+    return ids.apply(lambda text: float(_repeats(text.tolist()))), ids.size().astype(float)
+
+
+def _bounded(row: Any, name: str, scale: float = 1) -> tuple[float, ...]:
+    """A mean and its interval; NaN for what is absent."""
+    found = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return tuple(float("nan") if pd.isna(value) else scale * float(value) for value in found)
+
+
+def _repeats(text: list[int]) -> int:
+    seen: set[tuple[int, ...]] = set()
+    count = 0
+    for end in range(REPEATED, len(text) + 1):
+        here = tuple(text[end - REPEATED : end])
+        count += here in seen
+        seen.add(here)
+    return count
+
+
+def _paired(name: str, last: Run, valley: Run, of: Callable[[Run], tuple[pd.Series, pd.Series]]) -> Iterator[Measured]:
+    (one, n_one), (two, n_two) = of(last), of(valley)
+    common = sorted(set(one.index) & set(two.index))
+    sums, counts = (np.stack([ours[common], theirs[common]], axis=1) for ours, theirs in ((one, two), (n_one, n_two)))
+    weights = resample(len(common))
+    means = [100 * values for values in mean_interval(sums, counts, weights)]
+    for index, label in enumerate(("last layer", "valley")):
+        yield Measured(f"{name}, {label}", "%", *(values[index] for values in means), n_prompts=len(common))
+    drawn = 100 * np.diff(resampled_means(sums, counts, weights))[:, 0]  # in pairs: what the runs share cancels
+    difference = float(np.diff(means[0])[0])
+    low, high = map(float, interval(drawn, len(common)))
+    yield Measured(f"{name}, valley less last layer", "%", difference, low, high, n_prompts=len(common))
+
+
+parser = argparse.ArgumentParser(description="Hold two runs against the paper's claims.")
+parser.add_argument("last", type=Path, help="the run decoded from the last layer")
+parser.add_argument("valley", type=Path, help="the run of the same prompts decoded from the valley")
+parser.add_argument("out_dir", type=Path, help="where claims.csv, claims.md and claims.tex go")
+
+if __name__ == "__main__":
+    options = parser.parse_args()
+    try:
+        last, valley = open_run(options.last), open_run(options.valley)
+        rows: list[Any] = [*of_last_run(last), *of_both(last, valley)]
+        title = f"{last.manifest['model']['source']} on {last.manifest['dataset']['name']}"
+        paths = save(beside(rows), title, options.out_dir, "claims")
+    except LayerlensError as error:
+        parser.error(str(error))
+    print(*paths, sep="\n")

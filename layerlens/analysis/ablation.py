@@ -1,0 +1,166 @@
+"""What an ablation found: how often each arm is right at each p, and how far that is from the last layer."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from layerlens.analysis.reported import reported
+from layerlens.analysis.uncertainty import Floats, interval, mean_interval, ratio, resample, resampled_means
+from layerlens.errors import OptionError, RunError
+from layerlens.evaluation.answers import condition_name, read_answers, read_manifest
+
+MEASURES = ("accuracy", "generated_tokens", "finished")
+BENCHMARKS = {"gpqa": "GPQA-Diamond", "math500": "MATH-500", "gsm8k": "GSM8K"}
+"""What the paper calls datasets of ours."""
+
+
+def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row per arm and p of the ablation at `folder`, complete or not, "last" first; p = 0 is the last layer.
+
+    Columns: arm; p; accuracy, the share of answers that are right, 0..1; difference, to the accuracy of the last layer
+    on the same items, −1..1; n_items; n_answers, more where answers were repeated; generated_tokens, the mean length of
+    an answer with its end token; finished, the share of answers that ended of themselves, 0..1. Every mean and the
+    difference have `_low` and `_high` (95 %, items resampled; the difference by resampling the items that both
+    conditions have); where all answers are alike, resampling finds no doubt. The last layer does not depend on p: its
+    rows repeat one measurement. Conditions that nothing was answered for are left out. `attrs` has model, dataset,
+    scoring, temperature, n_items that were asked for, n_answers in all, and is_complete.
+
+    Raises:
+        RunError: there is no ablation, a file of it cannot be read, or nothing was answered yet.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    plan = manifest["ablation"]
+    conditions = {(arm, float(p)): condition_name(arm, p) for arm in plan["arms"] for p in plan["p"]}
+    answers = {name: read_answers(folder, name).to_pandas() for name in dict.fromkeys(conditions.values())}
+    if not any(map(len, answers.values())):
+        raise RunError(f"{folder} holds no answer yet; continue it with --resume")
+    items = sorted({prompt_id for batch in plan["batches"] for prompt_id in batch})
+    weights = resample(len(items))
+    by_item = {name: _by_item(frame, items) for name, frame in answers.items()}
+    rows = [
+        {"arm": arm, "p": p} | _row(by_item[name], by_item["last"], weights) | {"n_answers": len(answers[name])}
+        for (arm, p), name in conditions.items()
+        if len(answers[name])
+    ]
+    table: pd.DataFrame = pd.DataFrame(rows)
+    table.attrs = {
+        "model": manifest["model"]["source"],
+        "dataset": manifest["dataset"]["name"],
+        "scoring": plan["scoring"],
+        "temperature": float(manifest["options"]["temperature"]),
+        "n_items": len(items),
+        "n_answers": sum(map(len, answers.values())),
+        "is_complete": manifest["totals"] is not None,
+    }
+    return table
+
+
+def table7(folders: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
+    """Accuracy of valley decoding by temperature and p in ablations, beside the paper's Table 7.
+
+    Columns: source, model, method, condition ("T=0.0 p=0.2"), benchmark and quantity as the paper has them; measured,
+    with low and high (95 %, items resampled); n_items; measured_model; measured_benchmark; reported; difference,
+    measured less reported, empty where the benchmarks differ. All in percent. A cell is empty where nothing was
+    measured; measured conditions that the paper does not report come last.
+
+    Args:
+        folders: of ablations with the arm valley; each of one temperature.
+
+    Raises:
+        RunError: a folder holds no ablation, no answer, or no answer of the arm valley.
+        OptionError: two ablations measured one condition.
+    """
+    measured: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        table = ablation_table(folder)
+        for row in table[table["arm"] == "valley"].to_dict("records"):
+            condition = f"T={_short(table.attrs['temperature'])} p={_short(row['p'])}"
+            if condition in measured:
+                raise OptionError(f"{folder} measured {condition}, as another of the ablations did; give one of them")
+            measured[condition] = _measured(row, table.attrs)
+        if "valley" not in set(table["arm"]):
+            raise RunError(f"{folder} has no answers of the arm valley: run `layerlens ablate` with --arms valley")
+    told = reported("7").rename(columns={"value": "reported"}).to_dict("records")
+    others = [condition for condition in measured if condition not in {row["condition"] for row in told}]
+    more = [{"source": "7", "method": "confident", "condition": name, "quantity": "accuracy"} for name in others]
+    rows = [row | measured.get(row["condition"], {}) for row in [*told, *more]]
+    joined: pd.DataFrame = pd.DataFrame(rows, columns=_TABLE7).astype({"n_items": "Int64"})
+    same = joined["benchmark"] == joined["measured_benchmark"]
+    joined["difference"] = (joined["measured"] - joined["reported"]).where(same)
+    return joined
+
+
+_TABLE7 = [
+    *("source", "model", "method", "condition", "benchmark", "quantity", "measured", "low", "high", "n_items"),
+    *("measured_model", "measured_benchmark", "reported", "difference"),
+]
+
+
+class _ByItem(NamedTuple):
+    """Of each item, [items, measures]: sums over its answers, and how many there are."""
+
+    sums: Floats
+    counts: Floats
+
+    def among(self, items: np.ndarray[Any, Any]) -> "_ByItem":
+        """The same with nothing counted but some items, [items]."""
+        return _ByItem(np.where(items, self.sums, 0), np.where(items, self.counts, 0))
+
+    def means(self) -> Floats:
+        """Over all answers, [measures]."""
+        return ratio(self.sums.sum(axis=0), self.counts.sum(axis=0))
+
+
+def _by_item(answers: pd.DataFrame, items: list[str]) -> _ByItem:
+    values = pd.DataFrame(
+        {
+            "accuracy": answers["is_correct"].astype(float),
+            "generated_tokens": answers["n_generated_tokens"].astype(float),
+            "finished": (answers["finish_reason"] == "stop").astype(float),
+        }
+    )[list(MEASURES)]
+    grouped = values.groupby(answers["prompt_id"].to_numpy())
+    sums, counts = (
+        part.reindex(items, fill_value=0).to_numpy(dtype=float) for part in (grouped.sum(), grouped.count())
+    )
+    return _ByItem(sums, counts)
+
+
+def _row(arm: _ByItem, last: _ByItem, weights: Floats) -> dict[str, Any]:
+    mean, low, high = mean_interval(arm.sums, arm.counts, weights)
+    common = (arm.counts > 0) & (last.counts > 0)
+    pair = arm.among(common), last.among(common)
+    difference = pair[0].means() - pair[1].means()
+    draws = resampled_means(*pair[0], weights) - resampled_means(*pair[1], weights)
+    below, above = interval(draws, common.sum(axis=0))
+    values = dict(zip(MEASURES, np.stack([mean, low, high], axis=1).tolist(), strict=True))
+    values["difference"] = [
+        float(difference[0]),
+        float(np.minimum(below[0], difference[0])),
+        float(np.maximum(above[0], difference[0])),
+    ]
+    row = {"n_items": int((arm.counts[:, 0] > 0).sum())}
+    for name in ("accuracy", "difference", "generated_tokens", "finished"):
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values[name], strict=True))
+    return row
+
+
+def _measured(row: dict[Any, Any], attrs: dict[Any, Any]) -> dict[str, Any]:
+    return {
+        "measured": 100 * row["accuracy"],
+        "low": 100 * row["accuracy_low"],
+        "high": 100 * row["accuracy_high"],
+        "n_items": row["n_items"],
+        "measured_model": attrs["model"],
+        "measured_benchmark": BENCHMARKS.get(attrs["dataset"], attrs["dataset"]),
+    }
+
+
+def _short(number: float) -> str:
+    """As the paper writes temperatures and probabilities: 0.0, 0.2, 1.0."""
+    return f"{number:.1f}" if round(number, 1) == number else f"{number:g}"

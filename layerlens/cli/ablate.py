@@ -1,0 +1,155 @@
+"""`layerlens ablate`: which layer should speak, and how often, by scored answers to the same items."""
+
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layerlens.cli import options
+from layerlens.errors import OptionError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def ablate(
+    model: options.Model,
+    dataset: Annotated[str, typer.Option(help="Name of a dataset with a way of scoring; see `layerlens datasets`.")],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    arms: Annotated[
+        str, typer.Option(help="Strategies with a p, set off by commas: last-N, valley, valley-N, valley+N.")
+    ] = "last,last-1,last-2,last-4,valley,valley-2,valley-1,valley+1,valley+2",
+    p: Annotated[
+        str, typer.Option("--p", help="Probabilities of an arm's layer; 0,0.2,...,1 counts in equal steps.")
+    ] = "0,0.2,...,1",
+    data_file: Annotated[
+        Path | None, typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first N items.")] = None,
+    no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as they are.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each item at most.")] = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    seed: Annotated[int, typer.Option(help="Of --p, of sampling, and of shuffled options.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Answers to each item, with other seeds, where something is drawn.")] = 1,
+    window: options.Window = None,
+    batch_size: options.BatchSize = 1,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the ablation at --out.")] = False,
+) -> int:
+    """Answer the same items with every arm at every p, score the answers, and compare each arm with the last layer."""
+    from layerlens.datasets.registry import find
+    from layerlens.evaluation.scoring import way_of_scoring
+
+    find(dataset)
+    way_of_scoring(dataset)
+    # refused before the model is loaded: what is wrong with the options or the items shows in a second
+    from layerlens.decode.options import GenerateOptions, whole
+    from layerlens.evaluation import ablation, answers
+
+    names, grid = _listed(arms), probabilities(p)
+    ablation.arm_strategies(names, window)
+    ablation.probabilities(grid)
+    whole("repeats", repeats, 1)
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "batch_size": batch_size,
+        "chat_template": False if no_chat_template else None,
+        "system": system,
+    }
+    GenerateOptions(**settings)
+
+    import layerlens as ll
+
+    items = ll.dataset(dataset, limit=limit, data_file=data_file, seed=seed)
+    answers.refuse_unless_free(out, resume=resume)
+    try:
+        loaded = ll.load(
+            model,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        table = ablation.ablate(
+            loaded, items, out=out, arms=names, p=grid, window=window, repeats=repeats, resume=resume, **settings
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"layerlens: interrupted; what was answered is in {out}, continue with --resume", err=True)
+        return 130
+    _print(table)
+    typer.echo(f"answers  {out}")
+    return 0
+
+
+def probabilities(text: str) -> list[float]:
+    """Numbers set off by commas; "..." between two of them and a third goes on in their step: 0,0.2,...,1.
+
+    Raises:
+        OptionError: something is no number, or the steps do not lead to the number after "...".
+    """
+    parts, values = _listed(text), list[Decimal]()
+    for place, part in enumerate(parts):
+        if part != "...":
+            values.append(_number(part, text))
+            continue
+        end = _number(parts[place + 1], text) if place + 1 < len(parts) else None
+        step = values[-1] - values[-2] if len(values) > 1 else Decimal(0)
+        if end is None or step <= 0 or (end - values[-1]) % step or (end - values[-1]) / step > 1000:
+            raise OptionError(f"--p {text} does not say where ... leads; write it like 0,0.2,...,1")
+        while values[-1] + step < end:
+            values.append(values[-1] + step)
+    return [float(value) for value in values]
+
+
+def _number(part: str, text: str) -> Decimal:
+    try:
+        value = Decimal(part)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite() or not 0 <= value <= 1:
+        raise OptionError(f"--p {text} holds {part!r}; give numbers from 0 to 1, set off by commas")
+    return value
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _print(table: "pd.DataFrame") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, attrs = Console(highlight=False), table.attrs
+    console.print(f"\n{attrs['n_items']:,} items of {attrs['dataset']}, scored by {attrs['scoring']}\n")
+    heads = ("arm", "p", "% right", "less last", "tokens", "% finished")
+    shown = Table(*heads, box=None, padding=(0, 3, 0, 0))
+    for row in table[(table["p"] > 0) != (table["arm"] == "last")].to_dict("records"):
+        is_last = row["arm"] == "last"
+        shown.add_row(
+            row["arm"],
+            "" if is_last else f"{row['p']:g}",
+            _percent(row, "accuracy", ".1f"),
+            "" if is_last else _percent(row, "difference", "+.1f"),
+            f"{row['generated_tokens']:,.1f}",
+            f"{100 * row['finished']:.1f}",
+        )
+    console.print(shown)
+
+
+def _percent(row: dict[Any, Any], name: str, digits: str) -> str:
+    mean, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    # escaped, because rich reads square brackets as markup
+    return f"{mean:{digits}}" + ("" if low != low else f" \\[{low:{digits}}, {high:{digits}}]")

@@ -1,0 +1,61 @@
+"""One figure or table, or all that a run has what it takes for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from layerlens.errors import OptionError, RunError
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+
+def opened(path: Path | None) -> "Run | None":
+    """The run at a path; said on standard error where it is not complete."""
+    if path is None:
+        return None
+    import layerlens as ll
+
+    run = ll.open_run(path)
+    if not run.is_complete:
+        rows = run.manifest["dataset"]["rows"]
+        typer.echo(f"layerlens: {path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
+    return run
+
+
+def each(
+    noun: str, asked: str, known: Sequence[str], everything: Sequence[str], make: Callable[[str], list[Path]]
+) -> Iterator[Path]:
+    """The files of what was asked for, as they are made.
+
+    Args:
+        noun: "figure" or "table".
+        asked: one of `known`, or "all".
+        known: what there is.
+        everything: what "all" stands for with these inputs; what a run lacks the records for is left out and said.
+        make: writes the files of one.
+
+    Raises:
+        OptionError: there is no such figure or table, or none can be made.
+        RunError: the run lacks what the one that was asked for shows.
+    """
+    if asked != "all":
+        if asked not in known:
+            raise OptionError(f"there is no {noun} {asked!r}; give {', '.join(known)} or all")
+        yield from make(asked)
+        return
+    if not everything:
+        raise OptionError(f"{noun} all needs something to be made from; give --run or --ablation")
+    made = 0
+    for one in everything:
+        try:
+            paths = make(one)
+        except RunError as error:
+            typer.echo(f"layerlens: no {noun} {one}: {error}", err=True)
+            continue
+        made += 1
+        yield from paths
+    if not made:
+        raise RunError(f"no {noun} could be made; each reason is above")

@@ -1,0 +1,38 @@
+"""`layerlens table`: the paper's tables, measured beside reported."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerlens.cli.each import each, opened
+from layerlens.errors import OptionError
+
+
+def table(
+    number: Annotated[str, typer.Argument(help="Number of a table of the paper (5, 7, 8), 6.1, or all.")],
+    run: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
+    ablation: Annotated[
+        list[Path] | None, typer.Option(help="Directory of `layerlens ablate`, for table 7; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for csv, Markdown and LaTeX. [default: print]")] = None,
+) -> None:
+    """Put a run's numbers beside those of the paper: csv, Markdown and LaTeX, or printed."""
+    from layerlens.tables import LATER, TABLES, TITLES, composed, markdown, save
+
+    if number in LATER:
+        raise OptionError(
+            f"table {number} reports benchmark scores, which come with a later version; give 5, 6.1, 7 or 8"
+        )
+    shown, folders = opened(run), ablation or []
+
+    def make(one: str) -> list[Path]:
+        found = composed(one, shown, folders)
+        if out is None:
+            typer.echo(markdown(found, TITLES[one]))
+            return []
+        return save(found, TITLES[one], out, f"table{one}")
+
+    everything = [one for one in TABLES if (folders if one == "7" else run)]
+    for path in each("table", number, TABLES, everything, make):
+        typer.echo(path)

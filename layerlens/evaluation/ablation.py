@@ -1,0 +1,257 @@
+"""Which layer should speak, and how often: arms of strategies at several p on the same items, scored."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from layerlens.analysis.ablation import ablation_table
+from layerlens.datasets import Dataset, Prompt
+from layerlens.datasets.source import Scoring
+from layerlens.decode.loop import batch_seed, generate
+from layerlens.decode.names import named_strategy, strategy_record
+from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
+from layerlens.decode.padding import refuse_ignored_padding
+from layerlens.decode.prompts import TokenizedPrompt, tokenize
+from layerlens.decode.strategies import Fixed, Last, Strategy, Valley, is_number, layers_of
+from layerlens.errors import OptionError
+from layerlens.evaluation import scoring
+from layerlens.evaluation.answers import AnswersWriter, condition_name
+from layerlens.models import Model
+from layerlens.models.check import still_as_loaded
+from layerlens.records import Manifest, new_manifest
+from layerlens.records.manifest import digest
+
+ARMS = ("last", "last-1", "last-2", "last-4", "valley", "valley-2", "valley-1", "valley+1", "valley+2")
+"""The arms of Figure 3 of arXiv 2606.21906."""
+P = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""The probabilities of Figure 3."""
+
+
+def ablate(
+    model: Model,
+    dataset: Dataset,
+    *,
+    out: str | os.PathLike[str],
+    arms: Sequence[str] = ARMS,
+    p: Sequence[float] = P,
+    window: int | None = None,
+    repeats: int = 1,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """Answer the same items with every arm at every p, score and keep the answers, and return `ablation_table(out)`.
+
+    The last layer is always an arm; at p = 0 every arm is the last layer, which is run once. All conditions draw from
+    the same seeds, so that they differ by their layers alone.
+
+    Args:
+        model: from `load`.
+        dataset: one whose card declares a way of scoring; every prompt has a reference.
+        out: the directory to write.
+        arms: names of strategies that have a p: last-N, valley, valley-N, valley+N, their aliases, registered ones.
+        p: probabilities of an arm's layer, drawn for each token.
+        window: candidate layers of the valleys; None: 10, or all layers of a smaller model.
+        repeats: how often to answer, with other seeds, where something is drawn: p between 0 and 1, or sampling.
+        resume: continue the ablation at `out`; it must have been begun with the same model, items and options.
+        progress: show a progress bar on standard error.
+        **options: fields of `GenerateOptions` (max_new_tokens, temperature, batch_size, seed, ...).
+
+    Raises:
+        OptionError, PromptError: before anything is written.
+        RunError: `out` holds something else, or cannot be written. What is complete is kept.
+    """
+    still_as_loaded(model)
+    strategies = arm_strategies(arms, window)
+    grid = probabilities(p)
+    whole("repeats", repeats, 1)
+    for strategy in strategies.values():
+        layers_of(strategy, model.n_layers, model.tied)
+    settled = settle_chat_template(
+        made(GenerateOptions, options), bool(getattr(model.tokenizer, "chat_template", None))
+    )
+    way = scoring.way_of_scoring(dataset.name)
+    scoring.check_references(dataset, way)
+    tokenized = tokenize(model, dataset.prompts, settled)
+    batches = [
+        dataset.prompts[start : start + settled.batch_size] for start in range(0, len(dataset), settled.batch_size)
+    ]
+    if settled.batch_size > 1 and len({len(prompt.token_ids) for prompt in tokenized}) > 1:
+        refuse_ignored_padding(model)
+    plan: dict[str, Any] = {
+        "scoring": way,
+        "arms": list(strategies),
+        "p": grid,
+        "repeats": repeats,
+        "strategies": [strategy_record(strategy) for strategy in strategies.values()],
+        "batches": [[prompt.prompt_id for prompt in batch] for batch in batches],
+    }
+    with AnswersWriter(out, _manifest(model, dataset, tokenized, settled, plan), resume=resume) as writer:
+        started, conditions = time.perf_counter(), _conditions(strategies, grid)
+        pending = [
+            (condition, part)
+            for condition in conditions
+            for part in writer.pending(condition.name, len(batches) * condition.repeats(repeats, settled))
+        ]
+        shown = progress and Console(stderr=True).is_terminal
+        for condition, part in track(
+            pending, "answering", console=Console(stderr=True), transient=True, disable=not shown
+        ):
+            repeat, index = divmod(part, len(batches))
+            answers = _answers(model, batches[index], condition.strategy, way, settled, repeat, index)
+            writer.write(condition.name, part, answers)
+        for condition in conditions:
+            writer.join(condition.name)
+        n_answers = len(dataset) * sum(condition.repeats(repeats, settled) for condition in conditions)
+        seconds = round(time.perf_counter() - started, 3)
+        writer.finish({"conditions": len(conditions), "answers": n_answers, "session_seconds": seconds})
+    return ablation_table(out)
+
+
+def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, Strategy]:
+    """The strategies of arms, "last" the first, by the names that figures use: trough-m1 is valley-1.
+
+    Raises:
+        OptionError: an arm is unknown, has no p, or is given twice; or no arm takes the window.
+    """
+    if isinstance(arms, str) or not arms:
+        raise OptionError(f"arms {arms!r} are none; give a list of names such as {', '.join(ARMS[:5])}")
+    found: dict[str, Strategy] = {}
+    for arm in arms:
+        strategy = _strategy_of(arm)
+        name = _name_of(arm, strategy)
+        if name in found:
+            raise OptionError(f"--arms {arm} is {name}, which is given already; leave one of them out")
+        if window is not None and isinstance(strategy, Valley):
+            strategy = replace(strategy, window=window)
+        found[name] = strategy
+    if window is not None and not any(isinstance(strategy, Valley) for strategy in found.values()):
+        raise OptionError(f"--window {window} has no effect on the arms {', '.join(found)}; leave it out")
+    found.pop("last", None)
+    return {"last": Last(), **found}
+
+
+def probabilities(p: Sequence[float]) -> list[float]:
+    """The probabilities in order, 0 among them; OptionError where one is none."""
+    if isinstance(p, str) or not isinstance(p, Sequence) or not p:
+        raise OptionError(f"p {p!r} is no list of probabilities; give numbers from 0 to 1")
+    for value in p:
+        if not is_number(value) or not 0 <= value <= 1:
+            raise OptionError(f"--p {value} is no probability; give numbers from 0 to 1")
+    return sorted({0.0, *map(float, p)})
+
+
+class Condition(NamedTuple):
+    """An arm at a p."""
+
+    name: str
+    """What its answers are filed under."""
+    p: float
+    strategy: Strategy
+
+    def repeats(self, repeats: int, options: GenerateOptions) -> int:
+        """How often it is answered: once where nothing is drawn."""
+        return repeats if options.samples or 0 < self.p < 1 else 1
+
+
+def _conditions(strategies: dict[str, Strategy], grid: Sequence[float]) -> list[Condition]:
+    acting = {arm: strategy for arm, strategy in strategies.items() if arm != "last"}
+    return [Condition(condition_name("last", 0.0), 0.0, strategies["last"])] + [
+        Condition(condition_name(arm, p), p, replace(strategy, p=p))  # type: ignore[type-var]
+        for arm, strategy in acting.items()
+        for p in grid
+        if p
+    ]
+
+
+def _strategy_of(arm: str) -> Strategy:
+    try:
+        strategy = named_strategy(arm)
+    except OptionError as error:
+        raise OptionError(str(error).replace("--strategy", "--arms")) from error
+    if not isinstance(strategy, Last) and not hasattr(strategy, "p"):
+        raise OptionError(f"--arms {arm} has no probability p; give arms such as {', '.join(ARMS)}")
+    return strategy
+
+
+def _name_of(arm: str, strategy: Strategy) -> str:
+    if isinstance(strategy, Last) or strategy == Fixed(0):
+        return "last"
+    if isinstance(strategy, Fixed):
+        return f"last-{strategy.offset}"
+    if isinstance(strategy, Valley):
+        return f"valley{strategy.shift:+d}" if strategy.shift else "valley"
+    return arm
+
+
+def _answers(
+    model: Model,
+    batch: Sequence[Prompt],
+    strategy: Strategy,
+    way: Scoring,
+    options: GenerateOptions,
+    repeat: int,
+    index: int,
+) -> dict[str, Any]:
+    """The columns of `ANSWERS` for one batch of items."""
+    started = time.perf_counter()
+    seed = batch_seed(repeat_seed(options.seed, repeat), index)
+    settings = {name: value for name, value in asdict(options).items() if name not in ("seed", "do_sample")}
+    found = generate(model, batch, strategy=strategy, seed=seed, **settings)
+    seconds = (time.perf_counter() - started) / len(batch)
+    outputs, references = [one.text for one in found], [str(prompt.reference) for prompt in batch]
+    return {
+        "prompt_id": [prompt.prompt_id for prompt in batch],
+        "repeat": [repeat] * len(batch),
+        "reference": references,
+        "output": outputs,
+        "is_correct": [scoring.WAYS[way](*pair) for pair in zip(outputs, references, strict=True)],
+        "n_generated_tokens": [len(one.token_ids) for one in found],
+        "finish_reason": [one.finish_reason for one in found],
+        "seconds": [seconds] * len(batch),
+    }
+
+
+def repeat_seed(seed: int, repeat: int) -> int:
+    """The seed itself for the first repeat, and one of its own for every other."""
+    return int(digest(f"{seed}/repeat {repeat}")[:8], 16) if repeat else seed
+
+
+def _manifest(
+    model: Model,
+    dataset: Dataset,
+    tokenized: Sequence[TokenizedPrompt],
+    options: GenerateOptions,
+    plan: dict[str, Any],
+) -> Manifest:
+    asked = [f"{prompt.text}\0{prompt.reference}" for prompt in tokenized]
+    return new_manifest(
+        seed=options.seed,
+        model={
+            "source": model.source,
+            "revision": model.revision,
+            "fingerprint": model.fingerprint(),
+            "dtype": str(model.hf.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "backend": "transformers",
+            "family": model.family,
+            "n_layers": model.n_layers,
+        },
+        dataset={
+            "name": dataset.name,
+            "config": dataset.config,
+            "split": dataset.split,
+            "revision": dataset.revision,
+            "sha256": dataset.sha256,
+            "rows": len(dataset),
+            "items_sha256": digest("\0".join(asked)),
+        },
+        options={name: value for name, value in asdict(options).items() if name != "seed"},
+        ablation=plan,
+    )

@@ -1,0 +1,203 @@
+"""The records of an ablation: a manifest beside one table of scored answers per arm and p.
+
+    DIR/manifest.json
+    DIR/answers/valley-1_p0.2.parquet       a condition (an arm at a p) whose answers are all there
+    DIR/answers/valley_p0.2/part-*.parquet  one that is being answered, a part for each batch of items
+
+A batch becomes part of the ablation in one rename, so that a process killed at any moment loses the batch in flight
+alone. Nothing here needs a model.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from layerlens.errors import RunError, first_sentence
+from layerlens.records import Column, Manifest, store
+from layerlens.records.manifest import differences
+from layerlens.records.schema import FORMAT, arrow_schema
+
+ANSWERS = (
+    Column("prompt_id", pa.string(), "", "", "the item"),
+    Column("repeat", pa.int16(), "", ">= 0", "which of the condition's draws; 0 where nothing is drawn"),
+    Column("reference", pa.string(), "", "", "the dataset's reference answer"),
+    Column("output", pa.string(), "", "", "the generated text without special tokens"),
+    Column("is_correct", pa.bool_(), "", "", "the output is right by the manifest's way of scoring"),
+    Column("n_generated_tokens", pa.int32(), "tokens", ">= 1", "length of the output, end token included"),
+    Column("finish_reason", pa.string(), "", "", "stop | length"),
+    Column("seconds", pa.float64(), "s", ">= 0", "wall time of the item's batch over its number of items"),
+)
+
+
+def condition_name(arm: str, p: float) -> str:
+    """What the answers of an arm at a p are filed under; at p = 0 every arm is the last layer."""
+    return f"{arm}_p{p!r}" if p and arm != "last" else "last"
+
+
+class AnswersWriter:
+    """Adds batches of answers to the directory of an ablation; use as a context manager.
+
+    Args:
+        folder: the directory; made if missing.
+        manifest: what is about to be run, with `ablation` in it (see `ablate`).
+        resume: continue the ablation that is there, refusing one whose manifest disagrees.
+
+    Raises:
+        RunError: the folder holds another ablation or other files, or cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, *, resume: bool = False) -> None:
+        self.folder = Path(folder).expanduser()
+        self.manifest = manifest
+        refuse_unless_free(self.folder, resume=resume)
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = store._lock(self.folder)
+            try:
+                self._open()
+            except BaseException:
+                self._lock.close()
+                raise
+
+    def __enter__(self) -> "AnswersWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def pending(self, condition: str, n_parts: int) -> list[int]:
+        """Which of a condition's parts 0..n_parts − 1 are missing, in order."""
+        if _joined(self.folder, condition).exists():
+            return []
+        return [index for index in range(n_parts) if not _part(self.folder, condition, index).exists()]
+
+    def write(self, condition: str, index: int, answers: dict[str, Any]) -> None:
+        """Add a part of a condition, one list per column of `ANSWERS`; visible to readers all at once."""
+        with self._writing():
+            part = _part(self.folder, condition, index)
+            part.parent.mkdir(exist_ok=True)
+            store._write_table(part, store.to_table(ANSWERS, answers))
+
+    def join(self, condition: str) -> None:
+        """Make one table of the parts of a condition that is complete."""
+        with self._writing():
+            parts = _parts(self.folder, condition)
+            if not _joined(self.folder, condition).exists():
+                store._write_table(_joined(self.folder, condition), _read(parts))
+            for part in parts:
+                part.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                _part(self.folder, condition, 0).parent.rmdir()
+
+    def finish(self, totals: dict[str, Any]) -> None:
+        """Write the totals into the manifest: the ablation is complete."""
+        with self._writing():
+            store._write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
+
+    def _open(self) -> None:
+        if _has_begun(self.folder):
+            found = differences(self.manifest, read_manifest(self.folder))
+            if found:
+                raise RunError(
+                    f"{self.folder} was begun with other options and cannot be resumed ({'; '.join(found[:4])})"
+                )
+        else:
+            store._write_json(self.folder / "manifest.json", self.manifest)
+        (self.folder / "answers").mkdir(exist_ok=True)
+        for pattern in ("*.partial", "answers/*.partial", "answers/*/*.partial"):
+            for unfinished in self.folder.glob(pattern):
+                unfinished.unlink()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise RunError(
+                f"{self.folder} cannot be written ({reason}); what is complete is kept: make room or mend the path, "
+                "then continue with --resume"
+            ) from error
+
+
+def refuse_unless_free(folder: Path, *, resume: bool) -> None:
+    """RunError where the folder holds another ablation, or files that are not an ablation's."""
+    folder = folder.expanduser()
+    if _exists(folder / "manifest.json"):
+        read_manifest(folder)
+        if not resume and _has_begun(folder):
+            raise RunError(
+                f"{folder} already holds an ablation; give --out a new directory, or --resume to continue it"
+            )
+    else:
+        store.refuse_unless_free(folder, resume=resume)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an ablation; RunError where the folder holds none or its format is not this one."""
+    path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise RunError(f"there is no ablation at {folder}: no such directory")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{folder} is not an ablation: it has no manifest.json; give the directory named by --out of "
+            "`layerlens ablate`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read ({first_sentence(error)}); restore it, or run the ablation anew"
+        ) from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("ablation"), dict):
+        raise RunError(f"{folder} is not an ablation: give the directory named by --out of `layerlens ablate`")
+    if manifest.get("format") != FORMAT:
+        raise RunError(
+            f"{folder} is an ablation of format {manifest.get('format')}, this layerlens reads format {FORMAT}: use "
+            "the layerlens that wrote it, or run the ablation anew"
+        )
+    return manifest
+
+
+def read_answers(folder: Path, condition: str) -> pa.Table:
+    """The answers of a condition that are there, in the order in which they were asked; columns as in `ANSWERS`.
+
+    Raises:
+        RunError: a file cannot be read.
+    """
+    joined = _joined(folder, condition)
+    return _read([joined] if joined.exists() else _parts(folder, condition))
+
+
+def _read(paths: list[Path]) -> pa.Table:
+    schema = arrow_schema(ANSWERS)
+    return pa.concat_tables([schema.empty_table(), *(store._read_table(path, schema.names) for path in paths)])
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether anything was answered; an ablation that failed before that may be begun anew with other options."""
+    return any(any(folder.glob(f"answers/{pattern}.parquet")) for pattern in ("*", "*/part-*"))
+
+
+def _joined(folder: Path, condition: str) -> Path:
+    return folder / "answers" / f"{condition}.parquet"
+
+
+def _part(folder: Path, condition: str, index: int) -> Path:
+    return folder / "answers" / condition / f"part-{index:05d}.parquet"
+
+
+def _parts(folder: Path, condition: str) -> list[Path]:
+    return sorted((folder / "answers" / condition).glob("part-*.parquet"))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long: for the check of the folder to say
+        return False

@@ -1,0 +1,48 @@
+"""The paper's tables: what a run measured beside what the paper reports, as csv, Markdown and LaTeX."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from layerlens.analysis.ablation import table7
+from layerlens.errors import OptionError
+from layerlens.tables.decoding import table6_1
+from layerlens.tables.overhead import table5
+from layerlens.tables.save import latex, markdown, save
+from layerlens.tables.words import table8
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+__all__ = ["LATER", "TABLES", "TITLES", "composed", "latex", "markdown", "save"]
+
+TITLES = {
+    "5": "Table 5: what decoding from the valley costs",
+    "6.1": "Section 6.1: what decoding from the valley does to tokens",
+    "7": "Table 7: accuracy of valley decoding by temperature and p, in percent",
+    "8": "Table 8: what kinds of words are substituted",
+}
+TABLES = tuple(TITLES)
+LATER = ("1", "2", "3", "4", "9", "10")
+"""Tables of benchmark scores."""
+_OF_A_RUN = {"5": table5, "6.1": table6_1, "8": table8}
+
+
+def composed(number: str, run: "Run | None", ablations: Sequence[str | PathLike[str]] = ()) -> pd.DataFrame:
+    """One of `TABLES`; its columns are described in `compose.beside` and `analysis.ablation.table7`.
+
+    Raises:
+        OptionError: what it is made from was not given.
+        RunError: the run or the ablation lacks what the table needs.
+    """
+    if number == "7":
+        if not ablations:
+            raise OptionError(
+                "table 7 shows scored answers; give --ablation, a directory written by `layerlens ablate`"
+            )
+        return table7(ablations)
+    if run is None:
+        raise OptionError(f"table {number} shows a run; give --run, a directory that `layerlens trace` wrote")
+    return _OF_A_RUN[number](run)

@@ -1,0 +1,36 @@
+"""Table 5: what decoding from the valley costs."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from layerlens.analysis.overhead import PAPER_CONDITIONS, overhead
+from layerlens.analysis.reported import reported_value
+from layerlens.tables.compose import Measured, beside
+
+if TYPE_CHECKING:
+    from layerlens.run import Run
+
+_UNITS = {"mflops": ("MFLOPs per token", "MFLOPs"), "percent_of_forward": ("percent of forward pass", "% of forward")}
+
+
+def table5(run: "Run") -> pd.DataFrame:
+    """The costs of `analysis.overhead` beside the paper's; columns as in `compose.beside`.
+
+    The paper counts a multiply-add as one operation, here it is two. Its latency was measured end to end in a
+    server; no run measures it, so that the cell stays empty (`layerlens bench decode` times both ways on one machine).
+    """
+    costs = overhead(run)
+    rows = []
+    for row in costs.to_dict("records"):
+        condition = PAPER_CONDITIONS.get(row["name"], "")
+        for column, (quantity, unit) in _UNITS.items():
+            if row["name"] == "forward" and column == "percent_of_forward":
+                continue
+            bounds = (row[f"{column}_low"], row[f"{column}_high"])
+            in_paper = reported_value("5", condition=condition, quantity=quantity)
+            counts = (row["n_tokens"], row["n_prompts"])
+            rows.append(Measured(row["what"], unit, row[column], *bounds, *counts, in_paper))
+    latency = "latency increase percent, upper bound"
+    rows.append(Measured("latency added, end to end", "%", reported=reported_value("5", quantity=latency)))
+    return beside(rows)

@@ -1,0 +1,215 @@
+"""What an ablation found, against a slow reading answer by answer."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from layerlens.analysis.ablation import ablation_table, table7
+from layerlens.analysis.uncertainty import resample, tail_level
+from layerlens.errors import OptionError, RunError
+from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
+
+ROOT = Path(__file__).parents[2]
+SHARES = {("last", 0.0): 0.5, ("valley", 0.5): 0.55, ("valley", 1.0): 0.7, ("last-1", 0.5): 0.3, ("last-1", 1.0): 0.05}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    answers = drawn(SHARES, n_items=14, repeats=3)
+    return answers, write_ablation(tmp_path_factory.mktemp("made") / "a", answers)
+
+
+def values(answers, what):
+    """Of each item, in order, the values of its answers."""
+    index, meant = {"accuracy": (0, True), "generated_tokens": (1, None), "finished": (2, "stop")}[what]
+    return [
+        [float(one[index]) if meant is None else float(one[index] == meant) for one in answers[item]]
+        for item in sorted(answers)
+    ]
+
+
+def mean(of_items):
+    return statistics.fmean(value for item in of_items for value in item)
+
+
+def quantiles(draws, n):
+    return np.quantile(draws, tail_level(n)), np.quantile(draws, 1 - tail_level(n))
+
+
+def resamples(n_items):
+    """Of each resample, which items it holds, an item as often as it was drawn."""
+    return [[item for item, times in enumerate(drawn) for _ in range(int(times))] for drawn in resample(n_items)]
+
+
+@pytest.mark.parametrize("what", ["accuracy", "generated_tokens", "finished"])
+def test_means_and_intervals_are_those_of_resampled_items(made, what):
+    answers, folder = made
+    table = ablation_table(folder)
+    for row in table.to_dict("records"):
+        of_items = values(
+            answers["last", 0.0] if row["p"] == 0 or row["arm"] == "last" else answers[row["arm"], row["p"]], what
+        )
+        assert row[what] == pytest.approx(mean(of_items))
+        draws = [mean([of_items[item] for item in items]) for items in resamples(14)]
+        assert (row[f"{what}_low"], row[f"{what}_high"]) == pytest.approx(quantiles(draws, 14))
+        assert row["n_items"] == 14
+        assert row["n_answers"] == 14 * (3 if row["p"] == 0.5 and row["arm"] != "last" else 1)
+    assert [(row["arm"], row["p"]) for row in table.to_dict("records")] == [
+        (arm, p) for arm in ("last", "valley", "last-1") for p in (0.0, 0.5, 1.0)
+    ]
+    assert table.attrs == {
+        "model": "made up",
+        "dataset": "gsm8k",
+        "scoring": "last number",
+        "temperature": 0.0,
+        "n_items": 14,
+        "n_answers": 14 * (3 + 2 * 3),
+        "is_complete": True,
+    }
+
+
+def test_the_difference_is_paired(made):
+    answers, folder = made
+    table = ablation_table(folder).set_index(["arm", "p"])
+    last = values(answers["last", 0.0], "accuracy")
+    for condition in list(SHARES)[1:]:
+        arm, row = values(answers[condition], "accuracy"), table.loc[condition]
+        assert row["difference"] == pytest.approx(mean(arm) - mean(last))
+        draws = [mean([arm[i] for i in items]) - mean([last[i] for i in items]) for items in resamples(14)]
+        assert (row["difference_low"], row["difference_high"]) == pytest.approx(quantiles(draws, 14))
+    for condition in (("last", 0.0), ("last", 1.0), ("valley", 0.0)):
+        assert table.loc[condition, ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
+
+
+def test_pairs_that_agree_have_a_narrow_difference_and_wide_accuracies(tmp_path):
+    """Items differ, conditions do not: an interval of the difference that forgot the pairs would be wide."""
+    last = {f"i{n:02d}": [(n % 2 == 0, 5, "stop")] for n in range(30)}
+    row = ablation_table(write_ablation(tmp_path / "a", {("last", 0.0): last, ("valley", 1.0): last})).iloc[-1]
+    assert row["accuracy_high"] - row["accuracy_low"] > 0.3
+    assert row["difference_low"] == row["difference"] == row["difference_high"] == 0
+
+
+def test_an_unfinished_ablation_pairs_the_items_that_both_have(tmp_path):
+    right, wrong = [(True, 5, "stop")], [(False, 5, "length")]
+    answers = {
+        ("last", 0.0): {"a": right, "b": wrong, "c": right},
+        ("valley", 0.5): {"b": right, "c": right},
+    }
+    folder = write_ablation(tmp_path / "a", answers, p=[0.0, 0.5, 1.0], items=["a", "b", "c", "d"], finish=False)
+    table = ablation_table(folder).set_index(["arm", "p"])
+    assert not table.attrs["is_complete"]
+    assert table.attrs["n_items"] == 4
+    assert ("valley", 1.0) not in table.index, "nothing was answered there"
+    assert table.loc[("last", 1.0), "accuracy"] == pytest.approx(2 / 3)
+    row = table.loc[("valley", 0.5)]
+    assert (row["accuracy"], row["difference"], row["n_items"]) == (1, 0.5, 2)
+
+
+def test_one_item_has_means_and_no_intervals(tmp_path):
+    answers = {("last", 0.0): {"a": [(True, 5, "stop")]}, ("valley", 1.0): {"a": [(False, 7, "stop")]}}
+    row = ablation_table(write_ablation(tmp_path / "a", answers)).iloc[-1]
+    assert (row["accuracy"], row["difference"], row["generated_tokens"]) == (0, -1, 7)
+    assert row[[name for name in row.index if name.endswith(("_low", "_high"))]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no manifest.json"),
+        ("{oops", "cannot be read"),
+        ("[]", "is not an ablation"),
+        ('{"format": 1, "model": {}}', "is not an ablation"),
+        ('{"format": 2, "ablation": {}}', "format 2, this layerlens reads format 1"),
+    ],
+)
+def test_what_is_no_ablation(tmp_path, content, words):
+    (tmp_path / "a").mkdir()
+    if content is not None:
+        (tmp_path / "a" / "manifest.json").write_text(content)
+    with pytest.raises(RunError, match=words) as error:
+        ablation_table(tmp_path / "a")
+    assert "\n" not in str(error.value)
+    with pytest.raises(RunError, match="no such directory"):
+        ablation_table(tmp_path / "none")
+
+
+def test_an_ablation_without_answers_and_a_broken_part(tmp_path):
+    folder = write_ablation(tmp_path / "a", {("last", 0.0): {"a": [(True, 5, "stop")]}})
+    part = folder / "answers" / "last.parquet"
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(RunError, match=r"last\.parquet cannot be read"):
+        ablation_table(folder)
+    part.unlink()
+    with pytest.raises(RunError, match="holds no answer yet; continue it with --resume"):
+        ablation_table(folder)
+
+
+def test_table_7_has_what_was_measured_beside_what_is_reported(tmp_path):
+    shares = {condition: share for condition, share in like_the_paper().items() if condition[0] in ("last", "valley")}
+    shares |= {("valley", 0.5): 0.8, ("last-1", 1.0): 0.0}
+    cold = write_ablation(tmp_path / "cold", drawn(shares, n_items=40), dataset="gpqa")
+    hot = {("last", 0.0): 0.7, ("valley", 1.0): 0.8}
+    warm = write_ablation(tmp_path / "warm", drawn(hot, n_items=40, seed=1), dataset="gsm8k", temperature=0.7)
+    table = table7([cold, warm])
+    assert table.iloc[:10]["reported"].tolist() == [82.8, 80.0, 81.8, 81.3, 80.8, 81.8, 80.0, 79.8, 78.3, 76.3]
+    assert set(table["condition"][10:]) == {"T=0.0 p=0.5", "T=0.7 p=0.0"}
+    assert table["reported"][10:].isna().all()
+    rows = table.set_index("condition")
+    measured = ablation_table(cold).set_index(["arm", "p"])
+    for p in (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0):
+        row, found = rows.loc[f"T=0.0 p={p}"], measured.loc[("valley", p)]
+        assert (row["measured"], row["low"], row["high"]) == pytest.approx(
+            tuple(100 * found[["accuracy", "accuracy_low", "accuracy_high"]])
+        )
+        assert (row["n_items"], row["measured_benchmark"], row["measured_model"]) == (40, "GPQA-Diamond", "made up")
+        assert row["difference"] == pytest.approx(row["measured"] - row["reported"], nan_ok=True)
+    assert rows.loc["T=0.0 p=0.2"].notna().all()
+    other = rows.loc["T=0.7 p=1.0"]
+    assert other["measured_benchmark"] == "GSM8K"
+    assert np.isnan(other["difference"])
+    empty = rows.loc[["T=0.1 p=1.0", "T=0.4 p=1.0", "T=1.0 p=1.0"]]
+    assert empty[["measured", "low", "high", "n_items", "measured_model", "difference"]].isna().all(axis=None)
+    assert table7([])["measured"].isna().all()
+
+
+def test_table_7_needs_the_valley_and_one_measurement_of_each_condition(tmp_path):
+    answers = drawn({("last", 0.0): 0.5, ("last-1", 1.0): 0.1}, n_items=4)
+    without = write_ablation(tmp_path / "without", answers)
+    with pytest.raises(RunError, match="no answers of the arm valley: run `layerlens ablate` with --arms valley"):
+        table7([without])
+    folder = write_ablation(tmp_path / "a", drawn(SHARES, n_items=4))
+    with pytest.raises(OptionError, match=r"measured T=0\.0 p=0\.0, as another"):
+        table7([folder, folder])
+
+
+def test_the_script_writes_table_7(tmp_path):
+    folder = write_ablation(tmp_path / "a", drawn(SHARES, n_items=4))
+    script = [sys.executable, str(ROOT / "analyses" / "table7.py")]
+    done = subprocess.run([*script, str(folder), str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [Path(line).name for line in done.stdout.split()] == ["table7.csv", "table7.md", "table7.tex"]
+    written, table = pd.read_csv(tmp_path / "out" / "table7.csv"), table7([folder])
+    assert list(written.columns) == list(table.columns)
+    assert written["measured"].to_numpy() == pytest.approx(table["measured"].to_numpy(), rel=1e-5, nan_ok=True)
+    done = subprocess.run([*script, str(tmp_path / "none"), str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there is no ablation at" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ablations_are_read_and_drawn_without_torch(tmp_path):
+    folder = write_ablation(tmp_path / "a", drawn(SHARES, n_items=4))
+    program = (
+        "import sys; from layerlens.plots.ablation import figure3; from layerlens.evaluation import scoring\n"
+        f"print(json.dumps([len(figure3({str(folder)!r})[1]), 'torch' in sys.modules, scoring.last_number('5', '5')]))"
+    )
+    run = [sys.executable, "-c", "import json\n" + program]
+    assert json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout) == [9, False, True]
+    run[-1] = "import json, torch\n" + program
+    assert json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout) == [9, True, True]

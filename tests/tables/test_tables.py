@@ -1,0 +1,163 @@
+"""Measured beside reported: what is joined to what, in which unit, and that no cell is filled from another."""
+
+import csv
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import layerlens as ll
+from layerlens.analysis.decoding import REPORTED, valley_statistics
+from layerlens.analysis.reported import reported
+from layerlens.tables import LATER, TABLES, TITLES, composed, latex, markdown, save
+from layerlens.tables.compose import Measured, beside
+from layerlens.tables.save import cell
+from tests.made_up_run import write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two prompts of ten tokens; every other token walks back one layer, every fourth says another word there."""
+    rng = np.random.default_rng(0)
+    prompts = {}
+    for name in ("a", "b"):
+        entropy = np.sort(rng.uniform(0.1, 3, (10, 6)), axis=1)[:, ::-1].copy()
+        entropy[::2, [-2, -1]] = entropy[::2, [-1, -2]]
+        top = np.full((10, 6), 1)
+        top[::4, -2] = 2
+        prompts[name] = {"entropy": entropy, "top_token_id": top}
+    words = {1: " house", 2: " the"} | {number: f"w{number}" for number in range(3, 12)} | {0: "w0"}
+    made = write_run(tmp_path_factory.mktemp("tables") / "run", prompts, words=words)
+    made.manifest["model"]["multiply_adds"] = {"forward": 1000, "unembedding": 70}
+    return made
+
+
+def test_a_difference_needs_both_numbers():
+    table = beside([Measured("a", "%", 3.0, reported=1.0), Measured("b", "%", 3.0), Measured("c", "%", reported=2.0)])
+    assert table["difference"].tolist()[0] == 2.0
+    assert table["difference"].isna().tolist() == [False, True, True]
+    assert table["measured"].isna().tolist() == [False, False, True]
+    assert table["n_tokens"].isna().all()
+
+
+def test_section_6_1_is_the_statistics_in_percent_beside_the_papers(run):
+    table = composed("6.1", run).set_index("quantity")
+    statistics = valley_statistics(run).set_index("statistic")
+    paper = reported("S6.1").set_index("quantity")["value"]
+    for name, row in statistics.iterrows():
+        scale = 100 if row["unit"] == "share" else 1
+        found = table.loc[name.replace("_", " ")]
+        for column, of in (("measured", "value"), ("low", "value_low"), ("high", "value_high")):
+            np.testing.assert_allclose(found[column], scale * row[of])
+        expected = paper.get(REPORTED.get(name), math.nan)
+        np.testing.assert_allclose(found["reported"], expected)
+    assert table.loc["valley rate", "measured"] == 50
+    assert table.loc["valley rate", "difference"] == pytest.approx(50 - 11.5)
+    assert table["reported"].notna().sum() == len(paper) == len(REPORTED), "every reported number finds its row, once"
+
+
+def test_table_8_puts_the_word_classes_beside_the_papers(run):
+    table = composed("8", run).set_index("quantity")
+    assert table.loc["standard token, content", "measured"] == 100
+    assert table.loc["confident token, function", "measured"] == 100
+    assert table.loc["standard token, content", "reported"] == 26
+    assert table.loc["confident token, function", "reported"] == 6
+    assert table.loc["substitutions", "measured"] == 6
+    assert table.loc["tokens", "measured"] == 20
+
+
+def test_table_5_leaves_what_no_run_measures_empty(run):
+    table = composed("5", run)
+    latency = table.set_index("quantity").loc["latency added, end to end"]
+    assert latency["reported"] == 2
+    assert np.isnan(latency["measured"])
+    assert np.isnan(latency["difference"])
+    forward = table[table["quantity"] == "forward pass"].iloc[0]
+    assert (forward["measured"], forward["reported"]) == (pytest.approx(0.002), 5212)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (math.nan, ""), (pd.NA, ""), (None, ""), (0.0, "0"), (1234567, "1,234,567"), (0.012345, "0.0123"),
+        (-1234.5, "−1,234"), (9.99, "9.99"), (math.inf, "inf"), (99.96, "100.0"), (" a\nb ", "a b"), (-3, "−3"),
+    ],
+)  # fmt: skip
+def test_cells(value, text):
+    assert cell(value) == text
+
+
+def test_files_hold_the_table_and_escape_what_their_formats_would_read(tmp_path):
+    table = pd.DataFrame({"a_b": ["50 % & |more|", r"back\slash_#1{}~^$"], "n_tokens": pd.array([1234, None], "Int64")})
+    csv_file, md_file, tex_file = save(table, "Title: 5 % & more", tmp_path / "new", "tableX")
+    assert list(csv.reader(csv_file.read_text().splitlines()))[1:] == [
+        ["50 % & |more|", "1234"],
+        [r"back\slash_#1{}~^$", ""],
+    ]
+    lines = md_file.read_text().splitlines()
+    assert lines[2:4] == ["| a b | tokens |", "| --- | ---: |"]
+    assert lines[4] == r"| 50 % & \|more\| | 1,234 |"
+    tex = tex_file.read_text()
+    assert r"50 \% \& |more| & 1,234 \\" in tex
+    assert r"back\textbackslash{}slash\_\#1\{\}\textasciitilde{}\textasciicircum{}\$ &  \\" in tex
+    assert r"\begin{tabular}{lr}" in tex
+    assert r"\caption{Title: 5 \% \& more}" in tex
+
+
+def test_formats_have_a_line_for_every_row(run):
+    for number in ("5", "6.1", "8"):
+        table = composed(number, run)
+        assert len(markdown(table, "t").splitlines()) == len(table) + 4
+        assert latex(table, "t").count("\\\\\n") == len(table) + 1
+
+
+def test_the_command_line(run, cli, tmp_path):
+    code, out, err = cli("table", "6.1", "--run", run.path)
+    assert (code, err) == (0, "")
+    assert TITLES["6.1"] in out
+    assert "| valley rate | % | 50.0 |" in out
+    code, out, err = cli("table", "all", "--run", run.path, "--out", tmp_path / "out")
+    assert code == 0
+    names = {f"table{number}.{suffix}" for number in ("6.1", "8") for suffix in ("csv", "md", "tex")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert err.startswith("layerlens: no table 5: ")  # the run on disk does not say what its model costs
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", LATER)
+def test_tables_of_the_evaluation_say_that_they_come_later(number, cli):
+    code, _, err = cli("table", number)
+    assert code == 2
+    assert "benchmark scores" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("11",), "no table '11'; give 5, 6.1, 7, 8 or all"),
+        (("5",), "give --run"),
+        (("7",), "give --ablation"),
+        (("all",), "give --run or --ablation"),
+        (("5", "--run", "nowhere"), "no run at nowhere"),
+        (("7", "--ablation", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, words, cli):
+    code, out, err = cli("table", *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_run_that_lacks_what_all_tables_need(tmp_path, cli):
+    entropy = np.ones((2, 6))
+    write_run(tmp_path / "given", {"a": {"entropy": entropy, "is_generated": [False, False]}})
+    code, out, err = cli("table", "all", "--run", tmp_path / "given")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 4
+    assert "no table could be made" in err.splitlines()[-1]
+    assert set(TABLES) == {"5", "6.1", "7", "8"}
+    with pytest.raises(ll.RunError, match="max-new-tokens"):
+        composed("6.1", ll.open_run(tmp_path / "given"))

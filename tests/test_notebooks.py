@@ -1,0 +1,50 @@
+"""The notebooks run from top to bottom, and show what they say."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory, smollm2):  # skips where the model is not installed
+    """Executes a notebook in an empty directory; what its cells displayed, as MIME bundles, and printed."""
+
+    def execute(name):
+        notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+        place = tmp_path_factory.mktemp("notebook")
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": place}})
+        client.execute(env=environment)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert not [output for output in outputs if output["output_type"] == "error"]
+        return [output["data"] for output in outputs if "data" in output], [
+            output["text"] for output in outputs if output.get("name") == "stdout"
+        ]
+
+    return execute
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_phases(shown):
+    displayed, _ = shown("phases.ipynb")
+    pictures = [data for data in displayed if "image/png" in data]
+    assert len(pictures) == 3
+    texts = [data["text/plain"] for data in displayed]
+    assert any(text.startswith("Model smollm2") and len(text.splitlines()) == 5 for text in texts)
+    assert any(text.startswith("Run runs/phases") and len(text.splitlines()) == 5 for text in texts)
+    assert "<iframe sandbox" in displayed[-1]["text/html"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_decoding(shown):
+    displayed, printed = shown("decoding.ipynb")
+    last, valley = printed[0].strip().split("\n\n", 1)
+    assert last != valley
+    layers = next(data["text/plain"] for data in displayed if data["text/plain"].startswith("selected_layer"))
+    assert len(layers.splitlines()) > 3, "the drop-in selected several layers"
+    assert any("strategy valley (window 10" in data["text/plain"] for data in displayed)
