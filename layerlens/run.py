@@ -90,10 +90,14 @@ class Run:
 
     def layers(self, column: str) -> np.ndarray[Any, Any]:
         """A per-layer column as an array [positions, L], rows as in `positions`; NaN where a block has no such part."""
-        if column not in self._layers:
-            table = store.read_tokens_table(self.path, [column])
-            self._layers[column] = store.per_layer(table.column(column), self.n_layers)
+        self.read_layers(column)
         return self._layers[column]
+
+    def read_layers(self, *columns: str) -> None:
+        """Read several per-layer columns at once, which is quicker than one after the other as `layers` is asked."""
+        missing = [column for column in columns if column not in self._layers]
+        if missing:
+            self._layers |= store.read_layers(self.path, missing, self.n_layers)
 
     def show(self, height: int = 720) -> Framed:
         """The token explorer of `layerlens report`, for the last line of a notebook's cell; height in pixels."""

@@ -28,7 +28,7 @@ def agreement(run: "Run") -> pd.DataFrame:
         RunError: no token of the run can be counted.
     """
     tokens = sample(run)
-    top = run.layers("top_token_id")[tokens.rows]
+    top = tokens.of(run.layers("top_token_id"))
     agrees, kept = _agreement(top)
     before = np.concatenate([np.zeros_like(kept[:, :1]), kept[:, :-1]], axis=1)
     columns: dict[str, Any] = {"layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
@@ -52,7 +52,7 @@ def earliest_agreement(run: "Run") -> pd.DataFrame:
         RunError: no token of the run can be counted.
     """
     tokens = sample(run)
-    agrees, kept = _agreement(run.layers("top_token_id")[tokens.rows])
+    agrees, kept = _agreement(tokens.of(run.layers("top_token_id")))
     layers = {"first": 1 + agrees.argmax(axis=1), "kept": 1 + kept.argmax(axis=1)}
     rows = [
         {

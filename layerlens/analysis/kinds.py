@@ -41,7 +41,7 @@ def kind_jumps(run: "Run") -> pd.DataFrame:
             "qwen3_5 (linear and full attention) or gemma3 (sliding and full)"
         )
     tokens = sample(run)
-    entropy = run.layers("entropy")[tokens.rows]
+    entropy = tokens.of(run.layers("entropy"))
     levels = tokens.sums_and_counts(entropy)
     steps = tokens.sums_and_counts(np.abs(np.diff(entropy, axis=1)))
     rows = []

@@ -11,6 +11,7 @@ from layerlens.analysis.uncertainty import Floats, mean_interval, ratio
 if TYPE_CHECKING:
     from layerlens.run import Run
 
+_ROWS = 4096  # a block and what is computed from it stay within a processor's cache
 MEASURES = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
 
 
@@ -27,9 +28,10 @@ def by_layer(run: "Run") -> pd.DataFrame:
         RunError: no token of the run can be counted.
     """
     tokens = sample(run)
+    run.read_layers(*MEASURES)
     columns: dict[str, Any] = {"layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
     for measure in MEASURES:
-        columns |= _summary(tokens, measure, run.layers(measure)[tokens.rows])
+        columns |= _summary(tokens, measure, tokens.of(run.layers(measure)))
     return tokens.frame(columns | {"n_tokens": len(tokens.rows), "n_prompts": tokens.n_prompts})
 
 
@@ -43,7 +45,7 @@ def entropy_curves(run: "Run") -> pd.DataFrame:
         RunError: no token of the run can be counted.
     """
     tokens = sample(run)
-    values = run.layers("entropy")[tokens.rows]
+    values = tokens.of(run.layers("entropy"))
     frames = []
     for group, among in groups(run, tokens).items():
         columns: dict[str, Any] = {"group": group, "layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
@@ -60,11 +62,17 @@ def layer_kinds(run: "Run") -> list[str]:
 
 def spread(values: np.ndarray[Any, Any]) -> Floats:
     """Standard deviation of every column over the tokens that have a value, [L] from [tokens, L]; NaN without any."""
-    counted = ~np.isnan(values)
-    n = counted.sum(axis=0)
-    mean = ratio(np.where(counted, values, 0).sum(axis=0, dtype=np.float64), n)
-    deviations = np.where(counted, values - mean.astype(values.dtype), 0)  # kept in the values' own width: large runs
-    return np.sqrt(ratio(np.square(deviations).sum(axis=0, dtype=np.float64), n))
+    blocks = [values[start : start + _ROWS] for start in range(0, len(values), _ROWS)]
+    n = len(values) - sum((np.isnan(block).sum(axis=0) for block in blocks), np.zeros(values.shape[1]))
+    mean = ratio(sum((_sum(block) for block in blocks), np.zeros(n.shape)), n)
+    squares = sum((_sum(np.square(block - mean.astype(block.dtype))) for block in blocks), np.zeros(n.shape))
+    return np.sqrt(ratio(squares, n))
+
+
+def _sum(block: np.ndarray[Any, Any]) -> Floats:
+    """Of every column, NaN passed over."""
+    total: Floats = block.sum(axis=0, dtype=np.float64)
+    return np.nansum(block, axis=0, dtype=np.float64) if np.isnan(total).any() else total
 
 
 def _summary(

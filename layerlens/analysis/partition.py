@@ -28,7 +28,7 @@ def partition(run: "Run") -> pd.DataFrame:
     if run.n_layers < 2:
         raise RunError(f"{run.path} traces a single layer, and perturbed compares two: trace a model with more layers")
     tokens = sample(run)
-    entropy = run.layers("entropy")[tokens.rows]
+    entropy = tokens.of(run.layers("entropy"))
     members = groups(run, tokens)
     valley = _valley(tokens, entropy, members["perturbed"])
     rows = [_row(tokens, group, among, entropy, valley) for group, among in members.items()]

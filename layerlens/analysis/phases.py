@@ -46,8 +46,8 @@ def phases(run: "Run", rule: str = "plateau") -> pd.DataFrame:
     if rule not in _RULES:
         raise OptionError(f"there is no rule {rule!r} for phases; choose from {', '.join(_RULES)}")
     tokens = sample(run)
-    ratios = tokens.sums_and_counts(run.layers("norm_ratio")[tokens.rows])
-    cosines = tokens.sums_and_counts(run.layers("io_cosine")[tokens.rows])
+    ratios = tokens.sums_and_counts(tokens.of(run.layers("norm_ratio")))
+    cosines = tokens.sums_and_counts(tokens.of(run.layers("io_cosine")))
     every = np.ones((1, tokens.n_prompts))
     bounds = _RULES[rule](*(resampled_means(*measure, every) for measure in (ratios, cosines)))[0]
     drawn = _RULES[rule](*(resampled_means(*measure, tokens.weights) for measure in (ratios, cosines)))

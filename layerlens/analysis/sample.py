@@ -46,6 +46,11 @@ class Sample:
         """Where in `rows` the tokens of each prompt lie."""
         return [slice(*bounds) for bounds in pairwise([*self.starts.tolist(), len(self.rows)])]
 
+    def of(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The values of these tokens, [tokens, ...] from those of all positions of the run; no copy if all are."""
+        whole = len(self.rows) == len(values) and bool((np.diff(self.rows) == 1).all())
+        return values if whole else values[self.rows]
+
     def by_prompt(self, values: np.ndarray[Any, Any]) -> Floats:
         """Sums over the tokens of each prompt, [prompts, ...], of values in the order of `rows`, [tokens, ...]."""
         return np.stack([values[tokens].sum(axis=0, dtype=np.float64) for tokens in self.prompts])

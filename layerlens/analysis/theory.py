@@ -400,7 +400,7 @@ def parameters_table(run: "Run", group: str = "all") -> pd.DataFrame:
     tokens, among = _members(run, group)
     ceiling = float(np.log(run.manifest["model"]["n_vocab"]))
     every = np.vstack([np.ones(tokens.n_prompts), tokens.weights])
-    estimates, found = _read_off(tokens, run.layers("entropy")[tokens.rows], among, ceiling, every)
+    estimates, found = _read_off(tokens, tokens.of(run.layers("entropy")), among, ceiling, every)
     if np.isnan(estimates["V_onset"][0]):
         reason = f"the mean entropy of the {group} tokens of {run.path} does not fall before its final rise"
         raise RunError(f"{reason}, and the theory is about a descent; choose another group or a run with one")
@@ -453,7 +453,7 @@ def prediction_table(
     tokens, among = _members(run, group)
     window = min(int(run.manifest["window"]), run.n_layers) if window is None else window
     predicted = _walk_measures(parameters, simulate(parameters, n_draws=n_draws, seed=seed), window)
-    measured = _walk_measures(parameters, run.layers("entropy")[tokens.rows], window)
+    measured = _walk_measures(parameters, tokens.of(run.layers("entropy")), window)
     counts = {"n_draws": n_draws, "n_tokens": int(among.sum()), "n_prompts": tokens.n_prompts_with(among)}
     rows = []
     for name, values in measured.items():

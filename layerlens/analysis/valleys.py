@@ -41,7 +41,7 @@ def valleys(run: "Run") -> pd.DataFrame:
         RunError: no token of the run can be counted.
     """
     tokens = sample(run)
-    entropy = run.layers("entropy")[tokens.rows]
+    entropy = tokens.of(run.layers("entropy"))
     ceiling = float(np.log(run.manifest["model"]["n_vocab"]))
     rows = []
     for group, among in groups(run, tokens).items():

@@ -25,25 +25,26 @@ def opened(path: Path | None) -> "Run | None":
     return run
 
 
-def each(
-    noun: str, asked: str, known: Sequence[str], everything: Sequence[str], make: Callable[[str], list[Path]]
-) -> Iterator[Path]:
+def refuse_unknown(noun: str, asked: str, known: Sequence[str]) -> None:
+    """OptionError where there is no such figure or table."""
+    if asked not in (*known, "all"):
+        raise OptionError(f"there is no {noun} {asked!r}; give {', '.join(known)} or all")
+
+
+def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str], list[Path]]) -> Iterator[Path]:
     """The files of what was asked for, as they are made.
 
     Args:
         noun: "figure" or "table".
-        asked: one of `known`, or "all".
-        known: what there is.
+        asked: one of them, or "all".
         everything: what "all" stands for with these inputs; what a run lacks the records for is left out and said.
         make: writes the files of one.
 
     Raises:
-        OptionError: there is no such figure or table, or none can be made.
+        OptionError: what they are made from is missing.
         RunError: the run lacks what the one that was asked for shows.
     """
     if asked != "all":
-        if asked not in known:
-            raise OptionError(f"there is no {noun} {asked!r}; give {', '.join(known)} or all")
         yield from make(asked)
         return
     if not everything:

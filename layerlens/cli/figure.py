@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.each import each, opened
+from layerlens.cli.each import each, opened, refuse_unknown
 
 
 def figure(
@@ -20,12 +20,12 @@ def figure(
     """Draw a figure of the paper from a run: PNG, PDF, and the numbers as csv."""
     import layerlens as ll
 
+    refuse_unknown("figure", number, [str(one) for one in ll.plot.NUMBERS])
     shown, other = opened(run), opened(beside)
     everything = [one for one in ll.plot.DISTINCT if (ablation if one == 3 else run) is not None]
     for path in each(
         "figure",
         number,
-        [str(one) for one in ll.plot.NUMBERS],
         [str(one) for one in everything],
         lambda one: ll.plot.draw(int(one), shown, out, beside=other, ablation=ablation),
     ):

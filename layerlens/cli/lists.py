@@ -21,7 +21,8 @@ def datasets() -> None:
 
     for card in names():
         typer.echo(f"  {card.name:<8} {card.hub_id or 'shipped with layerlens'}{' (gated)' if card.gated else ''}")
-        typer.echo(f"           {card.description} ({card.licence})")
+        scored = f"scored by {card.scoring}" if card.scoring else "not scored"
+        typer.echo(f"           {card.description} ({card.licence}); {scored}")
 
 
 def doctor() -> None:

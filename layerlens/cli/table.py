@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.each import each, opened
+from layerlens.cli.each import each, opened, refuse_unknown
 from layerlens.errors import OptionError
 
 
@@ -24,6 +24,7 @@ def table(
         raise OptionError(
             f"table {number} reports benchmark scores, which come with a later version; give 5, 6.1, 7 or 8"
         )
+    refuse_unknown("table", number, TABLES)
     shown, folders = opened(run), ablation or []
 
     def make(one: str) -> list[Path]:
@@ -34,5 +35,5 @@ def table(
         return save(found, TITLES[one], out, f"table{one}")
 
     everything = [one for one in TABLES if (folders if one == "7" else run)]
-    for path in each("table", number, TABLES, everything, make):
+    for path in each("table", number, everything, make):
         typer.echo(path)

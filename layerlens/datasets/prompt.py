@@ -37,6 +37,11 @@ class Dataset:
     """Of the local file, where one was read."""
     prompts: tuple[Prompt, ...]
 
+    def record(self) -> dict[str, str | int | None]:
+        """What a manifest says of it."""
+        said = {name: getattr(self, name) for name in ("name", "config", "split", "revision", "sha256")}
+        return said | {"rows": len(self)}
+
     def __len__(self) -> int:
         return len(self.prompts)
 

@@ -233,25 +233,8 @@ def _manifest(
     asked = [f"{prompt.text}\0{prompt.reference}" for prompt in tokenized]
     return new_manifest(
         seed=options.seed,
-        model={
-            "source": model.source,
-            "revision": model.revision,
-            "fingerprint": model.fingerprint(),
-            "dtype": str(model.hf.dtype).removeprefix("torch."),
-            "device": str(model.device),
-            "backend": "transformers",
-            "family": model.family,
-            "n_layers": model.n_layers,
-        },
-        dataset={
-            "name": dataset.name,
-            "config": dataset.config,
-            "split": dataset.split,
-            "revision": dataset.revision,
-            "sha256": dataset.sha256,
-            "rows": len(dataset),
-            "items_sha256": digest("\0".join(asked)),
-        },
+        model=model.record(),
+        dataset=dataset.record() | {"items_sha256": digest("\0".join(asked))},
         options={name: value for name, value in asdict(options).items() if name != "seed"},
         ablation=plan,
     )

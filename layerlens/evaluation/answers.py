@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from layerlens.errors import RunError, first_sentence
-from layerlens.records import Column, Manifest, store
+from layerlens.records import Column, Manifest, files, store
 from layerlens.records.manifest import differences
 from layerlens.records.schema import FORMAT, arrow_schema
 
@@ -57,7 +57,7 @@ class AnswersWriter:
         refuse_unless_free(self.folder, resume=resume)
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = store._lock(self.folder)
+            self._lock = files.lock(self.folder)
             try:
                 self._open()
             except BaseException:
@@ -81,14 +81,14 @@ class AnswersWriter:
         with self._writing():
             part = _part(self.folder, condition, index)
             part.parent.mkdir(exist_ok=True)
-            store._write_table(part, store.to_table(ANSWERS, answers))
+            files.write_table(part, store.to_table(ANSWERS, answers))
 
     def join(self, condition: str) -> None:
         """Make one table of the parts of a condition that is complete."""
         with self._writing():
             parts = _parts(self.folder, condition)
             if not _joined(self.folder, condition).exists():
-                store._write_table(_joined(self.folder, condition), _read(parts))
+                files.write_table(_joined(self.folder, condition), _read(parts))
             for part in parts:
                 part.unlink()
             with contextlib.suppress(FileNotFoundError):
@@ -97,7 +97,7 @@ class AnswersWriter:
     def finish(self, totals: dict[str, Any]) -> None:
         """Write the totals into the manifest: the ablation is complete."""
         with self._writing():
-            store._write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
+            files.write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
 
     def _open(self) -> None:
         if _has_begun(self.folder):
@@ -107,7 +107,7 @@ class AnswersWriter:
                     f"{self.folder} was begun with other options and cannot be resumed ({'; '.join(found[:4])})"
                 )
         else:
-            store._write_json(self.folder / "manifest.json", self.manifest)
+            files.write_json(self.folder / "manifest.json", self.manifest)
         (self.folder / "answers").mkdir(exist_ok=True)
         for pattern in ("*.partial", "answers/*.partial", "answers/*/*.partial"):
             for unfinished in self.folder.glob(pattern):
@@ -176,7 +176,7 @@ def read_answers(folder: Path, condition: str) -> pa.Table:
 
 def _read(paths: list[Path]) -> pa.Table:
     schema = arrow_schema(ANSWERS)
-    return pa.concat_tables([schema.empty_table(), *(store._read_table(path, schema.names) for path in paths)])
+    return pa.concat_tables([schema.empty_table(), *(files.read_table(path, schema.names) for path in paths)])
 
 
 def _has_begun(folder: Path) -> bool:

@@ -111,6 +111,22 @@ class Model:
             digest.update(f"{name}{tuple(parameter.shape)}{sample.tolist()}".encode())
         return digest.hexdigest()
 
+    def record(self) -> dict[str, str | int | None]:
+        """What a manifest says of it."""
+        return {
+            "source": self.source,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint(),
+            "dtype": str(self.hf.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "backend": "transformers",
+            "attention": getattr(self.hf.config, "_attn_implementation", None),
+            "family": self.family,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_vocab": self.n_vocab,
+        }
+
     def __repr__(self) -> str:
         kinds = ", ".join(f"{self.layer_kinds.count(kind)} {kind}" for kind in dict.fromkeys(self.layer_kinds))
         experts = f", {self.mlp_kinds.count('moe')} with experts" if "moe" in self.mlp_kinds else ""

@@ -6,9 +6,8 @@ the prompt parts are joined into prompts.parquet.
 """
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from layerlens.errors import RunError, first_sentence
+from layerlens.errors import RunError
+from layerlens.records.files import lock, read_table, write_json, write_table
 from layerlens.records.manifest import Manifest, differences, read_manifest
 from layerlens.records.schema import PROMPTS, TOKENS, WORDS, Column, arrow_schema
 
 Columns = dict[str, Any]
+
+_READERS = 2  # unpacking keeps a core busy; more threads than cores would only wait
 
 
 class RunWriter:
@@ -42,7 +44,7 @@ class RunWriter:
         refuse_unless_free(self.folder, resume=resume)
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.folder)
+            self._lock = lock(self.folder)
             try:
                 self._open()
             except BaseException:
@@ -73,8 +75,8 @@ class RunWriter:
             prompts: one list per declared column of prompts.
         """
         with self._writing():
-            _write_table(token_part(self.folder, index), to_table(TOKENS, tokens))
-            _write_table(self._prompt_part(index), to_table(PROMPTS, prompts))
+            write_table(token_part(self.folder, index), to_table(TOKENS, tokens))
+            write_table(self._prompt_part(index), to_table(PROMPTS, prompts))
 
     def finish(self, totals: dict[str, Any], words: dict[int, str]) -> None:
         """Join the prompt parts, in the order of the batches, and write the totals into the manifest.
@@ -85,11 +87,11 @@ class RunWriter:
         """
         with self._writing():
             named = to_table(WORDS, {"token_id": list(words), "text": list(words.values())})
-            _write_table(self.folder / "words.parquet", named)
+            write_table(self.folder / "words.parquet", named)
             parts = [self._prompt_part(index) for index in range(len(self.manifest["batches"]))]
             if not (self.folder / "prompts.parquet").exists():
-                _write_table(self.folder / "prompts.parquet", pa.concat_tables([pq.read_table(part) for part in parts]))
-            _write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
+                write_table(self.folder / "prompts.parquet", pa.concat_tables([pq.read_table(part) for part in parts]))
+            write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
             for part in parts:
                 part.unlink(missing_ok=True)
             if parts[0].parent.exists():
@@ -99,7 +101,7 @@ class RunWriter:
         if _has_begun(self.folder):
             self._refuse_disagreement()
         else:
-            _write_json(self.folder / "manifest.json", self.manifest)
+            write_json(self.folder / "manifest.json", self.manifest)
         for name in ("tokens", "prompts"):
             (self.folder / name).mkdir(exist_ok=True)
         for pattern in ("*.partial", "tokens/*.partial", "prompts/*.partial"):
@@ -159,33 +161,42 @@ def read_prompts_table(folder: Path) -> pa.Table:
     schema = arrow_schema(PROMPTS)
     joined = folder / "prompts.parquet"
     parts = [joined] if joined.exists() else sorted((folder / "prompts").glob("part-*.parquet"))
-    return pa.concat_tables([schema.empty_table(), *(_read_table(part, schema.names) for part in parts)])
+    return pa.concat_tables([schema.empty_table(), *(read_table(part, schema.names) for part in parts)])
 
 
 def read_words_table(folder: Path) -> pa.Table:
     """What the run's token ids say; empty for a run that is not complete."""
     schema, path = arrow_schema(WORDS), folder / "words.parquet"
-    return _read_table(path, schema.names) if path.exists() else schema.empty_table()
+    return read_table(path, schema.names) if path.exists() else schema.empty_table()
 
 
 def read_tokens_table(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """The token rows of every complete batch, in the order of the batches; some columns, or all of them."""
     schema = arrow_schema(TOKENS)
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        tables = list(pool.map(lambda part: _read_table(part, wanted.names), _complete_token_parts(folder)))
+    tables = [read_table(part, wanted.names) for part in _complete_token_parts(folder)]
     return pa.concat_tables([wanted.empty_table(), *tables])
 
 
-def per_layer(column: pa.ChunkedArray, n_layers: int) -> np.ndarray[Any, np.dtype[Any]]:
-    """A per-layer column as an array [rows, n_layers]; nulls become NaN."""
-    flat = [chunk.flatten() for chunk in column.chunks]
-    n_values = sum(map(len, flat))
-    if n_values != len(column) * n_layers:
-        raise RunError(f"a per-layer column holds {n_values} values for {len(column)} rows of {n_layers} layers")
-    values = np.empty((len(column), n_layers), column.type.value_type.to_pandas_dtype())
-    np.concatenate([part.to_numpy(zero_copy_only=False) for part in flat], out=values.reshape(-1))
-    return values
+def read_layers(folder: Path, columns: Sequence[str], n_layers: int) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Per-layer columns of every complete batch, [rows, n_layers] each, in the order of the batches; null is NaN."""
+
+    def of_part(path: Path) -> list[np.ndarray[Any, np.dtype[Any]]]:
+        table = read_table(path, list(columns))
+        return [_per_layer(table.column(name), n_layers) for name in columns]
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        parts = list(readers.map(of_part, _complete_token_parts(folder)))
+    schema = arrow_schema(TOKENS)
+    empty = {name: np.empty((0, n_layers), schema.field(name).type.value_type.to_pandas_dtype()) for name in columns}
+    return {name: np.concatenate([empty[name], *(part[k] for part in parts)]) for k, name in enumerate(columns)}
+
+
+def _per_layer(column: pa.ChunkedArray, n_layers: int) -> np.ndarray[Any, np.dtype[Any]]:
+    values: np.ndarray[Any, np.dtype[Any]] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if len(values) != len(column) * n_layers:
+        raise RunError(f"a per-layer column holds {len(values)} values for {len(column)} rows of {n_layers} layers")
+    return values.reshape(len(column), n_layers)
 
 
 def to_table(declared: tuple[Column, ...], columns: Columns) -> pa.Table:
@@ -208,51 +219,3 @@ def _complete_token_parts(folder: Path) -> list[Path]:
     if (folder / "prompts.parquet").exists():
         return parts
     return [part for part in parts if (folder / "prompts" / part.name).exists()]
-
-
-def _read_table(path: Path, columns: list[str]) -> pa.Table:
-    try:
-        with path.open("rb") as handle:
-            # a run has many small parts: read_table and threads within a part take twice as long as the reading
-            table = pq.ParquetFile(handle).read(columns=columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(
-            f"{path} cannot be read ({first_sentence(error)}); delete it and repeat the trace with --resume"
-        ) from error
-    if table.column_names != columns:
-        missing = ", ".join(sorted(set(columns) - set(table.column_names)))
-        raise RunError(f"{path} lacks the columns {missing}; delete it and repeat the trace with --resume")
-    return table
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as handle:  # pyarrow would read a path in its own way
-        pq.write_table(table, handle, compression="zstd")
-    _publish(partial, path)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _publish(partial, path)
-
-
-def _publish(partial: Path, path: Path) -> None:
-    with partial.open("rb+") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(path)
-
-
-def _lock(folder: Path) -> Any:
-    handle = (folder / ".lock").open("w")
-    try:
-        import fcntl
-    except ImportError:  # no advisory locks on this system: two writers are the user's care
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        raise RunError(f"another process is writing {folder}; wait for it, or give --out another directory") from error
-    return handle

@@ -16,7 +16,20 @@ def imports_torch(module: str) -> bool:
     return done.returncode == 1
 
 
-@pytest.mark.parametrize("module", ["layerlens.run", "layerlens.analysis", "layerlens.plots", "layerlens.records"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "layerlens.run",
+        "layerlens.analysis",
+        "layerlens.plots",
+        "layerlens.records",
+        "layerlens.report",
+        "layerlens.tables",
+        "layerlens.analysis.theory",
+        "layerlens.evaluation.scoring",
+        "layerlens.evaluation.answers",
+    ],
+)
 def test_no_torch_is_imported(module):
     assert not imports_torch(module)
 

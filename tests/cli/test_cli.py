@@ -13,7 +13,19 @@ import layerlens as ll
 import layerlens.cli
 from layerlens.models import tiny_model, tiny_tokenizer
 
-COMMANDS = ["trace", "generate", "bench", "figure", "models", "datasets", "doctor"]
+COMMANDS = [
+    "trace",
+    "generate",
+    "ablate",
+    "bench",
+    "figure",
+    "table",
+    "report",
+    "compare",
+    "models",
+    "datasets",
+    "doctor",
+]
 
 
 @pytest.fixture
@@ -46,7 +58,7 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
 
 
-def test_trace_then_figure(cli, model, tmp_path):
+def test_trace_then_figures_tables_and_a_report(cli, model, tmp_path):
     code, out, _ = cli(
         "trace", "--model", model, "--dataset", "sample", "--limit", 4, "--max-new-tokens", 12, "--batch-size", 4,
         "--positions", "generated", "--out", tmp_path / "run",
@@ -56,11 +68,19 @@ def test_trace_then_figure(cli, model, tmp_path):
     share = ll.open_run(tmp_path / "run").partition().set_index("group").loc["perturbed", "share"]
     assert f"{share:.1%}" in re.sub(r"\s+", " ", out)
     assert str(tmp_path / "run") in out.replace("\n", "")
-    code, out, _ = cli("figure", "all", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    code, out, err = cli("figure", "all", "--run", tmp_path / "run", "--out", tmp_path / "figures")
     assert code == 0
+    drawn = (1, 2, 4, 7, 8, 9, 10)  # one grid a prompt
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert names == {f"figure{number}.{end}" for number in (2, 4) for end in ("png", "pdf", "csv")}
-    assert len(out.split()) == 6
+    assert names == {f"figure{number}.{end}" for number in drawn for end in ("png", "pdf", "csv")}
+    assert len(out.split()) == 3 * len(drawn)
+    assert [line.split(":")[1] for line in err.splitlines()] == [" no figure 11", " no figure 12"]
+    code, out, err = cli("table", "all", "--run", tmp_path / "run", "--out", tmp_path / "tables")
+    assert (code, err) == (0, "")
+    assert len(out.split()) == 9
+    code, out, err = cli("report", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert out.strip() == str(tmp_path / "run" / "report.html")
 
 
 def test_prompts_from_a_file_and_given_text(cli, model, tmp_path):
@@ -133,9 +153,9 @@ def test_a_figure_of_an_unknown_number(cli, model, tmp_path):
     cli(
         "trace", "--model", model, "--dataset", "sample", "--limit", 2, "--max-new-tokens", 2, "--out", tmp_path / "run"
     )
-    code, _, err = cli("figure", "3", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    code, _, err = cli("figure", "13", "--run", tmp_path / "run", "--out", tmp_path / "figures")
     assert code == 2
-    assert "2, 4, 5, 6" in err
+    assert "2, 3, 4, 5, 6" in err
 
 
 def test_lists(cli):

@@ -213,13 +213,13 @@ def test_what_is_no_ablation_is_left_alone(tiny_llama, tmp_path, resume):
 
 
 def test_two_processes_cannot_write_one_ablation(tiny_llama, tmp_path):
-    from layerlens.records.store import _lock
+    from layerlens.records.files import lock
 
     (tmp_path / "a").mkdir()
-    lock = _lock(tmp_path / "a")
+    held = lock(tmp_path / "a")
     with pytest.raises(ll.RunError, match="another process"):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["last"], max_new_tokens=2, progress=False)
-    lock.close()
+    held.close()
     ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["last"], max_new_tokens=2, progress=False)
 
 
@@ -268,14 +268,6 @@ def test_prompts_without_a_way_of_scoring_are_refused(tiny_llama, tmp_path):
         ll.OptionError, match="'prompts' have no way of scoring; give one of the datasets sample, gsm8k"
     ):
         ablate(tiny_llama, ll.datasets.from_prompts(["a"]), out=tmp_path / "a", arms=["last"])
-
-
-@pytest.fixture
-def cli(cli):
-    """The command line with this command, wherever it is registered."""
-    if not any(found.name == "ablate" for found in layerlens.cli.app.registered_commands):
-        layerlens.cli.app.command("ablate")(command.ablate)
-    return cli
 
 
 def test_the_command_line_runs_shows_and_resumes(cli, tiny_folder, tmp_path):

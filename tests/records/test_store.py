@@ -179,13 +179,13 @@ def test_a_changed_prompt_file_cannot_be_resumed(folder, tmp_path):
 
 
 def test_two_processes_cannot_write_one_run(tiny_llama, tmp_path):
-    from layerlens.records.store import _lock
+    from layerlens.records.files import lock
 
     (tmp_path / "run").mkdir()
-    lock = _lock(tmp_path / "run")
+    held = lock(tmp_path / "run")
     with pytest.raises(ll.RunError, match="another process"):
         ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
-    lock.close()
+    held.close()
     ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
 
     done = run_cli(arguments, preexec_fn=limit)
     assert_one_sentence(done, "cannot be written", "--resume")

@@ -1,0 +1,74 @@
+"""Files that are there whole or not at all, and a lock against two writers."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from layerlens.errors import RunError, first_sentence
+
+
+def read_table(path: Path, columns: list[str]) -> pa.Table:
+    """Some columns of a parquet file, in that order; RunError where it cannot be read or lacks one."""
+    try:
+        with path.open("rb") as handle:
+            # a run has many small parts: read_table and threads within a part take twice as long as the reading
+            table = pq.ParquetFile(handle).read(columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(
+            f"{path} cannot be read ({first_sentence(error)}); delete it and continue with --resume"
+        ) from error
+    if table.column_names != columns:
+        missing = ", ".join(sorted(set(columns) - set(table.column_names)))
+        raise RunError(f"{path} lacks the columns {missing}; delete it and continue with --resume")
+    return table
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a parquet file; until all of it is on the disk, `path` is what it was."""
+    partial = path.with_name(path.name + ".partial")
+    # hardly a float occurs twice: a dictionary of them takes longer to write and to read, and more room
+    repeating = [_path(field) for field in table.schema if not _holds_floats(field.type)]
+    with partial.open("wb") as handle:  # pyarrow would read a path in its own way
+        pq.write_table(table, handle, compression="zstd", use_dictionary=repeating)
+    _publish(partial, path)
+
+
+def _path(field: pa.Field) -> str:
+    """What parquet calls the column."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
+
+
+def _holds_floats(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind.value_type if pa.types.is_list(kind) else kind))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file; until all of it is on the disk, `path` is what it was."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _publish(partial, path)
+
+
+def _publish(partial: Path, path: Path) -> None:
+    with partial.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def lock(folder: Path) -> Any:
+    """A handle that keeps other processes from writing the folder until it is closed; RunError where one does."""
+    handle = (folder / ".lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # no advisory locks on this system: two writers are the user's care
+        return handle
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise RunError(f"another process is writing {folder}; wait for it, or give --out another directory") from error
+    return handle
