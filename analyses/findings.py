@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from layerlens.analysis.decoding import steps
 from layerlens.analysis.reported import reported_value
 from layerlens.analysis.uncertainty import interval, mean_interval, resample, resampled_means
 from layerlens.errors import LayerlensError
@@ -43,12 +44,13 @@ def of_last_run(run: Run) -> Iterator[Measured]:
     plateau = layers.loc[phases.loc["II", "first"] : phases.loc["II", "last"]]
     for end in ("min", "max"):
         for measure in ("norm_ratio", "io_cosine"):
-            yield Measured(f"{measure.replace('_', ' ')} in phase II, {end}", "", float(plateau[measure].agg(end)))
+            row = plateau.loc[getattr(plateau[measure], f"idx{end}")()]
+            name = f"{measure.replace('_', ' ')} in phase II, {end}, layer {row.name}"
+            yield Measured(name, "", *_bounded(row, measure), row["n_tokens"], row["n_prompts"])
     partition = run.partition().set_index("group")
-    row = partition.loc["perturbed"]
     told = reported_value("F4", quantity="perturbed percent")
-    share = _bounded(row, "share", 100)
-    yield Measured("perturbed tokens", "%", *share, row["n_tokens"], row["n_prompts"], told)
+    share, every = _bounded(partition.loc["perturbed"], "share", 100), partition.loc["all"]
+    yield Measured("perturbed tokens", "%", *share, every["n_tokens"], every["n_prompts"], told)
     for group, quantity in (
         ("perturbed", "entropy rise of perturbed tokens, nats"),
         ("unperturbed", "entropy change of the others, nats"),
@@ -76,14 +78,35 @@ def of_both(last: Run, valley: Run) -> Iterator[Measured]:
         scale, unit = (100, "%") if row["unit"] == "share" else (1, row["unit"])
         for column, name in names.items():
             values = _bounded(row, column, scale)
-            n_tokens = row["n_tokens" if column == "run" else "n_tokens_other"]
-            yield Measured(f"{row['quantity'].replace('_', ' ')}, {name}", unit, *values, n_tokens, row["n_prompts"])
+            counts = {"run": row["n_tokens"], "other": row["n_tokens_other"], "difference": None}
+            yield Measured(
+                f"{row['quantity'].replace('_', ' ')}, {name}", unit, *values, counts[column], row["n_prompts"]
+            )
     for row in last.compare_outputs(valley).to_dict("records"):
         scale, unit = (100, "%") if row["unit"] == "share" else (1, row["unit"])
         values = _bounded(row, "value", scale)
         yield Measured(f"outputs: {row['statistic'].replace('_', ' ')}", unit, *values, n_prompts=row["n_prompts"])
+    for run, name in ((last, "last layer"), (valley, "valley")):
+        yield from of_repetition(run, name)
     for name, of in {"right answers": right, "answers that end": ended, "repeated tokens": repeated}.items():
         yield from _paired(name, last, valley, of)
+
+
+def of_repetition(run: Run, name: str) -> Iterator[Measured]:
+    """Valleys, substitutions and depths among the tokens that repeat their text and among the others."""
+    found = steps(run)
+    tokens = found.tokens
+    ids = run.positions["next_token_id"].to_numpy(dtype=np.int64, na_value=-1)[tokens.rows]
+    again = np.concatenate([_repeats(ids[prompt].tolist()) for prompt in tokens.prompts])
+    for label, among in (("repeated", again), ("new", ~again)):
+        for quantity, unit, values in (
+            ("valley rate", "%", 100.0 * found.valley),
+            ("substitution rate", "%", 100.0 * found.substituted),
+            ("walk depth", "layers", found.depth.astype(float)),
+        ):
+            means = _bounded(tokens.mean("value", values, among), "value")
+            counts = (int(among.sum()), tokens.n_prompts_with(among))
+            yield Measured(f"{quantity} of {label} tokens, {name}", unit, *means, *counts)
 
 
 def right(run: Run) -> tuple[pd.Series, pd.Series]:
@@ -103,7 +126,7 @@ def ended(run: Run) -> tuple[pd.Series, pd.Series]:
 def repeated(run: Run) -> tuple[pd.Series, pd.Series]:
     """Generated tokens of each prompt that only repeat its text, and all of them."""
     ids = run.positions[run.positions["is_generated"]].groupby("prompt_id", sort=False)["next_token_id"]
-    return ids.apply(lambda text: float(_repeats(text.tolist()))), ids.size().astype(float)
+    return ids.apply(lambda text: float(_repeats(text.tolist()).sum())), ids.size().astype(float)
 
 
 def _bounded(row: Any, name: str, scale: float = 1) -> tuple[float, ...]:
@@ -112,14 +135,14 @@ def _bounded(row: Any, name: str, scale: float = 1) -> tuple[float, ...]:
     return tuple(float("nan") if pd.isna(value) else scale * float(value) for value in found)
 
 
-def _repeats(text: list[int]) -> int:
+def _repeats(text: list[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     seen: set[tuple[int, ...]] = set()
-    count = 0
+    again = np.zeros(len(text), dtype=bool)
     for end in range(REPEATED, len(text) + 1):
         here = tuple(text[end - REPEATED : end])
-        count += here in seen
+        again[end - 1] = here in seen
         seen.add(here)
-    return count
+    return again
 
 
 def _paired(name: str, last: Run, valley: Run, of: Callable[[Run], tuple[pd.Series, pd.Series]]) -> Iterator[Measured]:

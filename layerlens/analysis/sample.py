@@ -97,7 +97,9 @@ def sample(run: "Run") -> Sample:
     unusable = set(prompts.loc[prompts["finish_reason"] == "non_finite", "prompt_id"])
     prompt_ids = run.positions["prompt_id"]
     if prompt_ids.empty:
-        raise RunError(f"{run.path} holds no traced position; trace at least one prompt to its end")
+        raise RunError(
+            f"{run.path} holds no complete prompt; continue it with --resume, or trace at least one prompt to its end"
+        )
     kept = np.flatnonzero(~prompt_ids.isin(unusable))
     if not len(kept):
         raise RunError(f"every prompt of {run.path} had NaN or infinite states; trace again with another --dtype")

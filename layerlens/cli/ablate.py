@@ -45,10 +45,8 @@ def ablate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the ablation at --out.")] = False,
 ) -> int:
     """Answer the same items with every arm at every p, score the answers, and compare each arm with the last layer."""
-    from layerlens.datasets.registry import find
     from layerlens.evaluation.scoring import way_of_scoring
 
-    find(dataset)
     way_of_scoring(dataset)
     # refused before the model is loaded: what is wrong with the options or the items shows in a second
     from layerlens.decode.options import GenerateOptions, whole
@@ -107,6 +105,8 @@ def probabilities(text: str) -> list[float]:
             continue
         end = _number(parts[place + 1], text) if place + 1 < len(parts) else None
         step = values[-1] - values[-2] if len(values) > 1 else Decimal(0)
+        if end is not None and step > 0 and (end - values[-1]) % step:
+            raise OptionError(f"--p {text}: steps of {step} do not end at {end}; write it like 0,0.2,...,1")
         if end is None or step <= 0 or (end - values[-1]) % step or (end - values[-1]) / step > 1000:
             raise OptionError(f"--p {text} does not say where ... leads; write it like 0,0.2,...,1")
         while values[-1] + step < end:

@@ -22,6 +22,8 @@ def opened(path: Path | None) -> "Run | None":
     if not run.is_complete:
         rows = run.manifest["dataset"]["rows"]
         typer.echo(f"layerlens: {path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
+    if len(run.prompts) == 1:
+        typer.echo(f"layerlens: {path} is of one prompt: means have no intervals", err=True)
     return run
 
 

@@ -23,6 +23,10 @@ def figure(
     refuse_unknown("figure", number, [str(one) for one in ll.plot.NUMBERS])
     shown, other = opened(run), opened(beside)
     everything = [one for one in ll.plot.DISTINCT if (ablation if one == 3 else run) is not None]
+    n_texts = 0 if shown is None else max(1, int((shown.prompts["n_generated_tokens"] > 0).sum()))
+    if number == "all" and 0 < n_texts < len(ll.plot.GRIDS):
+        everything = [one for one in everything if one not in ll.plot.GRIDS[n_texts:]]
+        typer.echo(f"layerlens: figures {ll.plot.GRIDS[n_texts]} to 12 show further texts, which {run} lacks", err=True)
     for path in each(
         "figure",
         number,

@@ -10,7 +10,7 @@ from layerlens.plots.ablation import figure3
 from layerlens.plots.clouds import figure1
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
-from layerlens.plots.figures import DISTINCT, FIGURES, NUMBERS, draw, figure2, figure4
+from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NUMBERS, draw, figure2, figure4
 from layerlens.plots.grids import figure_grid
 from layerlens.plots.save import save
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DISTINCT",
     "FIGURES",
+    "GRIDS",
     "NUMBERS",
     "contributions",
     "draw",
@@ -37,15 +38,17 @@ __all__ = [
 def contributions(run: "Run", ax: Axes | None = None) -> Axes:
     """The axes with the mean norm ratio of every layer as bars (Figure 2a); new ones where none are given."""
     table = contributions_table(run)
+    drawn_on = _new_axes(1)[0] if ax is None else ax
     with style.look():
-        return draw_contributions(table, ax or _new_axes(1)[0])
+        return draw_contributions(table, drawn_on)
 
 
 def io_cosine(run: "Run", ax: Axes | None = None) -> Axes:
     """The axes with the mean I/O cosine of every layer as bars (Figure 2b); new ones where none are given."""
     table = contributions_table(run)
+    drawn_on = _new_axes(1)[0] if ax is None else ax
     with style.look():
-        return draw_io_cosine(table, ax or _new_axes(1)[0])
+        return draw_io_cosine(table, drawn_on)
 
 
 def entropy_partition(run: "Run", axes: Any = None) -> np.ndarray[Any, Any]:
@@ -56,8 +59,8 @@ def entropy_partition(run: "Run", axes: Any = None) -> np.ndarray[Any, Any]:
         axes: two axes to draw on; new ones, one above the other, where none are given.
     """
     table = entropy_table(run)
+    drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
     with style.look():
-        drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
         for group, ax in zip(GROUPS, drawn_on, strict=True):
             draw_entropy(table[table["group"] == group], ax)
     return drawn_on
@@ -66,5 +69,9 @@ def entropy_partition(run: "Run", axes: Any = None) -> np.ndarray[Any, Any]:
 def _new_axes(rows: int) -> np.ndarray[Any, Any]:
     from matplotlib import pyplot  # here, so that drawing on given axes or into files never starts a window system
 
-    _, axes = pyplot.subplots(rows, 1, figsize=(style.COLUMN_INCHES, 2.3 * rows), layout="constrained", squeeze=False)
+    # before the look: a notebook's backend makes settings with its first figure, which leaving the look would undo
+    size = (style.COLUMN_INCHES, 2.3 * rows)
+    figure = pyplot.figure(figsize=size, dpi=style.SCREEN_DPI, layout="constrained")
+    with style.look():
+        axes = figure.subplots(rows, 1, squeeze=False)
     return np.asarray(axes)[:, 0]

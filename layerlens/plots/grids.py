@@ -61,7 +61,7 @@ def figure_grid(
     Raises:
         OptionError: choice or most_tokens is below 1, or there is no such rule.
         RunError: a run generated nothing, the runs share no (or not that) prompt, fewer prompts than `choice`, or
-            another text under the same id.
+            another text under the same id; they are of two models, or `last_run` is not decoded from the last layer.
     """
     table = grid_table(last_run, valley_run, prompt_id, choice, most_tokens, rule)
     parts = [part for _, part in table.groupby("text", sort=False)]
@@ -105,7 +105,8 @@ def grid_table(
     runs = [run for run in (last_run, valley_run) if run is not None]
     found = [choices(run) for run in runs]
     chosen = _choose(runs, found, choice) if prompt_id is None else _check(runs, found, prompt_id)
-    if len(runs) == 2:
+    if last_run is not None:
+        _refuse_unlike(last_run, valley_run)
         _refuse_other_prompts(runs, chosen)
     frames = [_tokens_of(run, of, chosen) for run, of in zip(runs, found, strict=True)]
     if len(frames) == 2:
@@ -285,6 +286,18 @@ def _check(runs: list["Run"], found: list[Choices], prompt_id: str) -> str:
             few = ", ".join(sorted(_with_text([run], [of]))[:4])
             raise RunError(f"{run.path} generated nothing for prompt {prompt_id!r}; choose another, such as {few}")
     return prompt_id
+
+
+def _refuse_unlike(last_run: "Run", valley_run: "Run") -> None:
+    strategy = last_run.manifest["strategy"]["name"]
+    if strategy != "last":
+        raise RunError(
+            f"{last_run.path} was decoded by {strategy}, and standard decoding is drawn beside it; give a run from the "
+            "last layer"
+        )
+    ours, theirs = (run.manifest["model"].get("fingerprint") for run in (last_run, valley_run))
+    if ours != theirs or last_run.n_layers != valley_run.n_layers:
+        raise RunError(f"{last_run.path} and {valley_run.path} are of two models; trace the same one in both")
 
 
 def _refuse_other_prompts(runs: list["Run"], prompt_id: str) -> None:

@@ -21,6 +21,7 @@ GREY = "0.4"
 FULL_ATTENTION = "0.88"
 
 COLUMN_INCHES = 3.5
+SCREEN_DPI = 150
 
 _LOOK: dict[str, Any] = {
     "font.size": 7.5,
@@ -42,7 +43,7 @@ _LOOK: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 1.1,
-    "figure.dpi": 150,
+    "figure.dpi": SCREEN_DPI,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,
 }

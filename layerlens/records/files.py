@@ -17,6 +17,8 @@ def read_table(path: Path, columns: list[str]) -> pa.Table:
         with path.open("rb") as handle:
             # a run has many small parts: read_table and threads within a part take twice as long as the reading
             table = pq.ParquetFile(handle).read(columns=columns, use_threads=False)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; continue with --resume to make it again") from error
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"{path} cannot be read ({first_sentence(error)}); delete it and continue with --resume"

@@ -46,6 +46,10 @@ def caveats(run: "Run") -> list[str]:
             f"This run is not complete: {len(run.prompts)} of {run.manifest['dataset']['rows']} prompts are in it; "
             "repeat the trace with --resume and make the report again."
         )
+    if run.words.empty:
+        said.append(
+            "The run does not hold what its token ids say; continue it with --resume and make the report again."
+        )
     if n_broken:
         said.append(f"{count(n_broken, 'prompt')} with NaN or infinite states left out of the statistics and figures.")
     if counted == 1:
@@ -125,7 +129,7 @@ def _partition_table(partition: pd.DataFrame) -> Markup:
         [row["group"], f"{row['n_tokens']:,}", with_interval(row, "share", ".1%"), *_means(row, columns)]
         for row in _rows(partition)
     ]
-    head = ("Tokens", "n", "Share", "Entropy at L − 1", "at L", "Change", "at V*")
+    head = ("Tokens", "n", "Share", "Entropy at L − 1", "at L", "Change", "at V* of perturbed")
     return _table("Entropy partition, nats", head, rows, _basis(partition))
 
 
@@ -190,8 +194,15 @@ def _means(row: Row, names: Sequence[str]) -> list[str]:
 
 
 def _valley_table(valleys: pd.DataFrame) -> Markup:
+    several = valleys.attrs["n_prompts"] > 1
     rows = [
-        (row["group"], row["mark"], layers_of(row), f"{row['share']:.0%}", with_interval(row, "entropy"))
+        (
+            row["group"],
+            row["mark"],
+            layers_of(row),
+            f"{row['share']:.0%}" if several else "–",
+            with_interval(row, "entropy"),
+        )
         for row in _rows(valleys)
     ]
     head = ("Tokens", "Mark", "Layer", "Of resamples", "Entropy there")

@@ -111,7 +111,7 @@ def test_curves_split_the_tokens(tmp_path):
 
 def test_runs_without_a_token_to_count_are_refused(tmp_path):
     empty = write_run(tmp_path / "empty", {"p": {"entropy": np.zeros((0, 3))}})
-    with pytest.raises(RunError, match="no traced position"):
+    with pytest.raises(RunError, match="no complete prompt"):
         empty.by_layer()
     broken = write_run(tmp_path / "broken", {"p": {"entropy": np.ones((2, 3))}}, finish_reasons={"p": "non_finite"})
     for analysis in ("by_layer", "phases", "partition", "valleys", "substitutions"):

@@ -74,7 +74,7 @@ def test_trace_then_figures_tables_and_a_report(cli, model, tmp_path):
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {f"figure{number}.{end}" for number in drawn for end in ("png", "pdf", "csv")}
     assert len(out.split()) == 3 * len(drawn)
-    assert [line.split(":")[1] for line in err.splitlines()] == [" no figure 11", " no figure 12"]
+    assert err == f"layerlens: figures 11 to 12 show further texts, which {tmp_path / 'run'} lacks\n"
     code, out, err = cli("table", "all", "--run", tmp_path / "run", "--out", tmp_path / "tables")
     assert (code, err) == (0, "")
     assert len(out.split()) == 9

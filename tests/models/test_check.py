@@ -110,9 +110,9 @@ def test_a_mixture_of_experts_is_told_from_a_dense_model():
     assert tiny("mistral").layer_kinds == ["sliding"] * 4
 
 
-def test_a_model_shows_itself_in_four_lines():
+def test_a_model_shows_itself_in_five_lines():
     lines = repr(tiny("qwen3_5_moe_text")).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert "8 layers: 6 linear, 2 full, 8 with experts" in lines[1]
 
 

@@ -133,7 +133,7 @@ def test_an_unknown_number_is_refused_with_those_there_are(tmp_path):
 def test_a_run_without_tokens_is_refused(tmp_path):
     run = write_run(tmp_path / "run", {"p": {"entropy": np.ones((0, 9))}})
     for number in FIGURES:
-        with pytest.raises(RunError, match="no traced position"):
+        with pytest.raises(RunError, match="no complete prompt"):
             draw(number, run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

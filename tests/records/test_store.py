@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 
     done = run_cli(arguments, preexec_fn=limit)
     assert_one_sentence(done, "cannot be written", "--resume")

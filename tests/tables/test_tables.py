@@ -156,7 +156,8 @@ def test_a_run_that_lacks_what_all_tables_need(tmp_path, cli):
     write_run(tmp_path / "given", {"a": {"entropy": entropy, "is_generated": [False, False]}})
     code, out, err = cli("table", "all", "--run", tmp_path / "given")
     assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 4
+    assert len(err.splitlines()) == 5
+    assert "is of one prompt: means have no intervals" in err.splitlines()[0]
     assert "no table could be made" in err.splitlines()[-1]
     assert set(TABLES) == {"5", "6.1", "7", "8"}
     with pytest.raises(ll.RunError, match="max-new-tokens"):
