@@ -121,7 +121,8 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
         OptionError: an arm is unknown, has no p, or is given twice; or no arm takes the window.
     """
     if isinstance(arms, str) or not arms:
-        raise OptionError(f"--arms {arms or ''!s} names none; give some, such as {','.join(ARMS[:5])}")
+        given = arms if isinstance(arms, str) else ""
+        raise OptionError(f"--arms {given!r} is no list of names; give some, such as {','.join(ARMS[:5])}")
     found: dict[str, Strategy] = {}
     for arm in arms:
         strategy = _strategy_of(arm)

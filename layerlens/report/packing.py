@@ -50,7 +50,7 @@ def pack(run: "Run", prompt_ids: Sequence[str] | None = None) -> Packed:
 
     Raises:
         OptionError: no prompt of such an id was traced, or none is given.
-        RunError: the run holds no traced position.
+        RunError: the run holds no complete prompt.
     """
     rows_of = _rows_by_prompt(run, prompt_ids)
     n_prompts = len(rows_of)
@@ -71,7 +71,7 @@ def _rows_by_prompt(run: "Run", prompt_ids: Sequence[str] | None) -> dict[str, A
     """The rows of `run.positions` of every prompt, in the order of its positions."""
     traced: dict[str, Array] = run.positions.groupby("prompt_id", sort=False).indices  # type: ignore[assignment]
     if not traced:
-        raise RunError(f"{run.path} holds no traced position; trace at least one prompt to its end")
+        raise RunError(f"{run.path} holds no complete prompt; continue it with --resume, or trace one to its end")
     wanted = list(traced) if prompt_ids is None else list(prompt_ids)
     unknown = [name for name in wanted if name not in traced]
     if unknown or not wanted:

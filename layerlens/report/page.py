@@ -41,7 +41,7 @@ def write_report(run: "Run", path: str | os.PathLike[str], prompt_ids: Sequence[
 
     Raises:
         OptionError: the file cannot be written, or the run traced no prompt of such an id.
-        RunError: the run holds no traced position.
+        RunError: the run holds no complete prompt.
     """
     out = Path(path).expanduser()
     page = _report_html(run, prompt_ids)
@@ -63,7 +63,7 @@ def explorer_html(run: "Run", prompt_ids: Sequence[str] | None = None) -> str:
 
     Raises:
         OptionError: the run traced no prompt of such an id.
-        RunError: the run holds no traced position.
+        RunError: the run holds no complete prompt.
     """
     return _document(run, _data(run, prompt_ids), _section("explorer", "Token explorer", _fragment("explorer.html")))
 

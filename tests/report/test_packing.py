@@ -158,5 +158,5 @@ def test_long_prompts_are_cut(tmp_path, monkeypatch):
 
 def test_a_run_without_positions_is_refused(tmp_path):
     run = write_run(tmp_path / "run", {"none": {"entropy": np.zeros((0, 4))}})
-    with pytest.raises(RunError, match="no complete prompt; trace at least one prompt"):
+    with pytest.raises(RunError, match="no complete prompt; continue it with --resume"):
         packing.pack(run)

@@ -231,7 +231,7 @@ def test_given_texts_have_a_report_too(tmp_path):
 def test_what_cannot_be_reported_is_one_sentence(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(6)))
     empty = write_run(tmp_path / "empty", {"none": {"entropy": np.zeros((0, 4))}})
-    with pytest.raises(RunError, match="holds no complete prompt; trace at least one prompt"):
+    with pytest.raises(RunError, match="holds no complete prompt; continue it with --resume"):
         write_report(empty, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
     with pytest.raises(OptionError, match=r"cannot be written to .* name another file"):
