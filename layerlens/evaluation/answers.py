@@ -11,7 +11,6 @@ alone. Nothing here needs a model.
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from layerlens.errors import RunError, first_sentence
 from layerlens.records import Column, Manifest, files, store
-from layerlens.records.manifest import differences
+from layerlens.records.manifest import refuse_disagreement
 from layerlens.records.schema import FORMAT, arrow_schema
 
 ANSWERS = (
@@ -55,7 +54,7 @@ class AnswersWriter:
         self.folder = Path(folder).expanduser()
         self.manifest = manifest
         refuse_unless_free(self.folder, resume=resume)
-        with self._writing():
+        with files.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = files.lock(self.folder)
             try:
@@ -78,14 +77,14 @@ class AnswersWriter:
 
     def write(self, condition: str, index: int, answers: dict[str, Any]) -> None:
         """Add a part of a condition, one list per column of `ANSWERS`; visible to readers all at once."""
-        with self._writing():
+        with files.writing(self.folder):
             part = _part(self.folder, condition, index)
             part.parent.mkdir(exist_ok=True)
             files.write_table(part, store.to_table(ANSWERS, answers))
 
     def join(self, condition: str) -> None:
         """Make one table of the parts of a condition that is complete."""
-        with self._writing():
+        with files.writing(self.folder):
             parts = _parts(self.folder, condition)
             if not _joined(self.folder, condition).exists():
                 files.write_table(_joined(self.folder, condition), _read(parts))
@@ -96,33 +95,16 @@ class AnswersWriter:
 
     def finish(self, totals: dict[str, Any]) -> None:
         """Write the totals into the manifest: the ablation is complete."""
-        with self._writing():
+        with files.writing(self.folder):
             files.write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
 
     def _open(self) -> None:
         if _has_begun(self.folder):
-            found = differences(self.manifest, read_manifest(self.folder))
-            if found:
-                raise RunError(
-                    f"{self.folder} was begun with other options and cannot be resumed ({'; '.join(found[:4])})"
-                )
+            refuse_disagreement(self.folder, self.manifest, read_manifest(self.folder))
         else:
             files.write_json(self.folder / "manifest.json", self.manifest)
         (self.folder / "answers").mkdir(exist_ok=True)
-        for pattern in ("*.partial", "answers/*.partial", "answers/*/*.partial"):
-            for unfinished in self.folder.glob(pattern):
-                unfinished.unlink()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RunError(
-                f"{self.folder} cannot be written ({reason}); what is complete is kept: make room or mend the path, "
-                "then continue with --resume"
-            ) from error
+        files.remove_unfinished(self.folder)
 
 
 def refuse_unless_free(folder: Path, *, resume: bool) -> None:

@@ -1,7 +1,9 @@
 """Files that are there whole or not at all, and a lock against two writers."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,25 @@ def read_table(path: Path, columns: list[str]) -> pa.Table:
         missing = ", ".join(sorted(set(columns) - set(table.column_names)))
         raise RunError(f"{path} lacks the columns {missing}; delete it and continue with --resume")
     return table
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What is written inside can fail: RunError that says how to continue."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(
+            f"{folder} cannot be written ({reason}); what is complete is kept: make room or mend the path, then "
+            "continue with --resume"
+        ) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed writer left behind, in the folder and below."""
+    for unfinished in folder.rglob("*.partial"):
+        unfinished.unlink()
 
 
 def write_table(path: Path, table: pa.Table) -> None:

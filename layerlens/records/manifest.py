@@ -46,6 +46,13 @@ def differences(ours: Manifest, theirs: Manifest) -> list[str]:
     ]
 
 
+def refuse_disagreement(folder: Path, ours: Manifest, theirs: Manifest) -> None:
+    """RunError where what the folder was begun with would not end with the same rows."""
+    found = differences(ours, theirs)
+    if found:
+        raise RunError(f"{folder} was begun with other options and cannot be resumed ({'; '.join(found[:4])})")
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a run directory; RunError where the folder is no run or its format is not this one."""
     path = folder / "manifest.json"

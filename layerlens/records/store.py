@@ -5,9 +5,8 @@ presence marks the batch as complete. Killed in between, the batch is simply don
 the prompt parts are joined into prompts.parquet.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerlens.errors import RunError
-from layerlens.records.files import lock, read_table, write_json, write_table
-from layerlens.records.manifest import Manifest, differences, read_manifest
+from layerlens.records.files import lock, read_table, remove_unfinished, write_json, write_table, writing
+from layerlens.records.manifest import Manifest, read_manifest, refuse_disagreement
 from layerlens.records.schema import PROMPTS, TOKENS, WORDS, Column, arrow_schema
 
 Columns = dict[str, Any]
@@ -42,7 +41,7 @@ class RunWriter:
         self.folder = Path(folder).expanduser()
         self.manifest = manifest
         refuse_unless_free(self.folder, resume=resume)
-        with self._writing():
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.folder)
             try:
@@ -74,7 +73,7 @@ class RunWriter:
             tokens: one array per declared column of tokens; [rows] or, per layer, [rows, L].
             prompts: one list per declared column of prompts.
         """
-        with self._writing():
+        with writing(self.folder):
             write_table(token_part(self.folder, index), to_table(TOKENS, tokens))
             write_table(self._prompt_part(index), to_table(PROMPTS, prompts))
 
@@ -85,7 +84,7 @@ class RunWriter:
             totals: of the whole run.
             words: the text of every token id that occurs in it.
         """
-        with self._writing():
+        with writing(self.folder):
             named = to_table(WORDS, {"token_id": list(words), "text": list(words.values())})
             write_table(self.folder / "words.parquet", named)
             parts = [self._prompt_part(index) for index in range(len(self.manifest["batches"]))]
@@ -99,33 +98,15 @@ class RunWriter:
 
     def _open(self) -> None:
         if _has_begun(self.folder):
-            self._refuse_disagreement()
+            refuse_disagreement(self.folder, self.manifest, read_manifest(self.folder))
         else:
             write_json(self.folder / "manifest.json", self.manifest)
         for name in ("tokens", "prompts"):
             (self.folder / name).mkdir(exist_ok=True)
-        for pattern in ("*.partial", "tokens/*.partial", "prompts/*.partial"):
-            for unfinished in self.folder.glob(pattern):
-                unfinished.unlink()
-
-    def _refuse_disagreement(self) -> None:
-        found = differences(self.manifest, read_manifest(self.folder))
-        if found:
-            raise RunError(f"{self.folder} was begun with other options and cannot be resumed ({'; '.join(found[:4])})")
+        remove_unfinished(self.folder)
 
     def _prompt_part(self, index: int) -> Path:
         return self.folder / "prompts" / f"part-{index:05d}.parquet"
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RunError(
-                f"{self.folder} cannot be written ({reason}); what is complete is kept: make room or mend the path, "
-                "then continue with --resume"
-            ) from error
 
 
 def refuse_unless_free(folder: Path, *, resume: bool) -> None:
