@@ -43,7 +43,7 @@ def write_run(
         dataset={"name": "made up", "rows": len(prompts)},
         strategy={"name": strategy},
         mode="generate",
-        positions="generated",
+        options={"positions": "generated", "kl": any("kl_last_to_layer" in given for given in prompts.values())},
         window=window,
         batches=[[prompt_id] for prompt_id in prompts],
     )
@@ -77,7 +77,7 @@ def token_rows(prompt_id: str, given: Measures, window: int = 10) -> Measures:
         "selected_layer": np.full(n_tokens, n_layers, dtype=np.int16),
         "perturbed": entropy[:, -1] > entropy[:, max(n_layers - 2, 0)],
     }
-    assert given.keys() <= made_up.keys() | {"entropy"}
+    assert given.keys() <= made_up.keys() | {"entropy", "kl_last_to_layer"}
     return made_up | given | {"entropy": entropy}
 
 

@@ -65,9 +65,9 @@ def numbers(
     family: str, hf: Any, blocks: Any, seen: Seen, row: int, positions: range, readout: Any
 ) -> dict[str, np.ndarray]:
     """The per-layer columns of a trace for positions of one row, from whole float64 logits: [positions, L] each."""
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy", "top_token_id")
-    }
+    names = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy", "top_token_id", "kl_last_to_layer")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    last = torch.log_softmax(readout(seen.h_out[-1][row, list(positions)]), -1)
     parallel = family in PARALLEL and getattr(hf.config, "use_parallel_residual", True)
     for index, block in enumerate(blocks):
         before, after = (streams[index][row, list(positions)] for streams in (seen.h_in, seen.h_out))
@@ -82,6 +82,7 @@ def numbers(
         columns["mlp_ratio"].append(mlp.norm(dim=-1) / middle)
         columns["entropy"].append(torch.special.entr(probs).sum(-1))
         columns["top_token_id"].append(logits.argmax(-1))
+        columns["kl_last_to_layer"].append((last.exp() * (last - torch.log_softmax(logits, -1))).sum(-1))
     return {name: torch.stack(values, -1).numpy() for name, values in columns.items()}
 
 

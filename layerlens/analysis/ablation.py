@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 
 from layerlens.analysis.reported import reported
-from layerlens.analysis.uncertainty import Floats, interval, mean_interval, ratio, resample, resampled_means
+from layerlens.analysis.uncertainty import (
+    Floats,
+    interval,
+    mean_interval,
+    most_unseen,
+    ratio,
+    resample,
+    resampled_means,
+)
 from layerlens.errors import OptionError, RunError
 from layerlens.evaluation.answers import condition_name, read_answers, read_manifest
 
@@ -25,7 +33,8 @@ def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     on the same items, −1..1; n_items; n_answers, more where answers were repeated; generated_tokens, the mean length of
     an answer with its end token; finished, the share of answers that ended of themselves, 0..1. Every mean and the
     difference have `_low` and `_high` (95 %, items resampled; the difference by resampling the items that both
-    conditions have); where all answers are alike, resampling finds no doubt. The last layer does not depend on p: its
+    conditions have); where all items are alike, so that resampling finds no doubt, shares and the difference have the
+    interval of Clopper and Pearson for nothing seen in so many items. The last layer does not depend on p: its
     rows repeat one measurement. Conditions that nothing was answered for are left out. `attrs` has model, dataset,
     scoring, temperature, n_items that were asked for, n_answers in all, and is_complete.
 
@@ -145,9 +154,22 @@ def _row(arm: _ByItem, last: _ByItem, weights: Floats) -> dict[str, Any]:
         float(np.maximum(above[0], difference[0])),
     ]
     row = {"n_items": int((arm.counts[:, 0] > 0).sum())}
+    for name in ("accuracy", "finished"):
+        values[name] = _doubted(values[name], row["n_items"], least=0)
+    if arm is not last:
+        values["difference"] = _doubted(values["difference"], int(common[:, 0].sum()), least=-1)
     for name in ("accuracy", "difference", "generated_tokens", "finished"):
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), values[name], strict=True))
     return row
+
+
+def _doubted(estimate: list[float], n_items: int, least: int) -> list[float]:
+    """Estimate, low and high, widened within `least` and 1 where resampling items that are all alike left no width."""
+    value, low, high = estimate
+    if low < high or np.isnan(low):
+        return estimate
+    margin = most_unseen(n_items)
+    return [value, max(least, value - margin), min(1, value + margin)]
 
 
 def _measured(row: dict[Any, Any], attrs: dict[Any, Any]) -> dict[str, Any]:

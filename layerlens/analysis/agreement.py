@@ -8,6 +8,7 @@ import pandas as pd
 from layerlens.analysis.layers import layer_kinds
 from layerlens.analysis.sample import Bools, Sample, sample
 from layerlens.analysis.uncertainty import mean_interval
+from layerlens.records import KL, token_columns
 
 if TYPE_CHECKING:
     from layerlens.run import Run
@@ -21,8 +22,8 @@ def agreement(run: "Run") -> pd.DataFrame:
     which it is the earliest layer from which on every layer agrees with L, so that the column adds up to 1. Shares are
     0..1, each with `_low` and `_high` (95 %, prompts resampled). n_tokens; n_prompts.
 
-    Divergences such as KL(layer L || layer l) need the two distributions, of which a run of format 1 keeps only the
-    entropies and the first choices: they are left out.
+    A run traced with --kl has one more measure: kl_last_to_layer, the mean KL(p_L ‖ p_l) of the readouts in nats, with
+    `_low`, `_high` and `_sd` (over tokens). It is how much is lost by coding what layer L predicts with layer l.
 
     Raises:
         RunError: no token of the run can be counted.
@@ -36,6 +37,8 @@ def agreement(run: "Run") -> pd.DataFrame:
     flips = _shares(tokens, "flip", top[:, 1:] != top[:, :-1])
     columns |= {name: np.concatenate([[np.nan], values]) for name, values in flips.items()}
     columns |= _shares(tokens, "settled", kept & ~before)
+    if KL in token_columns(run.manifest):
+        columns |= _divergence(tokens, tokens.of(run.layers(KL.name)))
     return tokens.frame(columns | {"n_tokens": len(tokens.rows), "n_prompts": tokens.n_prompts})
 
 
@@ -71,6 +74,12 @@ def _agreement(top: np.ndarray[Any, Any]) -> tuple[Bools, Bools]:
     """Whether each layer agrees with the last one, and whether it and all later ones do, [tokens, L]."""
     agrees = np.asarray(top == top[:, -1:])
     return agrees, np.logical_and.accumulate(agrees[:, ::-1], axis=1)[:, ::-1]
+
+
+def _divergence(tokens: Sample, values: np.ndarray[Any, Any]) -> dict[str, Any]:
+    means = mean_interval(*tokens.sums_and_counts(values), tokens.weights)
+    ends = zip(("", "_low", "_high", "_sd"), (*means, values.std(axis=0, dtype=np.float64)), strict=True)
+    return {f"{KL.name}{end}": column for end, column in ends}
 
 
 def _shares(tokens: Sample, name: str, flags: Bools) -> dict[str, Any]:

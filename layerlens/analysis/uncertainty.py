@@ -88,6 +88,14 @@ def holding(estimate: Any, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     return np.minimum(low, estimate), np.maximum(high, estimate)
 
 
+def most_unseen(n: int) -> float:
+    """How large a share can be, at 95 %, of which n >= 1 independent draws show nothing: 1 − 0.025^(1/n).
+
+    The end of Clopper and Pearson's interval (1934), for where resampling finds no doubt because all draws are alike.
+    """
+    return float(1 - ((1 - CONFIDENCE) / 2) ** (1 / n))
+
+
 def effective_prompts(counts: Floats) -> Ints:
     """On how many prompts of equal length a mean over tokens would be as steady, [...] from counts [prompts, ...].
 

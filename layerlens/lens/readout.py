@@ -14,7 +14,7 @@ from layerlens.models.unembed import Unembed
 # On a CPU a tile and the exponentials of it stay in the cache; on an accelerator they fill the chip, at 32 MiB each.
 _CPU_TILE = (512, 1024)
 _ACCELERATOR_TILE = (512, 16384)
-_LOWEST = -1e30
+LOWEST = -1e30
 _BLOCK = 64  # words per block in the two-step arg-max: a plain arg-max over the tile costs ten times as much
 
 
@@ -25,6 +25,8 @@ class Reading(NamedTuple):
     """Shannon entropy in nats, 0..ln V; NaN where a logit is. Eq. 5 of arXiv 2606.21906."""
     top_token_id: TokenIds
     """Arg-max of the logits; on a CPU the lowest id where several are equal."""
+    log_normalizer: Scalars
+    """ln Σ exp(logit)."""
     log_probs: Float[Tensor, "rows chosen"] | None
     """Natural log-probability of each chosen token, <= 0; None where none were asked for."""
 
@@ -47,12 +49,22 @@ def read(
     """
     if len(states) == 0:
         empty = states.new_empty(0, dtype=torch.float32)
-        return Reading(empty, empty.long(), None if chosen is None else empty.new_empty(0, chosen.shape[1]))
-    rows, words = tile or (_CPU_TILE if states.device.type == "cpu" else _ACCELERATOR_TILE)
+        return Reading(empty, empty.long(), empty, None if chosen is None else empty.new_empty(0, chosen.shape[1]))
+    rows, words = tile or tile_for(states.device)
     choices = [None] * len(states) if chosen is None else chosen.split(rows)
     readings = [_read_rows(part, unembed, ids, words) for part, ids in zip(states.split(rows), choices, strict=False)]
     log_probs = None if chosen is None else torch.cat([r.log_probs for r in readings if r.log_probs is not None])
-    return Reading(torch.cat([r.entropy for r in readings]), torch.cat([r.top_token_id for r in readings]), log_probs)
+    return Reading(
+        torch.cat([r.entropy for r in readings]),
+        torch.cat([r.top_token_id for r in readings]),
+        torch.cat([r.log_normalizer for r in readings]),
+        log_probs,
+    )
+
+
+def tile_for(device: torch.device) -> tuple[int, int]:
+    """Rows and words of a tile that suits the device."""
+    return _CPU_TILE if device.type == "cpu" else _ACCELERATOR_TILE
 
 
 def _read_rows(states: States, unembed: Unembed, chosen: Tensor | None, words: int) -> Reading:
@@ -75,7 +87,7 @@ def _read_rows(states: States, unembed: Unembed, chosen: Tensor | None, words: i
         size = n_rows * (stop - start)
         logits = unembed.logits_tile(normed, start, stop, logits_space[:size].view(n_rows, stop - start))
         if unembed.bias is not None:
-            logits.clamp_(min=_LOWEST)  # a bias of minus infinity bans a word: 0 · ln 0 = 0, not NaN
+            logits.clamp_(min=LOWEST)  # a bias of minus infinity bans a word: 0 · ln 0 = 0, not NaN
         tile_maximum, tile_top = _top(logits)
         if chosen is not None and chosen_logits is not None:
             _pick(logits, chosen, start, chosen_logits)
@@ -91,9 +103,9 @@ def _read_rows(states: States, unembed: Unembed, chosen: Tensor | None, words: i
         maximum = raised
 
     entropy = (total.log() - moment / total).clamp(0.0, math.log(unembed.n_vocab))
-    if chosen_logits is None:
-        return Reading(entropy, top, None)
-    return Reading(entropy, top, chosen_logits - (maximum + total.log()).unsqueeze(1))
+    log_normalizer = maximum + total.log()
+    log_probs = None if chosen_logits is None else chosen_logits - log_normalizer.unsqueeze(1)
+    return Reading(entropy, top, log_normalizer, log_probs)
 
 
 def _top(logits: Tensor) -> tuple[Tensor, Tensor]:

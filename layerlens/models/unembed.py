@@ -48,15 +48,17 @@ class Unembed:
                 states = module(states)
         return states
 
+    def operand(self, normed: Tensor) -> Tensor:
+        """What the unembedding multiplies: on a GPU in the type of its weight, elsewhere in float32."""
+        return normed.to(self.weight.dtype) if self.weight.is_cuda else normed.float()
+
     def logits_tile(self, normed: Tensor, start: int, stop: int, out: Tensor | None = None) -> Logits:
         """Float32 logits of the words start..stop-1: [rows, stop - start], written into `out` where it is given."""
         weight = self.weight[start:stop].t()
-        if weight.dtype == torch.float32:
-            logits = torch.mm(normed.float(), weight, out=out)
-        elif weight.is_cuda:
-            logits = torch.mm(normed.to(weight.dtype), weight, out_dtype=torch.float32)
+        if weight.is_cuda and weight.dtype != torch.float32:
+            logits = torch.mm(self.operand(normed), weight, out_dtype=torch.float32)
         else:
-            logits = torch.mm(normed.float(), weight.float(), out=out)
+            logits = torch.mm(self.operand(normed), weight.float(), out=out)
         self._finish(logits, start, stop)
         return logits
 

@@ -1,12 +1,13 @@
 """What a trace measured, as declared tables beside a manifest. Nothing here needs a model or a GPU."""
 
 from layerlens.records.manifest import Manifest, new_manifest, read_manifest
-from layerlens.records.schema import FINISH_REASONS, FORMAT, PROMPTS, TOKENS, WORDS, Column
+from layerlens.records.schema import FINISH_REASONS, FORMAT, KL, PROMPTS, TOKENS, WORDS, Column, token_columns
 from layerlens.records.store import RunWriter
 
 __all__ = [
     "FINISH_REASONS",
     "FORMAT",
+    "KL",
     "PROMPTS",
     "TOKENS",
     "WORDS",
@@ -15,4 +16,5 @@ __all__ = [
     "RunWriter",
     "new_manifest",
     "read_manifest",
+    "token_columns",
 ]

@@ -3,7 +3,9 @@
 Layers are numbered 1..L (0 = embeddings); a per-layer column holds one list of L values per traced position.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -46,6 +48,11 @@ TOKENS = (
     Column("perturbed", pa.bool_(), "", "", "entropy[L] > entropy[L−1]"),
 )
 
+KL = Column(
+    "kl_last_to_layer", _layer_floats, "nats", ">= 0", "KL(L ‖ l) = Σ p(L) ln(p(L) / p(l)), p(l) the readout of h(l)"
+)
+"""A column of tokens that a run has where it was asked for."""
+
 PROMPTS = (
     Column("prompt_id", pa.string(), "", "", "unique in the run"),
     Column("prompt", pa.string(), "", "", "the text the model was given, chat template included"),
@@ -68,6 +75,11 @@ FINISH_REASONS = {
     "given": "nothing was generated: the text was given",
     "non_finite": "a state or a readout of this prompt was NaN or infinite; analyses leave the prompt out",
 }
+
+
+def token_columns(manifest: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns of tokens that a run with this manifest has."""
+    return (*TOKENS, KL) if manifest.get("options", {}).get("kl") else TOKENS
 
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:

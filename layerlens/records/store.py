@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from layerlens.errors import RunError
 from layerlens.records.files import lock, read_table, remove_unfinished, write_json, write_table, writing
 from layerlens.records.manifest import Manifest, read_manifest, refuse_disagreement
-from layerlens.records.schema import PROMPTS, TOKENS, WORDS, Column, arrow_schema
+from layerlens.records.schema import KL, PROMPTS, WORDS, Column, arrow_schema, token_columns
 
 Columns = dict[str, Any]
 
@@ -74,7 +74,7 @@ class RunWriter:
             prompts: one list per declared column of prompts.
         """
         with writing(self.folder):
-            write_table(token_part(self.folder, index), to_table(TOKENS, tokens))
+            write_table(token_part(self.folder, index), to_table(token_columns(self.manifest), tokens))
             write_table(self._prompt_part(index), to_table(PROMPTS, prompts))
 
     def finish(self, totals: dict[str, Any], words: dict[int, str]) -> None:
@@ -153,7 +153,7 @@ def read_words_table(folder: Path) -> pa.Table:
 
 def read_tokens_table(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """The token rows of every complete batch, in the order of the batches; some columns, or all of them."""
-    schema = arrow_schema(TOKENS)
+    schema = _token_schema(folder, columns or [])
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     tables = [read_table(part, wanted.names) for part in _complete_token_parts(folder)]
     return pa.concat_tables([wanted.empty_table(), *tables])
@@ -162,15 +162,24 @@ def read_tokens_table(folder: Path, columns: list[str] | None = None) -> pa.Tabl
 def read_layers(folder: Path, columns: Sequence[str], n_layers: int) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     """Per-layer columns of every complete batch, [rows, n_layers] each, in the order of the batches; null is NaN."""
 
+    schema = _token_schema(folder, columns)
+
     def of_part(path: Path) -> list[np.ndarray[Any, np.dtype[Any]]]:
         table = read_table(path, list(columns))
         return [_per_layer(table.column(name), n_layers) for name in columns]
 
     with ThreadPoolExecutor(_READERS) as readers:
         parts = list(readers.map(of_part, _complete_token_parts(folder)))
-    schema = arrow_schema(TOKENS)
     empty = {name: np.empty((0, n_layers), schema.field(name).type.value_type.to_pandas_dtype()) for name in columns}
     return {name: np.concatenate([empty[name], *(part[k] for part in parts)]) for k, name in enumerate(columns)}
+
+
+def _token_schema(folder: Path, columns: Sequence[str]) -> pa.Schema:
+    """The schema of the run's token parts; RunError where they were not asked to have one of the columns."""
+    schema = arrow_schema(token_columns(read_manifest(folder)))
+    if KL.name in columns and KL.name not in schema.names:
+        raise RunError(f"{folder} holds no divergences from the last layer; trace the prompts again with --kl")
+    return schema
 
 
 def _per_layer(column: pa.ChunkedArray, n_layers: int) -> np.ndarray[Any, np.dtype[Any]]:

@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.axes import States
-from layerlens.lens import read
+from layerlens.lens import Reading, kl_from_last, read
 from layerlens.models import Model
+from layerlens.records import KL
 
 FLOATS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
 
@@ -29,22 +30,30 @@ class Meter:
 
     Attributes:
         select: from a stream [batch, seq, d_model] to the states to keep, [rows, d_model]; set before each pass.
+        names: what the numbers are, FLOATS first.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, kl: bool = False) -> None:
+        self.names = (*FLOATS, KL.name) if kl else FLOATS
+        self._unembed = model.unembed
         state_bytes = model.n_layers * model.d_model * model.hf.dtype.itemsize
         rows_waiting = min(_MOST_ROWS_WAITING, max(_LEAST_ROWS_WAITING, _BYTES_WAITING // (3 * state_bytes)))
-        self._layers = [_Layer(model, index, rows_waiting) for index in range(model.n_layers)]
+        self._layers = [_Layer(model, index, rows_waiting, keeps_states=kl) for index in range(model.n_layers)]
         self.select: Select = lambda stream: stream.flatten(0, 1)
 
     def on_block(self, index: int, h_in: Tensor, part: Tensor | None, h_out: Tensor) -> None:
         """Keep or measure what the block did to the selected rows."""
         self._layers[index].add(self.select(h_in), None if part is None else self.select(part), self.select(h_out))
+        if index == len(self._layers) - 1:
+            self._compare()
 
     @torch.no_grad()
     def collect(self) -> tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]:
-        """Everything measured since the last call, in the order of the rows: FLOATS (NaN where a block has no such
+        """Everything measured since the last call, in the order of the rows: `names` (NaN where a block has no such
         part) and top token ids. The one place where numbers leave the device."""
+        for layer in self._layers:
+            layer.measure_waiting()
+        self._compare()
         floats, tops = zip(*(layer.drain() for layer in self._layers), strict=True)
         device = floats[-1].device
         return (
@@ -52,11 +61,26 @@ class Meter:
             torch.stack([part.to(device) for part in tops], dim=1).cpu().numpy(),
         )
 
+    @torch.no_grad()
+    def _compare(self) -> None:
+        """Compare the readings that the layers kept with those of the last layer, which has just been read."""
+        for pieces in zip(*(layer.kept for layer in self._layers), strict=True):
+            states, readings = zip(*pieces, strict=True)
+            for layer, divergence in zip(self._layers, kl_from_last(states, readings, self._unembed), strict=True):
+                layer.divergences.append(divergence)
+        for layer in self._layers:
+            layer.kept.clear()
+
 
 class _Layer:
-    def __init__(self, model: Model, index: int, rows_waiting: int) -> None:
+    """Attributes: kept, states and their readings that wait for the last layer; divergences from it, of rows so far."""
+
+    def __init__(self, model: Model, index: int, rows_waiting: int, *, keeps_states: bool) -> None:
         self._unembed = model.unembed
         self._rows_waiting = rows_waiting
+        self._keeps_states = keeps_states
+        self.kept: list[tuple[Tensor, Reading]] = []
+        self.divergences: list[Tensor] = []
         sublayer = model.sublayers[index]
         self._parallel = sublayer is not None and sublayer.parallel
         self._waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []
@@ -65,15 +89,16 @@ class _Layer:
     def add(self, h_in: States, part: States | None, h_out: States) -> None:
         self._waiting.append((h_in, part, h_out))
         if sum(len(states) for _, _, states in self._waiting) >= self._rows_waiting:
-            self._measure_waiting()
+            self.measure_waiting()
 
     def drain(self) -> tuple[Tensor, Tensor]:
-        self._measure_waiting()
-        floats, tops = zip(*self._measured, strict=True)
-        self._measured = []
-        return torch.cat(floats, dim=1), torch.cat(tops)
+        measured, tops = (torch.cat(parts, dim=-1) for parts in zip(*self._measured, strict=True))
+        if self.divergences:
+            measured = torch.cat([measured, torch.cat(self.divergences).to(measured.device).unsqueeze(0)])
+        self._measured, self.divergences = [], []
+        return measured, tops
 
-    def _measure_waiting(self) -> None:
+    def measure_waiting(self) -> None:
         if not self._waiting:
             return
         h_in = torch.cat([states for states, _, _ in self._waiting])
@@ -88,7 +113,10 @@ class _Layer:
         )
         for piece in pieces:
             changes = torch.stack(_changes(*piece, parallel=self._parallel))
-            reading = read(piece[2].to(self._unembed.weight.device), self._unembed)
+            states = piece[2].to(self._unembed.weight.device)
+            reading = read(states, self._unembed)
+            if self._keeps_states:
+                self.kept.append((states, reading))
             entropy = reading.entropy.unsqueeze(0).to(changes.device)
             self._measured.append((torch.cat([changes, entropy]), reading.top_token_id.to(changes.device)))
 

@@ -22,6 +22,9 @@ class TraceOptions(GenerateOptions):
     """Keep the states that emitted a token ("generated") or every one ("all"); None: all of given text only."""
     window: int | None = None
     """Candidate layers of Eq. 7, the last one included; None: 10, or all layers where there are fewer."""
+    kl: bool = False
+    """Also record KL(last layer ‖ layer), for which the states of all layers wait for those of the last one: of given
+    text and in replay the whole pass' states at once."""
 
     _least_new_tokens: ClassVar[int] = 0
 

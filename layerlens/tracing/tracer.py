@@ -105,7 +105,7 @@ def _trace_batch(
     """The token columns and the prompt columns of one batch."""
     started = time.perf_counter()
     prompts = [list(prompt.token_ids) for prompt in batch]
-    meter = Meter(model)
+    meter = Meter(model, kl=options.kl)
     decoded = None
     if options.mode == "generate":
         decoded, rows = generate(model, prompts, options, strategy, seed, meter, bar.advance_tokens)
@@ -147,7 +147,7 @@ def _token_columns(
     batch_row, position = rows.batch_row[order], rows.position[order]
     floats, tops = meter.collect()
     floats, tops = floats[:, order], tops[order]
-    columns: dict[str, Any] = dict(zip(FLOATS, floats, strict=True))
+    columns: dict[str, Any] = dict(zip(meter.names, floats, strict=True))
     entropy = torch.from_numpy(columns["entropy"])
     step = position - (n_prompt[batch_row] - 1)  # the one whose token the state emitted
     is_generated = (step >= 0) & (decoded is not None)

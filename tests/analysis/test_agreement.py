@@ -120,3 +120,25 @@ def test_runs_without_a_token_to_count_are_refused(tmp_path):
     for analysis in (agreement, earliest_agreement):
         with pytest.raises(RunError, match="no complete prompt"):
             analysis(empty)
+
+
+def test_divergences_are_averaged_where_the_run_has_them(tmp_path):
+    prompts = made_up(3, [3, 9, 1, 14])
+    assert not [name for name in agreement(write_run(tmp_path / "without", prompts)) if name.startswith("kl")]
+    random = np.random.default_rng(0)
+    for rows in prompts.values():
+        rows["kl_last_to_layer"] = random.gamma(2.0, size=rows["entropy"].shape) * [5, 4, 3, 2, 0]
+    table = agreement(write_run(tmp_path / "with", prompts))
+    values = [rows["kl_last_to_layer"][:, layer].tolist() for layer in range(5) for rows in prompts.values()]
+    for layer, row in enumerate(table.to_dict("records")):
+        of_layer = [value for part in values[4 * layer : 4 * layer + 4] for value in part]
+        assert row["kl_last_to_layer"] == pytest.approx(statistics.fmean(of_layer))
+        assert row["kl_last_to_layer_sd"] == pytest.approx(statistics.pstdev(of_layer))
+        assert row["kl_last_to_layer_low"] <= row["kl_last_to_layer"] <= row["kl_last_to_layer_high"]
+        assert (row["kl_last_to_layer_low"] < row["kl_last_to_layer_high"]) == (layer < 4)
+
+
+def test_a_run_without_divergences_says_how_to_get_them(tmp_path):
+    run = write_run(tmp_path / "run", made_up(3, [3]))
+    with pytest.raises(RunError, match=r"run holds no divergences from the last layer; trace .* with --kl"):
+        run.layers("kl_last_to_layer")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from layerlens.analysis.ablation import ablation_table, table7
 from layerlens.analysis.uncertainty import resample, tail_level
@@ -16,7 +17,7 @@ from layerlens.errors import OptionError, RunError
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
 
 ROOT = Path(__file__).parents[2]
-SHARES = {("last", 0.0): 0.5, ("valley", 0.5): 0.55, ("valley", 1.0): 0.7, ("last-1", 0.5): 0.3, ("last-1", 1.0): 0.05}
+SHARES = {("last", 0.0): 0.5, ("valley", 0.5): 0.55, ("valley", 1.0): 0.7, ("last-1", 0.5): 0.4, ("last-1", 1.0): 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +89,28 @@ def test_the_difference_is_paired(made):
 
 
 def test_pairs_that_agree_have_a_narrow_difference_and_wide_accuracies(tmp_path):
-    """Items differ, conditions do not: an interval of the difference that forgot the pairs would be wide."""
+    """Items differ, conditions do not: an interval of the difference that forgot the pairs would be wider."""
     last = {f"i{n:02d}": [(n % 2 == 0, 5, "stop")] for n in range(30)}
     row = ablation_table(write_ablation(tmp_path / "a", {("last", 0.0): last, ("valley", 1.0): last})).iloc[-1]
-    assert row["accuracy_high"] - row["accuracy_low"] > 0.3
-    assert row["difference_low"] == row["difference"] == row["difference_high"] == 0
+    unseen = scipy.stats.binomtest(0, 30).proportion_ci().high
+    assert row["accuracy_high"] - row["accuracy_low"] > 0.3 > 2 * unseen
+    assert row[["difference_low", "difference", "difference_high"]].tolist() == pytest.approx([-unseen, 0, unseen])
+
+
+def test_items_that_are_all_alike_leave_the_doubt_of_their_number(tmp_path):
+    """As Clopper and Pearson have it: none of 12 right can come of an arm that is right for a quarter of all items."""
+    wrong, right = ({f"i{n}": [(is_right, 5, "stop")] for n in range(12)} for is_right in (False, True))
+    answers = {("last", 0.0): wrong, ("valley", 0.5): right, ("valley", 1.0): {"i3": wrong["i3"]}}
+    table = ablation_table(write_ablation(tmp_path / "a", answers)).set_index(["arm", "p"])
+    none, every = (scipy.stats.binomtest(k, 12).proportion_ci() for k in (0, 12))
+    columns = ["accuracy", "accuracy_low", "accuracy_high"]
+    assert table.loc[("last", 0.0), columns].tolist() == pytest.approx([0, none.low, none.high])
+    assert table.loc[("valley", 0.5), columns].tolist() == pytest.approx([1, every.low, every.high])
+    assert table.loc[("valley", 0.5), ["finished_low", "finished_high"]].tolist() == pytest.approx([every.low, 1])
+    assert table.loc[("valley", 0.5), ["difference_low", "difference_high"]].tolist() == pytest.approx([every.low, 1])
+    assert table.loc[("last", 0.0), ["difference_low", "difference_high"]].tolist() == [0, 0], "with itself"
+    assert table.loc[("last", 0.0), ["generated_tokens_low", "generated_tokens_high"]].tolist() == [5, 5]
+    assert table.loc[("valley", 1.0), columns[1:]].isna().all(), "one item has no interval"
 
 
 def test_an_unfinished_ablation_pairs_the_items_that_both_have(tmp_path):

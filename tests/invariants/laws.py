@@ -107,7 +107,7 @@ def tiled_is_whole(model) -> None:
 
 def numbers_agree_with_the_reference(model, run_of) -> None:
     """Every recorded number of given texts is what hooks and whole float64 logits give; bounds hold (law 9)."""
-    run = run_of(model, TEXTS, max_new_tokens=0, batch_size=2)
+    run = run_of(model, TEXTS, max_new_tokens=0, batch_size=2, kl=True)
     blocks, tail = reference.structure(model.hf)
     readout = reference.own_readout(model.hf, tail)
     for text, (_, rows) in zip(TEXTS, run.positions.groupby("prompt_id", sort=False), strict=True):
@@ -115,7 +115,7 @@ def numbers_agree_with_the_reference(model, run_of) -> None:
         seen = reference.watch(model.hf, blocks, torch.tensor([ids]))
         expected = reference.numbers(model.family, model.hf, blocks, seen, 0, range(len(ids)), readout)
         tolerance = TOLERANCE.get(model.family, 1e-4)
-        for name in FLOATS:
+        for name in (*FLOATS, "kl_last_to_layer"):
             np.testing.assert_allclose(
                 run.layers(name)[rows.index], expected[name], atol=tolerance, rtol=tolerance, err_msg=name
             )
@@ -133,6 +133,7 @@ def bounds_hold(run) -> None:
     assert (entropy <= math.log(run.manifest["model"]["n_vocab"]) + 1e-6).all()
     assert (np.abs(run.layers("io_cosine")) <= 1).all()
     assert (run.layers("norm_ratio") >= 0).all()
+    assert (run.layers("kl_last_to_layer") >= 0).all()
 
 
 def runs_agree(left, right, tolerance) -> None:

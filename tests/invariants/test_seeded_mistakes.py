@@ -57,6 +57,20 @@ def test_input_of_a_block_taken_for_its_output(monkeypatch, run_of):
         laws.numbers_agree_with_the_reference(model, run_of)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_divergence_from_the_layer_instead_of_from_the_last(monkeypatch, run_of, family):
+    model = laws.fresh(family)
+    laws.numbers_agree_with_the_reference(model, run_of)
+
+    def swapped(states, readings, unembed):
+        pairs = zip(states, readings, strict=True)
+        return [lens.kl_from_last((states[-1], s), (readings[-1], r), unembed)[0] for s, r in pairs]
+
+    monkeypatch.setattr(meter, "kl_from_last", swapped)
+    with pytest.raises(AssertionError, match="kl_last_to_layer"):
+        laws.numbers_agree_with_the_reference(model, run_of)
+
+
 @pytest.mark.parametrize("family", ["granite", "gemma2", "olmo2"])
 def test_module_outputs_taken_for_what_is_added(monkeypatch, run_of, family):
     """Residual multipliers and post-norms sit between a sub-layer's output and the stream."""

@@ -96,7 +96,7 @@ def test_titles_count_the_items(tmp_path, paper):
     assert not page.axes[0].collections
     part = {("last", 0.0): {"x": [(True, 3, "stop")], "y": [(True, 3, "stop")]}, ("valley", 1.0): one["last", 0.0]}
     page, _ = figure3(write_ablation(tmp_path / "part", part, finish=False))
-    assert page.axes[0].get_title(loc="left") == "(a) earlier layers: 2 items of gsm8k, sometimes only 1"
+    assert page.axes[0].get_title(loc="left") == "(a) earlier layers: 2 items of gsm8k, sometimes only 1, bands: 95 %"
 
 
 def test_nothing_right_is_a_line_at_zero_on_an_axis_of_percent(tmp_path):

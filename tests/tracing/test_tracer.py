@@ -13,8 +13,10 @@ from tokenizers.models import WordLevel
 import layerlens as ll
 from layerlens.decode import batch
 from layerlens.models import tiny_model, tiny_tokenizer
-from layerlens.records import PROMPTS, TOKENS
+from layerlens.records import KL, PROMPTS, TOKENS
+from layerlens.tracing import meter
 from layerlens.tracing.words import words
+from tests import reference
 from tests.conftest import STATEFUL, stateful, tiny
 from tests.invariants.laws import FLOATS, fresh, runs_agree
 from tests.lens.test_criterion import valley
@@ -48,6 +50,26 @@ def test_rows_of_a_generation(tiny_llama, run_of):
     assert prompts["n_prompt_tokens"].tolist() == [len(text) for text in TEXTS]
     assert prompts["n_generated_tokens"].tolist() == [5, 5, 5]
     assert (prompts["seconds"] > 0).all()
+
+
+@pytest.mark.parametrize("rows_waiting", [1, 3, 512])
+def test_divergences_are_a_further_column_however_states_wait(run_of, monkeypatch, rows_waiting):
+    """Against one pass over the emitted text whose whole logits are compared in float64."""
+    monkeypatch.setattr(meter, "_MOST_ROWS_WAITING", rows_waiting)
+    monkeypatch.setattr(meter, "_LEAST_ROWS_WAITING", 1)
+    model = fresh("llama")
+    run = run_of(model, TEXTS, max_new_tokens=7, batch_size=2, kl=True)
+    assert list(run.tokens.columns) == [column.name for column in (*TOKENS, KL)]
+    blocks, tail = reference.structure(model.hf)
+    for text, (_, rows) in zip(TEXTS, run.positions.groupby("prompt_id", sort=False), strict=True):
+        ids = [*model.tokenizer(text).input_ids, *rows["next_token_id"]]
+        seen = reference.watch(model.hf, blocks, torch.tensor([ids]))
+        readout = reference.own_readout(model.hf, tail)
+        expected = reference.numbers("llama", model.hf, blocks, seen, 0, rows["position"], readout)
+        np.testing.assert_allclose(run.layers(KL.name)[rows.index], expected[KL.name], atol=5e-5)
+    plain = run_of(model, TEXTS, max_new_tokens=7, batch_size=2)
+    assert list(plain.tokens.columns) == [column.name for column in TOKENS]
+    runs_agree(plain, run, 0)
 
 
 @pytest.mark.parametrize("positions", ["generated", "all"])

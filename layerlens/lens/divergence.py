@@ -1,0 +1,66 @@
+"""How far what a model would say at earlier layers is from what it says at the last one."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerlens.axes import States
+from layerlens.lens.readout import LOWEST, Reading, tile_for
+from layerlens.models.unembed import Unembed
+
+
+@torch.no_grad()
+def kl_from_last(
+    states: Sequence[States],
+    readings: Sequence[Reading],
+    unembed: Unembed,
+    *,
+    tile: tuple[int, int] | None = None,
+) -> Float[Tensor, "layers rows"]:
+    """KL(p_last ‖ p_l) in nats, >= 0, of every layer l, the last one included; NaN where a logit is.
+
+    Args:
+        states: of each layer, in order, on one device with the head.
+        readings: what `read` gave for each of them.
+        unembed: the model's head.
+        tile: rows and words of a tile; by default what suits the device.
+
+    KL = ln Z_l − Σ p_last z_l − H_last. Without a soft-cap the logits z are linear in the state, so that the sum is a
+    product with the mean of the unembedding's rows under p_last: one further product with the vocabulary, for the last
+    layer. A soft-cap takes one for each layer.
+    """
+    rows, words = tile or tile_for(states[-1].device)
+    parts = zip(*(layer.split(rows) for layer in states), readings[-1].log_normalizer.split(rows), strict=True)
+    of_rows = _linear if unembed.softcap is None else _capped
+    mean_logits = [of_rows([unembed.normed(layer) for layer in part[:-1]], part[-1], unembed, words) for part in parts]
+    log_normalizers = torch.stack([reading.log_normalizer for reading in readings])
+    return (log_normalizers - torch.cat(mean_logits, dim=1) - readings[-1].entropy).clamp_min(0.0)
+
+
+def _linear(normed: Sequence[Tensor], log_normalizer: Tensor, unembed: Unembed, words: int) -> Tensor:
+    mean_word = torch.zeros_like(normed[-1], dtype=torch.float32)
+    mean_bias = torch.zeros_like(log_normalizer)
+    for start in range(0, unembed.n_vocab, words):
+        stop = min(start + words, unembed.n_vocab)
+        probs = _probs(normed[-1], log_normalizer, unembed, start, stop)
+        mean_word.addmm_(probs, unembed.weight[start:stop].float())
+        if unembed.bias is not None:
+            mean_bias += probs @ unembed.bias[start:stop].float().clamp(min=LOWEST)
+    products = [torch.linalg.vecdot(unembed.operand(layer).float(), mean_word) for layer in normed]
+    return unembed.scale * (torch.stack(products) + mean_bias)
+
+
+def _capped(normed: Sequence[Tensor], log_normalizer: Tensor, unembed: Unembed, words: int) -> Tensor:
+    means = log_normalizer.new_zeros(len(normed), len(log_normalizer))
+    for start in range(0, unembed.n_vocab, words):
+        stop = min(start + words, unembed.n_vocab)
+        probs = _probs(normed[-1], log_normalizer, unembed, start, stop)
+        for mean, layer in zip(means, normed, strict=True):
+            mean += torch.linalg.vecdot(probs, unembed.logits_tile(layer, start, stop))
+    return means
+
+
+def _probs(normed: Tensor, log_normalizer: Tensor, unembed: Unembed, start: int, stop: int) -> Tensor:
+    return unembed.logits_tile(normed, start, stop).sub_(log_normalizer.unsqueeze(1)).exp_()
