@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli import ablate, bench, compare, figure, lists, report, table
+from layerlens.cli import ablate, bench, compare, figure, lists, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.errors import LayerlensError
@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help answers in two thirds of the time
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -62,17 +63,20 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit status of the command line with these arguments; faults of layerlens itself are raised."""
+    command_line = typer.main.get_command(app)
     try:
-        return int(app(args=arguments or ["--help"], standalone_mode=False) or 0)
+        mistakes.refuse_missing_values(command_line, arguments)
+        done = command_line.main(args=arguments or ["--help"], prog_name="layerlens", standalone_mode=False)
+        return int(done or 0)
     except LayerlensError as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # the latter from older typers, the newest return the status
         print("layerlens: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises for unknown options and values it cannot parse
             raise
-        return _refuse(error.format_message())
+        return _refuse(mistakes.sentence(error, command_line, arguments))
 
 
 def _refuse(message: str) -> int:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@options.grouped
 def ablate(
+    *,
     model: options.Model,
     dataset: Annotated[str, typer.Option(help="Name of a dataset with a way of scoring; see `layerlens datasets`.")],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
@@ -23,66 +25,41 @@ def ablate(
     p: Annotated[
         str, typer.Option("--p", help="Probabilities of an arm's layer; 0,0.2,...,1 counts in equal steps.")
     ] = "0,0.2,...,1",
-    data_file: Annotated[
-        Path | None, typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N items.")] = None,
-    no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as they are.")] = False,
-    system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
+    data_file: options.DataFile = None,
+    limit: options.Limit = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each item at most.")] = 256,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    seed: Annotated[int, typer.Option(help="Of --p, of sampling, and of shuffled options.")] = 0,
+    decoding: options.Decoding,
     repeats: Annotated[int, typer.Option(help="Answers to each item, with other seeds, where something is drawn.")] = 1,
     window: options.Window = None,
     batch_size: options.BatchSize = 1,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
+    loading: options.Loading,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the ablation at --out.")] = False,
 ) -> int:
     """Answer the same items with every arm at every p, score the answers, and compare each arm with the last layer."""
+    # refused before the model is loaded: what is wrong with the options or the items shows in a second
     from layerlens.evaluation.scoring import way_of_scoring
 
     way_of_scoring(dataset)
-    # refused before the model is loaded: what is wrong with the options or the items shows in a second
-    from layerlens.decode.options import GenerateOptions, whole
-    from layerlens.evaluation import ablation, answers
-
     names, grid = _listed(arms), probabilities(p)
-    ablation.arm_strategies(names, window)
-    ablation.probabilities(grid)
-    whole("repeats", repeats, 1)
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "batch_size": batch_size,
-        "chat_template": False if no_chat_template else None,
-        "system": system,
-    }
-    GenerateOptions(**settings)
+    settings = decoding.settings(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    _refuse_what_cannot_be(names, grid, window, repeats, settings)
 
     import layerlens as ll
+    from layerlens.evaluation.answers import refuse_unless_free
 
-    items = ll.dataset(dataset, limit=limit, data_file=data_file, seed=seed)
-    answers.refuse_unless_free(out, resume=resume)
+    items = ll.dataset(dataset, limit=limit, data_file=data_file, seed=decoding.seed)
+    refuse_unless_free(out, resume=resume)
     try:
-        loaded = ll.load(
-            model,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
-        table = ablation.ablate(
-            loaded, items, out=out, arms=names, p=grid, window=window, repeats=repeats, resume=resume, **settings
+        table = ll.ablate(
+            loading.load(model),
+            items,
+            out=out,
+            arms=names,
+            p=grid,
+            window=window,
+            repeats=repeats,
+            resume=resume,
+            **settings,
         )
     except KeyboardInterrupt:
         typer.echo(f"layerlens: interrupted; what was answered is in {out}, continue with --resume", err=True)
@@ -92,6 +69,18 @@ def ablate(
     return 0
 
 
+def _refuse_what_cannot_be(
+    arms: list[str], p: list[float], window: int | None, repeats: int, settings: dict[str, Any]
+) -> None:
+    from layerlens.decode.options import GenerateOptions, whole
+    from layerlens.evaluation import ablation
+
+    ablation.arm_strategies(arms, window)
+    ablation.probabilities(p)
+    whole("repeats", repeats, 1)
+    GenerateOptions(**settings)
+
+
 def probabilities(text: str) -> list[float]:
     """Numbers set off by commas; "..." between two of them and a third goes on in their step: 0,0.2,...,1.
 
@@ -99,6 +88,8 @@ def probabilities(text: str) -> list[float]:
         OptionError: something is no number, or the steps do not lead to the number after "...".
     """
     parts, values = _listed(text), list[Decimal]()
+    if not parts:
+        raise OptionError(f"--p {text!r} is no list of probabilities; give numbers from 0 to 1, set off by commas")
     for place, part in enumerate(parts):
         if part != "...":
             values.append(_number(part, text))

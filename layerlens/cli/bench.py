@@ -36,14 +36,13 @@ def _group() -> None:
 
 
 @bench.command("decode")
+@options.grouped
 def decode(
+    *,
     model: options.Model,
     strategy: options.StrategyName = "valley",
     window: options.Window = None,
-    p: options.Probability = None,
-    criterion: options.CriterionName = None,
-    scan: options.Scan = None,
-    entropy_floor: options.EntropyFloor = None,
+    strategy_options: options.StrategyOptions,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each prompt.")] = 64,
     prompt: Annotated[
         str | None, typer.Option(help="Text to begin with. [default: 64 tokens of the shipped problems]")
@@ -51,24 +50,18 @@ def decode(
     batch_size: options.BatchSize = 1,
     rounds: Annotated[int, typer.Option(help="Rounds, of which medians are shown.")] = 5,
     json: Annotated[Path | None, typer.Option(help="File to write the same to, as JSON.")] = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
+    loading: options.Loading,
 ) -> int:
     """Show what a strategy costs beside decoding from the last layer and transformers' own generate."""
     from layerlens.decode.options import GenerateOptions, whole
 
     settings = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, batch_size=batch_size)
     whole("rounds", rounds, 1)
-    chosen = options.chosen_strategy(
-        strategy, window, window_has_other_use=False, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor
-    )
+    chosen = strategy_options.strategy(strategy, window)
     if json is not None and (json.is_dir() or not json.expanduser().absolute().parent.is_dir()):
         raise OptionError(f"--json {json} cannot be written there; give a file in a folder that exists")
-
-    import layerlens as ll
-
-    loaded = ll.load(model, dtype=dtype, device=device)
-    chosen.layers(loaded.n_layers, loaded.tied)  # a window that does not fit is refused before anything is measured
+    loaded = loading.load(model)
+    options.refuse_unfit(chosen, strategy, loaded)
     report = measure(loaded, chosen, _prompts(loaded, prompt, settings), settings, rounds)
     _print_report(report, strategy)
     if json is not None:

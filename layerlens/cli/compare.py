@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layerlens.cli.each import say_incomplete
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def compare(
 
     runs = [ll.open_run(path) for path in (first, second)]
     for run in runs:
-        if not run.is_complete:
-            rows = run.manifest["dataset"]["rows"]
-            typer.echo(f"layerlens: {run.path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
+        say_incomplete(run)
     quantities, outputs = comparison.compare(*runs), comparison.compare_outputs(*runs)
     paths = [] if out is None else _save(out, {"comparison": quantities, "outputs": outputs})
     console = Console(highlight=False)

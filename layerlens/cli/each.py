@@ -19,12 +19,17 @@ def opened(path: Path | None) -> "Run | None":
     import layerlens as ll
 
     run = ll.open_run(path)
-    if not run.is_complete:
-        rows = run.manifest["dataset"]["rows"]
-        typer.echo(f"layerlens: {path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
+    say_incomplete(run)
     if len(run.prompts) == 1:
         typer.echo(f"layerlens: {path} is of one prompt: means have no intervals", err=True)
     return run
+
+
+def say_incomplete(run: "Run") -> None:
+    """On standard error, how far a run is that is not complete."""
+    if not run.is_complete:
+        rows = run.manifest["dataset"]["rows"]
+        typer.echo(f"layerlens: {run.path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
 
 
 def refuse_unknown(noun: str, asked: str, known: Sequence[str]) -> None:

@@ -1,27 +1,26 @@
-"""What several commands take, said once."""
+"""What several commands take, said once: single options, and groups of options that belong together."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from layerlens.errors import OptionError
+
 if TYPE_CHECKING:
     from layerlens.decode.strategies import Strategy
+    from layerlens.models import Model as LoadedModel
+
+Result = TypeVar("Result")
 
 Model = Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m-instruct.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")]
-
-MinNewTokens = Annotated[int, typer.Option(help="Tokens before an end token may be emitted.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy; above, sampling.")]
-TopP = Annotated[float, typer.Option(help="Nucleus of sampling.")]
-TopK = Annotated[int, typer.Option(help="Sample from this many most probable tokens; 0 for all.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: disfavour tokens that were there.")]
-StopStrings = Annotated[list[str] | None, typer.Option(help="Text that ends a generation; repeatable.")]
+DataFile = Annotated[Path | None, typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet.")]
+Limit = Annotated[int | None, typer.Option(help="Use the first N prompts.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts that go through the model together.")]
-
 StrategyName = Annotated[
     str,
     typer.Option(
@@ -29,25 +28,118 @@ StrategyName = Annotated[
     ),
 ]
 Window = Annotated[int | None, typer.Option(help="Candidate layers of a valley. [default: 10]")]
-Probability = Annotated[
-    float | None, typer.Option(help="Probability of the strategy's layer, drawn for each token. [default: 1]")
-]
-CriterionName = Annotated[
-    str | None, typer.Option(help="What is to fall: shannon, neg-sum-sq-logp, max-prob, margin. [default: shannon]")
-]
-Scan = Annotated[str | None, typer.Option(help="How candidates are read out: batched, lazy, auto. [default: auto]")]
-EntropyFloor = Annotated[
-    float | None, typer.Option(help="Do not walk where the last entropy is below, in nats. [default: 0, exact]")
-]
 
 
-def chosen_strategy(name: str, window: int | None, *, window_has_other_use: bool, **options: Any) -> "Strategy":
-    """The strategy of that name with the options that were given; a trace uses a window for its valley column too."""
-    from layerlens.decode.names import named_strategy
-    from layerlens.decode.strategies import Valley
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded."""
 
-    given = {option: value for option, value in options.items() if value is not None}
-    strategy = named_strategy(name, **given)
-    if window is None or (window_has_other_use and not isinstance(strategy, Valley)):
-        return strategy
-    return named_strategy(name, window=window, **given)
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")] = (
+        False
+    )
+
+    def load(self, model: str) -> "LoadedModel":
+        """The model of that name."""
+        import layerlens as ll
+
+        return ll.load(model, **asdict(self))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How prompts are wrapped and tokens chosen."""
+
+    no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as they are.")] = False
+    system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None
+    temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.")] = 0.0
+    top_p: Annotated[float, typer.Option(help="Nucleus of sampling.")] = 1.0
+    top_k: Annotated[int, typer.Option(help="Sample from this many most probable tokens; 0 for all.")] = 0
+    min_new_tokens: Annotated[int, typer.Option(help="Tokens before an end token may be emitted.")] = 0
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: disfavour tokens that were there.")] = 1.0
+    stop_strings: Annotated[list[str] | None, typer.Option(help="Text that ends a generation; repeatable.")] = None
+    seed: Annotated[int, typer.Option(help="Of sampling, of --p, and of shuffled options.")] = 0
+
+    def settings(self, **others: Any) -> dict[str, Any]:
+        """Fields of `GenerateOptions`: these, and others that a command has of its own."""
+        settings = asdict(self)
+        settings["chat_template"] = False if settings.pop("no_chat_template") else None
+        settings["stop_strings"] = self.stop_strings or None
+        return settings | others
+
+
+@dataclass(frozen=True)
+class StrategyOptions:
+    """What a strategy takes beside its name and a window."""
+
+    p: Annotated[
+        float | None, typer.Option(help="Probability of the strategy's layer, drawn for each token. [default: 1]")
+    ] = None
+    criterion: Annotated[
+        str | None, typer.Option(help="What is to fall: shannon, neg-sum-sq-logp, max-prob, margin. [default: shannon]")
+    ] = None
+    scan: Annotated[
+        str | None, typer.Option(help="How candidates are read out: batched, lazy, auto. [default: auto]")
+    ] = None
+    entropy_floor: Annotated[
+        float | None,
+        typer.Option(help="Do not walk where the last entropy is below, in nats. [default: 0, exact]"),
+    ] = None
+
+    def strategy(self, name: str, window: int | None, *, window_has_other_use: bool = False) -> "Strategy":
+        """The strategy of that name with the options that were given; a trace uses a window for its valleys too."""
+        from layerlens.decode.names import named_strategy
+        from layerlens.decode.strategies import Valley
+
+        given = {option: value for option, value in asdict(self).items() if value is not None}
+        try:
+            strategy = named_strategy(name, **given)
+            if window is None or (window_has_other_use and not isinstance(strategy, Valley)):
+                return strategy
+            return named_strategy(name, window=window, **given)
+        except OptionError as error:
+            raise OptionError(_with_flag(str(error), given)) from error
+
+
+def refuse_unfit(strategy: "Strategy", name: str, model: "LoadedModel") -> None:
+    """OptionError that names --strategy where the strategy needs a layer that the model does not have."""
+    from layerlens.decode.strategies import Fixed, layers_of
+
+    last = model.n_layers - 1
+    if isinstance(strategy, Fixed) and strategy.offset > last:
+        raise OptionError(
+            f"--strategy {name} does not fit a model of {model.n_layers} layers; give last-0 to last-{last}"
+        )
+    layers_of(strategy, model.n_layers, model.tied)
+
+
+def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
+    """The command as typer is to see it: in place of each parameter that is a group of options, the options."""
+    parameters = inspect.signature(command).parameters.values()
+    groups: dict[str, Any] = {one.name: one.annotation for one in parameters if is_dataclass(one.annotation)}
+
+    @wraps(command)
+    def ungrouped(**given: Any) -> Result:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        return command(**given)
+
+    options = [
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for one in parameters
+        for option in (inspect.signature(groups[one.name]).parameters.values() if one.name in groups else [one])
+    ]
+    ungrouped.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    ungrouped.__annotations__ = {option.name: option.annotation for option in options}
+    return ungrouped
+
+
+def _with_flag(message: str, given: dict[str, Any]) -> str:
+    """The message with the option that it begins with as the command line spells it."""
+    option, _, rest = message.partition(" ")
+    return f"--{option.replace('_', '-')} {rest}" if option in given else message

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from layerlens.cli.each import say_incomplete
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
@@ -15,9 +17,5 @@ def report(
     from layerlens.report import write_report
 
     opened = ll.open_run(run)
-    if not opened.is_complete:
-        typer.echo(
-            f"layerlens: {run} is not complete: {len(opened.prompts)} of {opened.manifest['dataset']['rows']} prompts",
-            err=True,
-        )
+    say_incomplete(opened)
     typer.echo(write_report(opened, opened.path / "report.html" if out is None else out))

@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,91 +28,57 @@ class Positions(str, Enum):
     all = "all"
 
 
+@options.grouped
 def trace(
+    *,
     model: options.Model,
     out: Annotated[Path, typer.Option(help="Run directory to write.")],
     dataset: Annotated[str | None, typer.Option(help="Name of a dataset; see `layerlens datasets`.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts: .txt, one a line, or .jsonl.")] = None,
-    data_file: Annotated[
-        Path | None,
-        typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N prompts.")] = None,
-    no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as they are.")] = False,
-    system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
+    data_file: options.DataFile = None,
+    limit: options.Limit = None,
     max_new_tokens: Annotated[
-        int,
-        typer.Option(help="Tokens to generate for each prompt; 0 traces the given text."),
+        int, typer.Option(help="Tokens to generate for each prompt; 0 traces the given text.")
     ] = 256,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    min_new_tokens: options.MinNewTokens = 0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    stop_strings: options.StopStrings = None,
-    seed: Annotated[int, typer.Option(help="Of sampling, of --p, and of shuffled options.")] = 0,
+    decoding: options.Decoding,
     strategy: options.StrategyName = "last",
-    p: options.Probability = None,
-    criterion: options.CriterionName = None,
-    scan: options.Scan = None,
-    entropy_floor: options.EntropyFloor = None,
+    strategy_options: options.StrategyOptions,
     batch_size: options.BatchSize = 1,
     mode: Annotated[
-        Mode | None,
-        typer.Option(help="Record while generating (default), or in one pass afterwards."),
+        Mode | None, typer.Option(help="Record while generating (default), or in one pass afterwards.")
     ] = None,
     positions: Annotated[
         Positions | None,
-        typer.Option(
-            help="States that emitted a token, or every one. [default: generated; all for given text]",
-        ),
+        typer.Option(help="States that emitted a token, or every one. [default: generated; all for given text]"),
     ] = None,
     window: options.Window = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
+    kl: Annotated[bool, typer.Option("--kl", help="Record KL from the last layer to each layer too, in nats.")] = False,
+    loading: options.Loading,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run at --out.")] = False,
 ) -> int:
     """Record what every layer does to every token, while the model answers prompts."""
     # refused before the model is loaded: what is wrong with the options or the prompts shows in a second
+    from layerlens.records.store import refuse_unless_free
     from layerlens.tracing.options import TraceOptions
 
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "mode": mode.value if mode else None,
-        "positions": positions.value if positions else None,
-        "window": window,
-        "batch_size": batch_size,
-        "chat_template": False if no_chat_template else None,
-        "system": system,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_new_tokens": min_new_tokens,
-        "repetition_penalty": repetition_penalty,
-        "stop_strings": stop_strings or None,
-        "seed": seed,
-    }
-    TraceOptions(**settings)
-    chosen = options.chosen_strategy(
-        strategy, window, window_has_other_use=True, p=p, criterion=criterion, scan=scan, entropy_floor=entropy_floor
+    settings = decoding.settings(
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        mode=mode.value if mode else None,
+        positions=positions.value if positions else None,
+        window=window,
+        kl=kl,
     )
-    asked = _prompts(dataset, prompts, data_file, limit, seed)
-    _refuse_other_run(out, resume)
+    TraceOptions(**settings)
+    chosen = strategy_options.strategy(strategy, window, window_has_other_use=True)
+    asked = _prompts(dataset, prompts, data_file, limit, decoding.seed)
+    refuse_unless_free(out, resume=resume)
 
     import layerlens as ll
 
     try:
-        loaded = ll.load(
-            model,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
+        loaded = loading.load(model)
+        options.refuse_unfit(chosen, strategy, loaded)
         run = ll.trace(loaded, asked, out=out, strategy=chosen, resume=resume, **settings)
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))
@@ -134,12 +100,6 @@ def _prompts(
         return ll.read_prompts(prompts, limit=limit)
     assert dataset is not None
     return ll.dataset(dataset, limit=limit, data_file=data_file, seed=seed)
-
-
-def _refuse_other_run(out: Path, resume: bool) -> None:
-    from layerlens.records.store import refuse_unless_free
-
-    refuse_unless_free(out, resume=resume)
 
 
 def _interrupted(out: Path, n_prompts: int) -> int:

@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -68,49 +68,15 @@ def ablate(
         RunError: `out` holds something else, or cannot be written. What is complete is kept.
     """
     still_as_loaded(model)
-    strategies = arm_strategies(arms, window)
-    grid = probabilities(p)
-    whole("repeats", repeats, 1)
-    for strategy in strategies.values():
-        layers_of(strategy, model.n_layers, model.tied)
-    settled = settle_chat_template(
-        made(GenerateOptions, options), bool(getattr(model.tokenizer, "chat_template", None))
-    )
-    way = scoring.way_of_scoring(dataset.name)
-    scoring.check_references(dataset, way)
-    tokenized = tokenize(model, dataset.prompts, settled)
-    batches = [
-        dataset.prompts[start : start + settled.batch_size] for start in range(0, len(dataset), settled.batch_size)
-    ]
-    if settled.batch_size > 1 and len({len(prompt.token_ids) for prompt in tokenized}) > 1:
-        refuse_ignored_padding(model)
-    plan: dict[str, Any] = {
-        "scoring": way,
-        "arms": list(strategies),
-        "p": grid,
-        "repeats": repeats,
-        "strategies": [strategy_record(strategy) for strategy in strategies.values()],
-        "batches": [[prompt.prompt_id for prompt in batch] for batch in batches],
-    }
-    with AnswersWriter(out, _manifest(model, dataset, tokenized, settled, plan), resume=resume) as writer:
-        started, conditions = time.perf_counter(), _conditions(strategies, grid)
-        pending = [
-            (condition, part)
-            for condition in conditions
-            for part in writer.pending(condition.name, len(batches) * condition.repeats(repeats, settled))
-        ]
-        shown = progress and Console(stderr=True).is_terminal
-        for condition, part in track(
-            pending, "answering", console=Console(stderr=True), transient=True, disable=not shown
-        ):
-            repeat, index = divmod(part, len(batches))
-            answers = _answers(model, batches[index], condition.strategy, way, settled, repeat, index)
-            writer.write(condition.name, part, answers)
-        for condition in conditions:
+    plan = _planned(model, dataset, arms, p, window, repeats, made(GenerateOptions, options))
+    with AnswersWriter(out, plan.manifest(model), resume=resume) as writer:
+        started = time.perf_counter()
+        for condition, part in _shown(plan.pending(writer), progress=progress):
+            writer.write(condition.name, part, _answers(model, plan, condition, part))
+        for condition in plan.conditions:
             writer.join(condition.name)
-        n_answers = len(dataset) * sum(condition.repeats(repeats, settled) for condition in conditions)
         seconds = round(time.perf_counter() - started, 3)
-        writer.finish({"conditions": len(conditions), "answers": n_answers, "session_seconds": seconds})
+        writer.finish({"conditions": len(plan.conditions), "answers": plan.n_answers, "session_seconds": seconds})
     return ablation_table(out)
 
 
@@ -128,7 +94,8 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
         strategy = _strategy_of(arm)
         name = _name_of(arm, strategy)
         if name in found:
-            raise OptionError(f"--arms {arm} is {name}, which is given already; leave one of them out")
+            same = "" if arm == name else f" is {name}, which"
+            raise OptionError(f"--arms {arm}{same} is given already; leave one of them out")
         if window is not None and isinstance(strategy, Valley):
             strategy = replace(strategy, window=window)
         found[name] = strategy
@@ -161,23 +128,115 @@ class Condition(NamedTuple):
         return repeats if options.samples or 0 < self.p < 1 else 1
 
 
-def _conditions(strategies: dict[str, Strategy], grid: Sequence[float]) -> list[Condition]:
-    acting = {arm: strategy for arm, strategy in strategies.items() if arm != "last"}
-    return [Condition(condition_name("last", 0.0), 0.0, strategies["last"])] + [
-        Condition(condition_name(arm, p), p, replace(strategy, p=p))  # type: ignore[type-var]
-        for arm, strategy in acting.items()
-        for p in grid
-        if p
-    ]
+@dataclass(frozen=True)
+class _Plan:
+    """What an ablation is to do, once it is known that it can be done."""
+
+    dataset: Dataset
+    tokenized: Sequence[TokenizedPrompt]
+    scoring: Scoring
+    strategies: dict[str, Strategy]
+    """By arm, "last" the first."""
+    p: list[float]
+    repeats: int
+    options: GenerateOptions
+
+    @property
+    def batches(self) -> list[tuple[Prompt, ...]]:
+        """The items that go through the model together."""
+        prompts, size = self.dataset.prompts, self.options.batch_size
+        return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """The last layer, and every other arm at every p above 0."""
+        acting = {arm: strategy for arm, strategy in self.strategies.items() if arm != "last"}
+        return [Condition(condition_name("last", 0.0), 0.0, self.strategies["last"])] + [
+            Condition(condition_name(arm, p), p, replace(strategy, p=p))  # type: ignore[type-var]
+            for arm, strategy in acting.items()
+            for p in self.p
+            if p
+        ]
+
+    @property
+    def n_answers(self) -> int:
+        """How many there will be."""
+        return len(self.dataset) * sum(condition.repeats(self.repeats, self.options) for condition in self.conditions)
+
+    def pending(self, writer: AnswersWriter) -> list[tuple[Condition, int]]:
+        """The parts of conditions that have not been written: batch after batch, repeat after repeat."""
+        n_batches = len(self.batches)
+        return [
+            (condition, part)
+            for condition in self.conditions
+            for part in writer.pending(condition.name, n_batches * condition.repeats(self.repeats, self.options))
+        ]
+
+    def manifest(self, model: Model) -> Manifest:
+        """What makes the answers."""
+        asked = [f"{prompt.text}\0{prompt.reference}" for prompt in self.tokenized]
+        return new_manifest(
+            seed=self.options.seed,
+            model=model.record(),
+            dataset=self.dataset.record() | {"items_sha256": digest("\0".join(asked))},
+            options={name: value for name, value in asdict(self.options).items() if name != "seed"},
+            ablation={
+                "scoring": self.scoring,
+                "arms": list(self.strategies),
+                "p": self.p,
+                "repeats": self.repeats,
+                "strategies": [strategy_record(strategy) for strategy in self.strategies.values()],
+                "batches": [[prompt.prompt_id for prompt in batch] for batch in self.batches],
+            },
+        )
+
+
+def _planned(
+    model: Model,
+    dataset: Dataset,
+    arms: Sequence[str],
+    p: Sequence[float],
+    window: int | None,
+    repeats: int,
+    options: GenerateOptions,
+) -> _Plan:
+    """The plan; OptionError or PromptError where it cannot be carried out."""
+    strategies, grid = arm_strategies(arms, window), probabilities(p)
+    whole("repeats", repeats, 1)
+    for arm, strategy in strategies.items():
+        _refuse_unfit(arm, strategy, model)
+    settled = settle_chat_template(options, bool(getattr(model.tokenizer, "chat_template", None)))
+    way = scoring.way_of_scoring(dataset.name)
+    scoring.check_references(dataset, way)
+    tokenized = tokenize(model, dataset.prompts, settled)
+    if settled.batch_size > 1 and len({len(prompt.token_ids) for prompt in tokenized}) > 1:
+        refuse_ignored_padding(model)
+    return _Plan(dataset, tokenized, way, strategies, grid, repeats, settled)
+
+
+def _refuse_unfit(arm: str, strategy: Strategy, model: Model) -> None:
+    last = model.n_layers - 1
+    if isinstance(strategy, Fixed) and strategy.offset > last:
+        raise OptionError(f"--arms {arm} does not fit a model of {model.n_layers} layers; give last-0 to last-{last}")
+    layers_of(strategy, model.n_layers, model.tied)
+
+
+def _shown(pending: Sequence[tuple[Condition, int]], *, progress: bool) -> Iterable[tuple[Condition, int]]:
+    """The same, with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
+    return track(pending, "answering", console=console, transient=True, disable=hidden)
 
 
 def _strategy_of(arm: str) -> Strategy:
+    advice = f"give arms such as {','.join(ARMS)}"
     try:
         strategy = named_strategy(arm)
     except OptionError as error:
-        raise OptionError(str(error).replace("--strategy", "--arms")) from error
+        reason = str(error).partition(";")[0].replace("--strategy", "--arms")
+        raise OptionError(f"{reason}; {advice}") from error
     if not isinstance(strategy, Last) and not hasattr(strategy, "p"):
-        raise OptionError(f"--arms {arm} has no probability p; give arms such as {', '.join(ARMS)}")
+        raise OptionError(f"--arms {arm} has no probability p; {advice}")
     return strategy
 
 
@@ -191,20 +250,14 @@ def _name_of(arm: str, strategy: Strategy) -> str:
     return arm
 
 
-def _answers(
-    model: Model,
-    batch: Sequence[Prompt],
-    strategy: Strategy,
-    way: Scoring,
-    options: GenerateOptions,
-    repeat: int,
-    index: int,
-) -> dict[str, Any]:
-    """The columns of `ANSWERS` for one batch of items."""
+def _answers(model: Model, plan: _Plan, condition: Condition, part: int) -> dict[str, Any]:
+    """The columns of `ANSWERS` for a part of a condition: one batch of items, answered for one of the repeats."""
+    repeat, index = divmod(part, len(plan.batches))
+    batch = plan.batches[index]
     started = time.perf_counter()
-    seed = batch_seed(repeat_seed(options.seed, repeat), index)
-    settings = {name: value for name, value in asdict(options).items() if name not in ("seed", "do_sample")}
-    found = generate(model, batch, strategy=strategy, seed=seed, **settings)
+    seed = batch_seed(repeat_seed(plan.options.seed, repeat), index)
+    settings = {name: value for name, value in asdict(plan.options).items() if name not in ("seed", "do_sample")}
+    found = generate(model, batch, strategy=condition.strategy, seed=seed, **settings)
     seconds = (time.perf_counter() - started) / len(batch)
     outputs, references = [one.text for one in found], [str(prompt.reference) for prompt in batch]
     return {
@@ -212,7 +265,7 @@ def _answers(
         "repeat": [repeat] * len(batch),
         "reference": references,
         "output": outputs,
-        "is_correct": [scoring.WAYS[way](*pair) for pair in zip(outputs, references, strict=True)],
+        "is_correct": [scoring.WAYS[plan.scoring](*pair) for pair in zip(outputs, references, strict=True)],
         "n_generated_tokens": [len(one.token_ids) for one in found],
         "finish_reason": [one.finish_reason for one in found],
         "seconds": [seconds] * len(batch),
@@ -222,20 +275,3 @@ def _answers(
 def repeat_seed(seed: int, repeat: int) -> int:
     """The seed itself for the first repeat, and one of its own for every other."""
     return int(digest(f"{seed}/repeat {repeat}")[:8], 16) if repeat else seed
-
-
-def _manifest(
-    model: Model,
-    dataset: Dataset,
-    tokenized: Sequence[TokenizedPrompt],
-    options: GenerateOptions,
-    plan: dict[str, Any],
-) -> Manifest:
-    asked = [f"{prompt.text}\0{prompt.reference}" for prompt in tokenized]
-    return new_manifest(
-        seed=options.seed,
-        model=model.record(),
-        dataset=dataset.record() | {"items_sha256": digest("\0".join(asked))},
-        options={name: value for name, value in asdict(options).items() if name != "seed"},
-        ablation=plan,
-    )

@@ -124,7 +124,10 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of an ablation; RunError where the folder holds none or its format is not this one."""
     path = folder / "manifest.json"
     if not folder.is_dir():
-        raise RunError(f"there is no ablation at {folder}: no such directory")
+        reason = "that is a file" if folder.exists() else "no such directory"
+        raise RunError(
+            f"there is no ablation at {folder}: {reason}; give the directory named by --out of `layerlens ablate`"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -97,19 +97,14 @@ def test_prompts_from_a_file_and_given_text(cli, model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trace"], "Missing option"),
-        (["trase"], "trase"),
-        (["trace", "--modle", "x"], "--modle"),
         (["trace", "--model", "MODEL", "--out", "OUT"], "neither --dataset nor --prompts"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--prompts", "f.txt"], "both"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "smaple"], "smaple"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--limit", "0"], "--limit 0"),
-        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--limit", "x"], "--limit"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "gsm8k", "--data-file", "nix.json"], "nix.json"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--prompts", "nix.txt"], "nix.txt"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--prompts", "nix.txt", "--data-file", "f"], "--data-file f"),
         (["trace", "--model", "nowhere/nothing", "--out", "OUT", "--dataset", "sample"], "nowhere/nothing"),
-        (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--mode", "live"], "live"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--window", "99"], "--window 99"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--dtype", "int3"], "int3"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--device", "moon"], "moon"),
@@ -169,6 +164,14 @@ def test_a_fault_of_our_own_is_not_dressed_up_as_the_users(cli, model, tmp_path,
     monkeypatch.setattr("layerlens.tracing.tracer.tokenize", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli("trace", "--model", model, "--dataset", "sample", "--out", tmp_path / "out")
+
+
+def test_ctrl_c_while_a_model_loads_is_no_fault(cli, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("layerlens.load", interrupted, raising=False)
+    assert cli("generate", "--model", "m", "--prompt", "hello")[0] == 130
 
 
 def test_the_console_script_is_installed():

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import multiprocessing
 import random
-import signal
-import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +17,8 @@ from layerlens.evaluation.ablation import ablate, arm_strategies, repeat_seed
 from layerlens.evaluation.answers import ANSWERS
 from layerlens.evaluation.scoring import last_number
 from layerlens.records.schema import arrow_schema
+from tests.conftest import tiny
+from tests.killed import kill_while_working
 
 ITEMS = ll.Dataset(
     "gsm8k", "main", "test", None, None, tuple(ll.Prompt(f"q{n}", f"How many is {n} and 1?", str(n)) for n in range(5))
@@ -99,26 +98,22 @@ def test_files_have_the_declared_schema_and_nothing_is_left_over(done):
     assert [(row.arm, row.p) for row in table.itertuples()] == [(arm, p) for arm in ARMS for p in (0.0, 0.5, 1.0)]
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_kill_9_at_eight_moments_then_resume_gives_the_answers_of_an_uninterrupted_run(tiny_llama, tmp_path):
-    options = {"arms": ["valley", "last-2"], "p": [0.5, 1], **OPTIONS}
-    ablate(tiny_llama, ITEMS, out=tmp_path / "whole", **options)
+def ablate_again(out):
+    """Continue the ablation at `out`, or begin it."""
+    ablate(tiny("llama"), ITEMS, out=out, arms=["valley", "last-2"], p=[0.5, 1], resume=True, **OPTIONS)
+
+
+def test_kill_9_at_eight_moments_then_resume_gives_the_answers_of_an_uninterrupted_run(tmp_path):
+    ablate_again(tmp_path / "whole")
     broken = tmp_path / "broken"
-    go = lambda: ablate(tiny_llama, ITEMS, out=broken, resume=True, **options)  # noqa: E731
     parts = lambda: sum(pq.read_metadata(p).num_rows for p in broken.rglob("*.parquet"))  # noqa: E731
     moments = random.Random(1)
+    written = lambda: sum(1 for _ in broken.rglob("part-*.parquet"))  # noqa: E731
     for kill in range(8):
-        process = multiprocessing.get_context("fork").Process(target=go)
-        process.start()
-        while process.is_alive() and sum(1 for _ in broken.rglob("part-*.parquet")) < kill + 1:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.02))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, "the ablation ended before it was killed"
+        kill_while_working(ablate_again, broken, after=(kill + 1, written), then=moments.uniform(0, 0.02))
         assert not ablation_table(broken).attrs["is_complete"]
         assert 0 < parts() < 5 * 5
-    go()
+    ablate_again(broken)
     assert answers(broken) == answers(tmp_path / "whole")
     assert ablation_table(broken).equals(ablation_table(tmp_path / "whole"))
     assert not [path for path in broken.rglob("*") if "part" in path.name]
@@ -161,26 +156,31 @@ def test_resume_redoes_only_what_is_missing(tiny_llama, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "begun", "now"),
     [
-        ({"max_new_tokens": 5}, "options.max_new_tokens: 5 here, 6 there"),
-        ({"p": [0.5]}, "ablation.p"),
-        ({"arms": ["valley-1"]}, "ablation.arms"),
-        ({"window": 2}, "ablation.strategies"),
-        ({"seed": 4}, "seed: 4 here, 0 there"),
-        ({"repeats": 2}, "ablation.repeats"),
-        ({"batch_size": 1}, "ablation.batches"),
+        ({"max_new_tokens": 5}, "--max-new-tokens 6", "--max-new-tokens 5"),
+        ({"p": [0.5]}, "--p 0,1", "--p 0,0.5"),
+        ({"arms": ["valley-1"]}, "--arms last,valley", "--arms last,valley-1"),
+        ({"window": 2}, "--window 3", "--window 2"),
+        ({"window": None}, "--window 3", "no --window"),
+        ({"seed": 4}, "--seed 0", "--seed 4"),
+        ({"repeats": 2}, "--repeats 1", "--repeats 2"),
+        ({"batch_size": 1}, "--batch-size 2", "--batch-size 1"),
+        ({"arms": ["last-1"], "window": None}, "--arms last,valley, --window 3", "--arms last,last-1, no --window"),
     ],
 )
-def test_resume_with_other_options_is_refused(tiny_llama, tmp_path_factory, changed, words):
+def test_resume_with_other_options_is_refused_with_what_it_was_begun_with(
+    tiny_llama, tmp_path_factory, changed, begun, now
+):
     folder = tmp_path_factory.getbasetemp() / "resumable-ablation"
     options = {"arms": ["valley"], "p": [1], **OPTIONS}
     if not folder.exists():
         ablate(tiny_llama, ITEMS, out=folder, **options)
     before = answers(folder)
-    with pytest.raises(ll.RunError, match="begun with other options") as error:
+    with pytest.raises(ll.RunError) as error:
         ablate(tiny_llama, ITEMS, out=folder, resume=True, **(options | changed))
-    assert words in str(error.value)
+    assert f"was begun with {begun}, not with {now}; give what it was begun with" in str(error.value)
+    assert "another --out" in str(error.value)
     with pytest.raises(ll.RunError, match="already holds an ablation"):
         ablate(tiny_llama, ITEMS, out=folder, **options)
     assert answers(folder) == before
@@ -190,7 +190,7 @@ def test_other_references_cannot_be_resumed(tiny_llama, tmp_path):
     options = {"arms": ["valley"], "p": [1], **OPTIONS}
     ablate(tiny_llama, ITEMS, out=tmp_path / "a", **options)
     others = dataclasses.replace(ITEMS, prompts=tuple(dataclasses.replace(item, reference="7") for item in ITEMS))
-    with pytest.raises(ll.RunError, match="items_sha256"):
+    with pytest.raises(ll.RunError, match="begun with other items; give"):
         ablate(tiny_llama, others, out=tmp_path / "a", resume=True, **options)
 
 
@@ -239,9 +239,12 @@ def test_names_of_arms():
         ({"arms": ["walley"]}, "--arms walley is unknown"),
         ({"arms": "valley"}, "--arms 'valley' is no list of names"),
         ({"arms": []}, "--arms '' is no list of names"),
+        ({"arms": ["last valley"]}, "--arms last valley is unknown; give arms such as last,last-1,"),
+        ({"arms": ["fixed"]}, "--arms fixed needs offset; give arms such as last,last-1,"),
         ({"arms": ["valley", "trough"]}, "--arms trough is valley, which is given already"),
+        ({"arms": ["valley", "valley"]}, "--arms valley is given already"),
         ({"arms": ["dola"]}, "--arms dola has no probability p"),
-        ({"arms": ["last-9"]}, "offset 9 does not fit a model of 4 layers"),
+        ({"arms": ["last-9"]}, "--arms last-9 does not fit a model of 4 layers; give last-0 to last-3"),
         ({"arms": ["last-1"], "window": 3}, "--window 3 has no effect"),
         ({"arms": ["valley"], "window": 9}, "--window 9 does not fit"),
         ({"p": [0.5, 1.5]}, "--p 1.5 is no probability"),
@@ -289,7 +292,7 @@ def test_the_command_line_runs_shows_and_resumes(cli, tiny_folder, tmp_path):
     assert cli(*asked, "--out", tmp_path / "a", "--resume")[0] == 0
     code, _, err = cli(*asked, "--out", tmp_path / "a", "--resume", "--seed", 1)
     assert code == 2
-    assert "begun with other options" in err
+    assert "was begun with --seed 0, not with --seed 1; give what it was begun with to continue it" in err
     assert len(err.strip().splitlines()) == 1
 
 
@@ -304,9 +307,10 @@ def test_the_command_line_runs_shows_and_resumes(cli, tiny_folder, tmp_path):
         (["--p", "0,0.3,...,1"], "steps of 0.3 do not end at 1"),
         (["--p", "0,0.2,..."], "does not say where ... leads"),
         (["--p", "0,0,...,1"], "does not say where ... leads"),
-        (["--p", ""], "no list of probabilities"),
+        (["--p", ""], "--p '' is no list of probabilities"),
         (["--arms", ""], "is no list of names"),
         (["--arms", "valley,nix"], "--arms nix is unknown"),
+        (["--arms", "last-99"], "--arms last-99 does not fit a model of 4 layers; give last-0 to last-3"),
         (["--repeats", "0"], "--repeats 0"),
         (["--limit", "0"], "--limit 0"),
         (["--temperature", "-1"], "--temperature -1"),

@@ -1,7 +1,6 @@
 """The run directory: what is written, what is refused, and that nothing complete is lost."""
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -20,6 +19,7 @@ import layerlens.cli
 from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.records import PROMPTS, TOKENS, WORDS
 from layerlens.records.schema import FINISH_REASONS, arrow_schema
+from tests.killed import kill_while_working
 
 CLI = [sys.executable, "-m", "layerlens"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -86,29 +86,28 @@ def test_files_have_the_declared_schema(folder, tmp_path, cli):
     assert set(ll.open_run(tmp_path / "run").prompts["finish_reason"]) <= set(FINISH_REASONS)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+OPTIONS = {"max_new_tokens": 12, "batch_size": 2, "progress": False}
+
+
+def trace_again(folder, out):
+    """Continue the run at `out`, or begin it."""
+    prompts = ll.read_prompts(folder / "prompts.txt")
+    ll.trace(ll.load(folder / "model"), prompts, out=out, resume=True, **OPTIONS)
+
+
 def test_kill_9_at_ten_moments_then_resume_gives_the_rows_of_an_uninterrupted_run(folder, tmp_path):
     """A process that traces is killed ten times, once in each tenth of the work; between, what is complete opens."""
-    model, prompts = ll.load(folder / "model"), ll.read_prompts(folder / "prompts.txt")
-    options = {"max_new_tokens": 12, "batch_size": 2, "progress": False}
-    ll.trace(model, prompts, out=tmp_path / "whole", **options)
+    trace_again(folder, tmp_path / "whole")
     broken = tmp_path / "broken"
-    trace = lambda: ll.trace(model, prompts, out=broken, resume=True, **options)  # noqa: E731
     moments = random.Random(1)
+    parts = lambda: len(list(broken.glob("prompts/part-*")))  # noqa: E731
     for kill in range(10):
-        process = multiprocessing.get_context("fork").Process(target=trace)
-        process.start()
-        while process.is_alive() and len(list(broken.glob("prompts/part-*"))) < kill:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
+        kill_while_working(trace_again, folder, broken, after=(kill, parts), then=moments.uniform(0, 0.05))
         if (broken / "manifest.json").exists():
             opened = ll.open_run(broken)
             assert not opened.is_complete
             assert set(opened.positions["prompt_id"]) == set(opened.prompts["prompt_id"])
-    trace()
+    trace_again(folder, broken)
     assert content(broken) == content(tmp_path / "whole")
     assert ll.open_run(broken).positions.duplicated(["prompt_id", "position"]).sum() == 0
     assert ll.open_run(broken).is_complete
@@ -149,22 +148,28 @@ def test_an_out_that_is_taken_is_refused_at_once(folder, tmp_path, cli):
 
 
 @pytest.mark.parametrize(
-    ("changed", "word"),
+    ("changed", "begun", "now"),
     [
-        (["--max-new-tokens", "3"], "options.max_new_tokens: 3 here, 30 there"),
-        (["--limit", "4"], "dataset.rows"),
-        (["--dtype", "bfloat16"], "model.dtype"),
-        (["--window", "2"], "window"),
-        (["--batch-size", "3"], "batch"),
-        (["--seed", "9"], "seed: 9 here, 0 there"),
+        (["--max-new-tokens", "3"], "--max-new-tokens 30", "--max-new-tokens 3"),
+        (["--limit", "4"], "--limit 24", "--limit 4"),
+        (["--dtype", "bfloat16"], "--dtype float32", "--dtype bfloat16"),
+        (["--window", "2"], "--window 4", "--window 2"),
+        (["--batch-size", "3"], "--batch-size 2", "--batch-size 3"),
+        (["--seed", "9"], "--seed 0", "--seed 9"),
+        (["--stop-strings", "a b"], "no --stop-strings", "--stop-strings 'a b'"),
+        (["--temperature", "0.7", "--seed", "9"], "--temperature 0, --seed 0", "--temperature 0.7, --seed 9"),
+        (["--strategy", "last-2", "--p", "0.5"], "--strategy last, --p 1", "--strategy last-2, --p 0.5"),
     ],
 )
-def test_resume_with_other_options_is_refused(folder, tmp_path_factory, cli, changed, word):
+def test_resume_with_other_options_is_refused_with_what_it_was_begun_with(
+    folder, tmp_path_factory, cli, changed, begun, now
+):
     run = tmp_path_factory.getbasetemp() / "resumable"
     if not run.exists():
         cli(command(folder, run))
     before = content(run)
-    assert_one_sentence(cli(command(folder, run, "--resume", *changed)), word)
+    done = cli(command(folder, run, "--resume", *changed))
+    assert_one_sentence(done, f"was begun with {begun}, not with {now}; give what it was begun with", "another --out")
     assert content(run) == before
 
 
@@ -174,7 +179,7 @@ def test_a_changed_prompt_file_cannot_be_resumed(folder, tmp_path):
     model = ll.load(folder / "model")
     ll.trace(model, ll.read_prompts(prompts), out=tmp_path / "run", max_new_tokens=2)
     prompts.write_text("one\nthree\n")
-    with pytest.raises(ll.RunError, match="prompts_sha256"):
+    with pytest.raises(ll.RunError, match="begun with another file of prompts; give"):
         ll.trace(model, ll.read_prompts(prompts), out=tmp_path / "run", max_new_tokens=2, resume=True)
 
 
@@ -216,6 +221,8 @@ def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path
         ('{"format": "x"}', "names no format"),
         ('{"format": 2}', "format 2, this layerlens reads format 1: upgrade"),
         ('{"format": 0}', "trace again"),
+        ('{"format": 1, "ablation": {}}', "is an ablation and no run; give another directory"),
+        ('{"format": 1}', "is damaged"),
     ],
 )
 def test_a_foreign_or_newer_run_is_refused(tmp_path, manifest, words):
@@ -225,6 +232,9 @@ def test_a_foreign_or_newer_run_is_refused(tmp_path, manifest, words):
         ll.open_run(tmp_path)
     with pytest.raises(ll.RunError, match="no such directory"):
         ll.open_run(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ll.RunError, match="that is a file; give the directory named by --out"):
+        ll.open_run(tmp_path / "file")
 
 
 def test_a_corrupt_part_is_named(tiny_llama, tmp_path):
@@ -267,7 +277,7 @@ def test_other_weights_in_the_same_folder_cannot_be_resumed(tmp_path):
         if seed == 0:
             ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2)
             ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2, resume=True)
-    with pytest.raises(ll.RunError, match=r"model\.fingerprint"):
+    with pytest.raises(ll.RunError, match="begun with other weights or another config of --model; give"):
         ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2, resume=True)
 
 
@@ -314,7 +324,7 @@ def test_another_config_of_the_same_weights_cannot_be_resumed(folder, tmp_path):
     model = ll.load(folder / "model")
     ll.trace(model, ["a"], out=tmp_path / "run", max_new_tokens=2)
     model.hf.config.rms_norm_eps = 0.5
-    with pytest.raises(ll.RunError, match=r"model\.fingerprint"):
+    with pytest.raises(ll.RunError, match="begun with other weights or another config of --model; give"):
         ll.trace(model, ["a"], out=tmp_path / "run", max_new_tokens=2, resume=True)
 
 

@@ -1,0 +1,144 @@
+"""What the parser of the command line refuses: one sentence that repeats what was given and says what to do."""
+
+import difflib
+import re
+import sys
+from typing import Any
+
+import typer
+
+from layerlens.errors import OptionError
+
+# where the errors are declared that typer raises: in click, or in the copy of click that newer typers bring
+_ERRORS: Any = sys.modules[typer.BadParameter.__module__]
+
+_NUMBERS = {"int": "whole number, such as 3", "integer": "whole number, such as 3", "float": "number, such as 0.5"}
+
+
+def refuse_missing_values(group: Any, arguments: list[str]) -> None:
+    """OptionError where an option has no value: it is the last word, another option follows, or an empty path.
+
+    The parser would take what follows `--out $UNSET --resume` for the value, and an empty path for this directory.
+
+    Args:
+        group: the command line as the parser has it.
+        arguments: what was given, without the program's name.
+    """
+    command, _ = _command(group, arguments)
+    options = _options(command)
+    for place, word in enumerate(arguments):
+        if word == "--":
+            return
+        name, assigned, value = word.partition("=")
+        if name not in options or _is_flag(options[name]):
+            continue
+        following = value if assigned else next(iter(arguments[place + 1 :]), None)
+        is_option = not assigned and (following or "").partition("=")[0] in (*options, "--help")
+        if following is None or is_option or (following == "" and options[name].type.name == "path"):
+            given = "nothing" if following is None else following or "an empty text"
+            raise OptionError(f"{name} is followed by {given}; give it a value ({_help(options[name])})")
+
+
+def sentence(error: Any, group: Any, arguments: list[str]) -> str:
+    """What an error of the parser means to the user.
+
+    Args:
+        error: raised by typer; has a `format_message`.
+        group: the command line as the parser has it.
+        arguments: what was given, without the program's name.
+    """
+    command, path = _command(group, arguments)
+    if isinstance(error, _ERRORS.MissingParameter):
+        return _missing(error.param, command, path, arguments)
+    if isinstance(error, _ERRORS.BadParameter) and error.param is not None:
+        return _bad_value(error)
+    if isinstance(error, _ERRORS.NoSuchOption):
+        return _no_such_option(error.option_name, command, path)
+    if isinstance(error, _ERRORS.BadOptionUsage):
+        given = next((word for word in arguments if word.startswith(f"{error.option_name}=")), error.option_name)
+        return f"{given} gives a value to an option that takes none; write {error.option_name}"
+    if hasattr(command, "commands"):
+        return _no_such_command(command, path, arguments)
+    if extra := re.search(r"extra arguments?(?:\(s\))? \((.*)\)", error.format_message(), re.DOTALL):
+        return (
+            f"{path} has no place for '{extra[1]}'; leave it out, write its option before it, or put quotes around a "
+            "text with spaces"
+        )
+    return str(error.format_message())
+
+
+def _missing(first: Any, command: Any, path: str, arguments: list[str]) -> str:
+    rest = command.params[command.params.index(first) :]
+    given = {word.partition("=")[0] for word in arguments}
+    lacking = [one for one in rest if one is first or (one.required and given.isdisjoint(one.opts))]
+    described = " and ".join(f"{_name(one)} ({_help(one)})" for one in lacking)
+    return f"{path} lacks {described}; add {'it' if len(lacking) == 1 else 'them'}, or see {path[:-1]} --help`"
+
+
+def _bad_value(error: Any) -> str:
+    name, kind = _name(error.param), error.param.type
+    value, _, said = error.message.rpartition(" is not ")
+    if choices := getattr(kind, "choices", None):
+        return f"{name} {value} is unknown; give {' or '.join(map(str, choices))}"
+    if value and kind.name in _NUMBERS:
+        what, _, example = _NUMBERS[kind.name].partition(",")
+        return f"{name} {value} is no {what}; give one,{example}"
+    return f"{name}: {value} is not {said}" if value else f"{name}: {error.message}"
+
+
+def _no_such_option(option: str, command: Any, path: str) -> str:
+    lacks = f"{path} has no option {option}"
+    meant = _meant(option.replace("_", "-"), list(_options(command)))
+    if hasattr(command, "commands"):
+        return f"{lacks}; {meant or 'write a command before its options: ' + ', '.join(command.commands)}"
+    places = [one for one in command.params if one.param_type_name == "argument"]
+    if option.strip("-").upper() in map(_name, places):
+        return f"{lacks}; give it without one: {path[:-1]} {' '.join(map(_name, places))}`"
+    return f"{lacks}; {meant or f'see {path[:-1]} --help`'}"
+
+
+def _no_such_command(group: Any, path: str, arguments: list[str]) -> str:
+    known = list(group.commands)
+    given = next((word for word in arguments[len(path.split()) - 1 :] if not word.startswith("-")), None)
+    if given is None:
+        return f"{path} needs a command after it; give {', '.join(known)}"
+    return f"{path} has no command {given!r}; {_meant(given.lower(), known) or 'give ' + ', '.join(known)}"
+
+
+def _meant(given: str, known: list[str]) -> str | None:
+    """A guess at what was meant; None where nothing is like it."""
+    longer = [name for name in known if len(given) > 3 and name.startswith(given)]
+    found = longer or difflib.get_close_matches(given, known, n=2, cutoff=0.7)
+    return f"did you mean {' or '.join(found)}?" if found else None
+
+
+def _command(group: Any, arguments: list[str]) -> tuple[Any, str]:
+    """The command that is called, and how it is written."""
+    command, words = group, ["layerlens"]
+    for word in arguments:
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+        words.append(word)
+    return command, f"`{' '.join(words)}`"
+
+
+def _options(command: Any) -> dict[str, Any]:
+    return {name: one for one in command.params if one.param_type_name == "option" for name in one.opts}
+
+
+def _is_flag(option: Any) -> bool:
+    return bool(getattr(option, "is_flag", False))
+
+
+def _name(parameter: Any) -> str:
+    """As the user writes it: --out, or RUN."""
+    if parameter.param_type_name == "option":
+        return str(parameter.opts[0])
+    return str(parameter.metavar or parameter.name.upper())
+
+
+def _help(parameter: Any) -> str:
+    """The parameter's help as part of a sentence."""
+    text = (parameter.help or "").split(" [default")[0].rstrip(".")
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]

@@ -1,0 +1,144 @@
+"""How a run that is there differs from what is asked for now, in the words of the command line."""
+
+import json
+import shlex
+from typing import Any
+
+_CIRCUMSTANCES = {"created", "command", "hardware", "totals"}  # may differ between the sessions of one run
+_STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "scan": "auto", "entropy_floor": 0.0}
+_PYTHON_ONLY = ("options.do_sample", "options.eos_token_id")
+
+_FLAGS = {
+    **{name: f"--{name}" for name in ("seed", "mode", "window", "strategy")},
+    **{f"model.{name}": f"--{name}" for name in ("dtype", "device", "revision")},
+    **{f"ablation.{name}": f"--{name}" for name in ("arms", "p", "repeats", "window")},
+    **{f"strategy.{name}": f"--{name.replace('_', '-')}" for name in (*_STRATEGY_DEFAULTS, "window")},
+    "model.source": "--model",
+    "dataset.rows": "--limit",
+}
+
+_OPAQUE = {
+    "batches": "other prompts",
+    "ablation.batches": "other prompts",
+    "ablation.strategies": "other strategies",
+    "chat_template_sha256": "another chat template",
+    "dataset.sha256": "another file of prompts",
+    "dataset.prompts_sha256": "other prompts",
+    "dataset.items_sha256": "other items",
+    "model.fingerprint": "other weights or another config of --model",
+}
+"""Entries that say nothing to a user."""
+
+_MODEL = ("model.source", "model.fingerprint")
+_PROMPTS = ("dataset.name", "dataset.sha256", "dataset.revision", "dataset.rows")
+_WORDING = (*_PROMPTS, *_MODEL, "seed", "options.system", "options.chat_template")
+_BATCHES = (*_PROMPTS, "options.batch_size")
+_FOLLOWS = {
+    "ablation.batches": _BATCHES,
+    "ablation.scoring": ("dataset.name",),
+    "ablation.strategies": ("ablation.arms", "ablation.window"),
+    "batches": _BATCHES,
+    "chat_template_sha256": (*_MODEL, "options.chat_template"),
+    "dataset.items_sha256": _WORDING,
+    "dataset.prompts_sha256": _WORDING,
+    "dataset.rows": ("dataset.name", "dataset.sha256"),
+    "model.fingerprint": ("model.source", "model.dtype"),
+    "padding": ("mode",),
+    **{f"dataset.{name}": ("dataset.name",) for name in ("config", "split", "revision", "sha256")},
+    **{f"model.{name}": _MODEL for name in ("family", "n_layers", "d_model", "n_vocab")},
+    **{f"model.{name}": _MODEL for name in ("layer_kinds", "mlp_kinds", "multiply_adds")},
+}
+"""What need not be said where one of these differs too, because it follows from that."""
+
+
+def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """What a run was begun with and what is given now, as "--seed 0, not with --seed 9"; None where rows would agree.
+
+    Args:
+        ours: the manifest of what is asked for.
+        theirs: the manifest of the run that is there.
+    """
+    left, right = _flat(ours), _flat(theirs)
+    differing = {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
+    if "model.fingerprint" not in differing:
+        differing.discard("model.source")  # its weights and config tell a model better than how it was named
+    if not differing:
+        return None
+    telling = [key for key in sorted(differing) if differing.isdisjoint(_follows(key))]
+    said = [(_words(key, right.get(key)), _words(key, left.get(key))) for key in telling]
+    begun, now = (list(dict.fromkeys(words)) for words in zip(*said, strict=True))
+    now = [words for words in now if words not in begun]
+    return ", ".join(begun) + (f", not with {', '.join(now)}" if now else "")
+
+
+def _follows(key: str) -> tuple[str, ...]:
+    if key.startswith("strategy.") and key not in _FLAGS:
+        return ("strategy",)
+    return _FOLLOWS.get(key, ())
+
+
+def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Section and name of every entry that matters to the rows, and its value; what is off is None."""
+    entries = json.loads(json.dumps({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES}))
+    if "strategy" in entries:
+        entries |= _of_strategy(entries["strategy"])
+    if "strategies" in entries.get("ablation", {}):
+        windows = [record.get("window") for record in entries["ablation"]["strategies"] if record["name"] == "valley"]
+        entries["ablation"]["window"] = windows[0] if windows else None
+    flat: dict[str, Any] = {}
+    for key, value in entries.items():
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return {key: None if value is False else value for key, value in flat.items()}
+
+
+def _of_strategy(record: dict[str, Any]) -> dict[str, Any]:
+    """The strategy by the name that the command line has for it, and its options."""
+    options = dict(record)
+    name = options.pop("name")
+    if name == "fixed":
+        name = f"last-{options.pop('offset', 0)}"
+    elif name == "valley":
+        shift = options.pop("shift", 0)
+        name = f"valley{shift:+d}" if shift else name
+        options.pop("window", None)  # which a trace has, given or not
+    elif name == "dola" and isinstance(options.get("candidates"), str):
+        name = f"dola-{options.pop('candidates')}"
+    return {"strategy": name} | {
+        f"strategy.{option}": value for option, value in (_STRATEGY_DEFAULTS | options).items()
+    }
+
+
+def _words(key: str, value: Any) -> str:
+    """An entry as the user would give it: "--seed 0", "no --system"."""
+    section, _, name = key.rpartition(".")
+    if key in _OPAQUE:
+        return _OPAQUE[key]
+    if key == "dataset.name":
+        return _prompts(str(value))
+    if key == "options.chat_template":
+        return "a chat template" if value else "--no-chat-template"
+    flag = _FLAGS.get(key, f"--{name.replace('_', '-')}" if section == "options" else None)
+    if key in _PYTHON_ONLY:
+        return f"{name}={value!r}"
+    if flag is None:
+        return f"{name.replace('_', ' ')} {_value(value)}"
+    if value is None:
+        return f"no {flag}"
+    if value is True:
+        return flag
+    values = value if key == "options.stop_strings" and isinstance(value, list) else [value]
+    return " ".join(f"{flag} {_value(one)}" for one in values)
+
+
+def _prompts(name: str) -> str:
+    if name == "prompts":  # what `from_prompts` calls texts that were given in Python
+        return "a list of prompts"
+    return f"--{'prompts' if name.endswith(('.txt', '.jsonl')) else 'dataset'} {_value(name)}"
+
+
+def _value(value: Any) -> str:
+    """As it is typed, cut short where it is long."""
+    if isinstance(value, list):
+        return ",".join(map(_value, value))
+    text = shlex.quote(value) if isinstance(value, str) else json.dumps(value).removesuffix(".0")
+    return text if len(text) <= 60 else f"{text[:56]} ..."

@@ -1,0 +1,107 @@
+"""Options that several commands take: said once, given to every one of them, refused in the command line's words."""
+
+import inspect
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+import pytest
+import typer
+
+import layerlens as ll
+from layerlens.cli import app, options
+from layerlens.decode.options import GenerateOptions
+from layerlens.evaluation.answers import read_manifest as read_answers_manifest
+from layerlens.records.manifest import read_manifest
+
+GROUPS = {
+    "trace": (options.Decoding, options.StrategyOptions, options.Loading),
+    "generate": (options.Decoding, options.StrategyOptions, options.Loading),
+    "ablate": (options.Decoding, options.Loading),
+    "bench decode": (options.StrategyOptions, options.Loading),
+}
+
+
+def test_a_group_stands_for_its_options():
+    @dataclass(frozen=True)
+    class Group:
+        size: Annotated[int, typer.Option(help="How large.")] = 3
+        name: Annotated[str | None, typer.Option()] = None
+
+    @options.grouped
+    def command(*, first: str, group: Group, last: bool = False) -> tuple[str, Group, bool]:
+        """What it does."""
+        return first, group, last
+
+    assert list(inspect.signature(command).parameters) == ["first", "size", "name", "last"]
+    assert command.__doc__ == "What it does."
+    assert command(first="a", size=4, name="b", last=True) == ("a", Group(4, "b"), True)
+    alone = typer.Typer()
+    alone.command()(command)
+    assert alone(["a", "--name", "b"], standalone_mode=False) == ("a", Group(3, "b"), False)
+
+
+@pytest.mark.parametrize("path", GROUPS)
+def test_every_option_of_a_group_is_there_with_its_default(path):
+    command = typer.main.get_command(app)
+    for word in path.split():
+        command = command.commands[word]
+    there = {parameter.name: parameter for parameter in command.params}
+    for group in GROUPS[path]:
+        for field in fields(group):
+            assert there[field.name].opts == [f"--{field.name.replace('_', '-')}"]
+            assert there[field.name].default == field.default
+    assert len(there) == len(command.params)
+
+
+def test_what_is_given_reaches_the_run(cli, tiny_folder, tmp_path):
+    given = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_new_tokens": 1, "repetition_penalty": 1.1, "seed": 3}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    flags += ["--stop-strings", "x", "--stop-strings", "y z", "--no-chat-template", "--dtype", "bfloat16"]
+    common = ["--model", tiny_folder("llama"), "--dataset", "sample", "--limit", 2, "--max-new-tokens", 2, *flags]
+    assert (
+        cli("trace", *common, "--strategy", "valley", "--p", 0.5, "--scan", "lazy", "--kl", "--out", tmp_path / "run")[
+            0
+        ]
+        == 0
+    )
+    assert cli("ablate", *common, "--arms", "valley", "--p", 1, "--out", tmp_path / "ablation")[0] == 0
+    expected = GenerateOptions(**given, max_new_tokens=2, stop_strings=("x", "y z"), chat_template=False)
+    for manifest in (read_manifest(tmp_path / "run"), read_answers_manifest(tmp_path / "ablation")):
+        assert manifest["seed"] == 3
+        assert manifest["model"]["dtype"] == "bfloat16"
+        for field in fields(GenerateOptions):
+            if field.name != "seed":
+                value = manifest["options"][field.name]
+                assert (tuple(value) if isinstance(value, list) else value) == getattr(expected, field.name), field.name
+    assert read_manifest(tmp_path / "run")["options"]["kl"] is True
+    strategy = read_manifest(tmp_path / "run")["strategy"]
+    assert (strategy["name"], strategy["p"], strategy["scan"]) == ("valley", 0.5, "lazy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--strategy", "valley", "--p", "2"], "--p 2.0 is no probability; give a number from 0 to 1"),
+        (["--strategy", "valley", "--criterion", "nix"], "--criterion 'nix' is unknown; give shannon, "),
+        (["--strategy", "valley", "--scan", "slow"], "--scan 'slow' is unknown; give auto, batched, lazy"),
+        (["--strategy", "valley", "--entropy-floor", "-1"], "--entropy-floor -1.0 is out of range; give nats"),
+        (["--strategy", "last", "--p", "0.5"], "--p 0.5 has no effect on --strategy last; leave it out"),
+        (["--strategy", "nix"], "--strategy nix is unknown; give last, "),
+        (["--strategy", "last-99"], "--strategy last-99 does not fit a model of 4 layers; give last-0 to last-3"),
+        (["--strategy", "valley", "--window", "99"], "--window 99 does not fit a model of 4 layers; give 1..4"),
+    ],
+)
+@pytest.mark.parametrize("command", ["trace", "generate", "bench decode"])
+def test_a_strategy_that_cannot_be_is_refused_by_its_flag(cli, tiny_folder, tmp_path, command, arguments, said):
+    own = {"trace": ["--dataset", "sample", "--out", tmp_path / "out"], "generate": ["--prompt", "a"]}
+    few = ["--max-new-tokens", 2]
+    code, _, err = cli(*command.split(), "--model", tiny_folder("llama"), *few, *own.get(command, []), *arguments)
+    assert code == 2
+    assert err.startswith(f"layerlens: {said}")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_farthest_layer_that_is_offered_fits(tiny_llama):
+    options.refuse_unfit(ll.Fixed(3), "last-3", tiny_llama)
+    options.refuse_unfit(ll.Fixed(0), "last-0", tiny_llama)

@@ -1,0 +1,121 @@
+"""What a run was begun with beside what is given now: every entry that makes the rows is said, and nothing else."""
+
+import copy
+from dataclasses import MISSING, fields
+
+import pytest
+
+import layerlens as ll
+from layerlens.evaluation import ablation
+from layerlens.evaluation.answers import read_manifest as read_ablation
+from layerlens.records.disagreement import _STRATEGY_DEFAULTS, disagreement
+from layerlens.records.manifest import read_manifest
+
+CIRCUMSTANCES = {"created", "command", "hardware", "totals"}
+OTHER = {"strategy__name": "another", "strategy__shift": 2, "ablation__strategies": [{"name": "last"}]}
+"""Where something else has to be of the same type."""
+
+
+@pytest.fixture(scope="module")
+def manifests(tiny_llama, tmp_path_factory):
+    """Of a trace and of an ablation."""
+    folder = tmp_path_factory.mktemp("begun")
+    few = {"max_new_tokens": 2, "progress": False}
+    ll.trace(tiny_llama, ["a", "b"], out=folder / "run", strategy=ll.Valley(window=3, shift=-1), **few)
+    item = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"),))
+    ablation.ablate(tiny_llama, item, out=folder / "ablation", arms=["valley", "last-1"], p=[0.5, 1], **few)
+    return {"run": read_manifest(folder / "run"), "ablation": read_ablation(folder / "ablation")}
+
+
+def changed(manifest, **entries):
+    """A copy with other entries, named like options__seed."""
+    other = copy.deepcopy(manifest)
+    for name, value in entries.items():
+        section, _, key = name.rpartition("__")
+        (other[section] if section else other)[key] = value
+    return other
+
+
+@pytest.mark.parametrize("kind", ["run", "ablation"])
+def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests, kind):
+    manifest, n_entries = manifests[kind], 0
+    assert disagreement(manifest, copy.deepcopy(manifest)) is None
+    for name, value in manifest.items():
+        for key in value if isinstance(value, dict) else [None]:
+            spelled = name if key is None else f"{name}__{key}"
+            found = disagreement(changed(manifest, **{spelled: OTHER.get(spelled, ["something else"])}), manifest)
+            if name in CIRCUMSTANCES or spelled in ("model__source", "strategy__window"):
+                assert found is None, spelled  # a trace has the strategy's window as one of its options
+            else:
+                assert found, spelled
+                n_entries += 1
+    assert n_entries > 30
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"seed": 4}, "--seed 0, not with --seed 4"),
+        ({"options__temperature": 0.7}, "--temperature 0, not with --temperature 0.7"),
+        ({"options__system": "be brief"}, "no --system, not with --system 'be brief'"),
+        ({"options__stop_strings": ["a", "b c"]}, "no --stop-strings, not with --stop-strings a --stop-strings 'b c'"),
+        ({"options__chat_template": True}, "--no-chat-template, not with a chat template"),
+        ({"options__do_sample": True}, "do_sample=None, not with do_sample=True"),
+        ({"model__device": "cuda:0"}, "--device cpu, not with --device cuda:0"),
+        ({"model__fingerprint": "x", "model__n_layers": 9}, "other weights or another config of --model"),
+        ({"model__fingerprint": "x", "model__source": "b/c"}, "--model LlamaForCausalLM, not with --model b/c"),
+        ({"model__fingerprint": "x", "model__dtype": "float16"}, "--dtype float32, not with --dtype float16"),
+        ({"dataset__name": "p.txt", "dataset__rows": 7}, "a list of prompts, not with --prompts p.txt"),
+        ({"dataset__name": "gsm8k", "dataset__config": "main"}, "a list of prompts, not with --dataset gsm8k"),
+        ({"dataset__rows": 7, "batches": [["0"]]}, "--limit 2, not with --limit 7"),
+        ({"options__batch_size": 2, "batches": [["0", "1"]]}, "--batch-size 1, not with --batch-size 2"),
+        ({"dataset__prompts_sha256": "x"}, "other prompts"),
+        ({"dataset__prompts_sha256": "x", "seed": 4}, "--seed 0, not with --seed 4"),
+        ({"chat_template_sha256": "x"}, "another chat template"),
+        ({"mode": "replay", "padding": "right"}, "--mode generate, not with --mode replay"),
+        ({"window": 2, "options__window": 2, "strategy__window": 2}, "--window 3, not with --window 2"),
+        ({"strategy__shift": 0, "strategy__p": 0.5}, "--strategy valley-1, --p 1, not with --strategy valley, --p 0.5"),
+        ({"strategy": {"name": "last"}}, "--strategy valley-1, not with --strategy last"),
+        ({"strategy": {"name": "fixed", "offset": 2, "p": 1.0}}, "--strategy valley-1, not with --strategy last-2"),
+        (
+            {"strategy": {"name": "dola", "candidates": "low", "alpha": 0.1}},
+            "--strategy valley-1, not with --strategy dola-low",
+        ),
+        ({"versions__torch": "0.1"}, "not with torch 0.1"),
+        ({"options__system": "x" * 100}, f"no --system, not with --system {'x' * 56} ..."),
+    ],
+)
+def test_it_is_said_as_the_command_line_takes_it_without_what_follows_from_it(manifests, now, said):
+    found = disagreement(changed(manifests["run"], **now), manifests["run"])
+    assert found.endswith(said) if "versions__torch" in now else found == said
+
+
+def test_the_arms_of_an_ablation_and_their_window(manifests):
+    begun = manifests["ablation"]
+    windowed = copy.deepcopy(begun)
+    windowed["ablation"]["strategies"][1]["window"] = 3
+    assert disagreement(windowed, begun) == "no --window, not with --window 3"
+    fewer = changed(begun, ablation__arms=["last", "last-1"], ablation__strategies=[])
+    assert disagreement(fewer, begun) == "--arms last,valley,last-1, not with --arms last,last-1"
+    assert disagreement(changed(begun, ablation__p=[0.0, 0.25]), begun) == "--p 0,0.5,1, not with --p 0,0.25"
+
+
+def test_an_option_that_is_off_is_not_missed_in_an_older_run(manifests):
+    assert disagreement(changed(manifests["run"], options__newer=False), manifests["run"]) is None
+    assert (
+        disagreement(changed(manifests["run"], options__newer=True), manifests["run"]) == "no --newer, not with --newer"
+    )
+
+
+def test_what_a_valley_is_without_options():
+    declared = {field.name: field.default for field in fields(ll.Valley) if field.default is not MISSING}
+    assert {name: declared[name] for name in _STRATEGY_DEFAULTS} == _STRATEGY_DEFAULTS
+
+
+def test_a_run_can_be_continued_with_what_the_refusal_names(tiny_llama, tmp_path):
+    """Also where that was the default: --window 4 is what no --window means for four layers."""
+    few = {"max_new_tokens": 2, "progress": False, "out": tmp_path / "run"}
+    ll.trace(tiny_llama, ["a"], strategy=ll.Valley(), **few)
+    with pytest.raises(ll.RunError, match="begun with --window 4, not with --window 3; give what it was begun with"):
+        ll.trace(tiny_llama, ["a"], strategy=ll.Valley(window=3), resume=True, **few)
+    ll.trace(tiny_llama, ["a"], strategy=ll.Valley(window=4), resume=True, **few)
