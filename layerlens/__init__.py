@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
     from layerlens.evaluation.ablation import ablate
     from layerlens.models import Model, load
-    from layerlens.run import Run, open_run
+    from layerlens.run import Run, merge, open_run
     from layerlens.tracing.options import TraceOptions
     from layerlens.tracing.tracer import trace
 
@@ -48,6 +48,7 @@ __all__ = [
     "decoding",
     "generate",
     "load",
+    "merge",
     "named_strategy",
     "open_run",
     "plot",
@@ -69,7 +70,7 @@ _HOMES = {
     "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
     "layerlens.evaluation.ablation": ("ablate",),
     "layerlens.models": ("Model", "load"),
-    "layerlens.run": ("Run", "open_run"),
+    "layerlens.run": ("Run", "merge", "open_run"),
     "layerlens.tracing.options": ("TraceOptions",),
     "layerlens.tracing.tracer": ("trace",),
 }

@@ -178,6 +178,11 @@ class Run:
         return analysis.compare_outputs(self, other)
 
 
+def merge(runs: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[str]) -> Run:
+    """One run of the prompts of several, written to `out`; see `records.merge_runs`."""
+    return Run(records.merge_runs(runs, out))
+
+
 def open_run(path: str | os.PathLike[str]) -> Run:
     """The run at `path`, complete or not; RunError where there is none or its format is not this one."""
     return Run(path)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli import ablate, bench, compare, figure, lists, mistakes, report, table
+from layerlens.cli import ablate, bench, compare, figure, lists, merge, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.errors import LayerlensError
@@ -44,6 +44,7 @@ app.add_typer(bench.bench, name="bench")
 app.command("figure")(figure.figure)
 app.command("table")(table.table)
 app.command("report")(report.report)
+app.command("merge")(merge.merge)
 app.command("compare")(compare.compare)
 app.command("ablate")(ablate.ablate)
 app.command("models")(lists.models)

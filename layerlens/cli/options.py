@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 Model = Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m-instruct.")]
 DataFile = Annotated[Path | None, typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first N prompts.")]
+ShardOf = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Only every N-th prompt, from the I-th on: 1/4, 2/4, ...")
+]
 BatchSize = Annotated[int, typer.Option(help="Prompts that go through the model together.")]
 StrategyName = Annotated[
     str,
@@ -104,6 +107,14 @@ class StrategyOptions:
             return named_strategy(name, window=window, **given)
         except OptionError as error:
             raise OptionError(_with_flag(str(error), given)) from error
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """The number of a shard and of all shards, from "2/4"; OptionError where it says something else."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise OptionError(f"--shard {text} is no shard; give its number and that of all shards, such as 2/4")
+    return int(number), int(of)
 
 
 def refuse_unfit(strategy: "Strategy", name: str, model: "LoadedModel") -> None:

@@ -37,6 +37,7 @@ def trace(
     prompts: Annotated[Path | None, typer.Option(help="File of prompts: .txt, one a line, or .jsonl.")] = None,
     data_file: options.DataFile = None,
     limit: options.Limit = None,
+    shard: options.ShardOf = None,
     max_new_tokens: Annotated[
         int, typer.Option(help="Tokens to generate for each prompt; 0 traces the given text.")
     ] = 256,
@@ -72,6 +73,7 @@ def trace(
     TraceOptions(**settings)
     chosen = strategy_options.strategy(strategy, window, window_has_other_use=True)
     asked = _prompts(dataset, prompts, data_file, limit, decoding.seed)
+    asked = asked if shard is None else asked.shard(*options.shard_of(shard))
     refuse_unless_free(out, resume=resume)
 
     import layerlens as ll

@@ -1,7 +1,8 @@
 """What a prompt is, what a dataset of them is, and what makes either one unusable."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layerlens.errors import OptionError, PromptError
 
@@ -36,17 +37,57 @@ class Dataset:
     sha256: str | None
     """Of the local file, where one was read."""
     prompts: tuple[Prompt, ...]
+    part: "Part | None" = None
+    """Which part of a larger dataset this is."""
 
     def record(self) -> dict[str, str | int | None]:
         """What a manifest says of it."""
         said = {name: getattr(self, name) for name in ("name", "config", "split", "revision", "sha256")}
-        return said | {"rows": len(self)}
+        return said | {"rows": len(self)} | ({} if self.part is None else self.part.record())
+
+    def shard(self, number: int, of: int) -> "Dataset":
+        """Every `of`-th prompt from the `number`-th on, 1..of; the shards together are the dataset.
+
+        Raises:
+            OptionError: there is no such shard, it would have no prompt, or this is a shard itself.
+        """
+        said = f"--shard {number}/{of}"
+        if not 1 <= number <= of:
+            raise OptionError(f"{said} is no shard; give a number from 1 to the number of shards, such as 2/4")
+        if self.part is not None:
+            raise OptionError(f"{said} of a shard is not to be had; split the dataset once")
+        if number > len(self):
+            raise OptionError(f"{said} has no prompt, as there are {len(self)} in all; give {len(self)} shards at most")
+        ids = hashlib.sha256("\0".join(prompt.prompt_id for prompt in self).encode()).hexdigest()
+        part = Part(number, of, len(self), ids)
+        return replace(self, prompts=self.prompts[number - 1 :: of], part=part)
+
+    def place_of(self, batch: int) -> int:
+        """Which batch of the whole dataset this batch is, both from 0, if all shards deal theirs out in turn."""
+        return batch if self.part is None else batch * self.part.of + self.part.number - 1
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which prompts of a dataset a shard has."""
+
+    number: int
+    """1..of."""
+    of: int
+    all_rows: int
+    """Prompts of the whole dataset."""
+    ids_sha256: str
+    """Of the ids of the whole dataset, in order."""
+
+    def record(self) -> dict[str, str | int | None]:
+        """What a manifest says of it."""
+        return {"shard": f"{self.number}/{self.of}", "all_rows": self.all_rows, "ids_sha256": self.ids_sha256}
 
 
 def checked_text(value: object, where: str) -> str:

@@ -1,6 +1,7 @@
 """What a trace measured, as declared tables beside a manifest. Nothing here needs a model or a GPU."""
 
 from layerlens.records.manifest import Manifest, new_manifest, read_manifest
+from layerlens.records.merge import merge_runs
 from layerlens.records.schema import FINISH_REASONS, FORMAT, KL, PROMPTS, TOKENS, WORDS, Column, token_columns
 from layerlens.records.store import RunWriter
 
@@ -14,6 +15,7 @@ __all__ = [
     "Column",
     "Manifest",
     "RunWriter",
+    "merge_runs",
     "new_manifest",
     "read_manifest",
     "token_columns",

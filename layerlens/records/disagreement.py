@@ -4,7 +4,13 @@ import json
 import shlex
 from typing import Any
 
-_CIRCUMSTANCES = {"created", "command", "hardware", "totals"}  # may differ between the sessions of one run
+_CIRCUMSTANCES = {
+    "created",
+    "command",
+    "hardware",
+    "totals",
+    "merged_from",
+}  # may differ between the sessions of one run
 _STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "scan": "auto", "entropy_floor": 0.0}
 _PYTHON_ONLY = ("options.do_sample", "options.eos_token_id")
 
@@ -15,6 +21,7 @@ _FLAGS = {
     **{f"strategy.{name}": f"--{name.replace('_', '-')}" for name in (*_STRATEGY_DEFAULTS, "window")},
     "model.source": "--model",
     "dataset.rows": "--limit",
+    "dataset.shard": "--shard",
 }
 
 _OPAQUE = {
@@ -24,6 +31,7 @@ _OPAQUE = {
     "chat_template_sha256": "another chat template",
     "dataset.sha256": "another file of prompts",
     "dataset.prompts_sha256": "other prompts",
+    "dataset.ids_sha256": "other prompts",
     "dataset.items_sha256": "other items",
     "model.fingerprint": "other weights or another config of --model",
 }
@@ -32,7 +40,8 @@ _OPAQUE = {
 _MODEL = ("model.source", "model.fingerprint")
 _PROMPTS = ("dataset.name", "dataset.sha256", "dataset.revision", "dataset.rows")
 _WORDING = (*_PROMPTS, *_MODEL, "seed", "options.system", "options.chat_template")
-_BATCHES = (*_PROMPTS, "options.batch_size")
+_SHARD = ("dataset.shard",)
+_BATCHES = (*_PROMPTS, *_SHARD, "options.batch_size")
 _FOLLOWS = {
     "ablation.batches": _BATCHES,
     "ablation.scoring": ("dataset.name",),
@@ -40,8 +49,10 @@ _FOLLOWS = {
     "batches": _BATCHES,
     "chat_template_sha256": (*_MODEL, "options.chat_template"),
     "dataset.items_sha256": _WORDING,
-    "dataset.prompts_sha256": _WORDING,
-    "dataset.rows": ("dataset.name", "dataset.sha256"),
+    "dataset.prompts_sha256": (*_WORDING, *_SHARD),
+    "dataset.ids_sha256": _SHARD,
+    "dataset.all_rows": _SHARD,
+    "dataset.rows": ("dataset.name", "dataset.sha256", *_SHARD),
     "model.fingerprint": ("model.source", "model.dtype"),
     "padding": ("mode",),
     **{f"dataset.{name}": ("dataset.name",) for name in ("config", "split", "revision", "sha256")},

@@ -22,12 +22,19 @@ def new_manifest(**parts: Any) -> Manifest:
     """A manifest with the given parts beside the format, the time, the command, the versions and the hardware."""
     return {
         "format": FORMAT,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **circumstances(),
         **parts,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONED}},
         "hardware": {"machine": platform.machine(), "system": platform.system(), **parts.get("hardware", {})},
         "totals": None,
+    }
+
+
+def circumstances() -> Manifest:
+    """When something is done, and by which command."""
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 

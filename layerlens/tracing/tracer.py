@@ -82,9 +82,8 @@ def trace(
         with Progress(sum(len(batch) for batch in batches), shown=progress) as bar:
             bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in pending))
             for index in sorted(pending):
-                tokens, rows = _trace_batch(
-                    model, batches[index], settled, strategy, batch_seed(settled.seed, index), bar
-                )
+                seed = batch_seed(settled.seed, dataset.place_of(index))
+                tokens, rows = _trace_batch(model, batches[index], settled, strategy, seed, bar)
                 writer.write(index, tokens, rows)
                 bar.advance_prompts(len(batches[index]))
         run = open_run(out)

@@ -1,0 +1,19 @@
+"""`layerlens merge`: one run of the shards of a dataset."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Complete runs of one model and data set.")],
+    out: Annotated[Path, typer.Option(help="Run directory to write.")],
+) -> int:
+    """Join the runs of the shards of a dataset, or of other prompts of it, into one run."""
+    from layerlens.run import merge
+
+    run = merge(runs, out=out)
+    typer.echo(f"merged   {len(runs)} runs, {len(run.prompts):,} prompts, {len(run.positions):,} positions")
+    typer.echo(f"run      {run.path}")
+    return 0

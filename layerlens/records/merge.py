@@ -1,0 +1,154 @@
+"""From runs of parts of a dataset to one run of all of it."""
+
+import shutil
+from collections.abc import Sequence
+from itertools import zip_longest
+from os import PathLike
+from pathlib import Path
+
+import pyarrow as pa
+
+from layerlens.errors import OptionError, RunError
+from layerlens.records.disagreement import disagreement
+from layerlens.records.files import read_table, write_json, write_table
+from layerlens.records.manifest import Manifest, circumstances, digest, read_manifest
+from layerlens.records.schema import PROMPTS, WORDS, arrow_schema
+from layerlens.records.store import read_prompts_table, refuse_unless_free, token_part
+
+_OF_A_PART = ("shard", "rows", "prompts_sha256")
+"""What the manifests of parts say of their own prompts."""
+
+Batch = tuple[Path, int]
+"""A run, and the place of the batch in it."""
+
+
+def merge_runs(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
+    """Write one run of the prompts of several, and return where it is; killed, it leaves nothing at `out`.
+
+    Shards of a dataset must all be there, in any order. Their batches take turns, as they were dealt out: with one
+    prompt a batch the rows and their order are those of the run of the whole dataset. Other runs follow one another.
+
+    Args:
+        runs: complete runs that were traced with the same model, data set and options.
+        out: a new directory.
+
+    Raises:
+        OptionError: there is nothing to merge.
+        RunError: a run is not complete, does not belong to the others, shares a prompt with one of them, or a shard is
+            missing; or `out` holds something already, or cannot be written.
+    """
+    folders, out = [Path(run).expanduser() for run in runs], Path(out).expanduser()
+    if len(folders) < 2:
+        raise OptionError(f"{len(folders)} run given to merge; give two or more")
+    manifests = {folder: _complete(folder) for folder in folders}
+    if len(manifests) < len(folders):
+        raise OptionError("a run is given twice to merge; give each of them once")
+    for folder in folders[1:]:
+        _refuse_stranger(folder, manifests[folder], folders[0], manifests[folders[0]])
+    batches = _in_turn(manifests)
+    _refuse_shared_prompts(manifests)
+    refuse_unless_free(out, resume=False)
+    unfinished = out.with_name(f"{out.name}.partial")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _write(unfinished, batches, manifests)
+        unfinished.replace(out)
+    except OSError as error:
+        raise RunError(
+            f"--out {out} cannot be written ({error.strerror or error}); make room, or give another directory"
+        ) from error
+    return out
+
+
+def _complete(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest["totals"] is None:
+        raise RunError(f"{folder} is not complete; continue it with --resume before it is merged")
+    return manifest
+
+
+def _refuse_stranger(folder: Path, manifest: Manifest, first: Path, of_first: Manifest) -> None:
+    found = disagreement(_without_part(of_first), _without_part(manifest))
+    if found is not None:
+        raise RunError(f"{folder} was traced with {found} as {first}; merge runs of one model, data set and options")
+
+
+def _without_part(manifest: Manifest) -> Manifest:
+    dataset = {name: value for name, value in manifest["dataset"].items() if name not in _OF_A_PART}
+    return {name: value for name, value in manifest.items() if name != "batches"} | {"dataset": dataset}
+
+
+def _in_turn(manifests: dict[Path, Manifest]) -> list[Batch]:
+    """Every batch, in the order in which the whole dataset would have them."""
+    shards = {folder: manifest["dataset"].get("shard") for folder, manifest in manifests.items()}
+    if any(shards.values()):
+        whole = next(folder for folder, shard in shards.items() if shard is not None)
+        of = int(shards[whole].split("/")[1])
+        places = {shard: folder for folder, shard in shards.items()}
+        missing = [f"{number}/{of}" for number in range(1, of + 1) if f"{number}/{of}" not in places]
+        if missing or len(shards) != of:
+            lacking = f"lacks the shards {', '.join(missing)}" if missing else "has a shard twice"
+            raise RunError(f"what is to be merged {lacking}; give every shard of the dataset once")
+        ordered = [places[f"{number}/{of}"] for number in range(1, of + 1)]
+        rounds = zip_longest(*(_batches(folder, manifests) for folder in ordered))
+        return [batch for batches in rounds for batch in batches if batch is not None]
+    return [batch for folder in manifests for batch in _batches(folder, manifests)]
+
+
+def _batches(folder: Path, manifests: dict[Path, Manifest]) -> list[Batch]:
+    return [(folder, index) for index in range(len(manifests[folder]["batches"]))]
+
+
+def _refuse_shared_prompts(manifests: dict[Path, Manifest]) -> None:
+    owner: dict[str, Path] = {}
+    for folder, manifest in manifests.items():
+        for prompt_id in (prompt_id for batch in manifest["batches"] for prompt_id in batch):
+            if prompt_id in owner:
+                raise RunError(
+                    f"prompt {prompt_id!r} is in {owner[prompt_id]} and in {folder}; merge runs that share none"
+                )
+            owner[prompt_id] = folder
+
+
+def _write(out: Path, batches: Sequence[Batch], manifests: dict[Path, Manifest]) -> None:
+    (out / "tokens").mkdir(parents=True)
+    for index, (folder, part) in enumerate(batches):
+        shutil.copyfile(token_part(folder, part), token_part(out, index))
+    of_batches = [manifests[folder]["batches"][part] for folder, part in batches]
+    prompts = pa.concat_tables([read_prompts_table(folder) for folder in manifests])
+    place = {prompt_id: row for row, prompt_id in enumerate(prompts.column("prompt_id").to_pylist())}
+    prompts = prompts.take([place[prompt_id] for batch in of_batches for prompt_id in batch]).combine_chunks()
+    write_table(out / "prompts.parquet", prompts.cast(arrow_schema(PROMPTS)))
+    write_table(out / "words.parquet", _words(list(manifests)))
+    write_json(
+        out / "manifest.json", _manifest(of_batches, prompts.column("prompt").to_pylist(), list(manifests.values()))
+    )
+
+
+def _words(folders: Sequence[Path]) -> pa.Table:
+    schema = arrow_schema(WORDS)
+    texts: dict[int, str] = {}
+    for folder in folders:
+        texts |= dict(zip(*read_table(folder / "words.parquet", schema.names).to_pydict().values(), strict=True))
+    token_ids = sorted(texts)
+    return pa.table({"token_id": token_ids, "text": [texts[token_id] for token_id in token_ids]}, schema=schema)
+
+
+def _manifest(batches: list[list[str]], prompts: list[str], parts: Sequence[Manifest]) -> Manifest:
+    """That of the first part, with what differs from part to part said of all of them."""
+    dataset = {
+        name: value for name, value in parts[0]["dataset"].items() if name not in ("shard", "all_rows", "ids_sha256")
+    }
+    dataset |= {"rows": len(prompts), "prompts_sha256": digest("\0".join(prompts))}
+    numbers = [part["totals"] for part in parts]
+    totals = {
+        name: any(of[name] for of in numbers) if isinstance(value, bool) else round(sum(of[name] for of in numbers), 3)
+        for name, value in numbers[0].items()
+    }
+    said = {
+        "dataset": dataset,
+        "batches": batches,
+        "totals": totals,
+        "merged_from": [{name: part[name] for name in ("created", "command", "hardware", "totals")} for part in parts],
+    }
+    return parts[0] | circumstances() | said
