@@ -77,6 +77,10 @@ class Run:
         return words
 
     @cached_property
+    def _texts(self) -> dict[int, str]:
+        return dict(zip(self.words.index.tolist(), self.words.tolist(), strict=True))
+
+    @cached_property
     def positions(self) -> pd.DataFrame:
         """`tokens` without the per-layer columns: quick to read, however many layers there are."""
         names = [column.name for column in records.TOKENS if not column.per_layer]
@@ -85,8 +89,7 @@ class Run:
 
     def text_of(self, token_ids: Iterable[int]) -> list[str]:
         """The text of each id; "#123" for one whose text the run does not hold."""
-        words = self.words.to_dict()
-        return [str(words.get(int(token_id), f"#{token_id}")) for token_id in token_ids]
+        return [str(self._texts.get(int(token_id), f"#{token_id}")) for token_id in token_ids]
 
     def layers(self, column: str) -> np.ndarray[Any, Any]:
         """A per-layer column as an array [positions, L], rows as in `positions`; NaN where a block has no such part."""

@@ -201,7 +201,8 @@ def theorem_table(
         parameters: the curve and its noise.
         noises: sd of the noise at L in nats, one after the other in place of the parameters' own.
         windows: numbers of candidates; None for all layers.
-        n_draws, seed: of the simulation; every rule sees the same draws.
+        n_draws: of the simulation; every rule sees the same draws.
+        seed: of the draws.
 
     Columns: noise; window; rule; inside, the share of draws whose layer is in [V_onset, V*]; early and late, the shares
     before and after; depth, the mean of L - layer; loss, the mean of S(chosen) - min S over the window, in nats;

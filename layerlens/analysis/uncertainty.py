@@ -32,10 +32,13 @@ RESAMPLES = 2000
 SEED = 0
 
 
+@lru_cache(maxsize=4)
 def resample(n_prompts: int, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
-    """How often each prompt is drawn in each resample, [resamples, n_prompts]; every row sums to n_prompts."""
+    """How often each prompt is drawn in each resample, [resamples, n_prompts], read-only; rows sum to n_prompts."""
     chances = np.full(n_prompts, 1 / n_prompts)
-    return np.random.default_rng(seed).multinomial(n_prompts, chances, size=resamples).astype(np.float64)
+    drawn = np.random.default_rng(seed).multinomial(n_prompts, chances, size=resamples).astype(np.float64)
+    drawn.flags.writeable = False  # every analysis gets the same array
+    return drawn
 
 
 def ratio(sums: Floats, counts: Floats) -> Floats:

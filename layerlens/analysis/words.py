@@ -197,6 +197,16 @@ def substitution_choices(run: "Run") -> Choices:
     return found
 
 
+def refuse_without_texts(run: "Run") -> None:
+    """RunError where a run does not hold what its tokens say: it is not complete, or an earlier version traced it."""
+    if run.words.empty:
+        advice = "trace it again" if run.is_complete else "continue it with --resume"
+        raise RunError(
+            f"{run.path} does not hold what its tokens say (words.parquet), as complete runs traced by this version "
+            f"do; {advice}"
+        )
+
+
 def substitution_pairs(run: "Run", k: int = 20) -> pd.DataFrame:
     """The k most frequent substitutions of one token by another, the most frequent first, ties by token ids.
 
@@ -264,17 +274,20 @@ def class_shares(run: "Run", whole_words: bool = False, by: str = "class") -> pd
         raise OptionError(f"words cannot be sorted by {by!r}; choose from {', '.join(_KINDS)}")
     labels, classify = _KINDS[by]
     found = substitution_choices(run)
-    if run.words.empty:
-        raise RunError(f"{run.path} does not hold what its tokens say (words.parquet); trace it to its end again")
+    refuse_without_texts(run)
     emitted = run.positions["next_token_id"].iloc[found.tokens.rows].to_numpy(dtype=np.int64)
     sides = {"last": (found.last, found.substituted), "confident": (found.confident, found.substituted)}
     sides["generated"] = (emitted, np.ones(len(emitted), dtype=bool))
     rows = []
     for method, (ids, among) in sides.items():
-        texts = _words_in_place(run, found, emitted, ids, among) if whole_words else run.text_of(ids[among])
-        kind_of = {text: labels.index(classify(text)) for text in set(texts)}
+        if whole_words:
+            which, words = _distinct(_words_in_place(run, found, emitted, ids, among))
+        else:
+            which, distinct = pd.factorize(ids[among])
+            words = run.text_of(distinct)
+        kinds = np.array([labels.index(classify(word)) for word in words], dtype=np.int64)
         counted = np.zeros((len(ids), len(labels)), dtype=bool)
-        counted[np.flatnonzero(among), [kind_of[text] for text in texts]] = True
+        counted[np.flatnonzero(among), kinds[which]] = True
         of = found.tokens.by_prompt(among)[:, None]
         shares = mean_interval(found.tokens.by_prompt(counted), of, found.tokens.weights)
         for label, share, low, high in zip(labels, *shares, strict=True):
@@ -375,6 +388,13 @@ def _words_in_place(run: "Run", found: Choices, emitted: Ints, ids: Ints, among:
             as_emitted = ids[start + at] == emitted[start + at]
             words.append(standing[at] if as_emitted else whole_words([*_word_begun(said, at), text])[-1])
     return words
+
+
+def _distinct(texts: list[str]) -> tuple[Ints, list[str]]:
+    """Which of the distinct texts each text is, [texts], and these."""
+    place: dict[str, int] = {}
+    which = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
+    return which, list(place)
 
 
 def _word_begun(texts: Sequence[str], at: int) -> Sequence[str]:

@@ -10,7 +10,7 @@ from matplotlib.font_manager import findfont
 
 from layerlens.analysis.uncertainty import mean_interval
 from layerlens.analysis.valleys import valley_layers
-from layerlens.analysis.words import METHODS, Choices, substitution_choices, word_class
+from layerlens.analysis.words import METHODS, Choices, refuse_without_texts, substitution_choices, word_class
 from layerlens.plots import style
 from layerlens.plots.grids import FONT, ink_box, label
 
@@ -39,7 +39,7 @@ def figure1(run: "Run") -> tuple[Figure, pd.DataFrame]:
     their curve rises there is what was selected for.
 
     Raises:
-        RunError: no token was generated, or none is a substitution.
+        RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
     """
     table = clouds_table(run)
     with style.look():
@@ -56,16 +56,16 @@ def clouds_table(run: "Run") -> pd.DataFrame:
 
     Columns: part ("confident" and "last", the clouds; "substituted" and "generated", the curves); label, what is
     drawn for a token: texts that differ only in spaces around them share one; word_class of the label's most frequent
-    token, NA where the run does not hold what its tokens say; count, its substitutions; share of all substitutions
-    (0..1); layer; entropy, the mean at that layer in nats; mark, "trough" and "last layer" of the curve "substituted";
-    share_low, share_high, entropy_low and entropy_high (95 %, prompts resampled); n_tokens on which the row rests;
-    n_prompts that have any of them; n_labels, how many the cloud could have: the 60 most frequent are given, ties in
-    the order of their characters. What does not apply is NA.
+    token; count, its substitutions; share of all substitutions (0..1); layer; entropy, the mean at that layer in nats;
+    mark, "trough" and "last layer" of the curve "substituted"; share_low, share_high, entropy_low and entropy_high
+    (95 %, prompts resampled); n_tokens on which the row rests; n_prompts that have any of them; n_labels, how many the
+    cloud could have: the 60 most frequent are given, ties in the order of their characters. What does not apply is NA.
 
     Raises:
-        RunError: no token was generated, or none is a substitution.
+        RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
     """
     found = substitution_choices(run)
+    refuse_without_texts(run)
     frames = [_labels(run, found, method) for method in reversed(METHODS)]
     frames += [_curve(run, found, part) for part in ("substituted", "generated")]
     table = pd.concat(frames, ignore_index=True)
@@ -139,9 +139,7 @@ def _labels(run: "Run", found: Choices, method: str) -> pd.DataFrame:
     n_labels, table = len(table), table.head(MOST_LABELS)
     codes = tokens["label"].map({text: code for code, text in enumerate(table["label"])}).fillna(len(table))
     shares = found.shares(codes.to_numpy(dtype=np.int64)[which], len(table) + 1)
-    columns: dict[str, Any] = {"part": method, "label": table["label"]}
-    if not run.words.empty:
-        columns["word_class"] = [word_class(text) for text in table["text"]]
+    columns: dict[str, Any] = {"part": method, "label": table["label"], "word_class": table["text"].map(word_class)}
     columns |= {"count": table["count"]} | {name: values[: len(table)] for name, values in shares.items()}
     columns |= {"n_tokens": int(found.substituted.sum()), "n_labels": n_labels}
     frame: pd.DataFrame = pd.DataFrame(columns)

@@ -47,9 +47,8 @@ def caveats(run: "Run") -> list[str]:
             "repeat the trace with --resume and make the report again."
         )
     if run.words.empty:
-        said.append(
-            "The run does not hold what its token ids say; continue it with --resume and make the report again."
-        )
+        advice = "trace it again with this version" if run.is_complete else "continue it with --resume"
+        said.append(f"The run does not hold what its token ids say; {advice} and make the report again.")
     if n_broken:
         said.append(f"{count(n_broken, 'prompt')} with NaN or infinite states left out of the statistics and figures.")
     if counted == 1:

@@ -62,8 +62,9 @@ def pack(run: "Run", prompt_ids: Sequence[str] | None = None) -> Packed:
             packed = _packed(run, rows_of, steps)
             if _size(packed) <= BUDGET:
                 break
-    while len(packed["prompts"]) > 1 and _size(packed) > BUDGET:
-        packed["prompts"].pop()
+    excess = _size(packed) - BUDGET
+    while len(packed["prompts"]) > 1 and excess > 0:
+        excess -= _size(packed["prompts"].pop()) + len(", ")
     return packed | {"prompts_left_out": n_prompts - len(packed["prompts"])}
 
 
@@ -91,6 +92,7 @@ def _packed(run: "Run", rows_of: dict[str, Array], steps: int) -> Packed:
     frame, top = run.positions, run.layers("top_token_id")
     ids = {name: frame[name].fillna(_NONE).to_numpy(np.int64) for name in ("token_id", "next_token_id")}
     words = _by_frequency([top[every].ravel(), *(column[every] for column in ids.values())])
+    codes = _codes(words)
     values = {name: run.layers(name) for name in _CURVES}
     measures = {name: _measure(name, of_layer[every], steps) for name, of_layer in values.items()}
     small = {"position": np.int32, "is_generated": np.uint8, "perturbed": np.uint8}
@@ -100,8 +102,8 @@ def _packed(run: "Run", rows_of: dict[str, Array], steps: int) -> Packed:
     prompts = []
     for prompt_id, rows in rows_of.items():
         columns: dict[str, Array] = {name: frame[name].to_numpy()[rows].astype(kind) for name, kind in small.items()}
-        columns |= {name: _codes(words, column[rows]) for name, column in ids.items()}
-        columns |= {"top_token_id": _codes(words, top[rows])}
+        columns |= {name: codes[column[rows]] for name, column in ids.items()}
+        columns |= {"top_token_id": codes[top[rows]]}
         columns |= {name: _in_steps(name, values[name][rows], measures[name], steps) for name in _CURVES}
         about = described.loc[prompt_id]
         texts = {name: about[name] if isinstance(about[name], str) else None for name in ("prompt", "reference")}
@@ -135,12 +137,11 @@ def _by_frequency(ids: list[Array]) -> Array:
     return words
 
 
-def _codes(words: Array, ids: Array) -> Array:
-    """Where each id stands among the words, from 1; 0 where there is none."""
-    order = np.argsort(words)
-    found = np.minimum(np.searchsorted(words[order], ids), len(words) - 1)
-    codes = np.where(ids == _NONE, 0, order[found] + 1)
-    return codes.astype(np.uint16 if len(words) < 2**16 else np.uint32)
+def _codes(words: Array) -> Array:
+    """By token id: its place among the words, from 1, or 0. The last is 0 too: that of no token, whose id is -1."""
+    codes = np.zeros(int(words.max(initial=_NONE)) + 2, np.uint16 if len(words) < 2**16 else np.uint32)
+    codes[words] = np.arange(1, len(words) + 1)
+    return codes
 
 
 def _measure(name: str, values: Array, steps: int) -> Packed:

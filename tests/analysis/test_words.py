@@ -276,6 +276,16 @@ def test_shares_of_classes(run):
     assert table["share"].groupby("method").sum().tolist() == pytest.approx([1, 1, 1])
 
 
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_each_class_is_counted_in_the_prompt_that_has_it(tmp_path, whole_words):
+    prompts = {"a": prompt(*[(1, 2, 1)] * 6)} | {name: prompt(*[(2, 1, 2)] * 2) for name in "bcdef"}
+    run = write_run(tmp_path / "run", prompts, words={1: " the", 2: " birds"})
+    table = class_shares(run, whole_words).set_index(["method", "condition"])
+    expected = mean_interval(np.array([6.0, 0, 0, 0, 0, 0]), np.array([6.0, 2, 2, 2, 2, 2]), resample(6))
+    row = table.loc[("last", "function"), ["share", "share_low", "share_high"]]
+    assert row.tolist() == pytest.approx([float(value) for value in expected])
+
+
 def shares_of(run, method, **options):
     table = class_shares(run, **options)
     table = table[table["method"] == method].set_index("condition")["share"]
@@ -328,7 +338,15 @@ def test_one_prompt_has_shares_and_no_interval(tmp_path):
 def test_token_ids_stand_in_for_texts_that_are_not_there(tmp_path):
     run = write_run(tmp_path / "run", PROMPTS)
     assert substituted_tokens(run, "last")["token"].tolist()[0] == "#1"
-    with pytest.raises(RunError, match=r"does not hold what its tokens say \(words.parquet\)"):
+    with pytest.raises(
+        RunError, match=r"say \(words.parquet\), as complete runs traced by this version do; trace it again$"
+    ):
+        class_shares(run)
+
+
+def test_a_run_that_is_not_complete_is_to_be_continued_for_its_texts(tmp_path):
+    run = write_run(tmp_path / "run", PROMPTS, words=WORDS, finish=False)
+    with pytest.raises(RunError, match=r"does not hold what its tokens say .*; continue it with --resume$"):
         class_shares(run)
 
 

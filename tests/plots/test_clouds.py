@@ -213,12 +213,19 @@ def test_a_single_substitution_is_drawn(tmp_path):
     assert "1 label, 1 substitution" in panels(figure)[0].get_title(loc="left")
 
 
-def test_ids_stand_in_for_texts_that_are_not_there_and_no_class_is_claimed(tmp_path):
-    figure, table = figure1(write_run(tmp_path / "run", prompts_of(np.random.default_rng(5), 9)))
-    assert {text.get_text() for text in words_in(panels(figure)[1])} <= {f"#{index}" for index in range(9)}
-    assert {to_hex(text.get_color()) for text in words_in(panels(figure)[1])} == {to_hex(DARK)}
-    assert table["word_class"].isna().all()
-    assert len(panels(figure)[1].texts) == len(words_in(panels(figure)[1]))
+def test_a_run_without_texts_is_refused_and_the_other_figures_are_drawn(tmp_path, cli):
+    run = write_run(tmp_path / "run", prompts_of(np.random.default_rng(5), 9))
+    why = f"{run.path} does not hold what its tokens say (words.parquet), as complete runs traced by this version do; "
+    with pytest.raises(RunError) as refused:
+        figure1(run)
+    assert str(refused.value) == why + "trace it again"
+    code, out, err = cli("figure", "1", "--run", run.path, "--out", tmp_path / "one")
+    assert (code, out) == (2, "")
+    assert "does not hold what its tokens say" in " ".join(err.split())
+    code, out, err = cli("figure", "all", "--run", run.path, "--out", tmp_path / "all")
+    assert code == 0
+    assert f"layerlens: no figure 1: {why}trace it again" in err.splitlines()
+    assert {Path(line).stem for line in out.split()} == {"figure2", "figure4", *(f"figure{n}" for n in range(7, 11))}
 
 
 def test_hard_tokens_are_drawn_without_a_warning(tmp_path):
@@ -259,7 +266,8 @@ def test_the_headings_of_a_large_run_stay_on_the_page(tmp_path):
     sides = np.arange(12_000, dtype=np.int32)
     measures = {"entropy": np.tile([2.0, 1.0, 1.5], (12_000, 1)), "next_token_id": sides}
     measures["top_token_id"] = np.stack([sides, sides + 12_000, sides], axis=1)
-    figure, table = figure1(write_run(tmp_path / "run", {"p": measures}))
+    words = {token_id: f" word{token_id}" for token_id in range(24_000)}
+    figure, table = figure1(write_run(tmp_path / "run", {"p": measures}, words=words))
     figure.draw_without_rendering()
     for ax in panels(figure)[:2]:
         assert " of 12,000 labels, 12,000 substitutions" in ax.get_title(loc="left")

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.patches import Rectangle
 
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import save
@@ -55,19 +54,27 @@ def grids(figure):
     return [ax for ax in figure.axes if ax.get_title(loc="left")]
 
 
+def drawn_boxes(ax):
+    """Bounds (left, upper, right, lower), face or None, edge and line width of every box, in the order of drawing."""
+    found = []
+    for collection in ax.collections:
+        faces, edges, widths = collection.get_facecolor(), collection.get_edgecolor(), collection.get_linewidth()
+        for index, path in enumerate(collection.get_paths()):
+            bounds = (*path.vertices.min(axis=0), *path.vertices.max(axis=0))
+            face = to_hex(faces[index % len(faces)]) if len(faces) else None
+            found.append((bounds, face, to_hex(edges[index % len(edges)]), widths[index % len(widths)]))
+    return found
+
+
 def boxes(ax):
     """Colour by cell (row, column), from the left and from above."""
-    found = {}
-    for patch in ax.patches:
-        if patch.get_facecolor()[3]:
-            found[round(patch.get_y()), round(patch.get_x())] = to_hex(patch.get_facecolor())
-    return found
+    return {(round(top), round(left)): face for (left, top, *_), face, _, _ in drawn_boxes(ax) if face}
 
 
 def framed(ax):
     """Places that have a red frame, counted through the rows."""
-    red = [patch for patch in ax.patches if to_hex(patch.get_edgecolor()) == FRAME.lower()]
-    return sorted(int(patch.get_y()) * COLUMNS + int(patch.get_x()) for patch in red)
+    red = [bounds for bounds, _, edge, _ in drawn_boxes(ax) if edge == FRAME.lower()]
+    return sorted(int(top) * COLUMNS + int(left) for left, top, _, _ in red)
 
 
 def labels(ax):
@@ -113,6 +120,21 @@ def test_frames_mark_places_at_which_the_texts_differ(runs):
     figure, _ = figure_grid(*runs, "b")
     assert [framed(ax) for ax in grids(figure)] == [[2], [2, *range(20, 40)]]
     assert set(table["rule"]) == {"place"}
+
+
+def test_a_frame_lies_within_its_box_on_a_wider_white_one_and_above_the_texts(runs):
+    for ax in grids(figure_grid(*runs, "b")[0]):
+        frames = [one for one in drawn_boxes(ax) if one[1] is None]
+        assert len(frames) == 2 * len(framed(ax)) > 0
+        for (under, _, white, wide), (over, _, red, narrow) in zip(frames[::2], frames[1::2], strict=True):
+            assert (white, red) == ("#ffffff", FRAME.lower())
+            assert wide > 2 * narrow
+            left, top, right, low = over
+            assert tuple(under) == tuple(over)
+            assert int(left) < left < right < int(left) + 1
+            assert int(top) < top < low < int(top) + 1
+        filled, empty = ax.collections
+        assert filled.get_zorder() < min(text.get_zorder() for text in ax.texts) <= empty.get_zorder()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -246,6 +268,9 @@ def test_no_token_breaks_the_layout(hard, tmp_path):
         extent = found.get_window_extent()
         assert left - 1 <= extent.x0 <= extent.x1 <= right + 1, drawn
         assert found.get_clip_on()
+        assert found.get_clip_path() is None
+        cell = ax.transData.transform([(column, row + 1), (column + 1, row)])
+        assert found.get_clip_box().extents == pytest.approx(cell.ravel())
         assert not found.get_parse_math()
     written = pd.read_csv(tmp_path / "hard.csv", keep_default_na=False)
     assert written["label"].tolist() == table["label"].tolist()
@@ -260,7 +285,7 @@ def test_texts_stay_on_the_page_and_off_each_other(runs):
         lines += [one for ax in grids(figure) for one in ax.texts if one.get_text().startswith("… ")]
         lines += list(figure.axes[-1].texts) + figure.axes[-1].get_xticklabels()
         extents = [one.get_window_extent() for one in lines if one.get_text()]
-        extents += [Rectangle.get_window_extent(patch) for ax in grids(figure) for patch in (ax.patches[0],)]
+        extents += [path.get_extents(ax.transData) for ax in grids(figure) for path in ax.collections[0].get_paths()]
         extents += [ax.get_window_extent() for ax in grids(figure)]
         for extent in extents:
             assert page.x0 <= extent.x0 <= extent.x1 <= page.x1

@@ -140,6 +140,8 @@ def test_fewer_steps_then_fewer_prompts_when_space_is_short(tmp_path, monkeypatc
         sizes.append(len(packed["prompts"]))
         assert packed["prompts_left_out"] == 6 - sizes[-1]
         assert len(json.dumps(packed)) <= budget + 30 or sizes[-1] == 1
+        largest = max(len(json.dumps(prompt)) for prompt in packed["prompts"])
+        assert len(json.dumps(packed)) + 1.2 * largest > budget or sizes[-1] == 6  # no room for another one
     assert steps[0] == 65535
     assert steps[1:] == sorted(steps[1:], reverse=True)
     assert steps[1] < 65535

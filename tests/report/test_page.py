@@ -187,7 +187,14 @@ def test_few_prompts_are_said_to_be_few(tmp_path):
 
 def test_an_incomplete_run_says_so(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(6)), finish=False)
-    assert "This run is not complete: 8 of 8 prompts are in it" in page_of(run, tmp_path).text
+    text = page_of(run, tmp_path).text
+    assert "This run is not complete: 8 of 8 prompts are in it" in text
+    assert "does not hold what its token ids say; continue it with --resume and make the report again." in text
+
+
+def test_a_complete_run_without_texts_is_to_be_traced_again(tmp_path):
+    text = page_of(write_run(tmp_path / "run", planted(hybrid_curves(6))), tmp_path).text
+    assert "does not hold what its token ids say; trace it again with this version and make the report again." in text
 
 
 def test_few_layers_have_no_phases(tmp_path):
