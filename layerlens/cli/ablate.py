@@ -121,12 +121,12 @@ def _listed(text: str) -> list[str]:
 
 def _print(table: "pd.DataFrame") -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console, attrs = Console(highlight=False), table.attrs
     console.print(f"\n{attrs['n_items']:,} items of {attrs['dataset']}, scored by {attrs['scoring']}\n")
-    heads = ("arm", "p", "% right", "less last", "tokens", "% finished")
-    shown = Table(*heads, box=None, padding=(0, 3, 0, 0))
+    heads = ("arm", "p", "% right", "minus last", "tokens", "% finished")
+    shown = Table(*(Column(head, no_wrap=True) for head in heads), box=None, padding=(0, 2, 0, 0))
     for row in table[(table["p"] > 0) != (table["arm"] == "last")].to_dict("records"):
         is_last = row["arm"] == "last"
         shown.add_row(
