@@ -34,7 +34,7 @@ def circumstances() -> Manifest:
     """When something is done, and by which command."""
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name.replace("__main__.py", "layerlens"), *sys.argv[1:]],
     }
 
 
