@@ -15,7 +15,7 @@ import pandas as pd
 
 from layerlens.analysis.decoding import steps
 from layerlens.analysis.reported import reported_value
-from layerlens.analysis.uncertainty import interval, mean_interval, resample, resampled_means
+from layerlens.analysis.uncertainty import interval, resample, resampled_means, share_interval
 from layerlens.errors import LayerlensError
 from layerlens.evaluation.scoring import WAYS, way_of_scoring
 from layerlens.run import Run, open_run
@@ -100,11 +100,11 @@ def of_repetition(run: Run, name: str) -> Iterator[Measured]:
     again = np.concatenate([_repeats(ids[prompt].tolist()) for prompt in tokens.prompts])
     for label, among in (("repeated", again), ("new", ~again)):
         for quantity, unit, values in (
-            ("valley rate", "%", 100.0 * found.valley),
-            ("substitution rate", "%", 100.0 * found.substituted),
+            ("valley rate", "%", found.valley),
+            ("substitution rate", "%", found.substituted),
             ("walk depth", "layers", found.depth.astype(float)),
         ):
-            means = _bounded(tokens.mean("value", values, among), "value")
+            means = _bounded(tokens.mean("value", values, among), "value", 100 if unit == "%" else 1)
             counts = (int(among.sum()), tokens.n_prompts_with(among))
             yield Measured(f"{quantity} of {label} tokens, {name}", unit, *means, *counts)
 
@@ -150,7 +150,7 @@ def _paired(name: str, last: Run, valley: Run, of: Callable[[Run], tuple[pd.Seri
     common = sorted(set(one.index) & set(two.index))
     sums, counts = (np.stack([ours[common], theirs[common]], axis=1) for ours, theirs in ((one, two), (n_one, n_two)))
     weights = resample(len(common))
-    means = [100 * values for values in mean_interval(sums, counts, weights)]
+    means = [100 * values for values in share_interval(sums, counts, weights)]
     for index, label in enumerate(("last layer", "valley")):
         yield Measured(f"{name}, {label}", "%", *(values[index] for values in means), n_prompts=len(common))
     drawn = 100 * np.diff(resampled_means(sums, counts, weights))[:, 0]  # in pairs: what the runs share cancels

@@ -168,7 +168,7 @@ def _doubted(estimate: list[float], n_items: int, least: int) -> list[float]:
     value, low, high = estimate
     if low < high or np.isnan(low):
         return estimate
-    margin = most_unseen(n_items)
+    margin = float(most_unseen(n_items))
     return [value, max(least, value - margin), min(1, value + margin)]
 
 

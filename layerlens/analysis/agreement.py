@@ -7,7 +7,7 @@ import pandas as pd
 
 from layerlens.analysis.layers import layer_kinds
 from layerlens.analysis.sample import Bools, Sample, sample
-from layerlens.analysis.uncertainty import mean_interval
+from layerlens.analysis.uncertainty import mean_interval, share_interval
 from layerlens.records import KL, token_columns
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def agreement(run: "Run") -> pd.DataFrame:
     before = np.concatenate([np.zeros_like(kept[:, :1]), kept[:, :-1]], axis=1)
     columns: dict[str, Any] = {"layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
     columns |= _shares(tokens, "agreement", agrees)
+    if tokens.n_prompts > 1:
+        columns["agreement_low"][-1] = 1.0  # the last layer's own, by definition
     flips = _shares(tokens, "flip", top[:, 1:] != top[:, :-1])
     columns |= {name: np.concatenate([[np.nan], values]) for name, values in flips.items()}
     columns |= _shares(tokens, "settled", kept & ~before)
@@ -85,5 +87,5 @@ def _divergence(tokens: Sample, values: np.ndarray[Any, Any]) -> dict[str, Any]:
 def _shares(tokens: Sample, name: str, flags: Bools) -> dict[str, Any]:
     sums = tokens.by_prompt(flags)
     counts = tokens.by_prompt(np.ones(len(flags)))[:, None]
-    means = mean_interval(sums, np.broadcast_to(counts, sums.shape), tokens.weights)
+    means = share_interval(sums, np.broadcast_to(counts, sums.shape), tokens.weights)
     return dict(zip((name, f"{name}_low", f"{name}_high"), means, strict=True))

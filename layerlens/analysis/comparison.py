@@ -14,6 +14,7 @@ from layerlens.analysis.uncertainty import (
     interval,
     mean_interval,
     resampled_means,
+    share_interval,
 )
 from layerlens.errors import RunError
 
@@ -41,7 +42,7 @@ def compare(run: "Run", other: "Run") -> pd.DataFrame:
     first, second = _paired(run, other)
     rows = []
     for (quantity, unit, ours), (_, _, theirs) in zip(_quantities(run, first), _quantities(other, second), strict=True):
-        row = {"quantity": quantity, "unit": unit} | _means(first, ours, theirs)
+        row = {"quantity": quantity, "unit": unit} | _means(first, unit, ours, theirs)
         rows.append(row | {"n_tokens": len(first.rows), "n_tokens_other": len(second.rows)})
     table = first.frame([row | {"n_prompts": first.n_prompts} for row in rows])
     return _with_unpaired(table, run, other)
@@ -68,7 +69,8 @@ def compare_outputs(run: "Run", other: "Run") -> pd.DataFrame:
     rows = []
     for statistic, unit, values in (("identical", "share", identical), ("common_prefix", "tokens", prefixes)):
         counted = np.full(first.n_prompts, float(comparable))
-        means = mean_interval(np.array(values) * counted, counted, first.weights)
+        estimated = share_interval if unit == "share" else mean_interval
+        means = estimated(np.array(values) * counted, counted, first.weights)
         row: dict[str, Any] = {"statistic": statistic, "unit": unit}
         row |= dict(zip(("value", "value_low", "value_high"), map(float, means), strict=True))
         rows.append(row | {"n_tokens": len(first.rows), "n_prompts": first.n_prompts})
@@ -143,9 +145,10 @@ def _quantities(run: "Run", tokens: Sample) -> list[tuple[str, str, Sums]]:
     return [*sums, ("generated_tokens", "tokens", (lengths, np.ones_like(lengths)))]
 
 
-def _means(tokens: Sample, ours: Sums, theirs: Sums) -> dict[str, float]:
+def _means(tokens: Sample, unit: str, ours: Sums, theirs: Sums) -> dict[str, float]:
     """Both means and their difference, each with its interval, from the same resamples of prompts."""
-    found = {name: mean_interval(*sums, tokens.weights) for name, sums in (("run", ours), ("other", theirs))}
+    estimated = share_interval if unit == "share" else mean_interval
+    found = {name: estimated(*sums, tokens.weights) for name, sums in (("run", ours), ("other", theirs))}
     left, right = (resampled_means(*sums, tokens.weights) for sums in (ours, theirs))
     difference = found["other"][0] - found["run"][0]
     n_prompts = np.minimum(effective_prompts(ours[1]), effective_prompts(theirs[1]))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from layerlens.analysis.sample import Bools, Sample, groups, sample
-from layerlens.analysis.uncertainty import Floats, mean_interval, ratio
+from layerlens.analysis.uncertainty import Floats, mean_interval, ratio, share_interval
 from layerlens.analysis.valleys import valley_layers
 from layerlens.errors import RunError
 
@@ -50,7 +50,8 @@ def _row(tokens: Sample, group: str, among: Bools, entropy: Floats, valley: int 
         "entropy_valley": at_valley,
     }
     sums, counts = tokens.sums_and_counts(np.stack(list(measures.values()), axis=1), among)
-    share = mean_interval(tokens.by_prompt(among), tokens.by_prompt(np.ones_like(among)), tokens.weights)
+    estimated = mean_interval if group == "all" else share_interval  # all are all, without doubt
+    share = estimated(tokens.by_prompt(among), tokens.by_prompt(np.ones_like(among)), tokens.weights)
     means = np.stack(mean_interval(sums, counts, tokens.weights), axis=1)
     row: dict[str, Any] = {"group": group, "n_tokens": int(among.sum()), "n_prompts": tokens.n_prompts_with(among)}
     row |= _named("share", share) | {"valley_layer": pd.NA if valley is None else valley}

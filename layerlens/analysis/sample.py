@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.uncertainty import Floats, mean_interval, resample
+from layerlens.analysis.uncertainty import Floats, mean_interval, resample, share_interval
 from layerlens.errors import RunError
 
 if TYPE_CHECKING:
@@ -66,8 +66,12 @@ class Sample:
         return sums, counts
 
     def mean(self, name: str, values: np.ndarray[Any, Any], among: Bools | None = None) -> dict[str, float]:
-        """Three entries of a row: the mean of some of the values [tokens] under its name, and `_low` and `_high`."""
-        means = mean_interval(*self.sums_and_counts(values, among), self.weights)
+        """Three entries of a row: the mean of some of the values [tokens] under its name, and `_low` and `_high`.
+
+        Flags have a share instead of a mean; see `share_interval`.
+        """
+        estimated = share_interval if values.dtype == bool else mean_interval
+        means = estimated(*self.sums_and_counts(values, among), self.weights)
         return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, means), strict=True))
 
     def only(self, among: Bools) -> "Sample":

@@ -13,8 +13,11 @@ How often the interval holds the true value, simulated with tokens that resemble
 of log-sd 0.5 (tests/analysis/test_coverage.py): 94-96 % for rates and means of 8 to 50 prompts. No percentile of n
 prompts reaches beyond their extremes, so that few prompts cover less whatever the level: about 74 % for three, 87 % for
 four, 91 % for five, 93 % for six. Twenty prompts cover only 90-92 % where a handful of them has nearly all that is
-counted, and where long answers differ systematically from short ones. A rate of which no prompt has a token is 0 with
-an interval of no width: that says that the prompts agree, not that the true rate is 0.
+counted, and where long answers differ systematically from short ones.
+
+Where no prompt has a token of a kind, or all have only that, resampling finds no doubt. A share's interval is then that
+of Clopper and Pearson (1934) for nothing seen in so many prompts, each taken for one draw: an upper bound, whatever
+tokens of a prompt have in common.
 """
 
 from functools import lru_cache
@@ -91,12 +94,24 @@ def holding(estimate: Any, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     return np.minimum(low, estimate), np.maximum(high, estimate)
 
 
-def most_unseen(n: int) -> float:
-    """How large a share can be, at 95 %, of which n >= 1 independent draws show nothing: 1 − 0.025^(1/n).
+def share_interval(sums: Floats, counts: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """As `mean_interval`, for a share: with Clopper and Pearson's doubt where it is 0 or 1 in every prompt."""
+    share, low, high = mean_interval(sums, counts, weights)
+    alike = (low == high) & ((share == 0) | (share == 1))
+    margin = most_unseen(np.maximum(effective_prompts(counts), 1))
+    return (
+        share,
+        np.where(alike, np.maximum(share - margin, 0), low),
+        np.where(alike, np.minimum(share + margin, 1), high),
+    )
 
-    The end of Clopper and Pearson's interval (1934), for where resampling finds no doubt because all draws are alike.
+
+def most_unseen(n: Any) -> Any:
+    """How large a share can be, at 95 %, of which n >= 1 independent draws show nothing: 1 − 0.025^(1/n), elementwise.
+
+    The end of the interval of Clopper and Pearson (1934) for none of n.
     """
-    return float(1 - ((1 - CONFIDENCE) / 2) ** (1 / n))
+    return 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
 
 
 def effective_prompts(counts: Floats) -> Ints:

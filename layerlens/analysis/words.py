@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from layerlens.analysis.sample import Bools, Sample, generated
-from layerlens.analysis.uncertainty import mean_interval
+from layerlens.analysis.uncertainty import share_interval
 from layerlens.errors import OptionError, RunError
 from layerlens.shipped import shipped_file
 
@@ -173,7 +173,7 @@ class Choices:
         prompts = np.repeat(np.arange(self.tokens.n_prompts), np.diff([*self.tokens.starts, len(among)]))
         counts = np.zeros((self.tokens.n_prompts, n))
         np.add.at(counts, (prompts[among], codes), 1)
-        share, low, high = mean_interval(counts, self.tokens.by_prompt(among)[:, None], self.tokens.weights)
+        share, low, high = share_interval(counts, self.tokens.by_prompt(among)[:, None], self.tokens.weights)
         return {"share": share, "share_low": low, "share_high": high, "n_prompts": (counts > 0).sum(axis=0)}
 
 
@@ -289,7 +289,7 @@ def class_shares(run: "Run", whole_words: bool = False, by: str = "class") -> pd
         counted = np.zeros((len(ids), len(labels)), dtype=bool)
         counted[np.flatnonzero(among), kinds[which]] = True
         of = found.tokens.by_prompt(among)[:, None]
-        shares = mean_interval(found.tokens.by_prompt(counted), of, found.tokens.weights)
+        shares = share_interval(found.tokens.by_prompt(counted), of, found.tokens.weights)
         for label, share, low, high in zip(labels, *shares, strict=True):
             row: dict[str, Any] = {"method": method, "condition": label}
             row |= {"share": share, "share_low": low, "share_high": high}

@@ -32,6 +32,14 @@ def say_incomplete(run: "Run") -> None:
         typer.echo(f"layerlens: {run.path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
 
 
+def say_unfinished(ablation: Path) -> None:
+    """On standard error, that not everything of an ablation was answered; RunError where there is none."""
+    from layerlens.evaluation.answers import read_manifest
+
+    if read_manifest(ablation.expanduser())["totals"] is None:
+        typer.echo(f"layerlens: {ablation} is not complete: continue it with `layerlens ablate --resume`", err=True)
+
+
 def refuse_unknown(noun: str, asked: str, known: Sequence[str]) -> None:
     """OptionError where there is no such figure or table."""
     if asked not in (*known, "all"):
@@ -56,14 +64,17 @@ def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str],
         return
     if not everything:
         raise OptionError(f"{noun} all needs something to be made from; give --run or --ablation")
-    made = 0
+    made, lacking = 0, dict[str, list[str]]()
     for one in everything:
         try:
             paths = make(one)
         except RunError as error:
-            typer.echo(f"layerlens: no {noun} {one}: {error}", err=True)
+            lacking.setdefault(str(error), []).append(one)
             continue
         made += 1
         yield from paths
+    for reason, several in lacking.items():
+        nouns = noun if len(several) == 1 else f"{noun}s"
+        typer.echo(f"layerlens: no {nouns} {', '.join(several)}: {reason}", err=True)
     if not made:
-        raise RunError(f"no {noun} could be made; each reason is above")
+        raise RunError(f"no {noun} could be made; {'the reason is' if len(lacking) == 1 else 'each reason is'} above")

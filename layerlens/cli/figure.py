@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.each import each, opened, refuse_unknown
+from layerlens.cli.each import each, opened, refuse_unknown, say_unfinished
 
 
 def figure(
@@ -22,11 +22,15 @@ def figure(
 
     refuse_unknown("figure", number, [str(one) for one in ll.plot.NUMBERS])
     shown, other = opened(run), opened(beside)
+    if ablation is not None:
+        say_unfinished(ablation)
     everything = [one for one in ll.plot.DISTINCT if (ablation if one == 3 else run) is not None]
     n_texts = 0 if shown is None else max(1, int((shown.prompts["n_generated_tokens"] > 0).sum()))
     if number == "all" and 0 < n_texts < len(ll.plot.GRIDS):
         everything = [one for one in everything if one not in ll.plot.GRIDS[n_texts:]]
         typer.echo(f"layerlens: figures {ll.plot.GRIDS[n_texts]} to 12 show further texts, which {run} lacks", err=True)
+    if number == "all" and run is not None:
+        _say_left_out(ablation)
     for path in each(
         "figure",
         number,
@@ -34,3 +38,8 @@ def figure(
         lambda one: ll.plot.draw(int(one), shown, out, beside=other, ablation=ablation),
     ):
         typer.echo(path)
+
+
+def _say_left_out(ablation: Path | None) -> None:
+    other = "figures 5 and 6 are 2 and 4 of another model: give its run"
+    typer.echo(f"layerlens: {'' if ablation else 'figure 3 shows an ablation: give --ablation; '}{other}", err=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.each import each, opened, refuse_unknown
+from layerlens.cli.each import each, opened, refuse_unknown, say_unfinished
 from layerlens.errors import OptionError
 
 
@@ -26,6 +26,10 @@ def table(
         )
     refuse_unknown("table", number, TABLES)
     shown, folders = opened(run), ablation or []
+    for folder in folders:
+        say_unfinished(folder)
+    if number == "all" and run is not None and not folders:
+        typer.echo("layerlens: table 7 shows ablations: give --ablation", err=True)
 
     def make(one: str) -> list[Path]:
         found = composed(one, shown, folders)

@@ -36,7 +36,9 @@ def kl_from_last(
     of_rows = _linear if unembed.softcap is None else _capped
     mean_logits = [of_rows([unembed.normed(layer) for layer in part[:-1]], part[-1], unembed, words) for part in parts]
     log_normalizers = torch.stack([reading.log_normalizer for reading in readings])
-    return (log_normalizers - torch.cat(mean_logits, dim=1) - readings[-1].entropy).clamp_min(0.0)
+    divergences = (log_normalizers - torch.cat(mean_logits, dim=1) - readings[-1].entropy).clamp_min(0.0)
+    divergences[-1] *= 0.0  # from itself; NaN stays NaN
+    return divergences
 
 
 def _linear(normed: Sequence[Tensor], log_normalizer: Tensor, unembed: Unembed, words: int) -> Tensor:

@@ -5,6 +5,7 @@ import statistics
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +85,9 @@ def test_planted_layers_of_agreement(tmp_path):
     assert table["agreement"].tolist() == [0, 0.25, 0, 0.75, 1, 1]
     assert table["settled"].tolist() == [0, 0, 0, 0.75, 0.25, 0]
     assert table["flip"].tolist()[1:] == [1, 1, 1, 0.25, 0]
-    assert (table["agreement_low"] == table["agreement_high"]).all()
+    unseen = scipy.stats.binomtest(0, 3).proportion_ci().high  # of three prompts that are alike
+    assert table["agreement_low"].tolist() == pytest.approx([0, 0.25, 0, 0.75, 1 - unseen, 1])
+    assert table["agreement_high"].tolist() == pytest.approx([unseen, 0.25, unseen, 0.75, 1, 1])
     earliest = earliest_agreement(run).set_index("reading")
     assert earliest["layer"].to_dict() == {"first": 3.5, "kept": 4.25}
 

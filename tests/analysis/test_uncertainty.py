@@ -12,6 +12,7 @@ from layerlens.analysis.uncertainty import (
     ratio,
     resample,
     resampled_means,
+    share_interval,
     t_quantile,
     tail_level,
 )
@@ -106,3 +107,22 @@ def test_the_interval_covers_when_tokens_of_a_prompt_resemble_each_other(n_promp
 
 def test_the_coverage_test_can_fail_when_tokens_are_resampled():
     assert coverage(10, 60, by_token=True) < 0.6
+
+
+@given(st.integers(2, 60), st.booleans())
+def test_a_share_of_none_or_all_has_the_doubt_of_its_number_of_prompts(n_prompts, is_all):
+    """The interval of Clopper and Pearson, of scipy; a mean that happens to be 0 has none of it."""
+    counts = np.full(n_prompts, 7.0)
+    sums, weights = counts * is_all, resample(n_prompts, resamples=50)
+    expected = stats.binomtest(n_prompts if is_all else 0, n_prompts).proportion_ci()
+    assert share_interval(sums, counts, weights) == pytest.approx((float(is_all), expected.low, expected.high))
+    assert mean_interval(sums, counts, weights) == (is_all, is_all, is_all)
+
+
+def test_shares_in_between_and_of_few_prompts_are_those_of_resampling():
+    sums, counts = np.array([[1.0, 0, 3], [2, 0, 4]]), np.array([[4.0, 5, 3], [4, 0, 4]])
+    weights = resample(2)
+    plain, share = mean_interval(sums, counts, weights), share_interval(sums, counts, weights)
+    np.testing.assert_array_equal(np.array(plain)[:, 0], np.array(share)[:, 0])
+    assert np.isnan([share[1][1], share[2][1]]).all(), "a single prompt has no interval"
+    assert share[1][2] < plain[1][2] == 1

@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -219,7 +220,11 @@ def slow_share(run, wanted):
     found = slow_substitutions(run)
     sums = np.array([sum(one[0] == name and wanted(one) for one in found) for name in "abc"], dtype=float)
     counts = np.array([sum(one[0] == name for one in found) for name in "abc"], dtype=float)
-    return [float(value) for value in mean_interval(sums, counts, resample(3))]
+    share, low, high = (float(value) for value in mean_interval(sums, counts, resample(3)))
+    if share in (0, 1):
+        unseen = scipy.stats.binomtest(0, 2).proportion_ci().high  # "c" has no substitution
+        low, high = max(share - unseen, 0), min(share + unseen, 1)
+    return [share, low, high]
 
 
 def test_pairs_are_counted_over_generated_tokens(run):

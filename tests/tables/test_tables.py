@@ -121,8 +121,9 @@ def test_the_command_line(run, cli, tmp_path):
     assert code == 0
     names = {f"table{number}.{suffix}" for number in ("6.1", "8") for suffix in ("csv", "md", "tex")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    assert err.startswith("layerlens: no table 5: ")  # the run on disk does not say what its model costs
-    assert len(err.splitlines()) == 1
+    left_out, lacking = err.splitlines()
+    assert left_out == "layerlens: table 7 shows ablations: give --ablation"
+    assert lacking.startswith("layerlens: no table 5: ")  # the run on disk does not say what its model costs
 
 
 @pytest.mark.parametrize("number", LATER)
