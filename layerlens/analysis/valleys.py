@@ -1,4 +1,4 @@
-"""Where the mean entropy curve leaves its plateau, and where it is lowest before the end."""
+"""Where the mean entropy curve leaves its plateau, and where its final rise begins."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -37,7 +37,8 @@ _MORE_LOOKS: tuple[dict[str, Any], ...] = (
 def figure3(folder: str | os.PathLike[str]) -> tuple[Figure, pd.DataFrame]:
     """Accuracy against p of earlier layers (a) and of shifted valleys (b), and the table drawn; see `ablation_table`.
 
-    Only arms that were run are drawn. An arm is the last layer at p = 0 and its own layer at p = 1.
+    Only arms with answers of their own are drawn. An arm is the last layer at p = 0 and its own layer at p = 1. The
+    titles say so where the ablation is not complete.
 
     Raises:
         RunError: there is no ablation at `folder`, or it holds no answer yet.
@@ -53,8 +54,9 @@ def figure3(folder: str | os.PathLike[str]) -> tuple[Figure, pd.DataFrame]:
 
 
 def panel_arms(table: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """The arms of each panel that were run, in the order of `PANELS`, the valley last."""
-    there = list(dict.fromkeys(table["arm"]))
+    """The arms of each panel with answers of their own, in the order of `PANELS`, the valley last."""
+    own = (table["arm"] == "last") | (table["p"] > 0)  # at p = 0 the answers are those of the last layer
+    there = list(dict.fromkeys(table["arm"][own]))
     panels: tuple[list[str], list[str]] = ([], [])
     for arms, panel, shifted in zip(PANELS, panels, (False, True), strict=True):
         more = [arm for arm in there if arm not in _LOOKS and (arm.startswith(("valley-", "valley+")) == shifted)]
@@ -77,7 +79,8 @@ def draw_ablation(table: pd.DataFrame, arms: list[str], ax: Axes) -> Axes:
     handles = [_curve(shown[shown["arm"] == arm], ax, _LOOKS.get(arm) or next(more)) for arm in arms]
     if not handles:
         ax.set_yticks([])
-        ax.text(0.5, 0.5, "no such arm was run", transform=ax.transAxes, ha="center", va="center", color=style.GREY)
+        text = f"no such arm was run{'' if table.attrs['is_complete'] else ' yet'}"
+        ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=style.GREY)
         return ax
     top = max(_LEAST_TOP, 100 * float(shown["accuracy_high"].fillna(shown["accuracy"]).max()))
     style.value_axis(ax, top, 1.16 * top)
@@ -91,6 +94,8 @@ def draw_ablation(table: pd.DataFrame, arms: list[str], ax: Axes) -> Axes:
 def _title(table: pd.DataFrame, shown: pd.DataFrame) -> str:
     n_items = table.attrs["n_items"]
     text = f"{n_items:,} item{'' if n_items == 1 else 's'} of {table.attrs['dataset']}"
+    if not table.attrs["is_complete"]:
+        text += ",\nnot complete"
     if not shown.empty and shown["n_items"].min() < n_items:
         text += f", sometimes only {shown['n_items'].min():,}"
     return text + (", bands: 95 %" if (shown["accuracy_high"] > shown["accuracy_low"]).any() else "")

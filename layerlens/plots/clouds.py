@@ -34,9 +34,9 @@ def figure1(run: "Run") -> tuple[Figure, pd.DataFrame]:
     Left, in blue, what the valley ranks first at the substitutions; right what the last layer does, in red where that
     is a function word or punctuation by `word_class`, else in grey. The more substitutions, the larger a label, as far
     as there is room; at most 60 labels a cloud, each no longer than 24 characters. Below, the mean entropy by layer of
-    the substituted tokens with its 95 % interval, its trough (V* by the rule of `valleys`) and the last layer, and that
-    of all generated tokens. Substituted tokens are among those whose last layer is less sure than the one before: that
-    their curve rises there is what was selected for.
+    the substituted tokens with its 95 % interval, V* (by the rule of `valleys` the lowest layer of the final rise, not
+    always of the curve) and the last layer, and that of all generated tokens. Substituted tokens are among those whose
+    last layer is less sure than the one before: that their curve rises there is what was selected for.
 
     Raises:
         RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
@@ -57,7 +57,7 @@ def clouds_table(run: "Run") -> pd.DataFrame:
     Columns: part ("confident" and "last", the clouds; "substituted" and "generated", the curves); label, what is
     drawn for a token: texts that differ only in spaces around them share one; word_class of the label's most frequent
     token; count, its substitutions; share of all substitutions (0..1); layer; entropy, the mean at that layer in nats;
-    mark, "trough" and "last layer" of the curve "substituted"; share_low, share_high, entropy_low and entropy_high
+    mark, "trough" (V*) and "last layer" of the curve "substituted"; share_low, share_high, entropy_low and entropy_high
     (95 %, prompts resampled); n_tokens on which the row rests; n_prompts that have any of them; n_labels, how many the
     cloud could have: the 60 most frequent are given, ties in the order of their characters. What does not apply is NA.
 
@@ -94,7 +94,7 @@ def draw_cloud(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def draw_depth(table: pd.DataFrame, ax: Axes) -> Axes:
-    """The axes with the two entropy curves of `clouds_table` against layer, trough and last layer marked."""
+    """The axes with the two entropy curves of `clouds_table` against layer, V* and the last layer marked."""
     curve, every = (table[table["part"] == part] for part in ("substituted", "generated"))
     n_layers = len(curve)
     look: dict[str, Any] = {"color": "black", "zorder": 3}
@@ -114,13 +114,14 @@ def draw_depth(table: pd.DataFrame, ax: Axes) -> Axes:
             ax.plot([layer, layer], [entropy, (height - 0.05) * 1.32 * top], color=colour, linewidth=0.8, zorder=2)
             ax.plot(layer, entropy, marker, color=colour, markersize=4.5, zorder=4)
             side, shift = ("right", -0.008) if layer > n_layers / 2 else ("left", 0.008)
-            text = f"{mark}: {layer}, {entropy:.2f} nats"
+            text = f"{_MARKS[mark]}: {layer}, {entropy:.2f} nats"
             place: dict[str, Any] = {"ha": side, "va": "top", "transform": ax.get_xaxis_transform(), "color": colour}
             ax.text(layer + shift * n_layers, height, text, fontsize=7, **place)
     ax.legend(loc="lower left", bbox_to_anchor=(0.0, 0.98), ncols=3)
     return ax
 
 
+_MARKS = {"trough": "$V^*$, where the final rise begins", "last layer": "last layer"}
 _COLUMNS = (
     *("part", "label", "word_class", "count", "share", "share_low", "share_high"),
     *("layer", "entropy", "entropy_low", "entropy_high", "mark", "n_tokens", "n_prompts", "n_labels"),

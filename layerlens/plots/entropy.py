@@ -107,7 +107,7 @@ def _tint_phases(table: pd.DataFrame, ax: Axes) -> None:
 
 def _draw_marks(table: pd.DataFrame, ax: Axes) -> None:
     across, missing, free = ax.get_xaxis_transform(), [], "left"
-    for (mark, sign), height in zip(_SIGNS.items(), (0.80, 0.88), strict=True):
+    for (mark, sign), height in zip(_SIGNS.items(), (0.79, 0.87), strict=True):
         layers = table["layer"][table["mark"].fillna("").str.split(" ").map(lambda here, mark=mark: mark in here)]
         if layers.empty:
             missing.append(sign)
@@ -153,7 +153,7 @@ def _free_place(table: pd.DataFrame, limit: float) -> tuple[Place, float]:
     The place is (x, y, width, height) as shares of the axes: under the curve where it is high enough above 0, else over
     the lowest stretch of it, for which the limit is raised where needed.
     """
-    width, height, bottom = 0.34, 0.26, 0.5
+    width, height, bottom = 0.34, 0.24, 0.47  # its title ends below the lowest label
     below = (table["entropy"] - table["entropy_sd"]).clip(lower=0)
     above = table["entropy"] + table["entropy_sd"]
     limits = {}

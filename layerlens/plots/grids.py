@@ -45,10 +45,11 @@ def figure_grid(
     """One prompt's generated text as token boxes, standard decoding above, and the table drawn; see `grid_table`.
 
     A box's colour is the token's entropy at the layer whose logits were sampled, on one scale for both texts. Red
-    frames mark tokens that differ. With two runs and the rule "place" those are the tokens for which the other text has
-    another one at the same place, counted from the first generated token, or has ended: after the first difference
+    frames mark tokens that differ. With two runs and the rule "place" those are the tokens for which the other text
+    has another one at the same place, counted from the first generated token, or has ended: after the first difference
     the texts rarely meet again. By the rule "alignment" they are those outside the blocks that both texts have in
-    common, as difflib finds them. With one run they are its substitutions (see `analysis.words`), whatever the rule.
+    common, as difflib finds them. With one run they are its substitutions (see `analysis.words`), whatever the rule:
+    those that the valley would make where the run was decoded from the last layer.
 
     Args:
         last_run: decoded from the last layer; None to draw the other run alone.
@@ -66,6 +67,7 @@ def figure_grid(
     """
     table = grid_table(last_run, valley_run, prompt_id, choice, most_tokens, rule)
     parts = [part for _, part in table.groupby("text", sort=False)]
+    framed = "differ" if last_run is not None else _substituted(valley_run)
     feet = [0.05 if part["shown"].all() else _FOOT for part in parts]
     heights = [_HEAD + _ROW * _n_rows(part) + foot for part, foot in zip(parts, feet, strict=True)]
     height = sum(heights) + _BAR
@@ -79,7 +81,7 @@ def figure_grid(
             inches = (0.04, lower + foot, _WIDTH - 0.08, part_height - _HEAD - foot)
             axes = figure.add_axes(_as_share(inches, _WIDTH, height))
             draw_grid(part, axes, norm)
-            axes.set_title(f"{letter}{_title(part)}", loc="left", pad=3)
+            axes.set_title(f"{letter}{_title(part, framed)}", loc="left", pad=3)
         _colour_bar(figure, norm, height)
     return figure, table
 
@@ -177,6 +179,7 @@ def ink_box(text: str) -> tuple[float, float, float, float]:
 
 
 _MEASURED_AT = 100
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")  # of Figures 7 to 12
 _STRATEGIES = {"last": "Standard decoding, last layer", "valley": "Confident decoding, valley"}
 
 
@@ -254,12 +257,17 @@ def _as_share(inches: tuple[float, float, float, float], across: float, up: floa
     return x / across, y / up, wide / across, high / up
 
 
-def _title(part: pd.DataFrame) -> str:
+def _substituted(run: "Run") -> str:
+    """What became of a run's substitutions: nothing where every token was sampled from the last layer."""
+    layers = run.positions.loc[run.positions["is_generated"], "selected_layer"]
+    return "would be substituted" if (layers == run.n_layers).all() else "substituted"
+
+
+def _title(part: pd.DataFrame, framed: str) -> str:
     name = str(part["decoding"].iloc[0])
     n, differ = len(part), int(part["differs"].sum())
     noun = "token" if n == 1 else "tokens"
-    changed = "substituted" if part["rule"].iloc[0] == "substitution" else "differ"
-    return f"{_STRATEGIES.get(name, f'Decoding {name}')}: {n:,} {noun}, {differ:,} {changed} (framed)"
+    return f"{_STRATEGIES.get(name, f'Decoding {name}')}: {n:,} {noun}, {differ:,} {framed} (framed)"
 
 
 def _colour_bar(figure: Figure, norm: Normalize, height: float) -> None:
@@ -289,9 +297,22 @@ def _choose(runs: list["Run"], found: list[Choices], choice: int) -> str:
     counts = pd.Series(found[-1].substituted, dtype=int).groupby(ids).sum()
     ranked = sorted(common, key=lambda prompt_id: (-int(counts[prompt_id]), prompt_id))
     if choice > len(ranked):
-        where = " and ".join(str(run.path) for run in runs)
-        raise RunError(f"{where} have {len(ranked)} texts to choose from, not {choice}; trace more prompts")
+        raise RunError(f"{_asked(choice)}, but {_holding(runs, len(ranked))}; trace more prompts")
     return ranked[choice - 1]
+
+
+def _asked(choice: int) -> str:
+    if choice > len(_ORDINALS):
+        return f"choice is {choice}"
+    return f"figure {choice + 6} shows the {_ORDINALS[choice - 1]} text"
+
+
+def _holding(runs: list["Run"], n_texts: int) -> str:
+    """How many prompts with a generated text a run has, or two have in common."""
+    verb = "has" if len(runs) == 1 else "have"
+    shared = "" if len(runs) == 1 else " in common"
+    where = " and ".join(str(run.path) for run in runs)
+    return f"{where} {verb} {n_texts} {'prompt' if n_texts == 1 else 'prompts'}{shared}"
 
 
 def _check(runs: list["Run"], found: list[Choices], prompt_id: str) -> str:

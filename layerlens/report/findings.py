@@ -99,7 +99,7 @@ def _highlights(
         substituted = with_interval(_rows(steps, statistic="substitution_rate")[0], "value", ".1%")
         shown.append(("Substituted tokens", substituted, "the valley layer ranks another token first"))
     shown += [
-        ("Surest layer V*", layers_of(valley), "of the perturbed tokens’ mean entropy"),
+        ("Final rise begins V*", layers_of(valley), "of the perturbed tokens’ mean entropy"),
         ("Descent begins V_onset", layers_of(onset), "of the same curve"),
         ("Plateau, phase II", _span(_rows(phases, phase="II")[0]), "layers"),
     ]

@@ -96,7 +96,26 @@ def test_titles_count_the_items(tmp_path, paper):
     assert not page.axes[0].collections
     part = {("last", 0.0): {"x": [(True, 3, "stop")], "y": [(True, 3, "stop")]}, ("valley", 1.0): one["last", 0.0]}
     page, _ = figure3(write_ablation(tmp_path / "part", part, finish=False))
-    assert page.axes[0].get_title(loc="left") == "(a) earlier layers: 2 items of gsm8k, sometimes only 1, bands: 95 %"
+    title = "(a) earlier layers: 2 items of gsm8k,\nnot complete, sometimes only 1, bands: 95 %"
+    assert page.axes[0].get_title(loc="left") == title
+
+
+def test_an_unfinished_ablation_says_so_and_draws_no_arm_without_answers_of_its_own(tmp_path):
+    shares = {("last", 0.0): 0.5, ("last-1", 0.5): 0.4}
+    arms = ["last", "last-1", "last-2", "valley"]
+    folder = write_ablation(tmp_path / "a", drawn(shares, n_items=60), arms=arms, p=[0.0, 0.5, 1.0], finish=False)
+    page, table = figure3(folder)
+    assert set(table["arm"]) == set(arms)
+    above, below = page.axes
+    assert legend(above) == [line.get_label() for line in above.lines] == ["last", "last-1"]
+    assert not below.lines
+    assert [text.get_text() for text in below.texts] == ["no such arm was run yet"]
+    page.draw_without_rendering()
+    for ax in page.axes:
+        assert ",\nnot complete" in ax.get_title(loc="left")
+        assert ax._left_title.get_window_extent().x1 <= page.bbox.width
+    whole, _ = figure3(write_ablation(tmp_path / "b", drawn(shares, n_items=60)))
+    assert not any("not complete" in ax.get_title(loc="left") for ax in whole.axes)
 
 
 def test_nothing_right_is_a_line_at_zero_on_an_axis_of_percent(tmp_path):

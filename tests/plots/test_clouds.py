@@ -176,7 +176,7 @@ def test_trough_and_last_layer_are_marked(run):
     assert marks["v"] == pytest.approx([5, mean[4]], rel=1e-5)
     assert marks["s"] == pytest.approx([6, mean[5]], rel=1e-5)
     texts = [text.get_text() for text in depth.texts]
-    assert texts == [f"trough: 5, {mean[4]:.2f} nats", f"last layer: 6, {mean[5]:.2f} nats"]
+    assert texts == [f"$V^*$, where the final rise begins: 5, {mean[4]:.2f} nats", f"last layer: 6, {mean[5]:.2f} nats"]
     curve = table[table["part"] == "substituted"]
     assert curve["mark"].tolist() == ["", "", "", "", "trough", "last layer"]
 

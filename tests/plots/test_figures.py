@@ -56,6 +56,7 @@ def assert_texts_are_apart(page):
     width, height = page.bbox.width, page.bbox.height
     for ax in page.axes:
         labels = [ax.xaxis.label, ax.yaxis.label, ax.title, *ax.texts, *(ax.get_legend().get_texts())]
+        labels += [inset.title for inset in ax.child_axes]
         boxes = [(text.get_text(), text.get_window_extent()) for text in labels if text.get_text()]
         boxes.append((ax.get_title(loc="left"), ax._left_title.get_window_extent()))
         for text, box in boxes:
@@ -84,6 +85,23 @@ def test_each_value_of_a_clipped_bar_is_over_its_own_bar(tmp_path, n_layers, val
         assert own.y0 >= box.y1
         assert own.x0 <= (box.x0 + box.x1) / 2 <= own.x1
     assert not any(box.overlaps(bar.get_window_extent()) for box in labels.values() for bar in ax.containers[0].patches)
+
+
+@pytest.mark.parametrize("n_layers", [9, 30, 80])
+@pytest.mark.parametrize(("noise", "seed"), [(0.1, 0), (0.1, 1), (2.5, 2)])
+def test_the_insets_title_stays_off_the_marks_and_words_of_figure_4(tmp_path, n_layers, noise, seed):
+    random = np.random.default_rng(seed)
+    bumpy = {name: np.abs(np.cumsum(random.normal(0, 0.5, n_layers)) + 1) for name in ("perturbed", "unperturbed")}
+    bumpy["perturbed"][-1], bumpy["unperturbed"][-1] = bumpy["perturbed"][-2] + 1, 0.0
+    plateau = {name: hybrid_curves(n_layers)[name] for name in bumpy}
+    for index, curves in enumerate((bumpy, plateau)):
+        page, _ = figure4(write_run(tmp_path / f"run{index}", planted(curves, noise=noise, n_tokens=20)))
+        assert_texts_are_apart(page)
+        for ax in page.axes:
+            (inset,) = ax.child_axes
+            box = inset.get_tightbbox()
+            covered = [text.get_text() for text in ax.texts if text.get_window_extent().overlaps(box)]
+            assert not covered
 
 
 def test_marks_near_the_first_layer_are_labelled_on_the_page(tmp_path):

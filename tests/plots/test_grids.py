@@ -159,6 +159,14 @@ def test_an_alignment_sees_through_an_inserted_token(tmp_path):
     assert [framed(ax) for ax in grids(figure_grid(*runs)[0])] == [[1, 2, 3], [1, 2, 3, 4]]
 
 
+def test_a_run_alone_from_the_last_layer_says_that_nothing_was_substituted(tmp_path):
+    run = write_run(tmp_path / "run", {"a": text(range(20), substituted=[2, 5], seed=2)}, words=WORDS)
+    (ax,) = grids(figure_grid(None, run)[0])
+    assert framed(ax) == [2, 5]
+    title = "Standard decoding, last layer: 20 tokens, 2 would be substituted (framed)"
+    assert ax.get_title(loc="left") == title
+
+
 def test_a_run_alone_has_its_substitutions_framed(runs):
     figure, table = figure_grid(None, runs[1], "b")
     (ax,) = grids(figure)
@@ -320,12 +328,26 @@ def test_a_prompt_that_is_not_there_is_refused_with_some_that_are(runs):
 
 
 def test_a_choice_beyond_the_prompts_is_refused(runs):
-    with pytest.raises(RunError, match="have 2 texts to choose from, not 3; trace more prompts"):
+    both = " and ".join(str(run.path) for run in runs)
+    with pytest.raises(RunError) as refused:
         figure_grid(*runs, choice=3)
+    asked = "figure 9 shows the third text"
+    assert str(refused.value) == f"{asked}, but {both} have 2 prompts in common; trace more prompts"
+    with pytest.raises(RunError, match=r"choice is 7, but .* have 2 prompts in common; trace more prompts"):
+        figure_grid(*runs, choice=7)
     with pytest.raises(OptionError, match="choice is 0; it counts from 1"):
         figure_grid(*runs, choice=0)
     with pytest.raises(OptionError, match="no rule 'words' by which tokens differ; choose from place, alignment"):
         figure_grid(*runs, rule="words")
+
+
+def test_a_run_of_one_prompt_says_which_text_the_figure_shows(tmp_path, cli):
+    run = write_run(tmp_path / "one", {"a": VALLEY["a"]}, words=WORDS, strategy="valley")
+    code, out, err = cli("figure", "9", "--run", run.path, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    said = f"figure 9 shows the third text, but {run.path} has 1 prompt; trace more prompts"
+    assert said.replace(" ", "") in "".join(err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_prompts_under_the_same_id_are_refused(tmp_path, runs):
@@ -353,5 +375,5 @@ def test_the_script_draws_and_says_where(runs, tmp_path):
     assert pd.read_csv(tmp_path / "out" / "figure8.csv")["prompt_id"].unique().tolist() == ["a"]
     done = subprocess.run([*script, "--number", "12"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "have 2 texts to choose from, not 6" in " ".join(done.stderr.split())
+    assert "figure 12 shows the sixth text" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
