@@ -28,7 +28,7 @@ def test_texts_chats_and_prompts_from_python():
     )
     fields = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(dataset)}
     del fields["prompts"]
-    assert fields == {"name": "prompts", "config": None, "split": None, "revision": None, "sha256": None}
+    assert fields == {"name": "prompts", "config": None, "split": None, "revision": None, "sha256": None, "part": None}
 
 
 @given(st.lists(a_text, min_size=1), st.integers(1, 10))

@@ -55,7 +55,7 @@ def test_batched_and_resumed_traces_of_a_valley(run_of, tmp_path, monkeypatch):
     monkeypatch.undo()
     resumed = ll.trace(model, TEXTS, out=tmp_path / "cut", progress=False, resume=True, **options)
     assert resumed.positions.equals(whole.positions)
-    with pytest.raises(ll.RunError, match=r"strategy\.p"):
+    with pytest.raises(ll.RunError, match="begun with --p 0.5, not with --p 0.4"):
         ll.trace(model, TEXTS, out=tmp_path / "cut", resume=True, **options | {"strategy": ll.Valley(window=3, p=0.4)})
 
 
@@ -142,11 +142,11 @@ def test_trace_with_a_strategy_on_the_command_line(cli, folder, tmp_path):
         (["--strategy", "last", "--p", "0.5"], "--p 0.5 has no effect on --strategy last"),
         (["--strategy", "valley", "--p", "1.5"], "p 1.5 is no probability"),
         (["--strategy", "valley", "--window", "9"], "--window 9 does not fit a model of 4 layers"),
-        (["--strategy", "last-9"], "offset 9 does not fit a model of 4 layers"),
+        (["--strategy", "last-9"], "--strategy last-9 does not fit a model of 4 layers; give last-0 to last-3"),
         (["--strategy", "valley", "--criterion", "gini"], "criterion 'gini' is unknown"),
         (["--strategy", "valley", "--scan", "quick"], "scan 'quick' is unknown"),
         (["--top-k", "4"], "--top-k 4 has no effect on greedy decoding"),
-        (["--strategem", "x"], "No such option"),
+        (["--strategem", "x"], "has no option --strategem; did you mean --strategy?"),
     ],
 )
 def test_bad_input_is_one_sentence(cli, folder, tmp_path, options, words):
