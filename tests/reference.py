@@ -7,8 +7,10 @@ import numpy as np
 import torch
 
 ATTENTION = ("self_attn", "linear_attn", "attn", "attention")
+MLP = ("mlp", "feed_forward", "fc2")
 POST_NORMED = {"gemma2", "gemma3_text", "gemma4_text", "olmo2", "olmo3"}
 PARALLEL = {"gptj", "cohere2", "gpt_neox"}  # GPT-NeoX unless its config says otherwise
+MIXER_ALONE = {"mamba2", "nemotron_h"}  # a block is attention, or a state-space mixer, or an MLP: it has no two parts
 
 
 @dataclass
@@ -18,6 +20,7 @@ class Seen:
     h_in: list[Any] = field(default_factory=list)
     h_out: list[Any] = field(default_factory=list)
     attention: list[Any] = field(default_factory=list)
+    mamba: list[Any] = field(default_factory=list)
     mlp: list[Any] = field(default_factory=list)
     logits: Any = None
 
@@ -31,13 +34,12 @@ def watch(hf: torch.nn.Module, blocks: torch.nn.ModuleList, ids: torch.Tensor, *
     """One pass over `ids` with every block, attention and MLP observed."""
     seen, handles = Seen(), []
     for block in blocks:
-        attention = next(getattr(block, name) for name in ATTENTION if hasattr(block, name))
-        mlp = block.mlp if hasattr(block, "mlp") else block.fc2
-        handles += [
-            block.register_forward_hook(seen.keep_block, with_kwargs=True),
-            attention.register_forward_hook(lambda _, __, out: seen.attention.append(_first(out))),
-            mlp.register_forward_hook(lambda _, __, out: seen.mlp.append(_first(out))),
-        ]
+        handles.append(block.register_forward_hook(seen.keep_block, with_kwargs=True))
+        for names, kept in ((ATTENTION, seen.attention), (("mamba",), seen.mamba), (MLP, seen.mlp)):
+            module = next((getattr(block, name) for name in names if hasattr(block, name)), None)
+            if module is not None:
+                keep = lambda _, __, out, kept=kept: kept.append(_first(out))  # noqa: E731
+                handles.append(module.register_forward_hook(keep))
     try:
         with torch.no_grad():
             seen.logits = hf(input_ids=ids, use_cache=False, **kwargs).logits.double()
@@ -54,6 +56,10 @@ def parts(family: str, config: Any, block: Any, seen: Seen, index: int) -> tuple
         if family in POST_NORMED:
             attention = block.post_attention_layernorm(attention)
             mlp = block.post_feedforward_layernorm(mlp)
+        if family == "glm4":
+            attention, mlp = block.post_self_attn_layernorm(attention), block.post_mlp_layernorm(mlp)
+        if family == "falcon_h1":  # state-space mixer and attention side by side
+            attention = attention * config.attention_out_multiplier + seen.mamba[index] * config.ssm_out_multiplier
         if family == "granite":
             attention, mlp = attention * config.residual_multiplier, mlp * config.residual_multiplier
         if family == "gemma4_text":  # the per-layer embedding and the scalar on the output count to the MLP part
@@ -71,7 +77,9 @@ def numbers(
     parallel = family in PARALLEL and getattr(hf.config, "use_parallel_residual", True)
     for index, block in enumerate(blocks):
         before, after = (streams[index][row, list(positions)] for streams in (seen.h_in, seen.h_out))
-        attention, mlp = (part[row, list(positions)] for part in parts(family, hf.config, block, seen, index))
+        absent = (torch.full_like(before, torch.nan),) * 2
+        both = absent if family in MIXER_ALONE else parts(family, hf.config, block, seen, index)
+        attention, mlp = both if family in MIXER_ALONE else (part[row, list(positions)] for part in both)
         size = before.norm(dim=-1)
         middle = size if parallel else (before + attention).norm(dim=-1)
         logits = readout(after)
@@ -100,6 +108,8 @@ def own_readout(hf: Any, tail: list[Any]) -> Any:
                 logits = logits + head.bias.double()
         if config.model_type == "granite":
             logits = logits / config.logits_scaling
+        if config.model_type == "falcon_h1":
+            logits = logits * config.lm_head_multiplier
         if config.model_type == "cohere2":
             logits = logits * config.logit_scale
         if config.model_type in ("gemma2", "gemma4_text"):
@@ -109,17 +119,24 @@ def own_readout(hf: Any, tail: list[Any]) -> Any:
     return readout
 
 
+BASES = {"gpt2": "transformer", "gptj": "transformer", "gpt_neox": "gpt_neox", "mamba2": "backbone"}
+NORMS = {
+    **{"gpt_neox": "final_layer_norm", "falcon_h1": "final_layernorm"},
+    **{"mamba2": "norm_f", "nemotron_h": "norm_f"},
+}
+
+
 def structure(hf: Any) -> tuple[Any, list[Any]]:
     """Blocks and what follows them, by the names that each family's transformers code uses."""
-    base = {"gpt2": "transformer", "gptj": "transformer", "gpt_neox": "gpt_neox"}.get(hf.config.model_type, "model")
-    decoder = getattr(hf, base)
-    if hf.config.model_type == "opt":
+    family = hf.config.model_type
+    decoder = getattr(hf, BASES.get(family, "model"))
+    if family == "opt":
         decoder = decoder.decoder
         tail = [module for module in (decoder.final_layer_norm, decoder.project_out) if module is not None]
         return decoder.layers, tail
-    if base == "transformer":
+    if family in ("gpt2", "gptj"):
         return decoder.h, [decoder.ln_f]
-    return decoder.layers, [decoder.final_layer_norm if base == "gpt_neox" else decoder.norm]
+    return decoder.layers, [getattr(decoder, NORMS.get(family, "norm"))]
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -60,6 +60,6 @@ def test_every_option_has_a_sentence(options):
         assert after[1].strip().startswith('"""'), field.name
 
 
-def test_every_family_of_the_table_has_a_tiny_model():
-    assert set(FAMILIES) == set(tiny_names())
+def test_every_family_that_is_tested_in_full_is_in_the_table():
+    assert set(tiny_names()) <= set(FAMILIES)
     assert {f"{name}_text" for name in ("qwen3_5", "qwen3_5_moe", "gemma3", "gemma4")} <= set(FAMILIES)

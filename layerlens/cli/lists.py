@@ -1,18 +1,101 @@
 """`layerlens models`, `datasets` and `doctor`: what there is."""
 
+import json as json_format
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
+from layerlens.errors import OptionError
 
-def models() -> None:
-    """List the model families whose structure is known and tested."""
+if TYPE_CHECKING:
+    from layerlens.coverage import Coverage
+
+
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="With --check: families, such as qwen3. [default: all]"),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Try the families of this transformers on tiny random models, a second or so each."
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --check: print a JSON list.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --check: print a Markdown table.")] = False,
+) -> None:
+    """List the model families whose structure is known and tested, or try every one that transformers has.
+
+    --check traces each family, decodes from its valley and pads it; exit status 1 where one fails.
+    """
+    if not check:
+        _refuse_without_check(names or [], json=json, markdown=markdown)
+        return _list_families()
+    if json and markdown:
+        raise OptionError("--json and --markdown are two ways to print the same; give one of them")
+    from layerlens.coverage import as_table, check_families
+
+    shown = _as_json if json else as_table if markdown else _as_lines
+    found: list[Coverage] = []
+    for line in shown(_kept(check_families(names or []), found)):
+        typer.echo(line)
+    if any(one.verdict == "fails" for one in found):
+        raise typer.Exit(1)
+
+
+def _refuse_without_check(names: list[str], *, json: bool, markdown: bool) -> None:
+    given = names[:1] + ["--json"] * json + ["--markdown"] * markdown
+    if given:
+        raise OptionError(
+            f"{given[0]} is for trying families; add --check, or give `layerlens models` alone to list those tested"
+        )
+
+
+def _list_families() -> None:
     from layerlens.models.families import FAMILIES
 
-    typer.echo("Model types in the families table; any other decoder-only type is tried and checked at load.\n")
+    typer.echo("Model types in the families table; any other decoder-only type is tried and checked at load.")
+    typer.echo("`layerlens models --check` tries every type that transformers has.\n")
     for name, family in FAMILIES.items():
         blocks = "parallel blocks" if family.parallel is True else "sequential blocks"
         if isinstance(family.parallel, str):
             blocks = f"parallel blocks if config.{family.parallel}"
-        typer.echo(f"  {name:<18} {blocks}")
+        typer.echo(f"  {name:<22} {blocks}")
+
+
+def _kept(found: "Iterable[Coverage]", kept: "list[Coverage]") -> "Iterator[Coverage]":
+    for one in found:
+        kept.append(one)
+        yield one
+
+
+def _as_json(found: "Iterable[Coverage]") -> Iterator[str]:
+    before = "["
+    for one in found:
+        yield before + json_format.dumps(asdict(one))
+        before = ","
+    yield "]"
+
+
+def _as_lines(found: "Iterable[Coverage]") -> Iterator[str]:
+    """A line for each family, of steps that hold or of the reason why not, and one that counts them."""
+    from layerlens.coverage import STEPS, summed_up
+
+    yield f"{'family':<24}  verdict    seconds  {'  '.join(STEPS)}  parts  layers of the tiny model"
+    kept: list[Coverage] = []
+    for one in _kept(found, kept):
+        start = f"{one.name:<24}  {one.verdict:<9}  {one.seconds:7.1f}  "
+        if one.verdict != "works":
+            yield start + one.reason
+            continue
+        marks = dict.fromkeys(STEPS, "yes") | ({"padding": "alone"} if one.padding else {})
+        steps = "  ".join(f"{mark:<{len(step)}}" for step, mark in marks.items())
+        alone = f"; alone, because {one.padding}" if one.padding else ""
+        yield f"{start}{steps}  {'yes' if one.parts else 'null':<5}  {one.kinds}{alone}"
+    yield f"{summed_up(kept)}; {sum(one.seconds for one in kept):,.0f} s"
 
 
 def datasets() -> None:

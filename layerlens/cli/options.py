@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-Model = Annotated[str, typer.Option(help="Hub id, folder, .gguf file, or smollm2-135m-instruct.")]
+Model = Annotated[str, typer.Option(help="Hub id, folder, .gguf file, smollm2-135m-instruct or gemma3-270m.")]
 DataFile = Annotated[Path | None, typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first N prompts.")]
 ShardOf = Annotated[
@@ -37,6 +37,10 @@ Window = Annotated[int | None, typer.Option(help="Candidate layers of a valley. 
 class Loading:
     """How a model is loaded."""
 
+    backend: Annotated[
+        str | None,
+        typer.Option(help="transformers, transformer-lens, nnsight or nnsight-remote. [default: transformers]"),
+    ] = None
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")] = None
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None

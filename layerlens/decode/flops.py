@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layerlens.analysis.overhead import DecodingFlops
 from layerlens.errors import ModelError, OptionError
+from layerlens.models.adapter import head_of
 
 _ACTIVE_EXPERTS = (
     "num_experts_per_tok",
@@ -37,8 +38,9 @@ def decoding_flops(hf: PreTrainedModel, window: int, mean_depth: float | None = 
     if mean_depth is not None and not 0 <= mean_depth <= window - 1:
         raise OptionError(f"mean_depth {mean_depth} does not fit a window of {window}; give 0..{window - 1}")
     decoder: Any = hf.get_decoder()
-    decoder = hf.base_model if decoder is None or decoder is hf else decoder
-    head: Any = hf.get_output_embeddings()
+    has_blocks = decoder is not None and any(isinstance(module, nn.ModuleList) for module in decoder.modules())
+    decoder = decoder if has_blocks and decoder is not hf else hf.base_model
+    head: Any = head_of(hf)
     # OPT's projection back to the width of the embeddings goes before every unembedding
     tail = getattr(decoder, "project_out", None)
     n_tail = tail.weight.numel() if isinstance(tail, nn.Linear) else 0

@@ -42,7 +42,7 @@ class Forward:
         self._position = self._positions()[:, ids.shape[1] - 1 : ids.shape[1]].clone()
         self._inputs = set(inspect.signature(model.hf.forward).parameters)
         self._name = next((name for name in _MEMORIES if name in self._inputs), None)
-        self._memory, self.is_static = self._cache(ids.shape[1] + n_steps, static=static)
+        self._memory, self.is_static = self._cache(model, ids.shape[1] + n_steps, static=static)
         self._hands_on = self._forgets_rows = False
 
     def prompts(self) -> Logits:
@@ -92,10 +92,12 @@ class Forward:
     def _positions(self) -> Tensor:
         return (self._mask.cumsum(1) - 1).clamp_min(0)
 
-    def _cache(self, length: int, *, static: bool) -> tuple[Any, bool]:
+    def _cache(self, model: Model, length: int, *, static: bool) -> tuple[Any, bool]:
         """An empty cache and whether it is static; None for families that make their own in the first pass."""
         if self._name is None or not self._hf._supports_default_dynamic_cache():
             return None, False
+        if self._hf.config.get_text_config(decoder=True).num_hidden_layers < model.n_layers:
+            return DynamicCache(), False  # the decoder half of a translator, whose config counts the encoder's layers
         if static and self._hf._can_compile_fullgraph:
             return StaticCache(config=self._hf.config, max_cache_len=length), True
         return DynamicCache(config=self._hf.config), False

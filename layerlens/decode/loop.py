@@ -17,6 +17,7 @@ from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.models import Model
 from layerlens.models.check import still_as_loaded
+from layerlens.models.nnsight import refuse_edits
 from layerlens.records.manifest import digest
 
 Messages = Sequence[dict[str, str]]
@@ -72,6 +73,7 @@ def generate(
         OptionError, PromptError, ModelError: before anything is generated.
     """
     still_as_loaded(model)
+    refuse_edits(model)
     strategy = Last() if strategy is None else strategy
     layers_of(strategy, model.n_layers, model.tied)
     settled = settle_chat_template(

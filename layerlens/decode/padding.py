@@ -1,18 +1,18 @@
 """Whether padding a prompt on the left changes what a model generates from it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
+from layerlens.decode.forward import Forward
 from layerlens.decode.prompts import pad, pad_token_id
 from layerlens.errors import OptionError
 from layerlens.models import Model
 
 # of the largest logit; linear attention computes a prompt in chunks, so rounding differs with its length
 _PADDING_TOLERANCE = {torch.float32: 5e-3, torch.float64: 5e-3, torch.float16: 3e-2}
+_STEPS = 4
 
 
 @torch.no_grad()
@@ -20,32 +20,34 @@ def refuse_ignored_padding(model: Model) -> None:
     """OptionError where a prompt, padded on the left beside a longer one, generates from other logits than alone."""
     known = min(model.n_known_tokens, model.n_vocab)
     long = torch.linspace(min(3, known - 1), known - 1, 9).long().tolist()
-    alone = _first_logits(model, [long[2:6]])
-    padded = _first_logits(model, [long[2:6], long])[: len(alone)]  # alone, it may have come to its end sooner
-    # after a near tie was decided otherwise the texts differ, and their logits with them
-    agreed = (alone.argmax(1) == padded.argmax(1)).cumprod(0).sum()
-    alone, padded = alone[: agreed + 1], padded[: agreed + 1]
-    scale = alone.abs().max()
-    if not (alone - padded).abs().max() <= _PADDING_TOLERANCE.get(model.hf.dtype, 0.1) * scale:
+    pad_id = pad_token_id(model)
+    alone = _first_logits(model, [long[2:6]], pad_id)
+    padded = _first_logits(model, [long[2:6], long], pad_id)
+    if not _alike(model, alone, padded):
+        otherwise = _first_logits(model, [long[2:6], long], (pad_id + 1) % known)
+        why = (
+            "it counts padding among its positions"
+            if _alike(model, padded, otherwise)
+            else "it reads padding as text, masked or not"
+        )
         raise OptionError(
             f"--batch-size above 1 does not work for {model.source} ({model.family}): padding changes what it "
-            "generates; give --batch-size 1"
+            f"generates, because {why}; give --batch-size 1"
         )
 
 
-def _first_logits(model: Model, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """The logits of the first prompt at the steps that emit its next tokens, four at most: [steps, vocab]."""
-    ids, mask = (tensor.to(model.device) for tensor in pad(prompts, pad_token_id(model), left=True))
-    hf: Any = model.hf
-    out = hf.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=GenerationConfig(
-            max_new_tokens=4,
-            do_sample=False,
-            pad_token_id=pad_token_id(model),
-            output_logits=True,
-            return_dict_in_generate=True,
-        ),
-    )
-    return torch.stack([logits[0].float() for logits in out.logits])
+def _alike(model: Model, left: Tensor, right: Tensor) -> bool:
+    """Whether logits [steps, vocab] agree, up to the step after which a near tie was decided otherwise."""
+    agreed = (left.argmax(1) == right.argmax(1)).cumprod(0).sum()
+    left, right = left[: agreed + 1], right[: agreed + 1]
+    return bool((left - right).abs().max() <= _PADDING_TOLERANCE.get(model.hf.dtype, 0.1) * left.abs().max())
+
+
+def _first_logits(model: Model, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """The logits of the first prompt at the steps that emit its next tokens: [steps, vocab]."""
+    ids, mask = (tensor.to(model.device) for tensor in pad(prompts, pad_id, left=True))
+    forward = Forward(model, ids, mask, _STEPS, static=False)
+    steps = [forward.prompts()]
+    while len(steps) < _STEPS:
+        steps.append(forward.step(steps[-1].argmax(1, keepdim=True)))
+    return torch.stack([logits[0].float() for logits in steps])

@@ -2,21 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from layerlens.errors import ModelError
+from layerlens.errors import ModelError, first_sentence
+from layerlens.models.backend import TRANSFORMERS, Backend
 from layerlens.models.families import Family, family_of
-from layerlens.models.hooks import SubLayers, call_order
+from layerlens.models.hooks import Call, SubLayers, calls_in
+from layerlens.models.kinds import layer_kinds, mlp_kinds
 from layerlens.models.unembed import Unembed
 from layerlens.notebook import as_html
 
-_KINDS = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "linear"}
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +41,7 @@ class Model:
         unembed: from a state to logits.
         layer_kinds: "full", "sliding", "linear", ... for each layer.
         mlp_kinds: "dense" or "moe" for each layer.
+        backend: what runs its passes.
     """
 
     hf: PreTrainedModel
@@ -48,6 +55,7 @@ class Model:
     unembed: Unembed
     layer_kinds: Sequence[str]
     mlp_kinds: Sequence[str]
+    backend: Backend = TRANSFORMERS
 
     @property
     def n_layers(self) -> int:
@@ -68,25 +76,27 @@ class Model:
     def context_length(self) -> int | None:
         """Most positions the model was built for; None where its config names no limit."""
         config = self.hf.config.get_text_config()
-        length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        length = next((length for name in _LENGTHS if (length := getattr(config, name, None))), None)
         return int(length) if length else None
 
     @property
     def tied(self) -> bool:
         """Whether the unembedding is the embedding."""
+        if self._embedding.is_meta:  # the weights lie elsewhere
+            return self._embedding is self.head.weight
         return self._embedding.data_ptr() == self.unembed.weight.data_ptr()
 
     @property
     def head(self) -> nn.Module:
         """The unembedding module."""
-        head: Any = self.hf.get_output_embeddings()
+        head = head_of(self.hf)
         assert isinstance(head, nn.Module)
         return head
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
-        return self._embedding.device
+        """Where token ids go in; the CPU where the model lies on a server."""
+        return torch.device("cpu") if self._embedding.is_meta else self._embedding.device
 
     @property
     def n_known_tokens(self) -> int:
@@ -100,15 +110,18 @@ class Model:
         return weight
 
     def fingerprint(self) -> str:
-        """SHA-256 over the config and over names, shapes and 16 evenly spaced values of every parameter."""
+        """SHA-256 over the config and over names, shapes and 16 evenly spaced values of every parameter.
+
+        Without values where the weights lie on a server.
+        """
         config = self.hf.config.to_dict()
         for name in ("_name_or_path", "transformers_version"):
             config.pop(name, None)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, parameter in self.hf.named_parameters():
             values = parameter.detach().flatten()
-            sample = values[:: max(1, len(values) // 16)][:16].float().cpu()
-            digest.update(f"{name}{tuple(parameter.shape)}{sample.tolist()}".encode())
+            sample = [] if values.is_meta else values[:: max(1, len(values) // 16)][:16].float().cpu().tolist()
+            digest.update(f"{name}{tuple(parameter.shape)}{sample}".encode())
         return digest.hexdigest()
 
     def record(self) -> dict[str, str | int | None]:
@@ -118,8 +131,8 @@ class Model:
             "revision": self.revision,
             "fingerprint": self.fingerprint(),
             "dtype": str(self.hf.dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "backend": "transformers",
+            "device": str(self.device) if self.backend.is_here else "remote",
+            "backend": self.backend.name,
             "attention": getattr(self.hf.config, "_attn_implementation", None),
             "family": self.family,
             "n_layers": self.n_layers,
@@ -136,7 +149,8 @@ class Model:
             f"Model {self.source} ({self.family}, {parameters / 1e6:,.0f} million parameters)\n"
             f"  {self.n_layers} layers: {kinds}{experts}\n"
             f"  d_model {self.d_model:,}, vocabulary {self.n_vocab:,}, context {context}\n"
-            f"  {str(self.hf.dtype).removeprefix('torch.')} on {self.device}\n"
+            f"  {str(self.hf.dtype).removeprefix('torch.')} on {self.device if self.backend.is_here else 'a server'}"
+            f"{'' if self.backend is TRANSFORMERS else f', run by {self.backend.name}'}\n"
             f"  readout {'with soft-cap' if self.unembed.softcap else 'linear'}, "
             f"{'tied to' if self.tied else 'apart from'} the embeddings"
         )
@@ -146,60 +160,137 @@ class Model:
 
 
 def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None) -> Model:
-    """The model in the adapter's shape, found by structure, by one forward pass of a token, and by the families table.
+    """The model in the adapter's shape, found by structure, by one pass over two tokens, and by the families table.
 
     Raises:
         ModelError: no blocks, or no unembedding, can be told from the model's structure.
     """
-    config = hf.config.get_text_config()
-    decoder = _decoder(hf)
-    blocks = _blocks(decoder, config, source)
+    config = hf.config.get_text_config(decoder=True)
+    _refuse_several_heads(hf, source)
+    logits, calls = _watched_pass(hf, source)
+    head, n_vocab = _head(hf, logits, source)
+    path, blocks = _stack(hf, calls, source)
+    kinds = layer_kinds(config, list(hf.get_submodule(path).children()), blocks)
     family = family_of(config.model_type, config)
+    tail = _between(hf, blocks[-1], head, calls)
     return Model(
         hf=hf,
         tokenizer=tokenizer,
         source=source,
         revision=revision,
         family=config.model_type,
-        decoder=decoder,
+        decoder=_decoder(hf, path),
         blocks=blocks,
-        sublayers=[_sublayers(block, family) for block in blocks],
-        unembed=_unembed(hf, decoder, blocks[-1], source),
-        layer_kinds=_layer_kinds(config, len(blocks)),
-        mlp_kinds=["moe" if _has_experts(block) else "dense" for block in blocks],
+        sublayers=[_sublayers(block, kind, family) for block, kind in zip(blocks, kinds, strict=True)],
+        unembed=_unembed(config, head, tail, n_vocab),
+        layer_kinds=kinds,
+        mlp_kinds=mlp_kinds(blocks),
     )
 
 
-def _decoder(hf: PreTrainedModel) -> nn.Module:
-    decoder: Any = hf.get_decoder()
-    if decoder is None or decoder is hf:
-        decoder = hf.base_model
-    assert isinstance(decoder, nn.Module)
-    return decoder
-
-
-def _blocks(decoder: nn.Module, config: Any, source: str) -> list[nn.Module]:
-    n_layers = config.num_hidden_layers
-    lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == n_layers]
-    if len(lists) != 1:
+def _watched_pass(hf: PreTrainedModel, source: str) -> tuple[Tensor | None, list[Call]]:
+    """Of a pass over two tokens: the logits, and the calls of its modules."""
+    device: Any = hf.get_input_embeddings().weight.device
+    without_weights = FakeTensorMode(allow_non_fake_inputs=True) if device.type == "meta" else nullcontext()
+    try:
+        with torch.no_grad(), without_weights, calls_in(hf) as calls:
+            ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+            outputs = hf(input_ids=ids, use_cache=False)
+    except Exception as error:  # whatever a model raises that does not read text
         raise ModelError(
-            f"{source} ({config.model_type}) cannot be traced: its {type(decoder).__name__} has {len(lists)} lists of "
-            f"{n_layers} blocks where one was expected; layerlens needs a decoder-only model with one residual stream"
+            f"{source} ({hf.config.model_type}) cannot be traced: a pass over token ids alone failed "
+            f"({first_sentence(error)}); layerlens traces models that run on text alone"
+        ) from error
+    return getattr(outputs, "logits", None), calls
+
+
+def head_of(hf: PreTrainedModel) -> Any:
+    """The unembedding, of the model itself or of the language model inside of it; None where there is none."""
+    models = (module for module in hf.modules() if isinstance(module, PreTrainedModel))
+    return next((head for model in models if (head := model.get_output_embeddings()) is not None), None)
+
+
+def _refuse_several_heads(hf: PreTrainedModel, source: str) -> None:
+    head = head_of(hf)
+    if isinstance(head, nn.ModuleList):
+        raise ModelError(
+            f"{source} ({hf.config.model_type}) cannot be traced: it has {len(head)} unembeddings, and predicts as "
+            "many tokens at once; layerlens traces models that predict one token at a time"
         )
-    return list(lists[0])
 
 
-def _unembed(hf: PreTrainedModel, decoder: nn.Module, last_block: nn.Module, source: str) -> Unembed:
-    head: Any = hf.get_output_embeddings()
-    if not isinstance(getattr(head, "weight", None), Tensor):
+def _head(hf: PreTrainedModel, logits: Tensor | None, source: str) -> tuple[nn.Module, int]:
+    """The unembedding, a module with one weight, and the number of words in its logits."""
+    head = head_of(hf)
+    if logits is None or not isinstance(getattr(head, "weight", None), Tensor):
         raise ModelError(f"{source} cannot be traced: it has no unembedding; give a model with a language-model head")
-    config = hf.config.get_text_config()
-    scale = _number(config, "logit_scale", "lm_head_multiplier") or 1.0
+    assert isinstance(head, nn.Module)
+    return head, logits.shape[-1]
+
+
+def _stack(hf: PreTrainedModel, calls: Sequence[Call], source: str) -> tuple[str, list[nn.Module]]:
+    """The list of blocks by its path, and those blocks of it that run on text, in order.
+
+    Of the module lists that ran, the outermost count. Where there are several it is the one that hands a stream on.
+    """
+    lists: dict[str, list[nn.Module]] = {}
+    ran = {call.module: call for call in calls}
+    for path, module in hf.named_modules():
+        called = [child for child in module if child in ran] if isinstance(module, nn.ModuleList) else []
+        if called and not any(path.startswith(f"{outer}.") for outer in lists):
+            lists[path] = called
+    chains = {path: blocks for path, blocks in lists.items() if len(lists) == 1 or _hand_on(blocks, ran)}
+    if len(chains) != 1:
+        what = f"{len(lists)} lists of modules ({', '.join(lists) or 'none'})"
+        how = "several of them hand" if chains else "none of them hands"
+        raise ModelError(
+            f"{source} ({hf.config.model_type}) cannot be traced: its layers are in {what}, and {how} a stream from "
+            "module to module; layerlens needs one stack of blocks with one residual stream"
+        )
+    ((path, blocks),) = chains.items()
+    n_calls = sum(call.module is blocks[0] for call in calls)
+    if n_calls > 1:
+        raise ModelError(
+            f"{source} ({hf.config.model_type}) cannot be traced: one pass runs its blocks {n_calls} times; layerlens "
+            "needs a model in which each block is one layer"
+        )
+    return path, blocks
+
+
+def _hand_on(blocks: Sequence[nn.Module], ran: Mapping[nn.Module, Call]) -> bool:
+    """Whether each block was given what the one before it returned."""
+    pairs = pairwise(blocks)
+    return len(blocks) > 1 and all(ran[one].returned is ran[following].given for one, following in pairs)
+
+
+def _decoder(hf: PreTrainedModel, path: str) -> nn.Module:
+    """The innermost owner of the blocks that takes token ids."""
+    names = path.split(".")[:-1]
+    owners = (hf.get_submodule(".".join(names[:n])) for n in range(len(names), 0, -1))
+    return next((owner for owner in owners if "input_ids" in signature(owner.forward).parameters), hf)
+
+
+def _between(hf: PreTrainedModel, block: nn.Module, head: nn.Module, calls: Sequence[Call]) -> list[nn.Module]:
+    """The modules called after the last block and before the unembedding, without those inside of them."""
+    modules = [call.module for call in calls]
+    after = modules[modules.index(block) + 1 :]
+    if head in after:
+        after = after[: after.index(head)]
+    after = [module for module in after if module not in set(head.modules())]
+    around = [module for module in after if not {block, head} & set(module.modules())]
+    inside = {inner for module in around for inner in module.modules() if inner is not module}
+    return [module for module in around if module not in inside]
+
+
+def _unembed(config: Any, head: nn.Module, tail: list[nn.Module], n_vocab: int) -> Unembed:
+    weight, bias = head.weight, getattr(head, "bias", None)
+    assert isinstance(weight, Tensor)
+    scale = _number(config, "logit_scale", "lm_head_multiplier", "output_multiplier") or 1.0
     return Unembed(
-        tail=_called_after(decoder, last_block, head.weight.device),
-        weight=head.weight.detach(),
-        bias=head.bias.detach() if isinstance(getattr(head, "bias", None), Tensor) else None,
-        scale=scale / (_number(config, "logits_scaling") or 1.0),
+        tail=tail,
+        weight=weight.detach()[:n_vocab],  # some heads are padded to a round number of words
+        bias=bias.detach()[:n_vocab] if isinstance(bias, Tensor) else None,
+        scale=scale / (_number(config, "logits_scaling", "logits_mup_width_multiplier") or 1.0),
         softcap=_number(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
     )
 
@@ -210,28 +301,20 @@ def _number(config: Any, *names: str) -> float | None:
     return next((float(value) for value in values if isinstance(value, int | float)), None)
 
 
-def _called_after(decoder: nn.Module, last_block: nn.Module, device: torch.device) -> list[nn.Module]:
-    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
-    with torch.no_grad(), call_order(decoder) as order:
-        decoder(input_ids=ids, use_cache=False)
-    return order[order.index(last_block) + 1 :]
-
-
-def _sublayers(block: nn.Module, family: Family) -> SubLayers | None:
+def _sublayers(block: nn.Module, kind: str, family: Family) -> SubLayers | None:
     if not family.additive:
         return None
-    names = family.attention if family.parallel else (family.middle,)
-    found = [getattr(block, name) for name in names if getattr(block, name, None) is not None]
+    found = named_in(block, family.attention if family.parallel else (family.middle_of(kind),))
     return SubLayers(found[0], bool(family.parallel)) if found else None
 
 
-def _layer_kinds(config: Any, n_layers: int) -> list[str]:
-    types = getattr(config, "layer_types", None)
-    if types:
-        return [_KINDS.get(kind, kind) for kind in types]
-    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return ["sliding" if slides else "full"] * n_layers
-
-
-def _has_experts(block: nn.Module) -> bool:
-    return any("experts" in name.split(".") for name, _ in block.named_modules())
+def named_in(block: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Those of the names that the block has, as modules; a name is a path within it."""
+    found = []
+    for name in names:
+        module: Any = block
+        for part in name.split("."):
+            module = getattr(module, part, None)
+        if module is not None:
+            found.append(module)
+    return found

@@ -1,20 +1,27 @@
-"""What a model must fulfil before its numbers are believed, checked on the loaded model with three short passes."""
+"""What a model must fulfil before its numbers are believed, checked on the loaded model with four short passes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerlens.errors import ModelError
-from layerlens.models.adapter import Model
+from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.models.adapter import Model, named_in
 from layerlens.models.compiled import is_compiled
 from layerlens.models.families import family_of
 from layerlens.models.hooks import silenced, watch_blocks
+from layerlens.models.unembed import Unembed
 
 Streams = list[tuple[Tensor, Tensor | None, Tensor]]
 
 _LARGEST_BIAS = 1e-3
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+class UnknownHead(ModelError):
+    """The readout is not the model's own logits: what lies between last block and logits was not understood."""
 
 
 def checked(model: Model) -> Model:
@@ -27,13 +34,16 @@ def checked(model: Model) -> Model:
     Raises:
         ModelError: what did not match, with the size of the mismatch.
     """
-    ids = _probe(model)
+    ids = probe(model)
     with torch.no_grad():
         logits, streams = _watched(model, ids)
         _check_finite(model, logits)
-        _check_stream(model, streams)
-        _check_causal(model, streams[-1][2])
-        _check_readout(model, logits, streams[-1][2])
+        if logits.shape[:2] == ids.shape:
+            refuse_not_causal(model, _mismatch(logits[0, :-1], logits[1, :-1]))
+        _check_stream(model, streams, [*ids.shape, model.d_model])
+        model = _with_its_readout(model, logits, streams[-1][2])
+        if not _decoder_is_enough(model, ids, streams[-1][2]):
+            model = replace(model, decoder=model.hf)
         return model if _parts_hold(model, ids, streams) else replace(model, sublayers=[None] * model.n_layers)
 
 
@@ -43,8 +53,16 @@ def refuse_unobservable(hf: nn.Module, source: str) -> None:
         raise ModelError(f"{source} is compiled, and hooks do not run in compiled code; load it without torch.compile")
 
 
-def still_as_loaded(model: Model, *, may_be_compiled: bool = False) -> None:
-    """Refuse a model that was changed after it was loaded and checked: compiled, in training mode, another head."""
+def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remote: bool = False) -> None:
+    """Refuse a model that was changed after it was loaded and checked: compiled, in training mode, another head; and
+    one whose weights are not here, where they are needed."""
+    if not model.backend.is_here:
+        if may_be_remote:
+            return
+        raise OptionError(
+            f"--backend {model.backend.name} leaves the weights of {model.source} on a server, and this decodes here; "
+            "load it with --backend transformers"
+        )
     if not may_be_compiled:
         refuse_unobservable(model.hf, model.source)
     if model.hf.training:
@@ -53,11 +71,21 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False) -> None:
         raise ModelError(f"{model.source} has another unembedding than when it was loaded; load it again")
 
 
-def _probe(model: Model) -> Tensor:
+def probe(model: Model) -> Tensor:
+    """Two texts that differ in their last token alone; int64 [2, 7]."""
     n_words = min(model.n_vocab, model.n_known_tokens)
     ids = torch.linspace(min(3, n_words // 4), n_words - 1 - min(3, n_words // 4), 7).long().repeat(2, 1)
     ids[1, -1] = n_words // 3
+    for place in _placeholders(model.hf.config):  # an image would be expected there
+        ids[ids == place] = place - 1 if place else 1
     return ids.to(model.device)
+
+
+def _placeholders(config: Any) -> set[int]:
+    """Token ids that stand for pictures or sound."""
+    media = ("image", "video", "audio", "vision")
+    names = [name for name in vars(config) if "_token_" in name and name.startswith(media)]
+    return {getattr(config, name) for name in names}
 
 
 def _watched(model: Model, ids: Tensor) -> tuple[Tensor, Streams]:
@@ -67,19 +95,16 @@ def _watched(model: Model, ids: Tensor) -> tuple[Tensor, Streams]:
     return logits, streams
 
 
-def _check_stream(model: Model, streams: Streams) -> None:
-    shape = streams[0][0].shape
+def _check_stream(model: Model, streams: Streams, shape: list[int]) -> None:
     for index, (h_in, _, h_out) in enumerate(streams):
-        if h_out.ndim != 3 or h_out.shape != shape:
+        if list(h_out.shape) != shape:
             raise ModelError(
-                f"{model.source} cannot be traced: block {index} hands on a tensor of shape {list(h_out.shape)} where "
-                f"[batch, seq, d_model] was expected; models with several residual streams are not supported"
+                f"{model.source} ({model.family}) cannot be traced: block {index} hands on a tensor of shape "
+                f"{list(h_out.shape)} where {shape} was expected; layerlens needs one residual stream with one state "
+                "for each token"
             )
         if index and not torch.equal(h_in.to(h_out.device), streams[index - 1][2].to(h_out.device)):
-            raise ModelError(
-                f"{model.source} cannot be traced: block {index} does not start from what block {index - 1} handed on; "
-                "models that change the residual stream between blocks are not supported"
-            )
+            raise stream_changed(model, index)
 
 
 def _check_finite(model: Model, logits: Tensor) -> None:
@@ -90,41 +115,92 @@ def _check_finite(model: Model, logits: Tensor) -> None:
         )
 
 
-def _check_causal(model: Model, last: Tensor) -> None:
-    worst = _mismatch(last[0, :-1], last[1, :-1])
+def stream_changed(model: Model, index: int) -> ModelError:
+    """What to raise where a block is not given what the one before it handed on."""
+    return ModelError(
+        f"{model.source} ({model.family}) cannot be traced: block {index} does not start from what block "
+        f"{index - 1} handed on; models that change the residual stream between blocks are not supported"
+    )
+
+
+def refuse_not_causal(model: Model, worst: float) -> None:
+    """ModelError where a later token moves earlier logits, at worst by so much of their size."""
     if worst > _tolerance(model):
+        config = model.hf.config
+        why = "its config has is_decoder=False, and " if getattr(config, "is_decoder", None) is False else ""
         raise ModelError(
-            f"{model.source} ({model.family}) is not causal: changing the last token moves earlier states by "
+            f"{model.source} ({model.family}) is not causal: {why}changing the last token moves earlier logits by "
             f"{worst:.1e} of their size; layerlens traces decoder-only language models, give one of those"
         )
 
 
-def _check_readout(model: Model, logits: Tensor, last: Tensor) -> None:
-    read = model.unembed.logits(last.flatten(0, 1))
-    worst = _mismatch(logits.flatten(0, 1).to(read.device), read)
-    # the rounding of half precision is large but falls to both sides; a lost scale or soft-cap pulls to one
-    bias = abs(_slope(logits.flatten(0, 1).to(read.device), read) - 1)
-    if not (worst <= _tolerance(model) and bias <= _LARGEST_BIAS):
+def _with_its_readout(model: Model, logits: Tensor, last: Tensor) -> Model:
+    """The model with a head that gives its logits: as its config says, or without the scale and cap it speaks of, which
+    wrappers around a language model can leave out."""
+    return with_readout(model, [_miss(model, unembed, logits, last) for unembed in readouts(model)])
+
+
+def readouts(model: Model) -> tuple[Unembed, Unembed]:
+    """The readout as the config says, and without the scale and cap that it speaks of."""
+    return model.unembed, replace(model.unembed, scale=1.0, softcap=None)
+
+
+def with_readout(model: Model, misses: Sequence[tuple[float, float]]) -> Model:
+    """The model with the first of its readouts that misses its logits by no more than rounding.
+
+    Args:
+        model: as adapted.
+        misses: of each of `readouts`: at worst, and on average, as parts of the logits' size.
+
+    Raises:
+        ModelError: none of them gives the model's logits.
+    """
+    for (worst, bias), unembed in zip(misses, readouts(model), strict=True):
+        if worst <= _tolerance(model) and bias <= _LARGEST_BIAS:
+            return replace(model, unembed=unembed)
+    worst, bias = misses[0]
+    raise UnknownHead(
+        f"{model.source} ({model.family}) failed the readout check: final norm and unembedding of the last block's "
+        f"output differ from the model's own logits by {worst:.1e} of their size, {bias:.1e} on average; this "
+        "architecture's head is not known, please report it"
+    )
+
+
+def _miss(model: Model, unembed: Unembed, logits: Tensor, last: Tensor) -> tuple[float, float]:
+    """By how much the readout of the last states differs from the logits: at worst, and on average."""
+    try:
+        read = unembed.logits(last.flatten(0, 1))
+    except Exception as error:  # of a module that was given less than it needs
+        tail = ", ".join(type(module).__name__ for module in unembed.tail)
         raise ModelError(
-            f"{model.source} ({model.family}) failed the readout check: final norm and unembedding of the last block's "
-            f"output differ from the model's own logits by {worst:.1e} of their size, {bias:.1e} on average; this "
-            "architecture's head is not known, please report it"
-        )
+            f"{model.source} ({model.family}) cannot be traced: what follows its last block ({tail}) does not read one "
+            f"state alone ({first_sentence(error)}); layerlens needs one residual stream with one state for each token"
+        ) from error
+    own = logits.flatten(0, 1).to(read.device)
+    # the rounding of half precision is large but falls to both sides; a lost scale or soft-cap pulls to one
+    return _mismatch(own, read), abs(_slope(own, read) - 1)
+
+
+def _decoder_is_enough(model: Model, ids: Tensor, last: Tensor) -> bool:
+    """Whether the decoder, called with token ids alone, computes the states that the whole model does."""
+    alone: list[Tensor] = []
+    with watch_blocks(model.blocks[-1:], [None], lambda *seen: alone.append(seen[-1])):
+        model.decoder(input_ids=ids, use_cache=False)
+    return _mismatch(alone[0], last) <= _tolerance(model)
 
 
 def _parts_hold(model: Model, ids: Tensor, streams: Streams) -> bool:
     """Whether attention and MLP part are what each sub-layer adds: silencing one leaves only the other."""
     if any(sublayer is None for sublayer in model.sublayers):
         return False
-    config = model.hf.config.get_text_config()
-    family = family_of(model.family, config)
-    attentions = [_named(block, family.attention) for block in model.blocks]
-    mlps = [_named(block, (family.mlp,)) for block in model.blocks]
-    if None in attentions or None in mlps:
+    family = family_of(model.family, model.hf.config.get_text_config(decoder=True))
+    attentions = [named_in(block, family.attention) for block in model.blocks]
+    mlps = [named_in(block, family.mlp) for block in model.blocks]
+    if not (all(attentions) and all(mlps) and all(part is not None for _, part, _ in streams)):
         return False
-    with silenced([module for module in attentions if module is not None]):
+    with silenced([module for modules in attentions for module in modules]):
         _, without_attention = _watched(model, ids)
-    with silenced([module for module in mlps if module is not None]):
+    with silenced([module for modules in mlps for module in modules]):
         _, without_mlp = _watched(model, ids)
     tolerance = _tolerance(model)
     if family.parallel:
@@ -135,10 +211,6 @@ def _parts_hold(model: Model, ids: Tensor, streams: Streams) -> bool:
     attention_alone = all(_mismatch(h_in, _present(part)) <= tolerance for h_in, part, _ in without_attention)
     mlp_alone = family.adds_more or all(_mismatch(_present(p), h_out) <= tolerance for _, p, h_out in without_mlp)
     return attention_alone and mlp_alone
-
-
-def _named(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    return next((getattr(block, name) for name in names if getattr(block, name, None) is not None), None)
 
 
 def _present(part: Tensor | None) -> Tensor:

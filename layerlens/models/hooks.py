@@ -1,9 +1,9 @@
 """The only module that registers hooks. Every hook is a context manager's and comes off when the context is left."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +62,40 @@ def silenced(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def call_order(root: nn.Module) -> Iterator[list[nn.Module]]:
-    """While open, lists the direct children of `root` (and of its module lists) in the order in which they return."""
-    order: list[nn.Module] = []
+def replaced(block: nn.Module, states: Tensor) -> Iterator[None]:
+    """While open, the block hands on these states [batch, seq, d_model] instead of what it computed."""
+
+    def instead(_block: nn.Module, _inputs: Any, output: Any) -> Any:
+        return type(output)([states.clone(), *output[1:]]) if isinstance(output, tuple | list) else states.clone()
+
+    handle = block.register_forward_hook(instead)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Call(NamedTuple):
+    """One call of a module: the first tensor that it was given and the first that it returned."""
+
+    module: nn.Module
+    given: Tensor | None
+    returned: Tensor | None
+
+
+@contextmanager
+def calls_in(root: nn.Module) -> Iterator[list[Call]]:
+    """While open, lists the calls of all modules of `root` in the order in which they return."""
+    calls: list[Call] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        calls.append(Call(module, _given(args, kwargs), _first(outputs)))
+
     with ExitStack() as stack:
-        for child in root.children():
-            for module in child if isinstance(child, nn.ModuleList) else [child]:
-                stack.callback(module.register_forward_hook(lambda module, *_: order.append(module)).remove)
-        yield order
+        for module in root.modules():
+            stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
+        yield calls
 
 
 OnLogits = Callable[[dict[int, Tensor], Tensor], Tensor | None]
@@ -168,5 +194,15 @@ def _keep_part(sublayer: SubLayers, index: int, parts: dict[int, Tensor]) -> Any
 
 
 def _stream_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    stream: Tensor = args[0] if args else kwargs["hidden_states"]
+    stream = _given(args, kwargs)
+    assert stream is not None
     return stream
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The stream among what a module is given: by its name in most, else the first tensor."""
+    return _first((*args[:1], kwargs.get("hidden_states"), *args[1:], *kwargs.values()))
+
+
+def _first(values: Iterable[Any]) -> Tensor | None:
+    return next((value for value in values if isinstance(value, Tensor)), None)

@@ -4,30 +4,50 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from layerlens import hub
 from layerlens.errors import ModelError, OptionError, first_sentence
-from layerlens.models import gguf
+from layerlens.models import bridge, gguf, nnsight
 from layerlens.models.adapter import Model, adapt
+from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
 from layerlens.models.check import checked, refuse_unobservable
 
-_OTHER_SOURCES = f"give a hub id that exists and can be reached, a folder, a .gguf file, or {gguf.SMOLLM2}"
+if TYPE_CHECKING:
+    from nnsight.modeling.language import LanguageModel
+    from transformer_lens.model_bridge import TransformerBridge
+
+_OTHER_SOURCES = (
+    f"give a hub id that exists and can be reached, a folder, a .gguf file, or {' or '.join(gguf.BUILT_IN)}"
+)
+# a model for images and text is traced through its language model
+_CLASSES = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: "str | os.PathLike[str] | PreTrainedModel | TransformerBridge | LanguageModel",
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
+    backend: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
     revision: str | None = None,
@@ -37,8 +57,13 @@ def load(
     """A causal language model in the adapter's shape, in eval mode, checked (law 1).
 
     Args:
-        model: a hub id, a folder, a .gguf file, the built-in name "smollm2-135m-instruct", or a transformers model.
-        tokenizer: needed with a transformers model, and only there.
+        model: a hub id, a folder, a .gguf file, a name in `gguf.BUILT_IN`, a transformers model, a TransformerBridge
+            of TransformerLens, or nnsight's LanguageModel (TransformersModel).
+        tokenizer: needed with a transformers model. In place of the bridge's or nnsight's own, if given; a bridge's own
+            may put a begin token before every text where the model's does not.
+        backend: what runs the passes: "transformers"; "transformer-lens" (which puts its own components into the
+            model, in place); "nnsight"; "nnsight-remote", where the weights stay on nnsight's server and only scalars
+            come back; or "nnsight-simulated", nnsight's own simulation of a server. None: what the model came in.
         dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
         device: such as "cpu" or "cuda:0"; by default a GPU where there is one.
         revision: branch, tag or commit of a hub id.
@@ -49,12 +74,12 @@ def load(
         ModelError: not found, not loadable, not a causal decoder, or it failed a check.
         OptionError: the arguments do not fit each other.
     """
-    if isinstance(model, PreTrainedModel):
+    if backend not in (None, *BACKENDS):
+        raise OptionError(f"--backend {backend} is unknown; give {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
+    if not isinstance(model, str | os.PathLike):
         if (dtype, device, revision) != ("auto", None, None):
             raise OptionError("a model in memory keeps its dtype, device and revision; leave those options out")
-        return _from_memory(model, tokenizer)
-    if not isinstance(model, str | os.PathLike):
-        raise OptionError(f"a {type(model).__name__} is no model; give a hub id, a path, or a transformers model")
+        return _from_memory(model, tokenizer, backend)
     if tokenizer is not None:
         raise OptionError(f"{model} is loaded with its own tokenizer; give a tokenizer only with a model in memory")
     if dtype != "auto" and dtype not in _DTYPES:
@@ -65,7 +90,10 @@ def load(
         raise OptionError(f"--revision {revision} belongs to a hub id, and {source} is a local path; leave it out")
     if not source:
         raise ModelError(f"the model's name is empty; {_OTHER_SOURCES}")
-    with _quiet():
+    if backend == "nnsight-remote":
+        with quiet():
+            return nnsight.loaded(nnsight.named(source, revision), None, source, backend)
+    with quiet():
         folder, gguf_file = _locate(source)
         if gguf_file is not None:
             hf, tokenizer = gguf.load_gguf(source, folder / gguf_file, _DTYPES.get(dtype, torch.float32))
@@ -74,24 +102,71 @@ def load(
             hf, tokenizer = _load_checkpoint(source, dtype, safety, allow_pickle)
     is_hub_id = gguf_file is None and not folder.is_dir()
     commit = hub.commit_of(source, "config.json", revision or "main") if is_hub_id else None
-    return checked(adapt(hf.to(where).eval(), tokenizer, source, commit))  # type: ignore[arg-type]
+    hf = hf.to(where).eval()  # type: ignore[arg-type]
+    return _backed(hf, tokenizer, source, commit, backend or TRANSFORMERS.name)
 
 
-def _from_memory(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Model:
+def _backed(
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, commit: str | None, backend: str
+) -> Model:
+    """The model with its passes run by that backend."""
+    if backend in (TRANSFORMERS.name, TRANSFORMER_LENS.name):
+        is_bridge = backend == TRANSFORMER_LENS.name
+        hf = bridge.bridged(hf, source) if is_bridge else hf
+        model = checked(adapt(hf, tokenizer, source, commit))
+        return replace(model, backend=TRANSFORMER_LENS if is_bridge else TRANSFORMERS)
+    if backend == "nnsight-remote":
+        raise OptionError(f"--backend nnsight-remote runs models that its server has, by hub id; {source} is here")
+    return replace(nnsight.loaded(nnsight.wrapped(hf, tokenizer), tokenizer, source, backend), revision=commit)
+
+
+def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backend: str | None) -> Model:
+    if bridge.is_bridge(model):
+        return _from_bridge(model, tokenizer, backend)
+    if nnsight.is_language_model(model):
+        if backend in (TRANSFORMERS.name, TRANSFORMER_LENS.name):
+            raise OptionError(
+                f"nnsight's model is run by nnsight, not by {backend}; load the transformers model itself"
+            )
+        return nnsight.loaded(model, tokenizer, _name_of(model), backend or "nnsight")
+    if not isinstance(model, PreTrainedModel):
+        raise OptionError(
+            f"a {type(model).__name__} is no model; give a hub id, a path, or a model of transformers, TransformerLens "
+            "(a TransformerBridge) or nnsight"
+        )
+    hf = model
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         given = "no tokenizer" if tokenizer is None else f"a {type(tokenizer).__name__}"
         raise OptionError(
             f"a model in memory needs its tokenizer, {given} was given; call load(model, tokenizer=tokenizer)"
         )
     source = hf.name_or_path or type(hf).__name__
-    _refuse_other_kinds(source, hf.config)
+    _refuse_other_kinds(source, hf.config, known=type(hf).__name__ in _CLASSES or _loader(hf.config) is not None)
     refuse_unobservable(hf, source)
-    return checked(adapt(hf.eval(), tokenizer, source))
+    return _backed(hf.eval(), tokenizer, source, None, backend or TRANSFORMERS.name)
+
+
+def _from_bridge(model: Any, tokenizer: PreTrainedTokenizerBase | None, backend: str | None) -> Model:
+    if backend not in (None, TRANSFORMER_LENS.name):
+        raise OptionError(f"a TransformerBridge is run by TransformerLens, not by {backend}; leave the backend out")
+    source = str(model.cfg.model_name)
+    tokenizer = tokenizer or model.tokenizer
+    if tokenizer is None:
+        raise OptionError(f"the bridge of {source} has no tokenizer; call load(bridge, tokenizer=tokenizer)")
+    hf = bridge.module_of(model, source)
+    refuse_unobservable(hf, source)
+    return replace(checked(adapt(hf.eval(), tokenizer, source)), backend=TRANSFORMER_LENS)
+
+
+def _name_of(language_model: Any) -> str:
+    """What nnsight's model is called: its hub id, or that of the transformers model inside of it."""
+    hf = language_model._module
+    return str(getattr(language_model, "repo_id", None) or hf.name_or_path or type(hf).__name__)
 
 
 def _locate(source: str) -> tuple[Path, str | None]:
     """The folder of the model, and its GGUF file where it has one."""
-    path = gguf.smollm2_file() if source == gguf.SMOLLM2 else Path(source).expanduser()
+    path = gguf.built_in_file(source) if source in gguf.BUILT_IN else Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no file {source}; give the path of a .gguf file, a folder, or a hub id")
@@ -122,7 +197,8 @@ def _load_checkpoint(
             ) from error
         why = first_sentence(error) if is_folder or online else "no such folder, not in the cache, hub not reached"
         raise ModelError(f"{source!r} is no model that can be loaded ({why}); {advice}") from error
-    _refuse_other_kinds(source, config)
+    loader = _loader(config)
+    _refuse_other_kinds(source, config, known=loader is not None)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **safety)
     except Exception as error:
@@ -130,7 +206,7 @@ def _load_checkpoint(
             f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add tokenizer.json"
         ) from error
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = loader.from_pretrained(
             source,
             config=config,
             dtype=_DTYPES.get(dtype, "auto"),
@@ -152,17 +228,28 @@ def _load_checkpoint(
     return hf, tokenizer
 
 
-def _refuse_other_kinds(source: str, config: Any) -> None:
+def _loader(config: Any) -> Any:
+    """The class of transformers that loads a checkpoint with this config, or None."""
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "auto_map", None):
+        return AutoModelForCausalLM
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    architectures = config.architectures or [None]  # the text half of some models, saved alone, has a type of its own
+    return getattr(transformers, architectures[0]) if architectures[0] in _CLASSES else None
+
+
+def _refuse_other_kinds(source: str, config: Any, *, known: bool) -> None:
+    """ModelError for what is no decoder. `known`: transformers lists it as one, or it comes with code of its own."""
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
         raise ModelError(
-            f"{source} ({config.model_type}) is an encoder-only model; layerlens traces decoder-only language models"
+            f"{source} ({config.model_type}) is an encoder-only model: its config has is_decoder=False, so that every "
+            "token sees the whole text; layerlens traces decoder-only language models, give one of those"
         )
     if config.is_encoder_decoder:
         raise ModelError(
             f"{source} ({config.model_type}) is an encoder-decoder model; layerlens traces decoder-only language models"
         )
-    has_own_code = bool(getattr(config, "auto_map", None))
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not has_own_code:
+    if not known:
         raise ModelError(
             f"{source} ({config.model_type}) is not a causal language model in this transformers; layerlens traces "
             "decoder-only language models"
@@ -196,7 +283,7 @@ def _device(device: str | None) -> torch.device:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' own progress bars and advice would stand between a user and what was asked for."""
     from transformers.utils import logging as transformers_logging
 

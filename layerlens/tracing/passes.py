@@ -15,6 +15,7 @@ from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
+from layerlens.models.nnsight import Nnsight
 from layerlens.tracing.meter import Meter
 from layerlens.tracing.options import TraceOptions
 
@@ -62,6 +63,11 @@ def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[in
     for row, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
         kept[row, first : len(sequence)] = True
     flat = kept.flatten().nonzero().squeeze(1)
+    batch_row, position = kept.nonzero(as_tuple=True)
+    rows = Rows(batch_row.numpy(), position.numpy())
+    if isinstance(model.backend, Nnsight):
+        meter.take(model.backend.measured(model, ids, mask, flat))
+        return rows
     meter.select = _flat_selection(flat, ids.numel())
     with torch.no_grad(), watch_blocks(model.blocks, model.sublayers, meter.on_block):
         model.decoder(
@@ -69,8 +75,7 @@ def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[in
             attention_mask=None if mask.all() else mask.to(model.device),
             use_cache=False,
         )
-    batch_row, position = kept.nonzero(as_tuple=True)
-    return Rows(batch_row.numpy(), position.numpy())
+    return rows
 
 
 class _GrowingSelection:

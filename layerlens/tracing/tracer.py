@@ -31,6 +31,7 @@ from layerlens.tracing.meter import FLOATS, Meter
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows, generate, replay
 from layerlens.tracing.progress import Progress
+from layerlens.tracing.remote import generate_remotely, refuse_unable
 from layerlens.tracing.words import ids_in, words
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,20 +62,27 @@ def trace(
         OptionError, PromptError: before anything is written.
         RunError: `out` holds another run, or cannot be written. What is complete is kept.
     """
-    still_as_loaded(model)
+    still_as_loaded(model, may_be_remote=True)
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
     strategy = Last() if strategy is None else strategy
     layers_of(strategy, model.n_layers, model.tied)
     if isinstance(strategy, Valley) and strategy.window is not None:
         options = {"window": strategy.window, **options}
+    if options.get("mode") is None and "generate" not in model.backend.modes:
+        options["mode"] = "replay"
     settled = made(TraceOptions, options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
+    refuse_unable(model, settled, strategy)
     if settled.max_new_tokens == 0 and not isinstance(strategy, Last):
         raise OptionError(
             f"--strategy {strategy_record(strategy)['name']} has no effect with --max-new-tokens 0; drop one of them"
         )
     tokenized = tokenize(model, dataset.prompts, settled)
     batches = [tokenized[start : start + settled.batch_size] for start in range(0, len(tokenized), settled.batch_size)]
-    if settled.max_new_tokens and any(len({len(prompt.token_ids) for prompt in batch}) > 1 for batch in batches):
+    if (
+        model.backend.is_here
+        and settled.max_new_tokens
+        and any(len({len(prompt.token_ids) for prompt in batch}) > 1 for batch in batches)
+    ):
         refuse_ignored_padding(model)
     started = time.perf_counter()
     with RunWriter(out, _manifest(model, dataset, settled, strategy, batches), resume=resume) as writer:
@@ -108,6 +116,8 @@ def _trace_batch(
     decoded = None
     if options.mode == "generate":
         decoded, rows = generate(model, prompts, options, strategy, seed, meter, bar.advance_tokens)
+    elif options.max_new_tokens and not model.backend.is_here:
+        decoded = generate_remotely(model, prompts, options, bar.advance_tokens)
     elif options.max_new_tokens:
         decoded, _ = generate(model, prompts, options, strategy, seed, None, bar.advance_tokens)
     outputs = [[] for _ in batch] if decoded is None else decoded.outputs

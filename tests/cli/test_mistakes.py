@@ -11,7 +11,7 @@ TRACE = ("trace", "--model", "m", "--out", "OUT", "--dataset", "sample")
 GENERATE = ("generate", "--model", "m", "--prompt", "hello")
 ABLATE = ("ablate", "--model", "m", "--dataset", "sample", "--out", "OUT")
 BENCH = ("bench", "decode", "--model", "m")
-MODEL = "--model (hub id, folder, .gguf file, or smollm2-135m-instruct)"
+MODEL = "--model (hub id, folder, .gguf file, smollm2-135m-instruct or gemma3-270m)"
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_an_unknown_command(refused, arguments, said):
         ([*TRACE, "--no-chat-template", "true"], "true"),
         (["figure", "1", "2", "--out", "OUT"], "2"),
         (["compare", "a", "b", "c"], "c"),
-        (["models", "list"], "list"),
+        (["datasets", "list"], "list"),
     ],
 )
 def test_a_word_without_a_place(refused, arguments, extra):
@@ -176,7 +176,7 @@ def test_a_word_without_a_place(refused, arguments, extra):
 
 
 def test_a_word_with_a_line_break_is_one_sentence_too(refused):
-    assert refused("models", "a\nlist").startswith("`layerlens models` has no place for 'a")
+    assert refused("datasets", "a\nlist").startswith("`layerlens datasets` has no place for 'a")
 
 
 @pytest.mark.parametrize("asked", [["-h"], ["trace", "-h"], ["bench", "decode", "-h"]])

@@ -52,12 +52,13 @@ def decode(
     cache, new = None, ids
     try:
         for _ in range(n_tokens):
+            memory = "cache_params" if hf.config.model_type == "mamba2" else "past_key_values"
             inputs = hf.prepare_inputs_for_generation(
-                new, past_key_values=cache, attention_mask=mask, use_cache=True, is_first_iteration=cache is None
+                new, **{memory: cache}, attention_mask=mask, use_cache=True, is_first_iteration=cache is None
             )
-            if hf.config.model_type != "opt":
+            if hf.config.model_type not in ("opt", "mamba2"):
                 inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, -new.shape[1] :]
-            cache = hf(**inputs).past_key_values
+            cache = hf(**inputs)[memory]
             candidates = range(len(blocks) - window, len(blocks))
             whole = readout(torch.cat([states[index] for index in candidates])).split(len(prompts))
             logits = {index + 1: rows for index, rows in zip(candidates, whole, strict=True)}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerlens.models.gguf import smollm2_file
+from layerlens.models.gguf import SMOLLM2, built_in_file
 
 HELD_BACK = [
     "A ferry carries 38 cars and makes 7 crossings a day. How many cars does it carry in five days?",
@@ -85,7 +85,7 @@ def test_the_emitted_tokens_are_transformers_own(smollm2, traced):
 
 
 def test_the_weights_are_the_dequantised_ones_of_the_file(smollm2):
-    reader = gguf.GGUFReader(smollm2_file())
+    reader = gguf.GGUFReader(built_in_file(SMOLLM2))
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for name, weight in (
         ("token_embd.weight", smollm2.hf.model.embed_tokens.weight),

@@ -1,0 +1,272 @@
+"""One trace, made in six ways: by layerlens through each backend, and as each library's users would make it by hand.
+
+    python benchmarks/compare.py [--tokens N] [--rounds R] [--threads T] [--ways A,B] [--model M] [--out FILE]
+
+Every way gives norm ratio, input/output cosine, entropy and top token of every layer and position of one text. Each
+runs in a process of its own, R times, in turn with the others; the process first makes the same trace of a short text,
+and one plain forward pass. Prints medians of seconds, of the memory that comes on top of the plain pass, and how much
+of them layerlens needs; writes them with the machine. Run it alone on the machine.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "compare.json"
+BY_HAND = ("transformers by hand", "transformer-lens by hand", "nnsight by hand")
+OURS = ("layerlens", "layerlens on transformer-lens", "layerlens on nnsight")
+Numbers = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    arguments = _parse()
+    if arguments.one:
+        print(json.dumps(measured(arguments.one, arguments.model, arguments.tokens, arguments.threads)))
+        return
+    rounds = [{way: _in_its_own_process(way, arguments) for way in arguments.ways} for _ in range(arguments.rounds)]
+    agreement(rounds[0])
+    report = {
+        "model": arguments.model,
+        "tokens": arguments.tokens,
+        "rounds": arguments.rounds,
+        "threads": arguments.threads,
+        "ways": {way: _summary([one[way] for one in rounds], rounds) for way in arguments.ways},
+        "machine": rounds[0][arguments.ways[0]]["machine"],
+    }
+    print_table(report)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measured(way: str, model: str, n_tokens: int, threads: int) -> Numbers:
+    """Seconds, added bytes at the peak, and a digest of the numbers of one way; in this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    import layerlens as ll
+    from layerlens.cli.bench import machine
+
+    loaded = ll.load(model, dtype="float32", device="cpu")
+    ids = _text(loaded, n_tokens)
+    with torch.no_grad():
+        trace = WAYS[way](loaded)
+        trace(ids[:, :16])
+        gc.collect()
+        _reset_peak()
+        loaded.decoder(input_ids=ids, use_cache=False)
+        plain = _peak_bytes()
+        _reset_peak()
+        started = time.perf_counter()
+        numbers = trace(ids)
+        seconds = time.perf_counter() - started
+    added = _peak_bytes() - plain
+    means = {name: float(values.double().mean()) for name, values in numbers.items()}
+    return {"seconds": seconds, "added_bytes": added, "means": means, "machine": machine(loaded.device)}
+
+
+def agreement(found: dict[str, Numbers]) -> None:
+    """Stop where two ways made another trace."""
+    first = next(iter(found.values()))["means"]
+    for way, one in found.items():
+        for name, mean in one["means"].items():
+            if abs(mean - first[name]) > 1e-3 * max(1.0, abs(first[name])):
+                raise SystemExit(f"{way} gives a mean {name} of {mean}, where another way gives {first[name]}")
+
+
+def print_table(report: Numbers) -> None:
+    """The medians, one way a line."""
+    print(f"{report['model']}, {report['tokens']} tokens, {report['threads']} threads, {report['rounds']} rounds\n")
+    print(f"{'way':<32}{'seconds':>9}{'x layerlens':>13}{'added MiB':>11}{'x layerlens':>13}")
+    for way, one in report["ways"].items():
+        print(
+            f"{way:<32}{one['seconds']:>9.2f}{one['seconds_ratio']:>13.2f}"
+            f"{one['added_bytes'] / 2**20:>11.0f}{one['added_ratio']:>13.2f}"
+        )
+
+
+def _layerlens(backend: str | None) -> Callable[[Any], Callable[[Any], Numbers]]:
+    def prepare(loaded: Any) -> Callable[[Any], Numbers]:
+        import numpy as np
+        import torch
+
+        import layerlens as ll
+
+        model = loaded
+        if backend is not None:
+            model = ll.load(loaded.hf, tokenizer=loaded.tokenizer, backend=backend)
+
+        def trace(ids: Any) -> Numbers:
+            text = model.tokenizer.decode(ids[0])
+            with tempfile.TemporaryDirectory() as folder:
+                run = ll.trace(
+                    model, [text], out=Path(folder) / "run", max_new_tokens=0, chat_template=False, progress=False
+                )
+                names = {"norm_ratio": "norm_ratio", "io_cosine": "io_cosine", "entropy": "entropy"}
+                names["top"] = "top_token_id"
+                return {name: torch.from_numpy(np.array(run.layers(column))) for name, column in names.items()}
+
+        return trace
+
+    return prepare
+
+
+def _transformers_by_hand(loaded: Any) -> Callable[[Any], Numbers]:
+    """Hooks that read whole rows of logits, a layer at a time."""
+    import torch
+
+    hf = loaded.hf
+
+    def trace(ids: Any) -> Numbers:
+        found: dict[str, list[Any]] = {"norm_ratio": [], "io_cosine": [], "entropy": [], "top": []}
+
+        def keep(_module: Any, args: Any, output: Any) -> None:
+            before, after = args[0][0], output[0]
+            _keep_numbers(found, before, after, hf.lm_head(hf.model.norm(after)))
+
+        handles = [block.register_forward_hook(keep) for block in hf.model.layers]
+        hf.model(input_ids=ids, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return {name: torch.stack(values, 1) for name, values in found.items()}
+
+    return trace
+
+
+def _transformer_lens_by_hand(loaded: Any) -> Callable[[Any], Numbers]:
+    """A cache of the residual stream, and TransformerLens' own logit lens over it."""
+    import torch
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformer_lens.tools.analysis import logit_lens
+
+    hf = loaded.hf
+    bridge = build_bridge_from_module(hf, type(hf).__name__, hf_config=hf.config, tokenizer=None)
+
+    def trace(ids: Any) -> Numbers:
+        wanted = lambda name: name.endswith(("hook_resid_pre", "hook_resid_post"))  # noqa: E731
+        _, cache = bridge.run_with_cache(ids, names_filter=wanted)
+        n_layers = bridge.cfg.n_layers
+        lens = logit_lens(bridge, cache=cache, layers=range(1, n_layers + 1), positions=None, top_k=1)
+        before, after = (
+            torch.stack([cache[f"blocks.{i}.hook_resid_{place}"][0] for i in range(n_layers)], 1)
+            for place in ("pre", "post")
+        )
+        return {
+            "norm_ratio": (after - before).norm(dim=2) / before.norm(dim=2),
+            "io_cosine": torch.cosine_similarity(before, after, dim=2),
+            "entropy": lens.readout.entropy[:, 0].t(),
+            "top": lens.readout.top_ids[:, 0, :, 0].t(),
+        }
+
+    return trace
+
+
+def _nnsight_by_hand(loaded: Any) -> Callable[[Any], Numbers]:
+    """States saved in a trace, and a loop over them."""
+    import nnsight
+    import torch
+    from nnsight.modeling.transformers import TransformersModel
+
+    hf = loaded.hf
+    lm = TransformersModel(hf, tokenizer=loaded.tokenizer, task="text-generation")
+
+    def trace(ids: Any) -> Numbers:
+        found: dict[str, list[Any]] = {"norm_ratio": [], "io_cosine": [], "entropy": [], "top": []}
+        with lm.trace({"input_ids": ids}):
+            states = nnsight.save([])
+            states.append(lm.model.layers[0].input)
+            for layer in lm.model.layers:
+                states.append(layer.output)
+        for before, after in pairwise(states):
+            _keep_numbers(found, before[0], after[0], hf.lm_head(hf.model.norm(after[0])))
+        return {name: torch.stack(values, 1) for name, values in found.items()}
+
+    return trace
+
+
+def _keep_numbers(found: dict[str, list[Any]], before: Any, after: Any, logits: Any) -> None:
+    import torch
+
+    log_probs = logits.log_softmax(-1)
+    found["norm_ratio"].append((after - before).norm(dim=1) / before.norm(dim=1))
+    found["io_cosine"].append(torch.cosine_similarity(before, after, dim=1))
+    found["entropy"].append(-(log_probs.exp() * log_probs).sum(1))
+    found["top"].append(logits.argmax(1))
+
+
+WAYS: dict[str, Callable[[Any], Callable[[Any], Numbers]]] = {
+    OURS[0]: _layerlens(None),
+    OURS[1]: _layerlens("transformer-lens"),
+    OURS[2]: _layerlens("nnsight"),
+    BY_HAND[0]: _transformers_by_hand,
+    BY_HAND[1]: _transformer_lens_by_hand,
+    BY_HAND[2]: _nnsight_by_hand,
+}
+
+
+def _text(model: Any, n_tokens: int) -> Any:
+    """Token ids [1, n_tokens] of a text that comes out as so many tokens again."""
+    import layerlens as ll
+
+    problems = " ".join(str(prompt.content) for prompt in ll.dataset("sample").prompts)
+    ids = model.tokenizer(problems * (1 + n_tokens // 2000), return_tensors="pt").input_ids[:, :n_tokens]
+    again = model.tokenizer(model.tokenizer.decode(ids[0]), return_tensors="pt").input_ids
+    assert again.shape == (1, n_tokens), again.shape
+    return ids
+
+
+def _in_its_own_process(way: str, arguments: argparse.Namespace) -> Numbers:
+    options = ["--model", arguments.model, "--tokens", str(arguments.tokens), "--threads", str(arguments.threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", way, *options], capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{way} failed:\n{done.stderr}")
+    found: Numbers = json.loads(done.stdout.splitlines()[-1])
+    print(f"{way:<32}{found['seconds']:>9.2f} s{found['added_bytes'] / 2**20:>9.0f} MiB", file=sys.stderr, flush=True)
+    return found
+
+
+def _summary(found: list[Numbers], rounds: list[dict[str, Numbers]]) -> Numbers:
+    base = [one.get(OURS[0]) for one in rounds]
+    summary = {name: statistics.median(one[name] for one in found) for name in ("seconds", "added_bytes")}
+    for name, short in (("seconds", "seconds_ratio"), ("added_bytes", "added_ratio")):
+        ratios = [one[name] / ours[name] for one, ours in zip(found, base, strict=True) if ours]
+        summary[short] = statistics.median(ratios) if ratios else float("nan")
+    return summary
+
+
+def _reset_peak() -> None:
+    """Let the kernel count the peak of this process' memory from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: one a core]")
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

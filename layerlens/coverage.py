@@ -1,0 +1,300 @@
+"""Whether a model family can be traced and decoded from: every step tried on a tiny random model, and checked.
+
+What tracing and decoding give is compared with a plain reading that shares none of their code: each layer's logits come
+from the model itself, run with its last block made to hand on that layer's state.
+"""
+
+import difflib
+import re
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from layerlens.decode.loop import generate
+from layerlens.decode.strategies import Valley
+from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.models import Model, load, tiny_model, tiny_tokenizer
+from layerlens.models.check import UnknownHead
+from layerlens.models.hooks import replaced, watch_blocks
+from layerlens.models.loading import quiet
+from layerlens.tracing.tracer import trace
+
+VERDICTS = ("works", "refused", "not tried", "fails")
+STEPS = {
+    "load": "blocks and unembedding are found, no position sees a later one, the last block's readout is the logits",
+    "generate": "the model generates and is traced",
+    "replay": "one pass over the same text records the same numbers",
+    "readout": "they are what a plain reading of every layer gives",
+    "valley": "decoding from the valley emits the tokens, of the layers, that a plain walk finds",
+    "padding": "texts of different lengths give the same numbers together as alone, or generating together is refused",
+}
+_TEXTS = ["Hello there, you and I", "a b"]
+_N_NEW = 5
+_WINDOW = 3
+_NUMBERS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
+# float32; recurrences compute a full pass in chunks and single steps one by one
+_TOLERANCE = 2e-3
+_PLURAL = {"works": "work", "fails": "fail"}
+# what a refusal begins with, the class and the family, and the advice that it ends with
+_NAMES = re.compile(r"^\S+ \(\S+\) (cannot be traced: )?")
+_ADVICE = re.compile(r"; layerlens traces .*")
+
+_COLUMNS = ("family", "verdict", *STEPS, "parts", "layers of the tiny model", "seconds")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What came of checking one family."""
+
+    name: str
+    """transformers' model type."""
+    verdict: str
+    """One of VERDICTS."""
+    reason: str = ""
+    """Why it does not work, in a sentence that begins with the step at which it fails; empty where it works."""
+    passed: tuple[str, ...] = ()
+    """The STEPS that hold."""
+    layers: tuple[str, ...] = ()
+    """The kind of each layer of its tiny model, such as "sliding"; empty where it did not load."""
+    parts: bool | None = None
+    """Whether attention and MLP part of each block are recorded; None where it did not load."""
+    padding: str = ""
+    """Why prompts of different lengths cannot generate in one batch; empty where they can, or where nothing loaded."""
+    seconds: float = 0.0
+    """That the check took."""
+
+    @property
+    def kinds(self) -> str:
+        """The layers counted: "3 sliding, 1 full"."""
+        return ", ".join(f"{count} {kind}" for kind, count in Counter(self.layers).items())
+
+
+class _Disagreement(Exception):
+    """Two ways to the same numbers led to different ones."""
+
+
+def families() -> list[str]:
+    """Every model type of the installed transformers' mapping of causal language models, sorted."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def picture_families() -> list[str]:
+    """Every other model type of its mapping of models for images and text, sorted."""
+    return sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+
+
+def check_families(names: Sequence[str] = ()) -> Iterator[Coverage]:
+    """What comes of checking each of these families, or all of `families()`, as it becomes known.
+
+    Raises:
+        OptionError: transformers has no such family; before anything is checked.
+    """
+    for name in names:
+        _refuse_unknown(name)
+    return map(check_family, names or families())
+
+
+def check_family(name: str) -> Coverage:
+    """Load a tiny random model of the family, trace it in both modes, decode from it, and pad it; all on the CPU.
+
+    It works where all STEPS hold. It is refused where layerlens says that it cannot trace it, and fails where anything
+    else comes in between. It is not tried where transformers builds no tiny model.
+
+    Raises:
+        OptionError: transformers has no such family.
+    """
+    _refuse_unknown(name)
+    started = time.perf_counter()
+    with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        found = _checked(name)
+    return replace(found, seconds=round(time.perf_counter() - started, 2))
+
+
+def as_table(found: Iterable[Coverage]) -> Iterator[str]:
+    """The lines of a Markdown table, one for each family, between what it was made with and the sum of it."""
+    yield f"Made with transformers {transformers.__version__} by `layerlens models --check --markdown`.\n"
+    yield f"| {' | '.join(_COLUMNS)} |"
+    yield f"|{'---|' * len(_COLUMNS)}"
+    kept = []
+    for one in found:
+        kept.append(one)
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in _cells(one))} |"
+    yield f"\n{summed_up(kept)}."
+
+
+def summed_up(found: Sequence[Coverage]) -> str:
+    """How many there are of each verdict."""
+    counts = Counter(one.verdict for one in found)
+    said = ", ".join(f"{counts[verdict]} {_PLURAL.get(verdict, verdict)}" for verdict in VERDICTS)
+    return f"{len(found)} famil{'y' if len(found) == 1 else 'ies'}: {said}"
+
+
+def _cells(one: Coverage) -> list[str]:
+    reason = _ADVICE.sub("", _NAMES.sub("", one.reason))
+    reason = f"it {reason}" if reason.startswith("is ") else reason
+    marks = {step: "✓" if step in one.passed else "" for step in STEPS}
+    if one.padding:
+        marks["padding"] = f"one by one: {one.padding}"
+    return [
+        f"`{one.name}`",
+        f"{one.verdict}: {reason}" if reason else one.verdict,
+        *marks.values(),
+        {True: "✓", False: "null", None: ""}[one.parts],
+        one.kinds,
+        f"{one.seconds:.1f}",
+    ]
+
+
+def _refuse_unknown(name: str) -> None:
+    known = [*families(), *picture_families()]
+    if name not in known:
+        meant = difflib.get_close_matches(name, known)
+        raise OptionError(
+            f"transformers {transformers.__version__} has no causal language model of type {name!r}; "
+            + (f"did you mean {' or '.join(meant)}?" if meant else f"give one such as {', '.join(families()[:3])}")
+        )
+
+
+def _checked(name: str) -> Coverage:
+    try:
+        hf = tiny_model(name)
+    except ModelError as error:
+        return Coverage(name, "not tried", str(error).removesuffix("; give another"))
+    found = Coverage(name, "works")
+    try:
+        for step, learned in zip(STEPS, _steps(hf), strict=True):
+            found = replace(found, passed=(*found.passed, step), **learned)
+    except Exception as error:  # whatever it is, it is ours to mend, but for a refusal at load
+        if isinstance(error, ModelError) and not (found.passed or isinstance(error, UnknownHead)):
+            return replace(found, verdict="refused", reason=str(error))
+        step = list(STEPS)[len(found.passed)]
+        return replace(found, verdict="fails", reason=f"at {step}: {_described(error)}")
+    return found
+
+
+def _steps(hf: PreTrainedModel) -> Iterator[dict[str, Any]]:
+    """What each of STEPS tells about the family, as far as they hold: fields of `Coverage`."""
+    model = load(hf, tokenizer=tiny_tokenizer())
+    yield {"layers": tuple(model.layer_kinds), "parts": None not in model.sublayers}
+    generated = _traced(model, "generate", 1)
+    yield {}
+    replayed = _traced(model, "replay", 1)
+    _agree("generating", generated, "replaying", replayed)
+    yield {}
+    _agree("a plain reading", _plain_numbers(model, generated), "the trace", replayed)
+    yield {}
+    _check_decoding(model)
+    yield {}
+    yield {"padding": _padding(model, generated)}
+
+
+def _described(error: Exception) -> str:
+    return str(error) if isinstance(error, _Disagreement) else f"{type(error).__name__}: {first_sentence(error)}"
+
+
+def _padding(model: Model, alone: dict[str, np.ndarray]) -> str:
+    """Why prompts of different lengths cannot generate together, or ""; given texts must be traced together alike."""
+    _agree("texts one by one", _traced(model, None, 1), "together", _traced(model, None, len(_TEXTS)))
+    try:
+        together = _traced(model, "generate", len(_TEXTS))
+    except OptionError as error:
+        return str(error).split("because ")[-1].split(";")[0]
+    _agree("generating one by one", alone, "together", together)
+    return ""
+
+
+def _traced(model: Model, mode: str | None, batch_size: int) -> dict[str, np.ndarray]:
+    """The numbers of a trace by name, [positions, L] each; without a mode, of the given texts alone."""
+    n_new = _N_NEW if mode else 0
+    options: dict[str, Any] = {"max_new_tokens": n_new, "min_new_tokens": n_new, "mode": mode, "batch_size": batch_size}
+    with tempfile.TemporaryDirectory() as folder:
+        run = trace(model, _TEXTS, out=Path(folder) / "run", progress=False, **options)
+        next_token_id = run.positions["next_token_id"].astype("float").to_numpy()
+        return {name: run.layers(name) for name in _NUMBERS} | {"next_token_id": next_token_id}
+
+
+def _agree(one: str, left: dict[str, np.ndarray], other: str, right: dict[str, np.ndarray]) -> None:
+    for name, values in left.items():
+        if values.shape != right[name].shape:
+            raise _Disagreement(f"{one} and {other} record {values.shape} and {right[name].shape} of {name}")
+        apart = np.abs(values - right[name]) / np.maximum(1.0, np.abs(values))
+        worst = np.max(apart, where=~np.isnan(apart), initial=0.0)
+        if not np.array_equal(np.isnan(values), np.isnan(right[name])) or worst > _TOLERANCE:
+            raise _Disagreement(f"{one} and {other} differ by {worst:.1e} in {name}")
+
+
+def _plain_numbers(model: Model, generated: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a trace of the texts and of what was generated from them is to record, [positions, L] each."""
+    rows: dict[str, list[Tensor]] = {"norm_ratio": [], "io_cosine": [], "entropy": []}
+    for text, emitted in zip(_TEXTS, np.split(generated["next_token_id"].astype(int), len(_TEXTS)), strict=True):
+        prompt = model.tokenizer(text).input_ids
+        states, logits = _plain_reading(model, [*prompt, *emitted[:-1].tolist()], model.n_layers)
+        before, after = states[:-1, len(prompt) - 1 :], states[1:, len(prompt) - 1 :]
+        log_probs = logits[:, len(prompt) - 1 :].log_softmax(-1)
+        rows["norm_ratio"].append((after - before).norm(dim=-1) / before.norm(dim=-1))
+        rows["io_cosine"].append(torch.cosine_similarity(before, after, dim=-1))
+        rows["entropy"].append(-(log_probs.exp() * log_probs).sum(-1))
+    return {name: torch.cat(pieces, dim=1).T.numpy() for name, pieces in rows.items()}
+
+
+def _check_decoding(model: Model) -> None:
+    """Decoding from the valley emits the tokens, of the layers, that a plain walk finds over the same text."""
+    for text in _TEXTS:
+        decoded = generate(model, text, strategy=Valley(window=_WINDOW), max_new_tokens=_N_NEW)
+        prompt = model.tokenizer(text).input_ids
+        _, logits = _plain_reading(model, [*prompt, *decoded.token_ids[:-1]], min(_WINDOW, model.n_layers))
+        emitted = zip(decoded.token_ids, decoded.steps["selected_layer"], strict=True)
+        for position, (token_id, layer) in enumerate(emitted, start=len(prompt) - 1):
+            n_back = _steps_back([_entropy(of_layer) for of_layer in logits[:, position]])
+            top = int(logits[-1 - n_back, position].argmax())
+            if (token_id, layer) != (top, model.n_layers - n_back):
+                raise _Disagreement(
+                    f"decoding emits token {token_id} of layer {layer} where a plain walk finds {top} of "
+                    f"{model.n_layers - n_back}"
+                )
+
+
+@torch.no_grad()
+def _plain_reading(model: Model, token_ids: list[int], n_last: int) -> tuple[Tensor, Tensor]:
+    """The states [L + 1, seq, d_model] of one pass, the embeddings first, and the logits [n_last, seq, vocab] that the
+    model gives if its last block hands on the state of each of the last `n_last` layers instead of its own."""
+    ids, streams = torch.tensor([token_ids]), list[tuple[Tensor, Tensor]]()
+    with watch_blocks(
+        model.blocks, [None] * model.n_layers, lambda _, h_in, __, h_out: streams.append((h_in.clone(), h_out.clone()))
+    ):
+        model.hf(input_ids=ids, use_cache=False)
+    logits = []
+    for _, h_out in streams[model.n_layers - n_last :]:
+        with replaced(model.blocks[-1], h_out):
+            logits.append(model.hf(input_ids=ids, use_cache=False).logits[0].double())
+    return torch.cat([streams[0][0], *(h_out for _, h_out in streams)]), torch.stack(logits)
+
+
+def _entropy(logits: Tensor) -> float:
+    """Shannon entropy in nats."""
+    log_probs = logits.log_softmax(-1)
+    return float(-(log_probs.exp() * log_probs).sum())
+
+
+def _steps_back(curve: list[float]) -> int:
+    """Of Eq. 7: how often the entropy falls strictly, going back from the last entry."""
+    n_steps = 0
+    while n_steps + 1 < len(curve) and curve[-n_steps - 2] < curve[-n_steps - 1]:
+        n_steps += 1
+    return n_steps

@@ -1,0 +1,162 @@
+"""What each block of a pass did, measured inside an nnsight trace where the states are.
+
+A remote server has torch and not layerlens: this file travels there as source, so it is complete in itself and says in
+plain torch what `tracing/meter.py` and `lens/readout.py` compute for models in this process.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Blocks = Sequence[tuple[str, str | None, bool]]
+Names = Sequence[str]
+
+_WORDS = 8192
+_ROWS = 512
+_LEAST_NORM = 1e-6
+
+
+def reduce_blocks(
+    root: Any, blocks: Blocks, head: str, tail: Names, scale: float, softcap: float | None, n_vocab: int, keep: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Norm ratio, I/O cosine, attention ratio, MLP ratio, entropy in nats [5, layers, rows]; top tokens [layers, rows].
+
+    Args:
+        root: the envoy of the whole model, inside of a trace.
+        blocks: for each block its path, the path of the module that tells its parts (or None), and whether attention
+            and MLP stand in parallel there.
+        head: path of the unembedding.
+        tail: paths of the modules between the last block and the unembedding.
+        scale: factor on the logits.
+        softcap: c of c·tanh(logits / c), or None.
+        n_vocab: words of the readout.
+        keep: indices of the rows to measure, of batch and positions flattened; int64 [rows].
+    """
+    numbers, tops = [], []
+    for path, part_path, is_parallel in blocks:
+        block = root.get(path)
+        before = _kept(_given(block.inputs), keep)
+        part = None
+        if part_path is not None:
+            module = root.get(part_path)
+            part = _kept(_returned(module.output) if is_parallel else _given(module.inputs), keep)
+        after = _kept(_returned(block.output), keep)
+        ratios = _ratios(before, part, after, is_parallel)
+        states = after
+        for name in tail:
+            states = root.get(name)(states)
+        head_module = root.get(head)
+        entropy, top = _read(states, head_module.weight, head_module.bias, scale, softcap, n_vocab)
+        numbers.append(torch.stack([*ratios, entropy.to(ratios[0].device)]).cpu())
+        tops.append(top.cpu())
+    return torch.stack(numbers, dim=1), torch.stack(tops)
+
+
+def probe_misses(
+    root: Any, blocks: Blocks, head: str, tail: Names, settings: Any, n_vocab: int
+) -> tuple[int, float, list[tuple[float, float]], str]:
+    """How far a pass over two texts that differ in their last token misses what a lens takes for granted.
+
+    Args:
+        root, blocks, head, tail, n_vocab: as of `reduce_blocks`.
+        settings: pairs of scale and soft-cap to try.
+
+    Returns:
+        at which block the stream is not what the one before handed on (0 for none); by how much of their size earlier
+        logits move with a later token; for each of the settings by how much the readout of the last states misses the
+        logits, at worst and on average; and the type of the weights.
+    """
+    previous: Any = None
+    changed_at = 0
+    for index, (path, _, _) in enumerate(blocks):
+        block = root.get(path)
+        given = _given(block.inputs).detach()
+        if previous is not None and not changed_at and not torch.equal(given.to(previous.device), previous):
+            changed_at = index
+        previous = _returned(block.output).detach()
+    for name in tail:
+        previous = root.get(name)(previous)
+    head_module = root.get(head)
+    weight, bias = head_module.weight, head_module.bias
+    read = previous.detach().to(weight.device).float() @ weight[:n_vocab].detach().float().t()
+    if bias is not None:
+        read = read + bias[:n_vocab].detach().float()
+    own = root.output.logits.detach().float().to(read.device)
+    moved = float((own[0, :-1] - own[1, :-1]).abs().max() / own.abs().max())
+    misses = []
+    for scale, softcap in settings:
+        logits = read * scale
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        worst = float((logits - own).abs().max() / torch.maximum(logits.abs().max(), own.abs().max()))
+        slope = float((own * logits).double().sum() / (own * own).double().sum())
+        misses.append((worst, abs(slope - 1)))
+    return changed_at, moved, misses, str(weight.dtype).split(".")[-1]
+
+
+def _given(inputs: Any) -> Any:
+    """The stream among a module's arguments."""
+    args, kwargs = inputs
+    candidates = [*args[:1], kwargs.get("hidden_states"), *args[1:], *kwargs.values()]
+    return next(value for value in candidates if isinstance(value, torch.Tensor))
+
+
+def _returned(output: Any) -> Any:
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _kept(stream: Tensor, keep: Tensor) -> Tensor:
+    """The rows to measure: some blocks flatten batch and sequence on their way."""
+    return stream.detach().reshape(-1, stream.shape[-1]).index_select(0, keep.to(stream.device))
+
+
+def _ratios(before: Tensor, part: Tensor | None, after: Tensor, is_parallel: bool) -> Any:
+    """§2.1 of arXiv 2606.21906, as `tracing/meter.py`."""
+    before, after = before.float(), after.float()
+    size = torch.linalg.vector_norm(before, dim=1).clamp_min(_LEAST_NORM)
+    size_after = torch.linalg.vector_norm(after, dim=1).clamp_min(_LEAST_NORM)
+    ratio = torch.linalg.vector_norm(after - before, dim=1) / size
+    cosine = ((before * after).sum(1) / (size * size_after)).clamp(-1.0, 1.0)
+    if part is None:
+        absent = torch.full_like(ratio, math.nan)
+        return ratio, cosine, absent, absent
+    middle = before + part.float() if is_parallel else part.float()
+    attention = torch.linalg.vector_norm(middle - before, dim=1) / size
+    size_middle = torch.linalg.vector_norm(middle, dim=1).clamp_min(_LEAST_NORM)
+    mlp = torch.linalg.vector_norm(after - middle, dim=1) / (size if is_parallel else size_middle)
+    return ratio, cosine, attention, mlp
+
+
+def _read(
+    states: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, n_vocab: int
+) -> tuple[Tensor, Tensor]:
+    """Entropy in nats and arg-max of each row, the largest temporary a tile; as `lens/readout.py`."""
+    entropies, tops = [], []
+    for rows in states.detach().to(weight.device).float().split(_ROWS):
+        maximum = torch.full((len(rows),), -math.inf, device=rows.device)
+        total, moment = torch.zeros_like(maximum), torch.zeros_like(maximum)
+        top = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        for start in range(0, n_vocab, _WORDS):
+            stop = min(start + _WORDS, n_vocab)
+            logits = rows @ weight[start:stop].detach().float().t()
+            if bias is not None:
+                logits = (logits + bias[start:stop].detach().float()).clamp(min=-1e30)
+            logits = logits * scale
+            if softcap is not None:
+                logits = torch.tanh(logits / softcap) * softcap
+            tile_maximum, tile_top = logits.max(1)
+            top = torch.where(tile_maximum > maximum, tile_top + start, top)
+            raised = torch.maximum(maximum, tile_maximum)
+            shrink = torch.exp(maximum - raised)
+            shift = torch.where(total > 0, maximum - raised, torch.zeros_like(raised))
+            logits = logits - raised.unsqueeze(1)
+            exps = torch.exp(logits)
+            moment = shrink * (moment + shift * total) + (exps * logits).sum(1)
+            total = shrink * total + exps.sum(1)
+            maximum = raised
+        entropies.append((total.log() - moment / total).clamp(0.0, math.log(n_vocab)))
+        tops.append(top)
+    return torch.cat(entropies), torch.cat(tops)

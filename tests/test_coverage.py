@@ -1,0 +1,222 @@
+"""Every family of transformers against the table in the documentation, and that a mistake shows as a failure.
+
+After an upgrade of transformers, put what `layerlens models --check --markdown` prints under the last heading of
+docs/models.md. LAYERLENS_ALL_FAMILIES=1 tries all families, which takes minutes; without it, one of each kind.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig
+
+import layerlens as ll
+from layerlens.coverage import STEPS, VERDICTS, as_table, check_families, check_family, families, picture_families
+from layerlens.decode import scan
+from layerlens.models import adapter, tiny_model, tiny_tokenizer
+from layerlens.tracing import meter, tracer
+
+ROOT = Path(__file__).resolve().parents[1]
+PROSE, TABLE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").split("## Every family\n")
+VERSION = re.search(r"Made with transformers (\S+) by", TABLE)[1]
+
+KINDS = {
+    "dense": "llama",
+    "parallel": "cohere",
+    "post-norm": "olmo2",
+    "capped": "gemma2",
+    "scaled": "granite",
+    "hybrid": "qwen3_next",
+    "MoE": "mixtral",
+    "state-space": "mamba2",
+    "multimodal wrapper": "gemma3",
+    "decoder of a translator": "bart",
+    "padding read as text": "rwkv",
+    "several streams": "deepseek_v4",
+    "encoder": "bert",
+}
+ALL = "LAYERLENS_ALL_FAMILIES" in os.environ
+
+of_this_version = pytest.mark.skipif(
+    transformers.__version__ != VERSION,
+    reason=f"the table is of transformers {VERSION}, installed is {transformers.__version__}",
+)
+
+
+def rows(lines):
+    """Of a Markdown table the cells after the name, by name."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    return {name.strip("`"): others for name, *others in cells}
+
+
+def comparable(row):
+    """Without the seconds, and without the size of a mismatch, which differs from machine to machine."""
+    return [re.sub(r"\d\.\de[+-]\d\d", "#", cell) for cell in row[:-1]]
+
+
+ROWS = rows(TABLE.splitlines())
+VERDICT_OF = {name: row[0].partition(":")[0] for name, row in ROWS.items()}
+
+
+@pytest.mark.parametrize("name", families() if ALL else [name for name in KINDS.values() if name in families()])
+def test_a_family_is_what_the_table_says(name):
+    found = check_family(name)
+    assert found.verdict != "fails", found.reason
+    assert (found.passed == tuple(STEPS)) == (found.verdict == "works")
+    if transformers.__version__ == VERSION:
+        assert comparable(rows(as_table([found]))[name]) == comparable(ROWS[name])
+
+
+@of_this_version
+def test_the_table_lists_every_family_of_transformers():
+    assert list(ROWS) == families()
+
+
+def test_nothing_fails_and_the_sums_are_right():
+    assert set(VERDICT_OF.values()) <= set(VERDICTS) - {"fails"}
+    counts = {verdict: list(VERDICT_OF.values()).count(verdict) for verdict in VERDICTS}
+    said = f"{len(ROWS)} families: {counts['works']} work, {counts['refused']} refused, {counts['not tried']} not tried"
+    assert TABLE.rstrip().endswith(f"\n{said}, 0 fail.")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    version = VERSION.rpartition(".")[0]
+    assert f"\n{counts['works']} of the {len(ROWS)} causal families of transformers {version}, " in readme
+
+
+@pytest.mark.parametrize(
+    ("verdict", "heading"), [("refused", "What is refused, and why"), ("not tried", "What is not tried")]
+)
+def test_what_does_not_work_has_its_reason_in_the_text(verdict, heading):
+    section = PROSE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([^`]+)`", section)) & set(ROWS)
+    of_verdict = {name for name, found in VERDICT_OF.items() if found == verdict}
+    assert of_verdict <= named
+    assert {VERDICT_OF[name] for name in named - of_verdict} <= {"refused"}, "the relatives of what is not tried"
+
+
+def named_in_the_paragraph(beginning):
+    return set(re.findall(r"`([^`]+)`", PROSE.split(f"**{beginning}")[1].split("\n\n")[0])) & set(ROWS)
+
+
+@of_this_version
+def test_the_halves_of_translators_are_those_whose_configs_are_of_the_whole():
+    working = {name for name, verdict in VERDICT_OF.items() if verdict == "works"}
+    halves = {name for name in working if AutoConfig.for_model(name).is_encoder_decoder}
+    assert named_in_the_paragraph("Halves of translators") == halves
+
+
+@of_this_version
+@pytest.mark.parametrize("name", sorted(named_in_the_paragraph("Every token sees")))
+def test_an_encoder_that_is_made_a_decoder_loads_if_the_text_says_so(name):
+    try:
+        ll.load(tiny_model(name, is_decoder=True), tokenizer=tiny_tokenizer())
+        loads = True
+    except ll.ModelError:
+        loads = False
+    assert loads == (name in named_in_the_paragraph("Decoders among the encoders"))
+
+
+def test_prophetnet_is_not_causal_for_the_reason_that_the_text_gives():
+    """Without the relative positions of its predicting streams, no logit depends on a later token."""
+    hf = tiny_model("prophetnet")
+    ids = torch.arange(5, 12).repeat(2, 1)
+    ids[1, -1] = 50
+    differences = []
+    for weight in (1.0, 0.0):
+        for module in hf.modules():
+            if hasattr(module, "relative_pos_embeddings"):
+                module.relative_pos_embeddings.weight.data.mul_(weight)
+        with torch.no_grad():
+            one, other = hf(input_ids=ids, use_cache=False).logits[:, :-1]
+        differences.append(float((one - other).abs().max()))
+    assert differences[0] > 1e-2
+    assert differences[1] < 1e-5
+
+
+def test_models_for_images_and_text_are_known_by_name():
+    assert not set(picture_families()) & set(families())
+    assert check_family("mistral3").verdict == "works"
+
+
+def test_an_unknown_family_is_refused_before_anything_is_checked():
+    with pytest.raises(ll.OptionError, match=r"no causal language model of type 'lama'; did you mean llama"):
+        check_families(["llama", "lama"])
+    with pytest.raises(ll.OptionError, match="of type '#'; give one such as afmoe"):
+        check_family("#")
+
+
+def test_a_table_has_a_row_for_whatever_is_found(monkeypatch):
+    """A bar in a reason does not end its cell."""
+    monkeypatch.setattr(adapter, "layer_kinds", lambda *_: {}["a | b"])
+    (row,) = rows(as_table([check_family("llama")])).values()
+    assert row[:3] == ["fails: at load: KeyError: 'a / b'", "", ""]
+
+
+def test_it_fails_where_the_model_cannot_be_read(monkeypatch):
+    """A head that is not understood is no reason to refuse a family."""
+    monkeypatch.setattr(adapter, "_number", lambda *_: None)
+    found = check_family("granite")
+    assert (found.verdict, found.passed) == ("fails", ())
+    assert found.reason.startswith("at load: UnknownHead: ")
+    assert "failed the readout check" in found.reason
+
+
+def test_it_fails_where_generating_breaks(monkeypatch):
+    monkeypatch.setattr(tracer, "generate", lambda *_: 1 / 0)
+    found = check_family("llama")
+    assert (found.verdict, found.passed) == ("fails", ("load",))
+    assert found.reason == "at generate: ZeroDivisionError: division by zero"
+    assert (found.kinds, found.parts) == ("4 full", True)
+
+
+def test_it_fails_where_a_replay_differs(monkeypatch):
+    right = tracer.replay
+    monkeypatch.setattr(
+        tracer, "replay", lambda model, sequences, firsts, meter: right(model, sequences, [0 for _ in firsts], meter)
+    )
+    assert fails_at("replay", "llama").startswith("generating and replaying record (")
+    monkeypatch.setattr(tracer, "replay", lambda model, texts, *others: right(model, [t[::-1] for t in texts], *others))
+    assert fails_at("replay", "llama").startswith("generating and replaying differ by ")
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba2", "gemma3"])
+def test_it_fails_where_layers_are_taken_for_the_next(monkeypatch, family):
+    """In both modes, so that they agree."""
+    right = meter.Meter.on_block
+
+    def shifted(self, index, *seen):
+        right(self, (index + 1) % len(self._layers), *seen)
+
+    monkeypatch.setattr(meter.Meter, "on_block", shifted)
+    assert fails_at("readout", family).startswith("a plain reading and the trace differ by ")
+
+
+def test_it_fails_where_readouts_lack_the_final_norm(monkeypatch):
+    right = meter.read
+    monkeypatch.setattr(meter, "read", lambda states, unembed: right(states * 1.05 + 0.1, unembed))
+    assert fails_at("readout", "olmo2").endswith("in entropy")
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_it_fails_where_the_walk_is_off_by_one(monkeypatch, family, by):
+    right = scan._steps
+    monkeypatch.setattr(scan, "_steps", lambda values: (right(values) + by).clamp(0, values.shape[1] - 1))
+    assert " where a plain walk finds " in fails_at("valley", family)
+
+
+def test_it_fails_where_padding_is_let_through(monkeypatch):
+    monkeypatch.setattr(tracer, "refuse_ignored_padding", lambda _: None)
+    assert fails_at("padding", "bart").startswith("generating one by one and together differ by ")
+
+
+def fails_at(step, family):
+    """What is said, after the step is."""
+    found = check_family(family)
+    assert found.verdict == "fails"
+    assert list(found.passed) == list(STEPS)[: list(STEPS).index(step)]
+    begins, _, reason = found.reason.partition(": ")
+    assert begins == f"at {step}"
+    return reason
