@@ -66,12 +66,18 @@ def measured(way: str, model: str, n_tokens: int, threads: int) -> Numbers:
         loaded.decoder(input_ids=ids, use_cache=False)
         plain = _peak_bytes()
         _reset_peak()
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         numbers = trace(ids)
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     added = _peak_bytes() - plain
     means = {name: float(values.double().mean()) for name, values in numbers.items()}
-    return {"seconds": seconds, "added_bytes": added, "means": means, "machine": machine(loaded.device)}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "added_bytes": added,
+        "means": means,
+        "machine": machine(loaded.device),
+    }
 
 
 def agreement(found: dict[str, Numbers]) -> None:

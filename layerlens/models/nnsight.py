@@ -4,13 +4,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from layerlens import hub
 from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
 from layerlens.models import reduction
 from layerlens.models.adapter import Model, adapt
@@ -86,16 +88,30 @@ def wrapped(hf: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def named(source: str, revision: str | None) -> Any:
-    """nnsight's wrapper of a hub model without its weights, which stay on the server."""
-    _nnsight()
+    """nnsight's wrapper of a hub model without its weights, which stay on the server.
+
+    Raises:
+        OptionError: there is no key, or `source` is on this machine.
+        ModelError: config or tokenizer cannot be had.
+    """
+    _refuse_without_key()
     from nnsight.modeling.transformers import TransformersModel
 
+    if Path(source).expanduser().exists():
+        raise OptionError(f"--backend nnsight-remote runs models that its server has, by hub id; {source} is here")
+    revision = revision or "main"
+    if not hub.answers(source, "config.json", revision=revision):
+        raise ModelError(
+            f"{source!r} does not answer on the hub; give the hub id of a model that nnsight's server runs, and check "
+            "that the hub can be reached"
+        )
     try:
-        return TransformersModel(source, task="text-generation", revision=revision or "main")
+        # given, because nnsight 0.8 does not ask for it with transformers 5.23
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        return TransformersModel(source, task="text-generation", revision=revision, tokenizer=tokenizer)
     except Exception as error:
         raise ModelError(
-            f"nnsight cannot make out {source!r} ({first_sentence(error)}); give the hub id of a model that its server "
-            "runs, and check that the hub can be reached"
+            f"nnsight cannot make out {source!r} ({first_sentence(error)}); give the hub id of another model"
         ) from error
 
 
@@ -121,11 +137,8 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
         return replace(model, backend=Nnsight(name, modes=("replay",), measures_kl=False, language_model=lm))
     _nnsight().register(reduction)
     remote: bool | str = "local" if name == "nnsight-simulated" else True
-    if remote is True and not _nnsight().CONFIG.API.APIKEY:
-        raise OptionError(
-            "--backend nnsight-remote needs a key of its server: set NDIF_API_KEY, or run "
-            "`python -c \"import nnsight; nnsight.CONFIG.set_default_api_key('KEY')\"` once"
-        )
+    if remote is True:
+        _refuse_without_key()
     backend = Nnsight(name, modes=("replay",), measures_kl=False, is_here=False, language_model=lm, remote=remote)
     hf = lm._module
     if hf.get_input_embeddings().weight.is_meta:
@@ -174,6 +187,14 @@ def _plan(model: Model) -> tuple[Any, ...]:
     readout = model.unembed
     tail = [path_of[module] for module in readout.tail]
     return blocks, path_of[model.head], tail, readout.scale, readout.softcap, model.n_vocab
+
+
+def _refuse_without_key() -> None:
+    if not _nnsight().CONFIG.API.APIKEY:
+        raise OptionError(
+            "--backend nnsight-remote needs a key of its server: set NDIF_API_KEY, or run "
+            "`python -c \"import nnsight; nnsight.CONFIG.set_default_api_key('KEY')\"` once"
+        )
 
 
 @contextlib.contextmanager

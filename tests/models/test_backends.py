@@ -255,6 +255,16 @@ def test_a_remote_run_needs_a_key(tiny_folder, monkeypatch):
         ll.load(language_model(tiny_folder("llama")), backend="nnsight-remote")
 
 
+def test_what_a_server_does_not_have(tiny_folder, monkeypatch):
+    import nnsight
+
+    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "key")
+    with pytest.raises(ll.OptionError, match=r"runs models that its server has, by hub id; .* is here"):
+        ll.load(tiny_folder("llama"), backend="nnsight-remote")
+    with pytest.raises(ll.ModelError, match=r"'nobody/nothing' does not answer on the hub; .*hub can be reached"):
+        ll.load("nobody/nothing", backend="nnsight-remote")
+
+
 def test_a_server_that_is_not_there_is_said_in_a_sentence(tiny_folder, monkeypatch):
     import nnsight
 
