@@ -38,9 +38,10 @@ def of_last_run(run: Run) -> Iterator[Measured]:
             )
     phases = run.phases().set_index("phase")
     for phase in ("I", "II", "III"):
-        first, last = phases.loc[phase, ["first", "last"]]
-        yield Measured(f"phase {phase}, first layer", "layer", float(first), n_prompts=phases.loc[phase, "n_prompts"])
-        yield Measured(f"phase {phase}, last layer", "layer", float(last), n_prompts=phases.loc[phase, "n_prompts"])
+        row = phases.loc[phase]
+        for end in ("first", "last"):
+            layer = float("nan") if pd.isna(row[end]) else float(row[end])
+            yield Measured(f"phase {phase}, {end} layer", "layer", layer, n_prompts=row["n_prompts"])
     plateau = layers.loc[phases.loc["II", "first"] : phases.loc["II", "last"]]
     for end in ("min", "max"):
         for measure in ("norm_ratio", "io_cosine"):
