@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli import ablate, bench, compare, figure, lists, merge, mistakes, report, table
+from layerlens.cli import ablate, bench, compare, doctor, figure, lists, merge, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.errors import LayerlensError
@@ -49,7 +49,7 @@ app.command("compare")(compare.compare)
 app.command("ablate")(ablate.ablate)
 app.command("models")(lists.models)
 app.command("datasets")(lists.datasets)
-app.command("doctor")(lists.doctor)
+app.command("doctor")(doctor.doctor)
 
 _INTERRUPTED = 130
 

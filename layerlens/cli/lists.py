@@ -1,4 +1,4 @@
-"""`layerlens models`, `datasets` and `doctor`: what there is."""
+"""`layerlens models` and `datasets`: what there is."""
 
 import json as json_format
 from collections.abc import Iterable, Iterator
@@ -106,20 +106,3 @@ def datasets() -> None:
         typer.echo(f"  {card.name:<8} {card.hub_id or 'shipped with layerlens'}{' (gated)' if card.gated else ''}")
         scored = f"scored by {card.scoring}" if card.scoring else "not scored"
         typer.echo(f"           {card.description} ({card.licence}); {scored}")
-
-
-def doctor() -> None:
-    """Show versions and hardware: what a report of a problem should include."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    typer.echo(f"python         {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in ("layerlens", "torch", "transformers", "gguf", "pandas", "pyarrow", "matplotlib"):
-        try:
-            typer.echo(f"{name:<14} {version(name)}")
-        except PackageNotFoundError:
-            typer.echo(f"{name:<14} not installed")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    typer.echo(f"gpu            {gpu}\nthreads        {torch.get_num_threads()}")

@@ -14,6 +14,7 @@ from layerlens.errors import OptionError
 if TYPE_CHECKING:
     from layerlens.decode.strategies import Strategy
     from layerlens.models import Model as LoadedModel
+    from layerlens.models.placement import Place
 
 Result = TypeVar("Result")
 
@@ -43,6 +44,17 @@ class Loading:
     ] = None
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto, balanced or sequential: over all GPUs, the rest in memory. In place of --device."),
+    ] = None
+    offload_folder: Annotated[
+        Path | None, typer.Option(help="With --device-map: leave what fits nowhere else on disk, if need be here.")
+    ] = None
+    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit, by bitsandbytes, while loading.")] = None
+    keep_quantized: Annotated[
+        bool, typer.Option("--keep-quantized", help="Leave the weights of a GGUF file packed; slower.")
+    ] = False
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
@@ -56,6 +68,17 @@ class Loading:
         import layerlens as ll
 
         return ll.load(model, **asdict(self))
+
+    def place(self) -> "Place":
+        """Where a model is to lie."""
+        from layerlens.models.placement import place_for
+
+        return place_for(self.device, self.device_map, None, self.offload_folder)
+
+    def sizing(self) -> dict[str, Any]:
+        """What of it changes how large a model is."""
+        names = ("dtype", "quantize", "keep_quantized", "revision", "trust_remote_code")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

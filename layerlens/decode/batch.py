@@ -16,6 +16,7 @@ from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
 from layerlens.decode.reader import Reader
 from layerlens.decode.sampling import Sampler
 from layerlens.models import Model
+from layerlens.models.placement import is_spread
 
 # Steps between two looks of the host. Where the host is the device nothing waits, and no step is done in vain.
 _STEPS_PER_BLOCK = {"cpu": 1}
@@ -42,13 +43,14 @@ def decode_batch(
         reader: of the strategy; used for this batch alone.
         options: of the generation.
         seed: of the sampler.
-        static: keep keys and values in a cache of fixed size; None: on accelerators. On a CPU a growing cache is
+        static: keep keys and values in a cache of fixed size; None: on one accelerator. On a CPU a growing cache is
             faster (measured: 10 %).
         on_tokens: called with the number of tokens after each block.
         before_pass: called before each forward pass with the prompts, by number, whose rows it holds; ended ones can
             be among them. Passes are then not captured as a graph.
     """
-    static = model.device.type != "cpu" if static is None else static
+    if static is None:
+        static = model.device.type != "cpu" and not is_spread(model.hf)
     batch = _Batch(model, prompts, reader, options, seed, static, before_pass)
     with torch.no_grad(), reader.answering():
         return batch.run(on_tokens or (lambda _: None))
@@ -111,7 +113,7 @@ class _Batch:
         self._decisions: list[Decisions] = []
         self._before_pass = before_pass
         # a sliding cache counts on the host how full it is, and a replayed graph would not
-        on_host = before_pass is not None or "sliding" in model.layer_kinds
+        on_host = before_pass is not None or "sliding" in model.layer_kinds or is_spread(model.hf)
         self._may_capture = self._forward.is_static and device.type == "cuda" and not on_host
         self._graph: torch.cuda.CUDAGraph | None = None
         self._n_eager = 0
@@ -170,7 +172,7 @@ class _Batch:
         for buffer, value in zip(
             self._buffers(decisions), (token_ids, decisions.numbers, decisions.values), strict=True
         ):
-            buffer.index_copy_(0, self._slot, value.unsqueeze(0))
+            buffer.index_copy_(0, self._slot, value.unsqueeze(0).to(buffer.device))
         self._alive.logical_and_(~torch.isin(token_ids, self._end_ids))
         self._token.copy_(token_ids.unsqueeze(1))
         self._step.add_(1)
@@ -178,11 +180,11 @@ class _Batch:
 
     def _buffers(self, decisions: Decisions) -> list[Tensor]:
         if not self._recorded:
-            n_rows = len(decisions.numbers)
+            n_rows, here = len(decisions.numbers), self._token.device  # the head can lie elsewhere
             self._recorded = [
                 self._token.new_zeros(self._block, n_rows),
-                decisions.numbers.new_zeros(self._block, *decisions.numbers.shape),
-                decisions.values.new_zeros(self._block, *decisions.values.shape),
+                decisions.numbers.new_zeros(self._block, *decisions.numbers.shape, device=here),
+                decisions.values.new_zeros(self._block, *decisions.values.shape, device=here),
             ]
         return self._recorded
 

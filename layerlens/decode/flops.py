@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -31,7 +32,8 @@ def decoding_flops(hf: PreTrainedModel, window: int, mean_depth: float | None = 
 
     Raises:
         OptionError: the window is below 1 or the depth does not fit it.
-        ModelError: the model has routed experts, and its config does not say how many of them a token goes through.
+        ModelError: the model has routed experts, and its config does not say how many of them a token goes through; or
+            they lie in packed blocks.
     """
     if window < 1:
         raise OptionError(f"--window {window} is too small; give a whole number from 1")
@@ -50,7 +52,8 @@ def decoding_flops(hf: PreTrainedModel, window: int, mean_depth: float | None = 
     for name, module in decoder.named_modules():
         if module is not head and not name.startswith(tuple(f"{experts}." for experts in lists)):
             forward += _of_its_own(module, active, hf)
-    return DecodingFlops(forward - n_tail, head.weight.numel() + n_tail, window, mean_depth)
+    n_head = _of_its_own(head, active, hf) or head.weight.numel()
+    return DecodingFlops(forward - n_tail, n_head + n_tail, window, mean_depth)
 
 
 def _is_list_of_experts(name: str, module: nn.Module) -> bool:
@@ -61,17 +64,22 @@ def _of_a_list(experts: nn.Module, active: int | None, hf: PreTrainedModel) -> i
     """For one token, of experts that are modules of their own."""
     linears = [module for module in experts.modules() if isinstance(module, nn.Linear)]
     n_experts = len(list(experts.children()))
-    return sum(linear.weight.numel() for linear in linears) * _known(active, hf) // n_experts
+    return sum(linear.in_features * linear.out_features for linear in linears) * _known(active, hf) // n_experts
 
 
 def _of_its_own(module: nn.Module, active: int | None, hf: PreTrainedModel) -> int:
     """For one token, of a module without its children."""
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding) or hasattr(module, "num_embeddings"):  # the latter: one in packed blocks
         return 0
-    if isinstance(module, nn.Linear | Conv1D | nn.Conv1d):
+    if isinstance(module, Conv1D | nn.Conv1d):
         return int(module.weight.numel())
+    n_in, n_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(n_in, int) and isinstance(n_out, int) and not any(module.children()):
+        return n_in * n_out  # linear, in whatever blocks its weight is packed
     own = dict(module.named_parameters(recurse=False))
     stacks = [parameter for parameter in own.values() if parameter.ndim == 3]  # [experts, rows, columns]
+    if any(parameter.dtype == torch.uint8 for parameter in own.values()):
+        raise ModelError(f"{hf.config.model_type} has experts in packed blocks, whose multiply-adds are not counted")
     if stacks:
         return sum(stack.numel() * _known(active, hf) // len(stack) for stack in stacks)
     weight = own.get("weight")

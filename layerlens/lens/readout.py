@@ -67,6 +67,14 @@ def tile_for(device: torch.device) -> tuple[int, int]:
     return _CPU_TILE if device.type == "cpu" else _ACCELERATOR_TILE
 
 
+def tile_bytes(d_model: int, dtype: torch.dtype, device: torch.device) -> int:
+    """What `read` takes while it reads states of a model in that type: a tile of logits, its exponentials, their
+    products, the normed rows, and on a CPU the words of a tile in float32 where the unembedding is in another type."""
+    rows, words = tile_for(device)
+    copied = words * d_model if device.type == "cpu" and dtype != torch.float32 else 0
+    return 4 * (3 * rows * words + 2 * rows * d_model + copied)
+
+
 def _read_rows(states: States, unembed: Unembed, chosen: Tensor | None, words: int) -> Reading:
     """One pass over the vocabulary with a running maximum m, Σ exp(z − m) and Σ exp(z − m)·(z − m).
 

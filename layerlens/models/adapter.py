@@ -15,10 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.errors import ModelError, first_sentence
+from layerlens.models import placement
 from layerlens.models.backend import TRANSFORMERS, Backend
 from layerlens.models.families import Family, family_of
 from layerlens.models.hooks import Call, SubLayers, calls_in
 from layerlens.models.kinds import layer_kinds, mlp_kinds
+from layerlens.models.packed import is_plain, matrix_of, plain_tensors
 from layerlens.models.unembed import Unembed
 from layerlens.notebook import as_html
 
@@ -82,9 +84,12 @@ class Model:
     @property
     def tied(self) -> bool:
         """Whether the unembedding is the embedding."""
-        if self._embedding.is_meta:  # the weights lie elsewhere
-            return self._embedding is self.head.weight
-        return self._embedding.data_ptr() == self.unembed.weight.data_ptr()
+        weight = getattr(self.head, "weight", None)
+        if weight is self._embedding:
+            return True
+        if not is_plain(weight) or weight.is_meta:
+            return False
+        return self._embedding.data_ptr() == weight.data_ptr()
 
     @property
     def head(self) -> nn.Module:
@@ -95,13 +100,23 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in; the CPU where the model lies on a server."""
+        """Where token ids go in, on the first of several devices; the CPU where the model lies on a server."""
         return torch.device("cpu") if self._embedding.is_meta else self._embedding.device
 
     @property
     def n_known_tokens(self) -> int:
         """Token ids 0..n_known_tokens - 1 have an embedding."""
         return self._embedding.shape[0]
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights are quantised, as transformers calls it ("bitsandbytes", "gptq", "gguf", ...), or None."""
+        method = getattr(self.hf, "quantization_method", None) if getattr(self.hf, "is_quantized", False) else None
+        return None if method is None else str(getattr(method, "value", method))
+
+    @property
+    def _places(self) -> str:
+        return ", ".join(placement.devices(self.hf)) if placement.is_spread(self.hf) else str(self.device)
 
     @property
     def _embedding(self) -> Tensor:
@@ -118,10 +133,10 @@ class Model:
         for name in ("_name_or_path", "transformers_version"):
             config.pop(name, None)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, parameter in self.hf.named_parameters():
-            values = parameter.detach().flatten()
-            sample = [] if values.is_meta else values[:: max(1, len(values) // 16)][:16].float().cpu().tolist()
-            digest.update(f"{name}{tuple(parameter.shape)}{sample}".encode())
+        for name, parameter in placement.parameters(self.hf):
+            digest.update(f"{name}{tuple(parameter.shape)}{_sample(parameter)}".encode())
+        for name, buffer in self.hf.named_buffers() if self.quantization else ():
+            digest.update(f"{name}{tuple(buffer.shape)}{_sample(buffer)}".encode())  # some schemes keep weights there
         return digest.hexdigest()
 
     def record(self) -> dict[str, str | int | None]:
@@ -131,7 +146,8 @@ class Model:
             "revision": self.revision,
             "fingerprint": self.fingerprint(),
             "dtype": str(self.hf.dtype).removeprefix("torch."),
-            "device": str(self.device) if self.backend.is_here else "remote",
+            "quantization": self.quantization,
+            "device": self._places if self.backend.is_here else "remote",
             "backend": self.backend.name,
             "attention": getattr(self.hf.config, "_attn_implementation", None),
             "family": self.family,
@@ -149,7 +165,8 @@ class Model:
             f"Model {self.source} ({self.family}, {parameters / 1e6:,.0f} million parameters)\n"
             f"  {self.n_layers} layers: {kinds}{experts}\n"
             f"  d_model {self.d_model:,}, vocabulary {self.n_vocab:,}, context {context}\n"
-            f"  {str(self.hf.dtype).removeprefix('torch.')} on {self.device if self.backend.is_here else 'a server'}"
+            f"  {str(self.hf.dtype).removeprefix('torch.')} on {self._places if self.backend.is_here else 'a server'}"
+            f"{f', quantised by {self.quantization}' if self.quantization else ''}"
             f"{'' if self.backend is TRANSFORMERS else f', run by {self.backend.name}'}\n"
             f"  readout {'with soft-cap' if self.unembed.softcap else 'linear'}, "
             f"{'tied to' if self.tied else 'apart from'} the embeddings"
@@ -167,12 +184,14 @@ def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, 
     """
     config = hf.config.get_text_config(decoder=True)
     _refuse_several_heads(hf, source)
+    placement.keep_here(hf, [module for module in (hf.get_input_embeddings(), head_of(hf)) if module is not None])
     logits, calls = _watched_pass(hf, source)
     head, n_vocab = _head(hf, logits, source)
     path, blocks = _stack(hf, calls, source)
     kinds = layer_kinds(config, list(hf.get_submodule(path).children()), blocks)
     family = family_of(config.model_type, config)
     tail = _between(hf, blocks[-1], head, calls)
+    placement.keep_here(hf, tail)
     return Model(
         hf=hf,
         tokenizer=tokenizer,
@@ -182,7 +201,7 @@ def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, 
         decoder=_decoder(hf, path),
         blocks=blocks,
         sublayers=[_sublayers(block, kind, family) for block, kind in zip(blocks, kinds, strict=True)],
-        unembed=_unembed(config, head, tail, n_vocab),
+        unembed=_unembed(config, head, tail, n_vocab, calls),
         layer_kinds=kinds,
         mlp_kinds=mlp_kinds(blocks),
     )
@@ -220,9 +239,12 @@ def _refuse_several_heads(hf: PreTrainedModel, source: str) -> None:
 
 
 def _head(hf: PreTrainedModel, logits: Tensor | None, source: str) -> tuple[nn.Module, int]:
-    """The unembedding, a module with one weight, and the number of words in its logits."""
+    """The unembedding, a module with one weight, plain or packed, and the number of words in its logits."""
     head = head_of(hf)
-    if logits is None or not isinstance(getattr(head, "weight", None), Tensor):
+    has_weight = isinstance(getattr(head, "weight", None), Tensor) or (
+        isinstance(head, nn.Module) and getattr(hf, "is_quantized", False)
+    )
+    if logits is None or not has_weight:
         raise ModelError(f"{source} cannot be traced: it has no unembedding; give a model with a language-model head")
     assert isinstance(head, nn.Module)
     return head, logits.shape[-1]
@@ -282,16 +304,22 @@ def _between(hf: PreTrainedModel, block: nn.Module, head: nn.Module, calls: Sequ
     return [module for module in around if module not in inside]
 
 
-def _unembed(config: Any, head: nn.Module, tail: list[nn.Module], n_vocab: int) -> Unembed:
-    weight, bias = head.weight, getattr(head, "bias", None)
+def _unembed(config: Any, head: nn.Module, tail: Sequence[nn.Module], n_vocab: int, calls: Sequence[Call]) -> Unembed:
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    is_packed = not is_plain(weight)
+    if is_packed:
+        given = next(call.given for call in calls if call.module is head)
+        assert given is not None
+        weight = matrix_of(head, given)
     assert isinstance(weight, Tensor)
     scale = _number(config, "logit_scale", "lm_head_multiplier", "output_multiplier") or 1.0
     return Unembed(
-        tail=tail,
+        tail=[placement.beside(module, weight.device) for module in tail],
         weight=weight.detach()[:n_vocab],  # some heads are padded to a round number of words
         bias=bias.detach()[:n_vocab] if isinstance(bias, Tensor) else None,
         scale=scale / (_number(config, "logits_scaling", "logits_mup_width_multiplier") or 1.0),
         softcap=_number(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
+        packed=head if is_packed else None,
     )
 
 
@@ -306,6 +334,15 @@ def _sublayers(block: nn.Module, kind: str, family: Family) -> SubLayers | None:
         return None
     found = named_in(block, family.attention if family.parallel else (family.middle_of(kind),))
     return SubLayers(found[0], bool(family.parallel)) if found else None
+
+
+def _sample(parameter: Tensor) -> list[float]:
+    """Evenly spaced values, 16 of each tensor that it consists of; none where it lies in another process."""
+    found: list[float] = []
+    for tensor in plain_tensors(parameter.detach()):
+        values = tensor.flatten()
+        found += [] if values.is_meta else values[:: max(1, len(values) // 16)][:16].float().cpu().tolist()
+    return found
 
 
 def named_in(block: nn.Module, names: Sequence[str]) -> list[nn.Module]:

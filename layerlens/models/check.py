@@ -18,6 +18,7 @@ Streams = list[tuple[Tensor, Tensor | None, Tensor]]
 
 _LARGEST_BIAS = 1e-3
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+_PACKED_TOLERANCE = 3e-2  # schemes that round what goes through a layer too, to 8 bits
 
 
 class UnknownHead(ModelError):
@@ -67,7 +68,9 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remot
         refuse_unobservable(model.hf, model.source)
     if model.hf.training:
         raise ModelError(f"{model.source} is in training mode, where dropout is on; call model.hf.eval() first")
-    if model.head.weight.data_ptr() != model.unembed.weight.data_ptr():  # type: ignore[operator]
+    head, packed = model.head, model.unembed.packed
+    kept = head.weight.data_ptr() == model.unembed.weight.data_ptr() if packed is None else head is packed  # type: ignore[operator]
+    if not kept:
         raise ModelError(f"{model.source} has another unembedding than when it was loaded; load it again")
 
 
@@ -90,7 +93,13 @@ def _placeholders(config: Any) -> set[int]:
 
 def _watched(model: Model, ids: Tensor) -> tuple[Tensor, Streams]:
     streams: Streams = []
-    with watch_blocks(model.blocks, model.sublayers, lambda _, *seen: streams.append(seen)):
+
+    def keep(_: int, h_in: Tensor, part: Tensor | None, h_out: Tensor) -> None:
+        # the first block on a device is seen before its inputs are brought there
+        here = h_out.device
+        streams.append((h_in.to(here), None if part is None else part.to(here), h_out))
+
+    with watch_blocks(model.blocks, model.sublayers, keep):
         logits = model.hf(input_ids=ids, use_cache=False).logits
     return logits, streams
 
@@ -103,7 +112,7 @@ def _check_stream(model: Model, streams: Streams, shape: list[int]) -> None:
                 f"{list(h_out.shape)} where {shape} was expected; layerlens needs one residual stream with one state "
                 "for each token"
             )
-        if index and not torch.equal(h_in.to(h_out.device), streams[index - 1][2].to(h_out.device)):
+        if index and not torch.equal(h_in, streams[index - 1][2].to(h_out.device)):
             raise stream_changed(model, index)
 
 
@@ -125,7 +134,7 @@ def stream_changed(model: Model, index: int) -> ModelError:
 
 def refuse_not_causal(model: Model, worst: float) -> None:
     """ModelError where a later token moves earlier logits, at worst by so much of their size."""
-    if worst > _tolerance(model):
+    if worst > _tolerance(model, packed=model.quantization is not None):
         config = model.hf.config
         why = "its config has is_decoder=False, and " if getattr(config, "is_decoder", None) is False else ""
         raise ModelError(
@@ -156,7 +165,7 @@ def with_readout(model: Model, misses: Sequence[tuple[float, float]]) -> Model:
         ModelError: none of them gives the model's logits.
     """
     for (worst, bias), unembed in zip(misses, readouts(model), strict=True):
-        if worst <= _tolerance(model) and bias <= _LARGEST_BIAS:
+        if worst <= _tolerance(model, packed=unembed.packed is not None) and bias <= _LARGEST_BIAS:
             return replace(model, unembed=unembed)
     worst, bias = misses[0]
     raise UnknownHead(
@@ -186,7 +195,7 @@ def _decoder_is_enough(model: Model, ids: Tensor, last: Tensor) -> bool:
     alone: list[Tensor] = []
     with watch_blocks(model.blocks[-1:], [None], lambda *seen: alone.append(seen[-1])):
         model.decoder(input_ids=ids, use_cache=False)
-    return _mismatch(alone[0], last) <= _tolerance(model)
+    return _mismatch(alone[0], last) <= _tolerance(model, packed=model.quantization is not None)
 
 
 def _parts_hold(model: Model, ids: Tensor, streams: Streams) -> bool:
@@ -202,7 +211,7 @@ def _parts_hold(model: Model, ids: Tensor, streams: Streams) -> bool:
         _, without_attention = _watched(model, ids)
     with silenced([module for modules in mlps for module in modules]):
         _, without_mlp = _watched(model, ids)
-    tolerance = _tolerance(model)
+    tolerance = _tolerance(model, packed=model.quantization is not None)
     if family.parallel:
         # only the first block gets the same input in both passes: there the MLP must not notice that attention is gone
         (_, part, h_out), (_, _, mlp_only) = streams[0], without_attention[0]
@@ -231,5 +240,7 @@ def _slope(left: Tensor, right: Tensor) -> float:
     return float(left.dot(right) / left.dot(left).clamp_min(1e-20))
 
 
-def _tolerance(model: Model) -> float:
-    return _TOLERANCE.get(model.hf.dtype, 3e-2)
+def _tolerance(model: Model, *, packed: bool) -> float:
+    """Of rounding, in the model's type or, where what was computed went through quantised weights, by their scheme."""
+    tolerance = _TOLERANCE.get(model.hf.dtype, 3e-2)
+    return max(tolerance, _PACKED_TOLERANCE) if packed else tolerance

@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from layerlens.errors import ModelError, first_sentence
 
@@ -62,17 +69,38 @@ def _gemma3_file() -> Path:
     return whole
 
 
-def load_gguf(source: str, path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, its weights dequantised to `dtype`, and the tokenizer of a GGUF file."""
+def load_gguf(
+    source: str, path: Path, dtype: torch.dtype, *, packed: bool = False, **arguments: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer of a GGUF file.
+
+    Args:
+        source: what the file is called in messages.
+        path: of the file.
+        dtype: of its weights or, of packed ones, of what is computed with them.
+        packed: leave weights as they are packed; otherwise they are unpacked, once.
+        arguments: of `from_pretrained`, such as a device_map.
+    """
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    dense = GgufConfig(dequantize=True)  # by default the weights stay quantised
+    scheme = GgufConfig(dequantize=not packed)
     try:
         with _parsed_once():
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
-            hf = AutoModelForCausalLM.from_pretrained(path.parent, quantization_config=dense, dtype=dtype, **place)
+            hf = AutoModelForCausalLM.from_pretrained(
+                path.parent, quantization_config=scheme, dtype=dtype, **place, **arguments
+            )
     except Exception as error:  # a damaged or unknown file fails anywhere in the reader
         raise ModelError(f"{source} could not be loaded as GGUF ({first_sentence(error)}); check the file") from error
     return hf, tokenizer
+
+
+def config_of(source: str, path: Path) -> Any:
+    """The config that a GGUF file stands for; ModelError where it cannot be read."""
+    try:
+        with _parsed_once():
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    except Exception as error:
+        raise ModelError(f"{source} could not be loaded as GGUF ({first_sentence(error)}); check the file") from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from layerlens.models.packed import is_plain
+
 
 @dataclass(frozen=True)
 class SubLayers:
@@ -120,8 +122,8 @@ def reading_out(
         layers: whose states [batch, d_model] of the last position are handed over: 1..L, or 0 for the embeddings.
             With none the model computes its own logits, and they are handed over.
         on_logits: gets the states by layer and the model's own logits [batch, vocab] of the last position (with
-            no rows where states are handed over: the head is then not run); returns logits that take their place,
-            or None.
+            no rows where states are handed over and the head is plain: it is then not run); returns logits that take
+            their place, or None.
         is_on: passes are left as they are where this is false.
     """
     kept: dict[int, Tensor] = {}
@@ -137,8 +139,11 @@ def reading_out(
 
         return hook
 
-    def no_rows(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][:, :0], *args[1:]) if is_on() else args
+    # kernels for packed weights can end the process where they are given no row
+    least = slice(0, 0) if is_plain(getattr(head, "weight", None)) else slice(-1, None)
+
+    def few_rows(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][:, least], *args[1:]) if is_on() else args
 
     # norm, unembedding and choice stay outside of what torch.compile makes of the model
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -155,7 +160,7 @@ def reading_out(
 
     with ExitStack() as stack:
         if layers:
-            stack.callback(head.register_forward_pre_hook(no_rows).remove)
+            stack.callback(head.register_forward_pre_hook(few_rows).remove)
             for layer in layers:
                 if layer == 0:
                     stack.callback(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True).remove)

@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import transformers
@@ -15,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,10 +28,11 @@ from transformers.models.auto.modeling_auto import (
 
 from layerlens import hub
 from layerlens.errors import ModelError, OptionError, first_sentence
-from layerlens.models import bridge, gguf, nnsight
+from layerlens.models import bridge, gguf, memory, nnsight, packed_gguf
 from layerlens.models.adapter import Model, adapt
 from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
 from layerlens.models.check import checked, refuse_unobservable
+from layerlens.models.placement import Place, place_for
 
 if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel
@@ -41,6 +44,7 @@ _OTHER_SOURCES = (
 # a model for images and text is traced through its language model
 _CLASSES = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BITS = ("4bit", "8bit")
 
 
 def load(
@@ -50,6 +54,11 @@ def load(
     backend: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    device_map: str | Mapping[str, str | int | torch.device] | None = None,
+    max_memory: Mapping[str | int, str | int] | None = None,
+    offload_folder: "str | os.PathLike[str] | None" = None,
+    quantize: Any = None,
+    keep_quantized: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -66,6 +75,12 @@ def load(
             come back; or "nnsight-simulated", nnsight's own simulation of a server. None: what the model came in.
         dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
         device: such as "cpu" or "cuda:0"; by default a GPU where there is one.
+        device_map: over several devices, what does not fit on GPUs in memory, and the rest on disk: "auto", "balanced"
+            or "sequential", or a dict from module names to devices, "cpu" and "disk". In place of `device`.
+        max_memory: with a device_map: the most to use of each device, such as {0: "20GiB", "cpu": "60GiB"}.
+        offload_folder: with a device_map: let it go to disk, and write there what a checkpoint keeps in another form.
+        quantize: while loading: "4bit" or "8bit" (by bitsandbytes), or a quantisation config of transformers.
+        keep_quantized: leave the weights of a GGUF file as they are packed there; they are unpacked in every pass.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
         allow_pickle: read pickled weights, which can run code while they load.
@@ -77,14 +92,17 @@ def load(
     if backend not in (None, *BACKENDS):
         raise OptionError(f"--backend {backend} is unknown; give {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
     if not isinstance(model, str | os.PathLike):
-        if (dtype, device, revision) != ("auto", None, None):
-            raise OptionError("a model in memory keeps its dtype, device and revision; leave those options out")
+        places = (device, device_map, max_memory, offload_folder)
+        if dtype != "auto" or keep_quantized or any(given is not None for given in (*places, quantize, revision)):
+            raise OptionError(
+                "a model in memory keeps its dtype, devices, quantisation and revision; leave those options out"
+            )
         return _from_memory(model, tokenizer, backend)
     if tokenizer is not None:
         raise OptionError(f"{model} is loaded with its own tokenizer; give a tokenizer only with a model in memory")
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise OptionError(f"--dtype {dtype} is unknown; give auto, {', '.join(_DTYPES)}")
-    where = _device(device)
+    _refuse_unknown_dtype(dtype)
+    place = place_for(device, device_map, max_memory, offload_folder)
+    _refuse_other_backends(backend, {"device-map": device_map, "quantize": quantize, "keep-quantized": keep_quantized})
     source = os.fspath(model)
     if revision is not None and Path(source).expanduser().exists():
         raise OptionError(f"--revision {revision} belongs to a hub id, and {source} is a local path; leave it out")
@@ -95,15 +113,73 @@ def load(
             return nnsight.loaded(nnsight.named(source, revision), None, source, backend)
     with quiet():
         folder, gguf_file = _locate(source)
+        _refuse_other_formats(source, gguf_file, quantize, keep_quantized)
         if gguf_file is not None:
-            hf, tokenizer = gguf.load_gguf(source, folder / gguf_file, _DTYPES.get(dtype, torch.float32))
+            kind = _DTYPES.get(dtype, torch.float32)
+            memory.refuse_unfit(memory.of_gguf(source, folder / gguf_file, kind, packed=keep_quantized), place)
+            load_file = packed_gguf.load_packed if keep_quantized else gguf.load_gguf
+            hf, tokenizer = load_file(source, folder / gguf_file, kind, **place.arguments)
         else:
             safety = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
-            hf, tokenizer = _load_checkpoint(source, dtype, safety, allow_pickle)
+            hf, tokenizer = _load_checkpoint(source, dtype, safety, allow_pickle, quantize, place)
     is_hub_id = gguf_file is None and not folder.is_dir()
     commit = hub.commit_of(source, "config.json", revision or "main") if is_hub_id else None
-    hf = hf.to(where).eval()  # type: ignore[arg-type]
-    return _backed(hf, tokenizer, source, commit, backend or TRANSFORMERS.name)
+    return _backed(hf.eval(), tokenizer, source, commit, backend or TRANSFORMERS.name)
+
+
+class Sized(NamedTuple):
+    """A model before it is loaded: its config, the class of transformers that loads it, the type that it computes in,
+    and what its weights will take, None where that cannot be told."""
+
+    config: Any
+    loader: Any
+    dtype: torch.dtype
+    weights: memory.Weights | None
+
+
+def sized(
+    source: str,
+    place: Place,
+    *,
+    dtype: str = "auto",
+    quantize: Any = None,
+    keep_quantized: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Sized:
+    """What `load` would load, told from its config and the heads of its files; the arguments are those of `load`."""
+    _refuse_unknown_dtype(dtype)
+    folder, gguf_file = _locate(source)
+    _refuse_other_formats(source, gguf_file, quantize, keep_quantized)
+    if gguf_file is not None:
+        kind = _DTYPES.get(dtype, torch.float32)
+        weights = memory.of_gguf(source, folder / gguf_file, kind, packed=keep_quantized)
+        return Sized(gguf.config_of(source, folder / gguf_file), AutoModelForCausalLM, kind, weights)
+    config, loader, _ = _config(source, {"trust_remote_code": trust_remote_code, "revision": revision or "main"})
+    scheme, given = _scheme(source, config, quantize, dtype), _DTYPES.get(dtype)
+    weights = memory.of_checkpoint(source, config, loader, given, scheme, revision or "main", place)
+    return Sized(config, loader, given or memory.dtype_of(config) or torch.float32, weights)
+
+
+def _refuse_unknown_dtype(dtype: str) -> None:
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise OptionError(f"--dtype {dtype} is unknown; give auto, {', '.join(_DTYPES)}")
+
+
+def _refuse_other_formats(source: str, gguf_file: str | None, quantize: Any, keep_quantized: bool) -> None:
+    """OptionError for a way of quantising that does not fit how the weights are stored."""
+    if gguf_file is not None and quantize is not None:
+        raise OptionError(f"--quantize {quantize} packs other weights than GGUF, which {source} is; leave it out")
+    if gguf_file is None and keep_quantized:
+        raise OptionError(f"--keep-quantized is for GGUF files, and {source} is none; leave it out")
+
+
+def _refuse_other_backends(backend: str | None, given: dict[str, Any]) -> None:
+    """OptionError for what only transformers' own passes can do."""
+    name = next((name for name, value in given.items() if value), None)
+    if name is not None and backend not in (None, TRANSFORMERS.name):
+        value = "" if given[name] is True else f" {given[name]}"
+        raise OptionError(f"--{name}{value} does not work with --backend {backend}; leave one of them out")
 
 
 def _backed(
@@ -182,8 +258,46 @@ def _locate(source: str) -> tuple[Path, str | None]:
 
 
 def _load_checkpoint(
-    source: str, dtype: str, safety: dict[str, Any], allow_pickle: bool
+    source: str, dtype: str, safety: dict[str, Any], allow_pickle: bool, quantize: Any, place: Place
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config, loader, safety = _config(source, safety)
+    scheme = _scheme(source, config, quantize, dtype)
+    weights = memory.of_checkpoint(source, config, loader, _DTYPES.get(dtype), scheme, safety["revision"], place)
+    memory.refuse_unfit(weights, place)
+    place = memory.with_room_for_head(place, weights, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **safety)
+    except Exception as error:
+        raise ModelError(
+            f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add tokenizer.json"
+        ) from error
+    try:
+        loaded: Any = loader.from_pretrained(
+            source,
+            config=config,
+            dtype=_DTYPES.get(dtype, "auto"),
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            quantization_config=scheme,
+            **place.arguments,
+            **safety,
+        )
+    except Exception as error:
+        lacks_package = isinstance(error, ImportError)  # of a way of quantising
+        advice = "install the package that it names" if lacks_package else _weights_advice(source)
+        raise ModelError(f"{source} could not be loaded ({first_sentence(error)}); {advice}") from error
+    hf, loading = loaded
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(
+            f"{source} lacks {len(missing)} of its weights ({', '.join(missing[:2])} ...), which would be random; give "
+            "a complete checkpoint"
+        )
+    return hf, tokenizer
+
+
+def _config(source: str, safety: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The config of a checkpoint, the class of transformers that loads it, and how it is to be reached."""
     is_folder = Path(source).expanduser().is_dir()
     online = not is_folder and hub.answers(source, "config.json", revision=safety["revision"])
     safety = safety | {"local_files_only": not online}
@@ -199,33 +313,28 @@ def _load_checkpoint(
         raise ModelError(f"{source!r} is no model that can be loaded ({why}); {advice}") from error
     loader = _loader(config)
     _refuse_other_kinds(source, config, known=loader is not None)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safety)
-    except Exception as error:
-        raise ModelError(
-            f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add tokenizer.json"
-        ) from error
-    try:
-        loaded: Any = loader.from_pretrained(
-            source,
-            config=config,
-            dtype=_DTYPES.get(dtype, "auto"),
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            **safety,
-        )
-    except Exception as error:
-        raise ModelError(
-            f"{source} could not be loaded ({first_sentence(error)}); {_weights_advice(source)}"
-        ) from error
-    hf, loading = loaded
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ModelError(
-            f"{source} lacks {len(missing)} of its weights ({', '.join(missing[:2])} ...), which would be random; give "
-            "a complete checkpoint"
-        )
-    return hf, tokenizer
+    return config, loader, safety
+
+
+def _scheme(source: str, config: Any, quantize: Any, dtype: str) -> Any:
+    """The quantisation config to load with, or None for what the checkpoint itself says.
+
+    Raises:
+        OptionError: an unknown name, no bitsandbytes, or a checkpoint that is quantised already.
+    """
+    if not isinstance(quantize, str):
+        return quantize
+    if quantize not in _BITS:
+        raise OptionError(f"--quantize {quantize} is unknown; give {' or '.join(_BITS)}")
+    own = getattr(config, "quantization_config", None)
+    if own is not None:
+        raise OptionError(f"{source} is quantised already ({memory.method_of(own)}); leave --quantize {quantize} out")
+    if find_spec("bitsandbytes") is None:
+        raise OptionError(f"--quantize {quantize} needs bitsandbytes; get it with: pip install bitsandbytes")
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    computes_in = _DTYPES.get(dtype, config.dtype or torch.float32)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computes_in)
 
 
 def _loader(config: Any) -> Any:
@@ -267,32 +376,21 @@ def _weights_advice(source: str) -> str:
     return "layerlens reads safetensors or GGUF; pickles only with --allow-pickle"
 
 
-def _device(device: str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-        if where.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"--device {device} cannot be used here ({first_sentence(error)}); try --device cpu"
-        ) from error
-    return where
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' own progress bars and advice would stand between a user and what was asked for."""
+    """transformers' and accelerate's own progress bars and advice would stand between a user and what was asked for."""
     from transformers.utils import logging as transformers_logging
 
     before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    accelerate_logger = logging.getLogger("accelerate")
+    accelerate_before = accelerate_logger.level
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
+    accelerate_logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(before)
+        accelerate_logger.setLevel(accelerate_before)
         if bars:
             transformers_logging.enable_progress_bar()

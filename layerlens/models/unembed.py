@@ -25,6 +25,7 @@ class Unembed:
         bias: [vocab], or None.
         scale: factor on the logits.
         softcap: c in c·tanh(logits / c), applied after the scale; None where the model has none.
+        packed: the quantised unembedding that `weight` was made from; None where `weight` is the model's own.
     """
 
     tail: Sequence[nn.Module]
@@ -32,6 +33,7 @@ class Unembed:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    packed: nn.Module | None = None
 
     @property
     def n_vocab(self) -> int:
@@ -41,8 +43,10 @@ class Unembed:
     def normed(self, states: States, *, norm: bool = True) -> Tensor:
         """The states as the unembedding sees them: [rows, d_head], norm statistics recomputed for each state.
 
-        Without `norm` they only go through what changes their width (OPT's projection), as DoLa reads early layers.
+        On the device of the weight, wherever the states come from. Without `norm` they only go through what changes
+        their width (OPT's projection), as DoLa reads early layers.
         """
+        states = states.to(self.weight.device)
         for module in self.tail:
             if norm or isinstance(module, nn.Linear):
                 states = module(states)

@@ -53,7 +53,7 @@ _FOLLOWS = {
     "dataset.ids_sha256": _SHARD,
     "dataset.all_rows": _SHARD,
     "dataset.rows": ("dataset.name", "dataset.sha256", *_SHARD),
-    "model.fingerprint": ("model.source", "model.dtype"),
+    "model.fingerprint": ("model.source", "model.dtype", "model.quantization"),
     "padding": ("mode",),
     **{f"dataset.{name}": ("dataset.name",) for name in ("config", "split", "revision", "sha256")},
     **{f"model.{name}": _MODEL for name in ("family", "n_layers", "d_model", "n_vocab")},

@@ -20,6 +20,8 @@ _MOST_ROWS_WAITING, _LEAST_ROWS_WAITING = 512, 32
 _BYTES_WAITING = 128 * 2**20
 # Pieces of a long text, so that float32 copies of its states stay small.
 _ROWS_AT_ONCE = 2048
+_FLOAT_COPIES = 5  # of what entered, stood between and left a block, and of two differences
+_STREAMS = 3  # that are kept of each block: what entered it, stood between attention and MLP, and left it
 _LEAST_NORM = 1e-6
 
 Measured = tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]
@@ -37,8 +39,7 @@ class Meter:
     def __init__(self, model: Model, *, kl: bool = False) -> None:
         self.names = (*FLOATS, KL.name) if kl else FLOATS
         self._unembed = model.unembed
-        state_bytes = model.n_layers * model.d_model * model.hf.dtype.itemsize
-        rows_waiting = min(_MOST_ROWS_WAITING, max(_LEAST_ROWS_WAITING, _BYTES_WAITING // (3 * state_bytes)))
+        rows_waiting = _rows_waiting(model.n_layers, model.d_model, model.hf.dtype)
         self._layers = [_Layer(model, index, rows_waiting, keeps_states=kl) for index in range(model.n_layers)]
         self.select: Select = lambda stream: stream.flatten(0, 1)
         self._taken: Measured | None = None
@@ -49,7 +50,10 @@ class Meter:
 
     def on_block(self, index: int, h_in: Tensor, part: Tensor | None, h_out: Tensor) -> None:
         """Keep or measure what the block did to the selected rows."""
-        self._layers[index].add(self.select(h_in), None if part is None else self.select(part), self.select(h_out))
+        after = self.select(h_out)
+        # the first block on a device is seen before its inputs are brought there
+        before = self.select(h_in).to(after.device)
+        self._layers[index].add(before, None if part is None else self.select(part), after)
         if index == len(self._layers) - 1:
             self._compare()
 
@@ -78,6 +82,19 @@ class Meter:
                 layer.divergences.append(divergence)
         for layer in self._layers:
             layer.kept.clear()
+
+
+def states_bytes(n_layers: int, d_model: int, dtype: torch.dtype, n_rows: int) -> int:
+    """What a meter holds at most while texts of `n_rows` tokens pass: steps of decoding that wait in every layer, or
+    one layer's states of a full pass, with float32 copies of a piece of them."""
+    a_step = _STREAMS * n_layers * d_model * dtype.itemsize * _rows_waiting(n_layers, d_model, dtype)
+    a_pass = 2 * _STREAMS * d_model * dtype.itemsize * n_rows
+    return max(min(a_step, n_layers * a_pass), a_pass) + 4 * d_model * min(n_rows, _ROWS_AT_ONCE) * _FLOAT_COPIES
+
+
+def _rows_waiting(n_layers: int, d_model: int, dtype: torch.dtype) -> int:
+    a_row = _STREAMS * n_layers * d_model * dtype.itemsize
+    return min(_MOST_ROWS_WAITING, max(_LEAST_ROWS_WAITING, _BYTES_WAITING // a_row))
 
 
 class _Layer:

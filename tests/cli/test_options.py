@@ -18,6 +18,7 @@ GROUPS = {
     "generate": (options.Decoding, options.StrategyOptions, options.Loading),
     "ablate": (options.Decoding, options.Loading),
     "bench decode": (options.StrategyOptions, options.Loading),
+    "doctor": (options.Loading,),
 }
 
 

@@ -1,0 +1,79 @@
+"""`layerlens doctor`: what is installed, and whether a model fits into the memory that is there."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from layerlens.cli import options
+from layerlens.errors import OptionError
+
+if TYPE_CHECKING:
+    from layerlens.estimate import Estimate
+
+
+@options.grouped
+def doctor(
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Estimate what this model takes: hub id, folder, .gguf file or built-in name.")
+    ] = None,
+    loading: options.Loading,
+    batch_size: options.BatchSize = 1,
+    tokens: Annotated[int, typer.Option(help="Of each text, what is generated included.")] = 2048,
+) -> int:
+    """Show versions and hardware, or with --model what a trace of it needs, before anything of its weights is read.
+
+    With --model the exit status is 1 where it does not fit.
+    """
+    if model is None:
+        _refuse_without_model(loading, batch_size, tokens)
+        _print_versions()
+        return 0
+    from layerlens.decode.options import whole
+    from layerlens.estimate import estimate
+
+    whole("batch_size", batch_size, 1)
+    whole("tokens", tokens, 1)
+    found = estimate(model, loading.place(), batch_size=batch_size, n_tokens=tokens, **loading.sizing())
+    _print_estimate(found)
+    return 1 if found.fits is False else 0
+
+
+def _refuse_without_model(loading: options.Loading, batch_size: int, tokens: int) -> None:
+    if (loading, batch_size, tokens) != (options.Loading(), 1, 2048):
+        raise OptionError("`layerlens doctor` estimates what a model needs with --model; add it, or give no options")
+
+
+def _print_versions() -> None:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    typer.echo(f"python         {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in ("layerlens", "torch", "transformers", "gguf", "pandas", "pyarrow", "matplotlib"):
+        try:
+            typer.echo(f"{name:<14} {version(name)}")
+        except PackageNotFoundError:
+            typer.echo(f"{name:<14} not installed")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    typer.echo(f"gpu            {gpu}\nthreads        {torch.get_num_threads()}")
+
+
+def _print_estimate(found: "Estimate") -> None:
+    from layerlens.models.memory import gib
+
+    texts = f"{found.batch_size} x {found.n_tokens:,} tokens"
+    cache = "not known" if found.cache_bytes is None else gib(found.cache_bytes)
+    rows = [
+        ("weights", gib(found.weights.n_bytes), found.weights.kind),
+        ("cache", cache, f"keys and values, or states, of {texts}"),
+        ("tracer", gib(found.tracer_bytes), "tiles of logits, and states that wait to be measured"),
+        ("together", gib(found.n_bytes), "and what the passes themselves take"),
+        *((name, gib(n_bytes), "free") for name, n_bytes in found.room.items()),
+    ]
+    typer.echo(f"{found.weights.source} ({found.shape})")
+    for name, size, words in rows:
+        typer.echo(f"{name:<10} {size:>12}  {words}")
+    disk = ", what fits nowhere else on disk" if found.may_use_disk else ""
+    typer.echo({True: f"fits{disk}", False: "does not fit", None: "whether it fits is not known here"}[found.fits])

@@ -1,0 +1,124 @@
+"""What a model will take of the memory that is there, told before its weights are read."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from layerlens.errors import ModelError
+from layerlens.lens.readout import tile_bytes
+from layerlens.models import loading, memory
+from layerlens.models.placement import Place, place_for
+from layerlens.tracing.meter import states_bytes
+
+_MEMORIES = ("past_key_values", "cache_params", "state")
+_COUNTED_IN = torch.bfloat16  # the one type that products with experts take in a pass without numbers
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a trace needs, and what there is.
+
+    Attributes:
+        weights: of the model once loaded.
+        shape: the model type and the number of its layers.
+        cache_bytes: keys and values, or states that are carried on; None where they cannot be told from the config.
+        tracer_bytes: what measuring takes on top of the passes.
+        batch_size, n_tokens: of the texts that pass together.
+        room: bytes free by device.
+        may_use_disk: whether what fits on no device can stay on disk.
+    """
+
+    weights: memory.Weights
+    shape: str
+    cache_bytes: int | None
+    tracer_bytes: int
+    batch_size: int
+    n_tokens: int
+    room: Mapping[str, int]
+    may_use_disk: bool
+
+    @property
+    def n_bytes(self) -> int:
+        """All of it."""
+        return self.weights.n_bytes + (self.cache_bytes or 0) + self.tracer_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it is less than what is free on all devices together; None where that is not known."""
+        return self.may_use_disk or (self.n_bytes <= sum(self.room.values()) if self.room else None)
+
+
+def estimate(
+    model: str, place: Place | None = None, *, batch_size: int = 1, n_tokens: int = 2048, **options: Any
+) -> Estimate:
+    """What a trace of so many texts of so many tokens will take.
+
+    Args:
+        model: as of `load`.
+        place: where it is to lie; None for what `load` chooses.
+        batch_size: texts that pass together.
+        n_tokens: of each text, what is generated included.
+        **options: of `load`: dtype, quantize, keep_quantized, revision, trust_remote_code.
+
+    Raises:
+        ModelError: not found, or its size cannot be told.
+        OptionError: the options do not fit each other.
+    """
+    place = place or place_for(None)
+    with loading.quiet():
+        config, loader, dtype, weights = loading.sized(model, place, **options)
+        if weights is None:
+            raise ModelError(f"the size of {model} cannot be told from its files; check them")
+        cache_bytes = _cache_bytes(config, loader, dtype, batch_size, n_tokens)
+    text = config.get_text_config(decoder=True)
+    device = torch.device("cuda" if memory.uses_gpu(place) else "cpu")
+    waiting = states_bytes(text.num_hidden_layers, text.hidden_size, dtype, batch_size * n_tokens)
+    return Estimate(
+        weights,
+        f"{text.model_type}, {text.num_hidden_layers} layers",
+        cache_bytes,
+        tile_bytes(text.hidden_size, dtype, device) + waiting,
+        batch_size,
+        n_tokens,
+        memory.room(place),
+        memory.may_use_disk(place),
+    )
+
+
+def _cache_bytes(config: Any, loader: Any, dtype: torch.dtype, batch_size: int, n_tokens: int) -> int | None:
+    """What a pass over so many tokens leaves for the next one, from a pass without numbers."""
+    hf = memory.skeleton(config, loader)
+    if hf is None:
+        return None
+    ids = torch.zeros(batch_size, n_tokens, dtype=torch.long, device="meta")
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            outputs = hf.to(_COUNTED_IN).eval()(input_ids=ids, use_cache=True)
+    except Exception:  # of a model that looks at numbers on its way
+        return None
+    finally:
+        log.setLevel(level)
+    left = [outputs.get(name) for name in _MEMORIES]
+    found = {id(tensor): tensor for one in left for tensor in _tensors(one, set())}.values()
+    # some recurrent states are float32 whatever the model's type is
+    return sum(tensor.numel() * (dtype if tensor.dtype == _COUNTED_IN else tensor.dtype).itemsize for tensor in found)
+
+
+def _tensors(thing: Any, seen: set[int]) -> list[Tensor]:
+    if isinstance(thing, Tensor):
+        return [thing]
+    if id(thing) in seen or isinstance(thing, str | int | float | type | torch.dtype | torch.device | None):
+        return []
+    seen.add(id(thing))
+    inside = (
+        thing.values() if isinstance(thing, Mapping) else thing if isinstance(thing, list | tuple) else ()
+    ) or getattr(thing, "__dict__", {}).values()
+    return [tensor for one in inside for tensor in _tensors(one, seen)]

@@ -1,0 +1,88 @@
+"""GGUF weights that stay as the file packs them, computed with by transformers' kernel or, without one, in torch."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.gguf import dequant, kernels
+from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
+from transformers.integrations.gguf.reader import GgufHeader
+
+from layerlens.errors import ModelError, first_sentence
+from layerlens.models.gguf import load_gguf
+
+
+def load_packed(
+    source: str, path: Path, dtype: torch.dtype, **arguments: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load_gguf`, with the weights left packed.
+
+    Raises:
+        ModelError: also where transformers can keep no weight of the file packed, and would unpack them all.
+
+    transformers 5.23 keeps those of LFM2 and Qwen 3.5 packed.
+    """
+    _refuse_other_architectures(source, path)
+    _provide_kernel()
+    hf, tokenizer = load_gguf(source, path, dtype, packed=True, **arguments)
+    if not any(parameter.dtype == torch.uint8 for parameter in hf.parameters()):
+        raise ModelError(f"{source} has no weight that is packed; leave --keep-quantized out")
+    return hf, tokenizer
+
+
+def _refuse_other_architectures(source: str, path: Path) -> None:
+    try:
+        architecture = GgufHeader.from_file(str(path)).architecture
+    except Exception as error:
+        raise ModelError(f"{source} could not be loaded as GGUF ({first_sentence(error)}); check the file") from error
+    if architecture not in GGUF_ARCHS:
+        raise ModelError(
+            f"{source} ({architecture}) cannot stay quantised: this transformers keeps GGUF weights packed for "
+            f"{', '.join(sorted(GGUF_ARCHS))}; leave --keep-quantized out"
+        )
+
+
+def _provide_kernel() -> None:
+    """transformers unpacks the whole model where no compiled kernel is published for the machine, or the package that
+    fetches it is missing. Then this one takes its place, for every packed model of the process."""
+    if not kernels.get_gguf_kernel():
+        kernels._gguf_kernel = kernels.GgufKernel(_IN_TORCH)  # type: ignore[assignment]
+
+
+def _dequantize(blocks: Tensor, ggml_type: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    return dequant.dequantize(blocks, ggml_type, dtype).reshape(rows, columns)
+
+
+def _get_rows(blocks: Tensor, indices: Tensor, ggml_type: int, columns: int, dtype: torch.dtype) -> Tensor:
+    return _dequantize(blocks.index_select(0, indices), ggml_type, len(indices), columns, dtype)
+
+
+def _mul_mat_vec(blocks: Tensor, states: Tensor, ggml_type: int, n_out: int) -> Tensor:
+    """states [rows, n_in] times the packed matrix [n_out, ...]: [rows, n_out]."""
+    step = max(1, kernels.DEQUANT_CHUNK_ELEMS // states.shape[1])
+    parts = (
+        states @ _dequantize(part, ggml_type, len(part), states.shape[1], states.dtype).t()
+        for part in blocks.split(step)
+    )
+    return torch.cat(list(parts), dim=1)
+
+
+def _mul_mat_id(blocks: Tensor, states: Tensor, ids: Tensor, ggml_type: int, n_out: int) -> Tensor:
+    """Each of the states [tokens, n_in] through the experts [tokens, chosen] picked for it: [tokens, chosen, n_out]."""
+    out = states.new_empty(*ids.shape, n_out)
+    for expert in ids.unique().tolist():
+        token, place = (ids == expert).nonzero(as_tuple=True)
+        out[token, place] = _mul_mat_vec(blocks[expert], states[token], ggml_type, n_out)
+    return out
+
+
+_IN_TORCH = SimpleNamespace(
+    mul_mat_vec=_mul_mat_vec,
+    mul_mat_id=_mul_mat_id,
+    dequantize=_dequantize,
+    get_rows=_get_rows,
+    GEMV_TYPES=frozenset(dequant.GGML_BLOCK),
+)
