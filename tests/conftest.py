@@ -10,6 +10,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which torch may do at any time
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets"
 

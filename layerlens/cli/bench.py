@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from layerlens.decode.strategies import Strategy
     from layerlens.models import Model
 
-bench = typer.Typer(help="Measure what decoding costs.", add_completion=False, rich_markup_mode=None)
+bench = typer.Typer(
+    help="Measure what decoding, tracing and statistics cost.", add_completion=False, rich_markup_mode=None
+)
 
 _PROMPT_TOKENS = 64  # of the shipped problems, where no prompt is given
 _MIB = 2**20
@@ -58,15 +60,12 @@ def decode(
     settings = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, batch_size=batch_size)
     whole("rounds", rounds, 1)
     chosen = strategy_options.strategy(strategy, window)
-    if json is not None and (json.is_dir() or not json.expanduser().absolute().parent.is_dir()):
-        raise OptionError(f"--json {json} cannot be written there; give a file in a folder that exists")
+    refuse_unwritable(json)
     loaded = loading.load(model)
     options.refuse_unfit(chosen, strategy, loaded)
     report = measure(loaded, chosen, _prompts(loaded, prompt, settings), settings, rounds)
     _print_report(report, strategy)
-    if json is not None:
-        json.expanduser().write_text(json_format.dumps(report, indent=1, default=str) + "\n")
-        typer.echo(f"written to {json}")
+    write(report, json)
     return 0
 
 
@@ -126,6 +125,19 @@ def measure(
         "extra_memory_mib": max(run["strategy"] - run["last"] for run in peaks) / _MIB if on_cuda else None,
         "machine": machine(model.device),
     }
+
+
+def refuse_unwritable(json: Path | None) -> None:
+    """OptionError where no file can be written there; before anything is measured."""
+    if json is not None and (json.is_dir() or not json.expanduser().absolute().parent.is_dir()):
+        raise OptionError(f"--json {json} cannot be written there; give a file in a folder that exists")
+
+
+def write(report: dict[str, Any], json: Path | None) -> None:
+    """The report, where a file was asked for."""
+    if json is not None:
+        json.expanduser().write_text(json_format.dumps(report, indent=1, default=str) + "\n")
+        typer.echo(f"written to {json}")
 
 
 def paired_ratio(seconds: Sequence[Mapping[str, float]], name: str, other: str) -> float:
@@ -231,6 +243,7 @@ def _prompts(model: "Model", text: str | None, options: "GenerateOptions") -> li
 
 def _print_report(report: dict[str, Any], strategy: str) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     from layerlens.analysis.overhead import PAPER_CONDITIONS
@@ -270,6 +283,8 @@ def _print_report(report: dict[str, Any], strategy: str) -> None:
         table.add_row(what, f"{_number(speeds[name])} tokens/s", against, paper_says)
     memory = report["extra_memory_mib"]
     table.add_row("memory above last's", "CUDA only" if memory is None else f"{memory:,.0f} MiB", "", "")
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.width = max(console.width, needed)  # a long number must not cost another one
     console.print(table)
     paper_model = reported("5")["model"].iloc[0]
     console.print(

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerlens.axes import States
-from layerlens.lens.readout import LOWEST, Reading, tile_for
+from layerlens.lens.readout import tile_for
+from layerlens.lens.sums import LOWEST, Reading
 from layerlens.models.unembed import Unembed
 
 

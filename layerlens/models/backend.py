@@ -12,13 +12,13 @@ class Backend:
     Attributes:
         name: one of BACKENDS.
         modes: when a trace can record: "generate" (while tokens are emitted), "replay" (in one pass afterwards).
-        measures_kl: whether a trace can compare every layer's distribution with the last layer's.
+        uses_meter: whether states are measured by layerlens here, which --kl and --lens-precision ask for.
         is_here: whether the weights lie in this process, so that any strategy can decode from them.
     """
 
     name: str
     modes: tuple[str, ...] = ("generate", "replay")
-    measures_kl: bool = True
+    uses_meter: bool = True
     is_here: bool = True
 
 

@@ -134,12 +134,12 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
     if name == "nnsight":
         lm.dispatch()
         model = checked(adapt(lm._module.eval(), tokenizer, source))
-        return replace(model, backend=Nnsight(name, modes=("replay",), measures_kl=False, language_model=lm))
+        return replace(model, backend=Nnsight(name, modes=("replay",), uses_meter=False, language_model=lm))
     _nnsight().register(reduction)
     remote: bool | str = "local" if name == "nnsight-simulated" else True
     if remote is True:
         _refuse_without_key()
-    backend = Nnsight(name, modes=("replay",), measures_kl=False, is_here=False, language_model=lm, remote=remote)
+    backend = Nnsight(name, modes=("replay",), uses_meter=False, is_here=False, language_model=lm, remote=remote)
     hf = lm._module
     if hf.get_input_embeddings().weight.is_meta:
         hf = hf.to(torch.bfloat16).eval()  # what torch can follow without weights; free, and set right below

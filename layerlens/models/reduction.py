@@ -14,7 +14,7 @@ from torch import Tensor
 Blocks = Sequence[tuple[str, str | None, bool]]
 Names = Sequence[str]
 
-_WORDS = 8192
+_WORDS, _WORDS_ON_CPU = 8192, 1024
 _ROWS = 512
 _LEAST_NORM = 1e-6
 
@@ -135,28 +135,39 @@ def _read(
 ) -> tuple[Tensor, Tensor]:
     """Entropy in nats and arg-max of each row, the largest temporary a tile; as `lens/readout.py`."""
     entropies, tops = [], []
+    words = _WORDS_ON_CPU if weight.device.type == "cpu" else _WORDS
     for rows in states.detach().to(weight.device).float().split(_ROWS):
-        maximum = torch.full((len(rows),), -math.inf, device=rows.device)
-        total, moment = torch.zeros_like(maximum), torch.zeros_like(maximum)
         top = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-        for start in range(0, n_vocab, _WORDS):
-            stop = min(start + _WORDS, n_vocab)
-            logits = rows @ weight[start:stop].detach().float().t()
+        highest = torch.full((len(rows),), -math.inf, device=rows.device)
+        parts = []
+        for start in range(0, n_vocab, words):
+            stop = min(start + words, n_vocab)
+            logits = _product(rows, weight[start:stop].detach().float())
             if bias is not None:
                 logits = (logits + bias[start:stop].detach().float()).clamp(min=-1e30)
-            logits = logits * scale
+            if scale != 1.0:
+                logits = logits * scale
             if softcap is not None:
                 logits = torch.tanh(logits / softcap) * softcap
-            tile_maximum, tile_top = logits.max(1)
-            top = torch.where(tile_maximum > maximum, tile_top + start, top)
-            raised = torch.maximum(maximum, tile_maximum)
-            shrink = torch.exp(maximum - raised)
-            shift = torch.where(total > 0, maximum - raised, torch.zeros_like(raised))
-            logits = logits - raised.unsqueeze(1)
-            exps = torch.exp(logits)
-            moment = shrink * (moment + shift * total) + (exps * logits).sum(1)
-            total = shrink * total + exps.sum(1)
-            maximum = raised
+            maximum = logits.amax(1)
+            raised = (maximum > highest).nonzero()[:, 0]
+            top[raised] = logits[raised].argmax(1) + start
+            highest = torch.maximum(highest, maximum)
+            probs = torch.softmax(logits, dim=1)
+            total = 1 / probs.amax(1)
+            parts.append(torch.stack([maximum, total, total * ((probs * logits).sum(1) - maximum)]))
+        maxima, totals, moments = torch.stack(parts, dim=1)
+        shift = torch.where(totals > 0, maxima - maxima.amax(0), torch.zeros_like(maxima))
+        shrink = torch.exp(shift)
+        total, moment = (shrink * totals).sum(0), (shrink * (moments + shift * totals)).sum(0)
         entropies.append((total.log() - moment / total).clamp(0.0, math.log(n_vocab)))
         tops.append(top)
     return torch.cat(entropies), torch.cat(tops)
+
+
+def _product(states: Tensor, weight: Tensor) -> Tensor:
+    """As `product` in `models/unembed.py`."""
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
+        return found
+    return states @ weight.t()

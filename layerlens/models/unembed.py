@@ -8,10 +8,6 @@ from torch import Tensor, nn
 
 from layerlens.axes import Logits, States
 
-# A skinny product in blocks of this many words keeps a block of the weight in a core's cache for all rows: on a CPU
-# ten rows then cost as much as the one of a matrix-vector product, a third of what one large product takes.
-_BLOCK = 256
-_SKINNY = 256
 _TILE = 8192
 
 
@@ -56,39 +52,45 @@ class Unembed:
         """What the unembedding multiplies: on a GPU in the type of its weight, elsewhere in float32."""
         return normed.to(self.weight.dtype) if self.weight.is_cuda else normed.float()
 
-    def logits_tile(self, normed: Tensor, start: int, stop: int, out: Tensor | None = None) -> Logits:
-        """Float32 logits of the words start..stop-1: [rows, stop - start], written into `out` where it is given."""
-        weight = self.weight[start:stop].t()
-        if weight.is_cuda and weight.dtype != torch.float32:
-            logits = torch.mm(self.operand(normed), weight, out_dtype=torch.float32)
-        else:
-            logits = torch.mm(self.operand(normed), weight.float(), out=out)
-        self._finish(logits, start, stop)
-        return logits
+    def logits_tile(self, normed: Tensor, start: int, stop: int) -> Logits:
+        """Float32 logits of the words start..stop-1: [rows, stop - start]."""
+        words = slice(start, stop)
+        weight = self.weight[words]
+        weight = weight if weight.is_cuda else weight.float()
+        return self.finished(product(self.operand(normed), weight), words)
 
     def logits(self, states: States, *, norm: bool = True) -> Logits:
         """Float32 logits over the whole vocabulary: [rows, vocab]. For few rows; `lens.read` needs no such tensor."""
         normed = self.normed(states, norm=norm)
-        if normed.device.type != "cpu":
+        if self.weight.dtype == torch.float32 or normed.device.type != "cpu":
             return self.logits_tile(normed, 0, self.n_vocab)
         logits = normed.new_empty(len(normed), self.n_vocab, dtype=torch.float32)
-        done = 0
-        if self.weight.dtype == torch.float32 and len(normed) <= _SKINNY and self.weight.is_contiguous():
-            done = self.n_vocab - self.n_vocab % _BLOCK
-            blocks = self.weight[:done].view(-1, _BLOCK, self.weight.shape[1]).transpose(1, 2)
-            product = torch.bmm(normed.float().expand(len(blocks), -1, -1), blocks)  # blocks, rows, words
-            logits[:, :done].unflatten(1, (-1, _BLOCK)).copy_(product.transpose(0, 1))
-            self._finish(logits[:, :done], 0, done)
-        for start in range(done, self.n_vocab, _TILE):
+        for start in range(0, self.n_vocab, _TILE):  # of a float32 copy of the weight
             stop = min(start + _TILE, self.n_vocab)
             logits[:, start:stop] = self.logits_tile(normed, start, stop)
         return logits
 
-    def _finish(self, logits: Tensor, start: int, stop: int) -> None:
-        """Bias, scale and soft-cap, in place."""
+    def finished(self, logits: Tensor, words: slice | Tensor) -> Logits:
+        """Products with some words made logits, in place: bias, scale and soft-cap; words as they index the bias."""
         if self.bias is not None:
-            logits += self.bias[start:stop]
+            logits += self.bias[words]
         if self.scale != 1.0:
             logits *= self.scale
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+def product(states: Tensor, weight: Tensor) -> Tensor:
+    """states [rows, d] times weight [words, d] transposed: [rows, words], added up in float32.
+
+    On a GPU it comes in float32, on a CPU in the type of both. There it is oneDNN's, which torch itself takes for
+    float32 only where MKL is missing: measured at 2.4 times MKL's speed on an AMD processor with AVX-512, 3 to 4 times
+    for ten rows, and never below it.
+    """
+    if weight.is_cuda and weight.dtype != torch.float32:
+        return torch.mm(states, weight.t(), out_dtype=torch.float32)
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
+        return found
+    return torch.mm(states, weight.t())

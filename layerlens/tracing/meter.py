@@ -1,6 +1,7 @@
 """Turns the states that pass through the blocks into scalars, as they pass, on the device where they lie."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ _LEAST_NORM = 1e-6
 
 Measured = tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]
 Select = Callable[[Tensor], States]
+ReadOut = Callable[[States], Reading]
 
 
 class Meter:
@@ -36,11 +38,21 @@ class Meter:
         names: what the numbers are, FLOATS first.
     """
 
-    def __init__(self, model: Model, *, kl: bool = False) -> None:
+    def __init__(self, model: Model, *, kl: bool = False, read_out: "ReadOut | None" = None) -> None:
+        """Begin.
+
+        Args:
+            model: whose blocks are watched.
+            kl: keep the states of all layers until the last one is read, for the divergences from it.
+            read_out: from states to readings; None for `read` with the model's head.
+        """
         self.names = (*FLOATS, KL.name) if kl else FLOATS
         self._unembed = model.unembed
         rows_waiting = _rows_waiting(model.n_layers, model.d_model, model.hf.dtype)
-        self._layers = [_Layer(model, index, rows_waiting, keeps_states=kl) for index in range(model.n_layers)]
+        read_out = read_out or partial(read, unembed=model.unembed)
+        self._layers = [
+            _Layer(model, index, rows_waiting, read_out, keeps_states=kl) for index in range(model.n_layers)
+        ]
         self.select: Select = lambda stream: stream.flatten(0, 1)
         self._taken: Measured | None = None
 
@@ -100,8 +112,9 @@ def _rows_waiting(n_layers: int, d_model: int, dtype: torch.dtype) -> int:
 class _Layer:
     """Attributes: kept, states and their readings that wait for the last layer; divergences from it, of rows so far."""
 
-    def __init__(self, model: Model, index: int, rows_waiting: int, *, keeps_states: bool) -> None:
-        self._unembed = model.unembed
+    def __init__(self, model: Model, index: int, rows_waiting: int, read_out: ReadOut, *, keeps_states: bool) -> None:
+        self._device = model.unembed.weight.device
+        self._read_out = read_out
         self._rows_waiting = rows_waiting
         self._keeps_states = keeps_states
         self.kept: list[tuple[Tensor, Reading]] = []
@@ -138,8 +151,8 @@ class _Layer:
         )
         for piece in pieces:
             changes = torch.stack(_changes(*piece, parallel=self._parallel))
-            states = piece[2].to(self._unembed.weight.device)
-            reading = read(states, self._unembed)
+            states = piece[2].to(self._device)
+            reading = self._read_out(states)
             if self._keeps_states:
                 self.kept.append((states, reading))
             entropy = reading.entropy.unsqueeze(0).to(changes.device)

@@ -25,6 +25,10 @@ class TraceOptions(GenerateOptions):
     kl: bool = False
     """Also record KL(last layer ‖ layer), for which the states of all layers wait for those of the last one: of given
     text and in replay the whole pass' states at once."""
+    lens_precision: str = "float32"
+    """Of the products with the unembedding, on a CPU: "float32", or "bfloat16" with the likeliest words in float32, for
+    processors with AVX512-BF16 or AMX: entropies within 0.01 nats for 99 of 100 states, in half to two thirds of the
+    time, and a copy of the unembedding in bfloat16."""
 
     _least_new_tokens: ClassVar[int] = 0
 
@@ -32,13 +36,20 @@ class TraceOptions(GenerateOptions):
         super().__post_init__()
         if self.window is not None:
             whole("window", self.window, 1)
-        for name, choices in (("mode", ("generate", "replay")), ("positions", ("generated", "all"))):
-            if getattr(self, name) not in (None, *choices):
-                raise OptionError(f"{flag(name)} {getattr(self, name)!r} is unknown; give {' or '.join(choices)}")
+        for name, choices in (
+            ("mode", (None, "generate", "replay")),
+            ("positions", (None, "generated", "all")),
+            ("lens_precision", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in choices:
+                known = " or ".join(choice for choice in choices if choice)
+                raise OptionError(f"{flag(name)} {getattr(self, name)!r} is unknown; give {known}")
         if self.samples and self.max_new_tokens == 0:
             raise OptionError(
                 f"--temperature {self.temperature} has no effect with --max-new-tokens 0; drop one of them"
             )
+        if self.kl and self.lens_precision != "float32":
+            raise OptionError(f"--kl needs --lens-precision float32, not {self.lens_precision}; leave one of them out")
         if self.max_new_tokens == 0 and self.mode == "generate":
             raise OptionError("--mode generate with --max-new-tokens 0 generates nothing; drop one of them")
         if self.max_new_tokens == 0 and self.positions == "generated":

@@ -1,12 +1,15 @@
 """The two ways to send a batch through the model while its blocks are watched: generating, and one full pass."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.prompts import pad, pad_token_id
@@ -20,6 +23,9 @@ from layerlens.tracing.meter import Meter
 from layerlens.tracing.options import TraceOptions
 
 OnTokens = Callable[[int], None]
+
+_LONGEST_PASS = 4096  # tokens of a text
+_ATTENTION = {"full", "sliding"}
 
 
 @dataclass(frozen=True)
@@ -56,26 +62,48 @@ def generate(
 
 
 def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[int], meter: Meter) -> Rows:
-    """One full pass over the sequences; measures the positions of each from its entry of `firsts` on."""
+    """One full pass over the sequences; measures the positions of each from its entry of `firsts` on.
+
+    Long texts go through models of attention alone in pieces, with keys and values kept between them, so that what a
+    pass takes does not grow with the text.
+    """
     # right padding: positions then count from 0 in every row, and no causal state can see the padding
     ids, mask = pad(sequences, pad_token_id(model), left=False)
     kept = torch.zeros_like(mask, dtype=torch.bool)
     for row, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
         kept[row, first : len(sequence)] = True
-    flat = kept.flatten().nonzero().squeeze(1)
-    batch_row, position = kept.nonzero(as_tuple=True)
-    rows = Rows(batch_row.numpy(), position.numpy())
     if isinstance(model.backend, Nnsight):
-        meter.take(model.backend.measured(model, ids, mask, flat))
-        return rows
-    meter.select = _flat_selection(flat, ids.numel())
+        meter.take(model.backend.measured(model, ids, mask, kept.flatten().nonzero().squeeze(1)))
+        return Rows(*(index.numpy() for index in kept.nonzero(as_tuple=True)))
+    pieces = list(zip(*(tensor.split(_LONGEST_PASS, dim=1) for tensor in (ids, kept)), strict=True))
+    cache = DynamicCache(config=model.hf.config) if len(pieces) > 1 and _goes_on(model) else None
+    if cache is None:
+        pieces = [(ids, kept)]
+    begin, seen = 0, []
     with torch.no_grad(), watch_blocks(model.blocks, model.sublayers, meter.on_block):
-        model.decoder(
-            input_ids=ids.to(model.device),
-            attention_mask=None if mask.all() else mask.to(model.device),
-            use_cache=False,
-        )
-    return rows
+        for piece, kept_here in pieces:
+            end = begin + piece.shape[1]
+            meter.select = _flat_selection(kept_here.flatten().nonzero().squeeze(1), piece.numel())
+            model.decoder(
+                input_ids=piece.to(model.device),
+                attention_mask=None if mask.all() else mask[:, :end].to(model.device),
+                use_cache=cache is not None,
+                **({} if cache is None else {"past_key_values": cache}),
+            )
+            batch_row, position = kept_here.nonzero(as_tuple=True)
+            seen.append(Rows(batch_row.numpy(), position.numpy() + begin))
+            begin = end
+    return _joined(seen)
+
+
+def _goes_on(model: Model) -> bool:
+    """Whether a pass can begin where another one ended: recurrences of transformers begin every long pass anew."""
+    hf: Any = model.hf
+    takes = "past_key_values" in inspect.signature(type(model.decoder).forward).parameters
+    # the config of a translator's decoder counts the encoder's layers
+    counts = hf.config.get_text_config(decoder=True).num_hidden_layers == model.n_layers
+    is_attention = set(model.layer_kinds) <= _ATTENTION
+    return takes and counts and is_attention and hf._supports_default_dynamic_cache()
 
 
 class _GrowingSelection:
@@ -101,10 +129,11 @@ class _GrowingSelection:
 
     def rows(self) -> Rows:
         """The rows that passed through the blocks, in their order."""
-        return Rows(
-            np.concatenate([rows.batch_row for rows in self._seen]),
-            np.concatenate([rows.position for rows in self._seen]),
-        )
+        return _joined(self._seen)
+
+
+def _joined(seen: Sequence[Rows]) -> Rows:
+    return Rows(np.concatenate([rows.batch_row for rows in seen]), np.concatenate([rows.position for rows in seen]))
 
 
 def _last(stream: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from layerlens.decode.log import Decisions
 from layerlens.decode.prompts import end_token_ids
 from layerlens.decode.strategies import Choice, Last, Strategy
 from layerlens.errors import OptionError
+from layerlens.lens import refuse_without_bfloat16
 from layerlens.models import Model
 from layerlens.models.nnsight import Nnsight, refuse_edits
 from layerlens.tracing.options import TraceOptions
@@ -22,8 +23,13 @@ def refuse_unable(model: Model, options: TraceOptions, strategy: Strategy) -> No
             f"--mode {options.mode} does not work with --backend {backend.name}, which records in one pass; "
             f"give --mode {' or '.join(backend.modes)}"
         )
-    if options.kl and not backend.measures_kl:
-        raise OptionError(f"--kl does not work with --backend {backend.name}; leave it out, or give another backend")
+    for name, asked in (("--kl", options.kl), ("--lens-precision bfloat16", options.lens_precision != "float32")):
+        if asked and not backend.uses_meter:
+            raise OptionError(
+                f"{name} does not work with --backend {backend.name}; leave it out, or give another backend"
+            )
+    if options.lens_precision != "float32":
+        refuse_without_bfloat16(model.unembed.weight.device)
     if options.max_new_tokens == 0:
         return
     refuse_edits(model)

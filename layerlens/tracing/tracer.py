@@ -27,7 +27,7 @@ from layerlens.models.check import still_as_loaded
 from layerlens.records import Manifest, RunWriter, new_manifest
 from layerlens.records.manifest import digest
 from layerlens.run import Run, open_run
-from layerlens.tracing.meter import FLOATS, Meter
+from layerlens.tracing.meter import FLOATS, Meter, ReadOut
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows, generate, replay
 from layerlens.tracing.progress import Progress
@@ -84,6 +84,7 @@ def trace(
         and any(len({len(prompt.token_ids) for prompt in batch}) > 1 for batch in batches)
     ):
         refuse_ignored_padding(model)
+    read_out = None if settled.lens_precision == "float32" else lens.CoarseHead(model.unembed).read
     started = time.perf_counter()
     with RunWriter(out, _manifest(model, dataset, settled, strategy, batches), resume=resume) as writer:
         pending = set(writer.pending())
@@ -91,7 +92,7 @@ def trace(
             bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in pending))
             for index in sorted(pending):
                 seed = batch_seed(settled.seed, dataset.place_of(index))
-                tokens, rows = _trace_batch(model, batches[index], settled, strategy, seed, bar)
+                tokens, rows = _trace_batch(model, batches[index], settled, strategy, seed, bar, read_out)
                 writer.write(index, tokens, rows)
                 bar.advance_prompts(len(batches[index]))
         run = open_run(out)
@@ -108,11 +109,12 @@ def _trace_batch(
     strategy: Strategy,
     seed: int,
     bar: Progress,
+    read_out: ReadOut | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The token columns and the prompt columns of one batch."""
     started = time.perf_counter()
     prompts = [list(prompt.token_ids) for prompt in batch]
-    meter = Meter(model, kl=options.kl)
+    meter = Meter(model, kl=options.kl, read_out=read_out)
     decoded = None
     if options.mode == "generate":
         decoded, rows = generate(model, prompts, options, strategy, seed, meter, bar.advance_tokens)

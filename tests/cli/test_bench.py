@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import layerlens as ll
-from layerlens.cli.bench import bench, mean_depth, measure, paired_ratio
+from layerlens.cli.bench import _print_report, bench, mean_depth, measure, paired_ratio
 from layerlens.decode.flops import decoding_flops
 from layerlens.decode.options import GenerateOptions
 from layerlens.errors import LayerlensError
@@ -28,6 +28,18 @@ def folder(tiny_folder):
 @pytest.fixture
 def model():
     return tiny("qwen3_moe")
+
+
+def test_fast_machines_cost_no_number(model, capsys):
+    prompts = [[5, 6, 7]]
+    report = measure(model, ll.Valley(window=2), prompts, GenerateOptions(max_new_tokens=2, min_new_tokens=2), 1)
+    report["tokens_per_second"] = dict.fromkeys(report["tokens_per_second"], 1234567.0)
+    report["flops"][0]["flops"] = 1.5e18
+    _print_report(report, "valley")
+    out = capsys.readouterr().out
+    assert "1,234,567 tokens/s" in out
+    assert "1,500,000,000,000 MFLOPs" in out
+    assert "…" not in out
 
 
 def run(*arguments: object) -> int:

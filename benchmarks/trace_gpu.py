@@ -1,0 +1,240 @@
+"""What a replay trace costs on a GPU, on random weights of Qwen3.5-35B-A3B's text geometry, 70 GB in bfloat16.
+
+    python benchmarks/trace_gpu.py [--tiny] [--tokens N] [--rounds R] [--out FILE]
+
+First the numbers are checked: the fused readout (Triton) and the tiled one against float64, the fused one twice, and a
+whole trace by each. Then, in turn: the products rows x d_model x vocabulary alone, both readouts of the same states, a
+plain forward pass, and a trace by each readout; medians, the share of the products' speed that a readout reaches, and
+the memory that a trace adds. --tiny, the default where there is no GPU, goes the same way with a small model and
+Triton's interpreter, whose speeds mean nothing; it writes no file unless asked to.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernel is defined
+
+from decode_gpu import QWEN3_5_35B_A3B, TINY, build
+
+import layerlens as ll
+from layerlens.cli.bench import machine
+from layerlens.lens import read, readout
+from layerlens.models import Model, Unembed, tiny_tokenizer
+from layerlens.tracing.meter import Meter
+from layerlens.tracing.passes import replay
+
+GIB = 2**30
+RESULTS = Path(__file__).parent / "results" / "trace_gpu.json"
+LEAST_SHARE = 0.6  # of the products' speed, that readouts are to reach
+MOST_ADDED_BYTES = GIB
+TOLERANCE = 2e-3  # nats, of entropies in bfloat16 products against float64 ones of the same states and weights
+
+
+def main() -> int:
+    """Check, measure, print, write; the exit status is 1 where a check failed or a bar was missed."""
+    arguments = _parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tiny = arguments.tiny or device.type == "cpu"
+    n_tokens = arguments.tokens or (40 if tiny else 4096)
+    model = ll.load(build(TINY if tiny else QWEN3_5_35B_A3B, device), tokenizer=tiny_tokenizer())
+    print(model, flush=True)
+    checks = {
+        "readouts are those of float64": check_readouts(model),
+        "fused twice is the same": check_twice(model),
+        "a trace by either readout is the same": check_traces(model),
+    }
+    for name, (passed, detail) in checks.items():
+        print(f"{'ok  ' if passed else 'FAIL'} {name}: {detail}", flush=True)
+    found = measure(model, n_tokens, arguments.rounds or (1 if tiny else 5))
+    n_flops = 2 * n_tokens * model.d_model * model.unembed.n_vocab * model.n_layers
+    report = {
+        "geometry": "tiny" if tiny else "Qwen3.5-35B-A3B",
+        "tokens": n_tokens,
+        "checks": {name: {"passed": passed, "detail": detail} for name, (passed, detail) in checks.items()},
+        "seconds": found["seconds"],
+        "products_tflops": n_flops / found["seconds"]["products"] / 1e12,
+        "share_of_products": {
+            name: found["seconds"]["products"] / found["seconds"][f"{name} readouts"] for name in ("tiled", "fused")
+        },
+        "added_bytes": found["added_bytes"],
+        "machine": machine(device),
+    }
+    print(json.dumps({name: report[name] for name in ("seconds", "share_of_products", "added_bytes")}, indent=1))
+    out = arguments.out or (None if tiny else RESULTS)
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    if not all(passed for passed, _ in checks.values()):
+        return 1
+    best = max(report["share_of_products"].values())
+    return int(not tiny and (best < LEAST_SHARE or min(found["added_bytes"].values()) > MOST_ADDED_BYTES))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a small model; default where there is no GPU")
+    parser.add_argument("--tokens", type=int, help="of the text [4096]")
+    parser.add_argument("--rounds", type=int, help="[5]")
+    parser.add_argument("--out", type=Path, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
+    return parser.parse_args()
+
+
+@contextmanager
+def fused(on: bool) -> Iterator[None]:
+    """Readouts by the kernel, or tiled."""
+    before, readout.FUSED = readout.FUSED, on
+    try:
+        yield
+    finally:
+        readout.FUSED = before
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+Outcome = tuple[bool, str]
+
+
+def states_of(model: Model, n_rows: int) -> torch.Tensor:
+    """Random states, as long as a model's."""
+    generator = torch.Generator(model.device).manual_seed(0)
+    states = torch.randn(n_rows, model.d_model, generator=generator, device=model.device)
+    return states.to(model.hf.dtype)
+
+
+@torch.no_grad()
+def check_readouts(model: Model) -> Outcome:
+    """Entropy, first choice and log-probs of odd numbers of rows, by the model's head, with and without a soft-cap."""
+    worst = 0.0
+    for n_rows, softcap in ((1, None), (37, None), (130, 20.0)):
+        plain = model.unembed
+        unembed = Unembed(plain.tail, plain.weight, plain.bias, plain.scale, softcap)
+        states = states_of(model, n_rows)
+        chosen = torch.arange(n_rows, device=model.device).unsqueeze(1)
+        logits = unembed.finished(unembed.normed(states).double() @ unembed.weight.double().t(), slice(None))
+        log_probs = logits.log_softmax(1)
+        entropy = -(log_probs.exp() * log_probs).sum(1)
+        for on in (False, True):
+            with fused(on):
+                reading = read(states, unembed, chosen)
+            assert reading.log_probs is not None
+            top = log_probs.gather(1, reading.top_token_id.unsqueeze(1))[:, 0]
+            misses = (
+                reading.entropy - entropy,
+                (reading.log_probs - log_probs.gather(1, chosen))[:, 0],
+                log_probs.amax(1) - top,
+            )
+            worst = max(worst, *(float(miss.abs().max()) for miss in misses))
+    return worst < TOLERANCE, f"within {worst:.1e}"
+
+
+def check_twice(model: Model) -> Outcome:
+    """Bit for bit."""
+    states = states_of(model, 300)
+    with fused(True):
+        one, two = (read(states, model.unembed) for _ in range(2))
+    equal = [torch.equal(a, b) for a, b in zip(one[:3], two[:3], strict=True)]
+    return all(equal), f"{sum(equal)} of {len(equal)} equal"
+
+
+def check_traces(model: Model) -> Outcome:
+    """All measures of a text of 33 tokens."""
+    found = []
+    for on in (False, True):
+        with fused(on):
+            found.append(traced(model, random_ids(model, 33)))
+    worst = max(float(abs(a - b).max()) for a, b in zip(*(floats for floats, _ in found), strict=True))
+    same = float((found[0][1] == found[1][1]).mean())
+    return worst < TOLERANCE and same > 0.99, f"within {worst:.1e}, {same:.1%} of first choices equal"
+
+
+def random_ids(model: Model, n_tokens: int) -> list[int]:
+    """Any words."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, model.unembed.n_vocab, (n_tokens,), generator=generator).tolist()
+
+
+def traced(model: Model, ids: list[int]) -> Any:
+    """What a replay measures."""
+    meter = Meter(model)
+    replay(model, [ids], [0], meter)
+    floats, tops = meter.collect()
+    return floats[[0, 1, 4]], tops  # ratio, cosine, entropy
+
+
+# -------------------------------------------------------------------------------------------------------------- timing
+
+
+def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
+    """Medians of seconds of each way, and the bytes that each trace adds to a plain pass."""
+    ids = random_ids(model, n_tokens)
+    given = torch.tensor([ids], device=model.device)
+    states = states_of(model, n_tokens)
+    normed = model.unembed.normed(states)
+
+    def products() -> None:
+        for rows in normed.split(1024):
+            for words in model.unembed.weight.split(16384):
+                torch.mm(rows, words.t())
+
+    def readouts(on: bool) -> Callable[[], None]:
+        def run() -> None:
+            with fused(on):
+                for _ in range(model.n_layers):
+                    read(states, model.unembed)
+
+        return run
+
+    def trace(on: bool) -> Callable[[], None]:
+        def run() -> None:
+            with fused(on):
+                traced(model, ids)
+
+        return run
+
+    ways: dict[str, Callable[[], None]] = {
+        "products": lambda: [products() for _ in range(model.n_layers)] and None,
+        "tiled readouts": readouts(False),
+        "fused readouts": readouts(True),
+        "forward pass": lambda: model.decoder(input_ids=given, use_cache=False) and None,
+        "tiled trace": trace(False),
+        "fused trace": trace(True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = {}
+    with torch.no_grad():
+        for way in ways.values():
+            way()
+        for number in range(n_rounds):
+            for name in ways if number % 2 == 0 else reversed(ways):
+                took, peaks[name] = _timed(ways[name], model.device)
+                seconds[name].append(took)
+    return {
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "added_bytes": {name: peaks[f"{name} trace"] - peaks["forward pass"] for name in ("tiled", "fused")},
+    }
+
+
+def _timed(way: Callable[[], None], device: torch.device) -> tuple[float, int]:
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    way()
+    if is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, torch.cuda.max_memory_allocated() if is_cuda else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

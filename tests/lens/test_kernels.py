@@ -1,0 +1,106 @@
+"""The fused readout, run by Triton's interpreter, against whole float64 logits and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layerlens import lens
+from tests.lens.test_readout import make, whole
+
+pytest.importorskip("triton", reason="pip install triton")
+from layerlens.lens.kernels import read_fused
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(states, unembed):
+    unembed = type(unembed)(
+        unembed.tail,
+        unembed.weight.to(DEVICE),
+        None if unembed.bias is None else unembed.bias.to(DEVICE),
+        unembed.scale,
+        unembed.softcap,
+    )
+    return states.to(DEVICE), unembed
+
+
+def agrees(reading, log_probs, tolerance):
+    np.testing.assert_allclose(
+        reading.entropy.cpu(), scipy.stats.entropy(np.exp(log_probs), axis=1), atol=tolerance, rtol=tolerance
+    )
+    top = np.take_along_axis(log_probs, reading.top_token_id.cpu().numpy()[:, None], 1)[:, 0]
+    np.testing.assert_allclose(top, log_probs.max(1), atol=10 * tolerance)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.sampled_from([1, 2, 15, 17, 40, 129, 150]),
+    d=st.sampled_from([1, 8, 64, 65, 130]),
+    vocab=st.sampled_from([2, 127, 128, 129, 300, 1027]),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.3, -2.0]),
+    softcap=st.sampled_from([None, 1.5, 30.0]),
+    spread=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_any_shape_agrees_with_scipy_on_whole_float64_logits(seed, rows, d, vocab, bias, scale, softcap, spread):
+    states, unembed = make(seed, rows, d, vocab, bias=bias, scale=scale, softcap=softcap, spread=spread)
+    chosen = torch.randint(0, vocab, (rows, 3), generator=torch.Generator().manual_seed(seed))
+    log_probs = whole(states, unembed)
+    given_states, head = on_device(states, unembed)
+    logits = torch.full((rows, vocab), math.nan, device=DEVICE)
+    reading = read_fused(given_states, head, chosen.to(DEVICE), logits)
+    agrees(reading, log_probs, 3e-5)
+    np.testing.assert_allclose(
+        reading.log_probs.cpu(), np.take_along_axis(log_probs, chosen.numpy(), 1), atol=3e-4, rtol=3e-5
+    )
+    np.testing.assert_allclose(torch.log_softmax(logits, 1).cpu(), log_probs, atol=3e-4, rtol=3e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_added_up_in_float32(dtype):
+    states, unembed = make(2, 6, 64, 2000, spread=0.5, dtype=dtype)
+    reading = read_fused(*on_device(states, unembed))
+    assert reading.entropy.dtype == torch.float32
+    agrees(reading, whole(states, unembed), 5e-5)
+
+
+def test_of_equal_maxima_the_first_is_the_top_token():
+    for places in [(3, 900), (640, 641), (127, 128), (0, 999)]:
+        weight = torch.zeros(1000, 1)
+        weight[list(places)] = 5.0
+        reading = read_fused(*on_device(torch.ones(2, 1), lens_head(weight)))
+        assert reading.top_token_id.tolist() == [places[0]] * 2
+
+
+def lens_head(weight):
+    from layerlens.models import Unembed
+
+    return Unembed([], weight)
+
+
+def test_it_is_the_tiled_readout_and_the_same_twice():
+    states, unembed = on_device(*make(7, 33, 48, 5000, softcap=20.0))
+    once, again, tiled = read_fused(states, unembed), read_fused(states, unembed), lens.read(states, unembed)
+    for one, two in zip(once[:3], again[:3], strict=True):
+        assert torch.equal(one, two)
+    for one, two in zip(once[:3], tiled[:3], strict=True):
+        torch.testing.assert_close(one, two, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the interpreter
+def test_a_banned_word_and_a_state_that_is_not_a_number():
+    states, unembed = make(6, 4, 8, 300, bias=True)
+    unembed.bias[[0, 5, 299]] = -math.inf
+    states[2, 1] = math.nan
+    reading = read_fused(*on_device(states, unembed))
+    with np.errstate(invalid="ignore"):
+        expected = scipy.stats.entropy(np.exp(whole(states, unembed)), axis=1)
+    kept = [0, 1, 3]
+    np.testing.assert_allclose(reading.entropy[kept].cpu(), expected[kept], atol=3e-5)
+    assert reading.entropy.isnan().tolist() == [False, False, True, False]

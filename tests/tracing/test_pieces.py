@@ -1,0 +1,48 @@
+"""Long texts that go through a model in pieces: the numbers of one pass."""
+
+import numpy as np
+import pytest
+
+from layerlens.models import tiny_names
+from layerlens.tracing import passes
+from tests.conftest import tiny
+from tests.invariants.laws import runs_agree
+
+TEXTS = ["Hello there, you", "a", "What is this, then? No more"]
+
+
+def lengths_of_passes(model, monkeypatch):
+    seen = []
+    forward = model.decoder.forward
+
+    def counted(*args, **kwargs):
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        seen.append(0 if ids is None else ids.shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.decoder, "forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"max_new_tokens": 0, "kl": True}, {"mode": "replay"}])
+@pytest.mark.parametrize("family", tiny_names())
+def test_pieces_give_the_numbers_of_one_pass(family, options, run_of, monkeypatch):
+    """Of attention alone; what carries a state goes through at once, because transformers begins it anew."""
+    model, options = tiny(family), {"max_new_tokens": 5, **options}
+    options["batch_size"] = 1 if options["max_new_tokens"] else 3  # some families generate one by one only
+    whole = run_of(model, TEXTS, **options)
+    lengths = lengths_of_passes(model, monkeypatch)
+    monkeypatch.setattr(passes, "_LONGEST_PASS", 4)
+    pieces = run_of(model, TEXTS, **options)
+    is_attention = set(model.layer_kinds) <= {"full", "sliding"}
+    if options["max_new_tokens"] == 0:
+        assert max(lengths) == (4 if is_attention else whole.prompts["n_prompt_tokens"].max())
+    runs_agree(whole, pieces, 1e-4)
+    if options.get("kl"):
+        np.testing.assert_allclose(whole.layers("kl_last_to_layer"), pieces.layers("kl_last_to_layer"), atol=1e-4)
+
+
+def test_both_sorts_are_among_them():
+    kinds = [set(tiny(name).layer_kinds) for name in tiny_names()]
+    assert {"sliding", "full"} in kinds
+    assert any("linear" in kind for kind in kinds)
