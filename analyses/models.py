@@ -41,6 +41,10 @@ class AfterFirst(Run):
         """As in `Run`, without the rows left out."""
         return self._whole.positions[self._kept].reset_index(drop=True)
 
+    def pieces(self, most_tokens: int = 0) -> Iterator[Run]:
+        """In one, whose rows are left out."""
+        yield self
+
     def layers(self, column: str) -> np.ndarray[Any, Any]:
         """As in `Run`, without the rows left out."""
         values: np.ndarray[Any, Any] = self._whole.layers(column)[self._kept]

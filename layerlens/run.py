@@ -1,7 +1,7 @@
 """A run directory, opened: its tables as pandas frames and the analyses of them."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from layerlens import analysis, records
 from layerlens.notebook import Framed, as_html
 from layerlens.records import store
 
+_PIECE = 500_000  # tokens, of which 40 layers of a measure are 80 MB
+
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -22,12 +24,15 @@ class Run:
     Attributes:
         path: the run directory.
         manifest: what made the run.
+        sums: over prompts, which several analyses need; by name.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
         self.manifest: dict[str, Any] = records.read_manifest(self.path)
+        self.sums: dict[str, Any] = {}
         self._layers: dict[str, np.ndarray[Any, Any]] = {}
+        self._parts: list[Path] | None = None
 
     def __repr__(self) -> str:
         model, dataset = self.manifest["model"], self.manifest["dataset"]
@@ -66,7 +71,7 @@ class Run:
     @cached_property
     def tokens(self) -> pd.DataFrame:
         """One row per traced position; columns as declared in `records.TOKENS`."""
-        frame: pd.DataFrame = store.read_tokens_table(self.path).to_pandas()
+        frame: pd.DataFrame = store.read_tokens_table(self.path, parts=self._parts).to_pandas()
         return frame
 
     @cached_property
@@ -84,7 +89,7 @@ class Run:
     def positions(self) -> pd.DataFrame:
         """`tokens` without the per-layer columns: quick to read, however many layers there are."""
         names = [column.name for column in records.TOKENS if not column.per_layer]
-        frame: pd.DataFrame = store.read_tokens_table(self.path, names).to_pandas()
+        frame: pd.DataFrame = store.read_tokens_table(self.path, names, self._parts).to_pandas()
         return frame
 
     def text_of(self, token_ids: Iterable[int]) -> list[str]:
@@ -96,11 +101,22 @@ class Run:
         self.read_layers(column)
         return self._layers[column]
 
+    def pieces(self, most_tokens: int = _PIECE) -> Iterator["Run"]:
+        """The run itself or, of a long one, runs of whole prompts, one after the other, of about so many tokens."""
+        groups = store.token_groups(self.path, most_tokens) if self._parts is None else [self._parts]
+        if len(groups) == 1:
+            yield self
+            return
+        for group in groups:
+            piece = Run(self.path)
+            piece.prompts, piece._parts = self.prompts, group
+            yield piece
+
     def read_layers(self, *columns: str) -> None:
         """Read several per-layer columns at once, which is quicker than one after the other as `layers` is asked."""
         missing = [column for column in columns if column not in self._layers]
         if missing:
-            self._layers |= store.read_layers(self.path, missing, self.n_layers)
+            self._layers |= store.read_layers(self.path, missing, self.n_layers, self._parts)
 
     def show(self, height: int = 720) -> Framed:
         """The token explorer of `layerlens report`, for the last line of a notebook's cell; height in pixels."""

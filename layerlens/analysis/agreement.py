@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from layerlens.analysis.layers import layer_kinds
-from layerlens.analysis.sample import Bools, Sample, sample
-from layerlens.analysis.uncertainty import mean_interval, share_interval
+from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Sample, gathered
 from layerlens.records import KL, token_columns
 
 if TYPE_CHECKING:
@@ -28,20 +27,26 @@ def agreement(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    tokens = sample(run)
-    top = tokens.of(run.layers("top_token_id"))
-    agrees, kept = _agreement(top)
-    before = np.concatenate([np.zeros_like(kept[:, :1]), kept[:, :-1]], axis=1)
+    with_kl = KL in token_columns(run.manifest)
+
+    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+        top = tokens.of(piece.layers("top_token_id"))
+        agrees, kept = _agreement(top)
+        before = np.concatenate([np.zeros_like(kept[:, :1]), kept[:, :-1]], axis=1)
+        shares = {"agreement": agrees, "flip": top[:, 1:] != top[:, :-1], "settled": kept & ~before}
+        sums = {name: tokens.per_prompt(np.asarray(flags)) for name, flags in shares.items()}
+        return sums | ({KL.name: tokens.per_prompt(tokens.of(piece.layers(KL.name)))} if with_kl else {})
+
+    found = gathered(run, sums_of)
     columns: dict[str, Any] = {"layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
-    columns |= _shares(tokens, "agreement", agrees)
-    if tokens.n_prompts > 1:
+    columns |= _estimates(found, "agreement")
+    if found.n_prompts > 1:
         columns["agreement_low"][-1] = 1.0  # the last layer's own, by definition
-    flips = _shares(tokens, "flip", top[:, 1:] != top[:, :-1])
-    columns |= {name: np.concatenate([[np.nan], values]) for name, values in flips.items()}
-    columns |= _shares(tokens, "settled", kept & ~before)
-    if KL in token_columns(run.manifest):
-        columns |= _divergence(tokens, tokens.of(run.layers(KL.name)))
-    return tokens.frame(columns | {"n_tokens": len(tokens.rows), "n_prompts": tokens.n_prompts})
+    columns |= {name: np.concatenate([[np.nan], values]) for name, values in _estimates(found, "flip").items()}
+    columns |= _estimates(found, "settled")
+    if with_kl:
+        columns |= _estimates(found, KL.name) | {f"{KL.name}_sd": found[KL.name].spread}
+    return found.frame(columns | {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts})
 
 
 def earliest_agreement(run: "Run") -> pd.DataFrame:
@@ -56,20 +61,24 @@ def earliest_agreement(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    tokens = sample(run)
-    agrees, kept = _agreement(tokens.of(run.layers("top_token_id")))
-    layers = {"first": 1 + agrees.argmax(axis=1), "kept": 1 + kept.argmax(axis=1)}
+
+    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+        agrees, kept = _agreement(tokens.of(piece.layers("top_token_id")))
+        layers = {"first": 1 + agrees.argmax(axis=1), "kept": 1 + kept.argmax(axis=1)}
+        return {reading: tokens.per_prompt(layer.astype(np.float64)) for reading, layer in layers.items()}
+
+    found = gathered(run, sums_of)
     rows = [
         {
             "reading": reading,
-            **tokens.mean("layer", layer),
-            "layer_sd": float(layer.std()),
-            "n_tokens": len(tokens.rows),
-            "n_prompts": tokens.n_prompts,
+            **found.entries("layer", one),
+            "layer_sd": float(one.spread),
+            "n_tokens": found.n_tokens,
+            "n_prompts": found.n_prompts,
         }
-        for reading, layer in layers.items()
+        for reading, one in found.found.items()
     ]
-    return tokens.frame(rows)
+    return found.frame(rows)
 
 
 def _agreement(top: np.ndarray[Any, Any]) -> tuple[Bools, Bools]:
@@ -78,14 +87,5 @@ def _agreement(top: np.ndarray[Any, Any]) -> tuple[Bools, Bools]:
     return agrees, np.logical_and.accumulate(agrees[:, ::-1], axis=1)[:, ::-1]
 
 
-def _divergence(tokens: Sample, values: np.ndarray[Any, Any]) -> dict[str, Any]:
-    means = mean_interval(*tokens.sums_and_counts(values), tokens.weights)
-    ends = zip(("", "_low", "_high", "_sd"), (*means, values.std(axis=0, dtype=np.float64)), strict=True)
-    return {f"{KL.name}{end}": column for end, column in ends}
-
-
-def _shares(tokens: Sample, name: str, flags: Bools) -> dict[str, Any]:
-    sums = tokens.by_prompt(flags)
-    counts = tokens.by_prompt(np.ones(len(flags)))[:, None]
-    means = share_interval(sums, np.broadcast_to(counts, sums.shape), tokens.weights)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), means, strict=True))
+def _estimates(found: Gathered, name: str) -> dict[str, Any]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found.estimate(found[name]), strict=True))

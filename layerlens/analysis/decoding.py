@@ -6,7 +6,7 @@ where the valley layer ranks another token first than layer L does. Under sampli
 always take the valley, what was emitted may differ from both; `substitutions` counts what a run's own strategy did.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.sample import Bools, Sample, generated
+from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Sample, gathered, generated
 from layerlens.analysis.uncertainty import Floats, holding, interval, mean_interval, ratio
 from layerlens.errors import OptionError, RunError
 
@@ -81,14 +81,6 @@ class Steps:
         """Whether there is a valley."""
         return np.asarray(self.depth > 0)
 
-    def rates(self, among: Bools) -> dict[str, Any]:
-        """Entries of a row about some of the tokens: how many, and their valley and substitution rates."""
-        return {
-            **_counted(self.tokens, among),
-            **self.tokens.mean("valley_rate", self.valley, among),
-            **self.tokens.mean("substitution_rate", self.substituted, among),
-        }
-
 
 def steps(run: "Run", tokens: Sample | None = None) -> Steps:
     """The generated tokens of a run, or the given ones; RunError where there are none, or the model has one layer."""
@@ -134,17 +126,18 @@ def valley_statistics(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no generated token of the run can be counted, or the model has a single layer.
     """
-    found = steps(run)
-    rows = [_row(found.tokens, *one) for one in _means(found)]
-    rows += [_ratio_of_means(found)]
-    rows += [_spread(found.tokens, f"{name}_sd", flags) for name, flags in _rates(found)]
-    for number, band in enumerate(_in_bands(found, BANDS), start=1):
-        rows += [_row(found.tokens, f"substitution_rate_band_{number}", "share", found.substituted, band)]
-    deciles = list(_in_bins(found, DECILES))
-    for name, flags in _rates(found):
-        rows += [_row(found.tokens, f"{name}_decile_{k}", "share", flags, among) for k, among in enumerate(deciles, 1)]
-    count = {"statistic": "decode_steps", "unit": "tokens", "value": float(len(found.entropy))}
-    return _frame(run, found, [count | _counted(found.tokens, np.ones_like(found.valley)), *rows])
+    found = _gathered(run, _columns)
+    rows = {
+        name: {"statistic": name, "unit": _unit(name), **found.entries("value", one), **_counted(one)}
+        for name, one in found.found.items()
+        if name not in ("drop", "whole")
+    }
+    means = [row for name, row in rows.items() if "_band_" not in name and "_decile_" not in name]
+    others = [row for name, row in rows.items() if "_band_" in name or "_decile_" in name]
+    apart = [_spread_of_rates(found, name) for name in ("valley_rate", "substitution_rate")]
+    count = {"statistic": "decode_steps", "unit": "tokens", "value": float(found.n_tokens)}
+    count |= _counted(found["valley_rate"])
+    return _frame(run, found, [count, *means, _ratio_of_means(found), *apart, *others])
 
 
 def by_entropy_band(run: "Run", edges: Sequence[float] = BANDS) -> pd.DataFrame:
@@ -165,12 +158,11 @@ def by_entropy_band(run: "Run", edges: Sequence[float] = BANDS) -> pd.DataFrame:
     given = list(edges)
     if not given or not np.isfinite(given).all() or any(low >= high for low, high in pairwise([0.0, *given])):
         raise OptionError(f"edges {given} do not divide entropies: give rising numbers of nats above 0")
-    found = steps(run)
+    found = _gathered(run, lambda piece: _rates_of(piece, _in_bands(piece, given)))
     rows = []
-    bounds = pairwise([0.0, *given, np.inf])
-    for (low, high), among in zip(bounds, _in_bands(found, given), strict=True):
+    for number, (low, high) in enumerate(pairwise([0.0, *given, np.inf])):
         row = {"band": f"[{low:g}, {high:g})", "entropy_from": low, "entropy_to": high}
-        rows.append(row | found.tokens.mean("share", among) | found.rates(among))
+        rows.append(row | found.entries("share", found[f"share {number}"]) | _rates(found, number))
     return _frame(run, found, rows)
 
 
@@ -190,10 +182,10 @@ def by_relative_position(run: "Run", bins: int = DECILES) -> pd.DataFrame:
     """
     if not isinstance(bins, int) or bins < 1:
         raise OptionError(f"{bins!r} bins cannot divide a sequence: give a whole number, 1 or more")
-    found = steps(run)
+    found = _gathered(run, lambda piece: _rates_of(piece, _in_bins(piece, bins)))
     rows = [
-        {"bin": place + 1, "position_from": place / bins, "position_to": (place + 1) / bins} | found.rates(among)
-        for place, among in enumerate(_in_bins(found, bins))
+        {"bin": place + 1, "position_from": place / bins, "position_to": (place + 1) / bins} | _rates(found, place)
+        for place in range(bins)
     ]
     return _frame(run, found, rows)
 
@@ -207,39 +199,75 @@ def walk_depths(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no generated token of the run can be counted, or the model has a single layer.
     """
-    found = steps(run)
-    depths = range(max(min(run.manifest["window"], run.n_layers), int(found.depth.max()) + 1))
+    found = _gathered(run, lambda piece: ((str(depth), piece.depth == depth, None) for depth in range(run.n_layers)))
+    reached = [int(depth) for depth, one in found.found.items() if one.sums.any()]
+    depths = range(max(min(run.manifest["window"], run.n_layers), max(reached) + 1))
     rows = []
     for depth in depths:
-        among = np.asarray(found.depth == depth)
-        rows.append({"depth": depth} | _counted(found.tokens, among) | found.tokens.mean("share", among))
+        one = found[str(depth)]
+        counted = {"n_tokens": int(one.sums.sum()), "n_prompts": int((one.sums > 0).sum())}
+        rows.append({"depth": depth} | counted | found.entries("share", one))
     return _frame(run, found, rows)
 
 
-def _means(found: Steps) -> list[tuple[str, str, np.ndarray[Any, Any], Bools]]:
-    """Name, unit, values and tokens counted of every statistic that is a mean over tokens."""
-    every = np.ones_like(found.valley)
+Columns = Iterable[tuple[str, np.ndarray[Any, Any], Bools | None]]
+"""Name, values and, where not all are, the tokens counted."""
+
+
+def _gathered(run: "Run", columns_of: Callable[[Steps], Columns]) -> Gathered:
+    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+        columns = columns_of(steps(piece, tokens))
+        return {name: tokens.per_prompt(np.asarray(values), among) for name, values, among in columns}
+
+    return gathered(run, sums_of, generated)
+
+
+def _columns(found: Steps) -> Columns:
+    """Everything that `valley_statistics` averages."""
     other = found.valley & ~found.substituted
-    drop = ratio(found.entropy - found.entropy_valley, found.entropy)
-    sure = found.entropy < np.float32(SURE)
-    return [
-        ("valley_rate", "share", found.valley, every),
-        ("sure_rate_without_valley", "share", sure, ~found.valley),
-        ("substitution_rate", "share", found.substituted, every),
-        ("substitution_rate_of_valleys", "share", found.substituted, found.valley),
-        ("entropy_at_substitutions", "nats", found.entropy, found.substituted),
-        ("entropy_at_other_valleys", "nats", found.entropy, other),
-        ("entropy_without_valley", "nats", found.entropy, ~found.valley),
-        ("entropy", "nats", found.entropy, every),
-        ("entropy_change_of_perturbed", "nats", found.entropy - found.entropy_before, found.perturbed),
-        ("walk_depth", "layers", found.depth, every),
-        ("walk_depth_of_valleys", "layers", found.depth, found.valley),
-        ("entropy_drop_mean_of_ratios", "share", drop, other),
-    ]
+    fall = found.entropy - found.entropy_valley
+    yield from (
+        ("valley_rate", found.valley, None),
+        ("sure_rate_without_valley", found.entropy < np.float32(SURE), ~found.valley),
+        ("substitution_rate", found.substituted, None),
+        ("substitution_rate_of_valleys", found.substituted, found.valley),
+        ("entropy_at_substitutions", found.entropy, found.substituted),
+        ("entropy_at_other_valleys", found.entropy, other),
+        ("entropy_without_valley", found.entropy, ~found.valley),
+        ("entropy", found.entropy, None),
+        ("entropy_change_of_perturbed", found.entropy - found.entropy_before, found.perturbed),
+        ("walk_depth", found.depth.astype(np.float64), None),
+        ("walk_depth_of_valleys", found.depth.astype(np.float64), found.valley),
+        ("entropy_drop_mean_of_ratios", ratio(fall, found.entropy), other),
+        ("drop", fall, other),
+        ("whole", found.entropy, other),
+    )
+    for number, band in enumerate(_in_bands(found, BANDS), start=1):
+        yield f"substitution_rate_band_{number}", found.substituted, band
+    deciles = list(_in_bins(found, DECILES))
+    for name, flags in (("valley_rate", found.valley), ("substitution_rate", found.substituted)):
+        yield from ((f"{name}_decile_{number}", flags, among) for number, among in enumerate(deciles, start=1))
 
 
-def _rates(found: Steps) -> list[tuple[str, Bools]]:
-    return [("valley_rate", found.valley), ("substitution_rate", found.substituted)]
+def _unit(statistic: str) -> str:
+    if statistic.startswith("walk_depth"):
+        return "layers"
+    return "nats" if statistic.startswith("entropy") and "_drop_" not in statistic else "share"
+
+
+def _rates_of(found: Steps, parts: Iterable[Bools]) -> Columns:
+    """The share of each part of the tokens, and its valley and substitution rates."""
+    for number, among in enumerate(parts):
+        yield f"share {number}", among, None
+        yield f"valley {number}", found.valley, among
+        yield f"substitution {number}", found.substituted, among
+
+
+def _rates(found: Gathered, number: int) -> dict[str, Any]:
+    """Entries of a row about a part of the tokens: how many, and their valley and substitution rates."""
+    valley, substitution = found[f"valley {number}"], found[f"substitution {number}"]
+    rates = found.entries("valley_rate", valley) | found.entries("substitution_rate", substitution)
+    return _counted(valley) | rates
 
 
 def _in_bands(found: Steps, edges: Sequence[float]) -> Iterator[Bools]:
@@ -255,41 +283,31 @@ def _in_bins(found: Steps, bins: int) -> Iterator[Bools]:
     return (np.asarray(place == number) for number in range(bins))
 
 
-def _row(tokens: Sample, statistic: str, unit: str, values: np.ndarray[Any, Any], among: Bools) -> dict[str, Any]:
-    mean = tokens.mean("value", values, among)
-    return {"statistic": statistic, "unit": unit} | mean | _counted(tokens, among)
-
-
-def _ratio_of_means(found: Steps) -> dict[str, Any]:
-    among = found.valley & ~found.substituted
-    drop, whole = (
-        found.tokens.by_prompt(np.where(among, values, 0))
-        for values in (found.entropy - found.entropy_valley, found.entropy)
-    )
-    low_high = mean_interval(drop, whole, found.tokens.weights)
+def _ratio_of_means(found: Gathered) -> dict[str, Any]:
+    low_high = mean_interval(found["drop"].sums, found["whole"].sums, found.weights)
     value = dict(zip(("value", "value_low", "value_high"), map(float, low_high), strict=True))
     row = {"statistic": "entropy_drop_ratio_of_means", "unit": "share"}
-    return row | value | _counted(found.tokens, among)
+    return row | value | _counted(found["drop"])
 
 
-def _spread(tokens: Sample, statistic: str, flags: Bools) -> dict[str, Any]:
-    rates = tokens.by_prompt(flags) / tokens.by_prompt(np.ones_like(flags))
-    n = tokens.n_prompts
-    draws = np.concatenate([np.ones((1, n)), tokens.weights])
+def _spread_of_rates(found: Gathered, name: str) -> dict[str, Any]:
+    rates = found[name].sums / found[name].counts
+    n = found.n_prompts
+    draws = np.concatenate([np.ones((1, n)), found.weights])
     squares = draws @ np.square(rates - rates.mean()) - np.square(draws @ (rates - rates.mean())) / n
     sds = np.sqrt(ratio(np.maximum(squares, 0), np.asarray(n - 1)))
     low, high = holding(sds[0], *interval(sds[1:], n))
-    row = {"statistic": statistic, "unit": "share", "value": float(sds[0])}
-    return row | {"value_low": float(low), "value_high": float(high)} | _counted(tokens, np.ones_like(flags))
+    row = {"statistic": f"{name}_sd", "unit": "share", "value": float(sds[0])}
+    return row | {"value_low": float(low), "value_high": float(high)} | _counted(found[name])
 
 
-def _counted(tokens: Sample, among: Bools) -> dict[str, int]:
-    return {"n_tokens": int(among.sum()), "n_prompts": tokens.n_prompts_with(among)}
+def _counted(found: PerPrompt) -> dict[str, int]:
+    return {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
 
 
-def _frame(run: "Run", found: Steps, rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _frame(run: "Run", found: Gathered, rows: list[dict[str, Any]]) -> pd.DataFrame:
     counts = ["n_tokens", "n_prompts"]
-    table = found.tokens.frame(rows)
+    table = found.frame(rows)
     ordered: pd.DataFrame = table[[name for name in table if name not in counts] + counts]
     ordered.attrs |= {"window": run.manifest["window"]}
     return ordered

@@ -7,7 +7,7 @@ import pandas as pd
 
 from layerlens.analysis.layers import layer_kinds
 from layerlens.analysis.phases import phases
-from layerlens.analysis.sample import Bools, Sample, sample
+from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Sample, gathered
 from layerlens.analysis.uncertainty import Floats, effective_prompts, holding, interval, resampled_means
 from layerlens.analysis.valleys import onset_layers
 from layerlens.errors import RunError
@@ -40,36 +40,39 @@ def kind_jumps(run: "Run") -> pd.DataFrame:
             f"every layer of {run.path} is of the kind {str(kinds[0])!r}: trace a model that mixes two, such as "
             "qwen3_5 (linear and full attention) or gemma3 (sliding and full)"
         )
-    tokens = sample(run)
-    entropy = tokens.of(run.layers("entropy"))
-    levels = tokens.sums_and_counts(entropy)
-    steps = tokens.sums_and_counts(np.abs(np.diff(entropy, axis=1)))
+    found = gathered(run, _entropies_and_jumps)
+    levels, steps = ((found[name].sums, found[name].counts) for name in ("levels", "steps"))
     rows = []
-    for stretch, (first, last) in _stretches(run, tokens, levels).items():
+    for stretch, (first, last) in _stretches(run, found, levels).items():
         place = {"stretch": stretch, "first": first, "last": last}
         inside = (np.arange(1, run.n_layers) >= first) & (np.arange(1, run.n_layers) < last)
-        rows += [place | row for row in _rows(tokens, levels, steps, kinds[1:] != kinds[:-1], inside)]
-    return tokens.frame(rows)
+        rows += [place | row for row in _rows(found, levels, steps, kinds[1:] != kinds[:-1], inside)]
+    return found.frame(rows)
 
 
 Sums = tuple[Floats, Floats]
 
 
-def _stretches(run: "Run", tokens: Sample, levels: Sums) -> dict[str, tuple[int, int]]:
+def _entropies_and_jumps(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+    entropy = tokens.of(piece.layers("entropy"))
+    return {"levels": tokens.per_prompt(entropy), "steps": tokens.per_prompt(np.abs(np.diff(entropy, axis=1)))}
+
+
+def _stretches(run: "Run", prompts: Gathered, levels: Sums) -> dict[str, tuple[int, int]]:
     """First and last layer of each stretch, by name."""
     middle = phases(run).set_index("phase").loc["II"]
     name, bounds = "all layers", (1, run.n_layers)
     if not pd.isna(middle["first"]):
         name, bounds = "phase II", (int(middle["first"]), int(middle["last"]))
-    curve = resampled_means(*levels, np.ones((1, tokens.n_prompts)))[0]
+    curve = resampled_means(*levels, np.ones((1, prompts.n_prompts)))[0]
     onset = float(onset_layers(curve, float(np.log(run.manifest["model"]["n_vocab"]))))
     if bounds[0] < onset < bounds[1]:
         return {name: bounds, "plateau": (bounds[0], int(onset))}
     return {name: bounds}
 
 
-def _rows(tokens: Sample, levels: Sums, steps: Sums, changes: Bools, inside: Bools) -> list[dict[str, Any]]:
-    weights = np.concatenate([np.ones((1, tokens.n_prompts)), tokens.weights])  # the first is the estimate
+def _rows(prompts: Gathered, levels: Sums, steps: Sums, changes: Bools, inside: Bools) -> list[dict[str, Any]]:
+    weights = np.concatenate([np.ones((1, prompts.n_prompts)), prompts.weights])  # the first is the estimate
     jumps = {
         "jump_of_means": np.abs(np.diff(resampled_means(*levels, weights), axis=1)),
         "mean_jump": resampled_means(*steps, weights),
@@ -87,7 +90,7 @@ def _rows(tokens: Sample, levels: Sums, steps: Sums, changes: Bools, inside: Boo
         for name, values in measures.items():
             low, high = holding(values[0], *interval(values[1:], n_prompts))
             row |= {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
-        rows.append(row | {"n_tokens": len(tokens.rows), "n_prompts": tokens.n_prompts})
+        rows.append(row | {"n_tokens": prompts.n_tokens, "n_prompts": prompts.n_prompts})
     return rows
 
 

@@ -1,17 +1,17 @@
 """What each layer does to the stream, averaged over tokens."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.sample import Bools, Sample, groups, sample
-from layerlens.analysis.uncertainty import Floats, mean_interval, ratio
+from layerlens.analysis.sample import Gathered, PerPrompt, Prompts, Sample, gathered, groups
+from layerlens.analysis.uncertainty import Floats
 
 if TYPE_CHECKING:
     from layerlens.run import Run
 
-_ROWS = 4096  # a block and what is computed from it stay within a processor's cache
 MEASURES = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
 
 
@@ -27,12 +27,11 @@ def by_layer(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    tokens = sample(run)
-    run.read_layers(*MEASURES)
+    sums = layer_sums(run, *MEASURES)
     columns: dict[str, Any] = {"layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
     for measure in MEASURES:
-        columns |= _summary(tokens, measure, tokens.of(run.layers(measure)))
-    return tokens.frame(columns | {"n_tokens": len(tokens.rows), "n_prompts": tokens.n_prompts})
+        columns |= _summary(sums, measure, sums[measure])
+    return sums.frame(columns | {"n_tokens": sums.n_tokens, "n_prompts": sums.n_prompts})
 
 
 def entropy_curves(run: "Run") -> pd.DataFrame:
@@ -44,15 +43,14 @@ def entropy_curves(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    tokens = sample(run)
-    values = tokens.of(run.layers("entropy"))
+    sums = entropy_by_group(run)
     frames = []
-    for group, among in groups(run, tokens).items():
+    for group, found in sums.found.items():
         columns: dict[str, Any] = {"group": group, "layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
-        columns |= _summary(tokens, "entropy", values, among)
-        columns |= {"n_tokens": int(among.sum()), "n_prompts": tokens.n_prompts_with(among)}
+        columns |= _summary(sums, "entropy", found)
+        columns |= {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
         frames.append(pd.DataFrame(columns))
-    return tokens.frame(pd.concat(frames, ignore_index=True))
+    return sums.frame(pd.concat(frames, ignore_index=True))
 
 
 def layer_kinds(run: "Run") -> list[str]:
@@ -60,24 +58,34 @@ def layer_kinds(run: "Run") -> list[str]:
     return list(run.manifest["model"].get("layer_kinds") or ["full"] * run.n_layers)
 
 
-def spread(values: np.ndarray[Any, Any]) -> Floats:
-    """Standard deviation of every column over the tokens that have a value, [L] from [tokens, L]; NaN without any."""
-    blocks = [values[start : start + _ROWS] for start in range(0, len(values), _ROWS)]
-    n = len(values) - sum((np.isnan(block).sum(axis=0) for block in blocks), np.zeros(values.shape[1]))
-    mean = ratio(sum((_sum(block) for block in blocks), np.zeros(n.shape)), n)
-    squares = sum((_sum(np.square(block - mean.astype(block.dtype))) for block in blocks), np.zeros(n.shape))
-    return np.sqrt(ratio(squares, n))
+def layer_sums(run: "Run", *measures: str) -> Gathered:
+    """Of per-layer measures over all tokens, [prompts, L] each; summed up once for a run."""
+    missing = [measure for measure in measures if measure not in run.sums]
+
+    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+        piece.read_layers(*missing)
+        return {measure: tokens.per_prompt(tokens.of(piece.layers(measure))) for measure in missing}
+
+    if missing:
+        found = gathered(run, sums_of)
+        run.sums |= {measure: replace(found, found={measure: found[measure]}) for measure in missing}
+    first: Gathered = run.sums[measures[0]]
+    return replace(first, found={measure: run.sums[measure][measure] for measure in measures})
 
 
-def _sum(block: np.ndarray[Any, Any]) -> Floats:
-    """Of every column, NaN passed over."""
-    total: Floats = block.sum(axis=0, dtype=np.float64)
-    return np.nansum(block, axis=0, dtype=np.float64) if np.isnan(total).any() else total
+def entropy_by_group(run: "Run") -> Gathered:
+    """Of the entropy of perturbed, unperturbed and all tokens, [prompts, L] each; summed up once for a run."""
+
+    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+        values = tokens.of(piece.layers("entropy"))
+        return {group: tokens.per_prompt(values, among) for group, among in groups(piece, tokens).items()}
+
+    if "groups" not in run.sums:
+        run.sums["groups"] = gathered(run, sums_of)
+    found: Gathered = run.sums["groups"]
+    return found
 
 
-def _summary(
-    tokens: Sample, measure: str, values: np.ndarray[Any, Any], among: Bools | None = None
-) -> dict[str, Floats]:
-    mean, low, high = mean_interval(*tokens.sums_and_counts(values, among), tokens.weights)
-    sd = spread(values if among is None else values[among])
-    return {measure: mean, f"{measure}_low": low, f"{measure}_high": high, f"{measure}_sd": sd}
+def _summary(prompts: Prompts, measure: str, found: PerPrompt) -> dict[str, Floats]:
+    mean, low, high = prompts.estimate(found)
+    return {measure: mean, f"{measure}_low": low, f"{measure}_high": high, f"{measure}_sd": found.spread}

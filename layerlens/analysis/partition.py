@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.sample import Bools, Sample, groups, sample
-from layerlens.analysis.uncertainty import Floats, mean_interval, ratio, share_interval
+from layerlens.analysis.layers import entropy_by_group
+from layerlens.analysis.sample import Gathered
+from layerlens.analysis.uncertainty import mean_interval, resampled_means, share_interval
 from layerlens.analysis.valleys import valley_layers
 from layerlens.errors import RunError
 
@@ -27,36 +28,29 @@ def partition(run: "Run") -> pd.DataFrame:
     """
     if run.n_layers < 2:
         raise RunError(f"{run.path} traces a single layer, and perturbed compares two: trace a model with more layers")
-    tokens = sample(run)
-    entropy = tokens.of(run.layers("entropy"))
-    members = groups(run, tokens)
-    valley = _valley(tokens, entropy, members["perturbed"])
-    rows = [_row(tokens, group, among, entropy, valley) for group, among in members.items()]
-    return tokens.frame(rows, layers=("valley_layer",))
+    sums = entropy_by_group(run)
+    curve = resampled_means(sums["perturbed"].sums, sums["perturbed"].counts, np.ones((1, sums.n_prompts)))[0]
+    found = float(valley_layers(curve))
+    valley = None if np.isnan(found) else int(found)
+    rows = [_row(sums, group, valley) for group in sums.found]
+    return sums.frame(rows, layers=("valley_layer",))
 
 
-def _valley(tokens: Sample, entropy: Floats, among: Bools) -> int | None:
-    sums, counts = tokens.sums_and_counts(entropy, among)
-    layer = float(valley_layers(ratio(sums.sum(axis=0), counts.sum(axis=0))))
-    return None if np.isnan(layer) else int(layer)
-
-
-def _row(tokens: Sample, group: str, among: Bools, entropy: Floats, valley: int | None) -> dict[str, Any]:
-    at_valley = np.full(len(entropy), np.nan) if valley is None else entropy[:, valley - 1]
+def _row(sums: Gathered, group: str, valley: int | None) -> dict[str, Any]:
+    found, every = sums[group], sums["all"]
+    last, before = found.sums[:, -1], found.sums[:, -2]
     measures = {
-        "entropy_change": entropy[:, -1] - entropy[:, -2],
-        "entropy_before": entropy[:, -2],
-        "entropy_last": entropy[:, -1],
-        "entropy_valley": at_valley,
+        "entropy_change": last - before,
+        "entropy_before": before,
+        "entropy_last": last,
+        "entropy_valley": np.full(len(last), np.nan) if valley is None else found.sums[:, valley - 1],
     }
-    sums, counts = tokens.sums_and_counts(np.stack(list(measures.values()), axis=1), among)
     estimated = mean_interval if group == "all" else share_interval  # all are all, without doubt
-    share = estimated(tokens.by_prompt(among), tokens.by_prompt(np.ones_like(among)), tokens.weights)
-    means = np.stack(mean_interval(sums, counts, tokens.weights), axis=1)
-    row: dict[str, Any] = {"group": group, "n_tokens": int(among.sum()), "n_prompts": tokens.n_prompts_with(among)}
-    row |= _named("share", share) | {"valley_layer": pd.NA if valley is None else valley}
-    for name, values in zip(measures, means, strict=True):
-        row |= _named(name, values)
+    row: dict[str, Any] = {"group": group, "n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
+    row |= _named("share", estimated(found.members, every.members, sums.weights))
+    row |= {"valley_layer": pd.NA if valley is None else valley}
+    for name, values in measures.items():
+        row |= _named(name, mean_interval(values, found.members, sums.weights))
     return row
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.sample import Sample, sample
+from layerlens.analysis.layers import layer_sums
+from layerlens.analysis.sample import Gathered
 from layerlens.analysis.uncertainty import Floats, interval, mean_interval, resampled_means
 from layerlens.errors import OptionError
 
@@ -45,14 +46,13 @@ def phases(run: "Run", rule: str = "plateau") -> pd.DataFrame:
     """
     if rule not in _RULES:
         raise OptionError(f"there is no rule {rule!r} for phases; choose from {', '.join(_RULES)}")
-    tokens = sample(run)
-    ratios = tokens.sums_and_counts(tokens.of(run.layers("norm_ratio")))
-    cosines = tokens.sums_and_counts(tokens.of(run.layers("io_cosine")))
-    every = np.ones((1, tokens.n_prompts))
+    found = layer_sums(run, "norm_ratio", "io_cosine")
+    ratios, cosines = ((found[measure].sums, found[measure].counts) for measure in ("norm_ratio", "io_cosine"))
+    every = np.ones((1, found.n_prompts))
     bounds = _RULES[rule](*(resampled_means(*measure, every) for measure in (ratios, cosines)))[0]
-    drawn = _RULES[rule](*(resampled_means(*measure, tokens.weights) for measure in (ratios, cosines)))
-    rows = [_row(tokens, index, bounds, drawn, {"norm_ratio": ratios, "io_cosine": cosines}) for index in range(3)]
-    table = tokens.frame(rows, layers=("first", "last", "first_low", "first_high"))
+    drawn = _RULES[rule](*(resampled_means(*measure, found.weights) for measure in (ratios, cosines)))
+    rows = [_row(found, index, bounds, drawn, {"norm_ratio": ratios, "io_cosine": cosines}) for index in range(3)]
+    table = found.frame(rows, layers=("first", "last", "first_low", "first_high"))
     table.attrs |= {"rule": rule}
     if table["first"].isna().all():
         table.attrs |= {
@@ -90,11 +90,11 @@ def _beyond_middle(values: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.asarray(values > MARGIN * middle.max(axis=-1, keepdims=True))
 
 
-def _row(tokens: Sample, index: int, bounds: Ints, drawn: Ints, measures: dict[str, Any]) -> dict[str, Any]:
+def _row(found: Gathered, index: int, bounds: Ints, drawn: Ints, measures: dict[str, Any]) -> dict[str, Any]:
     before, last = int(bounds[index]), int(bounds[index + 1])
     there = drawn[:, index] < drawn[:, index + 1]
     exists = before < last
-    low, high = interval(np.where(there, drawn[:, index] + 1.0, np.nan), tokens.n_prompts if exists else 0)
+    low, high = interval(np.where(there, drawn[:, index] + 1.0, np.nan), found.n_prompts if exists else 0)
     row: dict[str, Any] = {
         "phase": ("I", "II", "III")[index],
         "first": before + 1 if exists else pd.NA,
@@ -105,9 +105,9 @@ def _row(tokens: Sample, index: int, bounds: Ints, drawn: Ints, measures: dict[s
     }
     for name, (sums, counts) in measures.items():
         inside = [part[:, before:last].sum(axis=1) for part in (sums, counts)]
-        mean, below, above = mean_interval(inside[0], inside[1], tokens.weights)
+        mean, below, above = mean_interval(inside[0], inside[1], found.weights)
         row |= {name: float(mean), f"{name}_low": float(below), f"{name}_high": float(above)}
-    return row | {"n_tokens": len(tokens.rows), "n_prompts": tokens.n_prompts}
+    return row | {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
 
 
 def _whole(value: Any) -> Any:

@@ -1,5 +1,7 @@
-"""The tokens of a run that analyses count, gathered by prompt."""
+"""The tokens of a run that analyses count, gathered by prompt; of a long run piece by piece, so that what is held at a
+time does not grow with it."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.uncertainty import Floats, mean_interval, resample, share_interval
+from layerlens.analysis.uncertainty import Floats, mean_interval, ratio, resample, share_interval
 from layerlens.errors import RunError
 
 if TYPE_CHECKING:
@@ -18,7 +20,107 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Sample:
+class PerPrompt:
+    """What a mean over some tokens, its interval and its spread are made of, [prompts, ...] each.
+
+    Attributes:
+        sums: of the values that are not NaN.
+        counts: how many those are.
+        squares: sums of their squared distances from the prompt's own mean.
+        members: how many tokens of a prompt are counted among, NaN or not, [prompts].
+        are_flags: whether the mean is a share.
+    """
+
+    sums: Floats
+    counts: Floats
+    squares: Floats
+    members: Floats
+    are_flags: bool
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens counted among."""
+        return int(self.members.sum())
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts that have one of them."""
+        return int((self.members > 0).sum())
+
+    @property
+    def spread(self) -> Floats:
+        """Standard deviation over tokens of every column, [...]; NaN without any."""
+        n, means = self.counts.sum(axis=0), ratio(self.sums, self.counts)
+        apart = np.where(self.counts > 0, means - ratio(self.sums.sum(axis=0), n), 0)
+        return np.sqrt(ratio((self.squares + self.counts * np.square(apart)).sum(axis=0), n))
+
+    @classmethod
+    def joined(cls, parts: Sequence["PerPrompt"], order: np.ndarray[Any, Any]) -> "PerPrompt":
+        """Of the prompts of all parts, in an order."""
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("sums", "counts", "squares", "members")
+        }
+        return cls(**arrays, are_flags=parts[0].are_flags)
+
+
+class Prompts:
+    """The prompts that an analysis rests on.
+
+    Attributes:
+        n_prompts: that have tokens and count.
+        left_out: how many are left out because a state or readout of theirs was not finite.
+    """
+
+    n_prompts: int
+    left_out: int
+
+    @cached_property
+    def weights(self) -> Floats:
+        """The resamples of these prompts, [resamples, prompts]; the same in every analysis of a run."""
+        return resample(self.n_prompts)
+
+    def estimate(self, found: PerPrompt) -> tuple[Floats, Floats, Floats]:
+        """Mean, low and high of every column; flags have a share instead of a mean, see `share_interval`."""
+        return (share_interval if found.are_flags else mean_interval)(found.sums, found.counts, self.weights)
+
+    def entries(self, name: str, found: PerPrompt) -> dict[str, float]:
+        """Three entries of a row: the mean under its name, and `_low` and `_high`."""
+        return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, self.estimate(found)), strict=True))
+
+    def frame(self, rows: Any, layers: tuple[str, ...] = ()) -> pd.DataFrame:
+        """A table of results that carries in `attrs` how many prompts it rests on and how many were left out.
+
+        Args:
+            rows: anything a DataFrame can be made of.
+            layers: columns that hold a layer, or NA where there is none.
+        """
+        table: pd.DataFrame = pd.DataFrame(rows).astype(dict.fromkeys(layers, "Int64"))
+        table.attrs = {"n_prompts": self.n_prompts, "n_prompts_left_out": self.left_out}
+        return table
+
+
+@dataclass(frozen=True)
+class Gathered(Prompts):
+    """What was summed up over all of a run.
+
+    Attributes:
+        n_prompts, left_out: see `Prompts`.
+        n_tokens: of those prompts.
+        found: sums by name.
+    """
+
+    n_prompts: int
+    left_out: int
+    n_tokens: int
+    found: Mapping[str, PerPrompt]
+
+    def __getitem__(self, name: str) -> PerPrompt:
+        return self.found[name]
+
+
+@dataclass(frozen=True)
+class Sample(Prompts):
     """Tokens ordered by prompt id and position, so that the order in which prompts were run changes nothing.
 
     Attributes:
@@ -32,14 +134,9 @@ class Sample:
     left_out: int
 
     @property
-    def n_prompts(self) -> int:
+    def n_prompts(self) -> int:  # type: ignore[override]
         """Prompts that have tokens and count."""
         return len(self.starts)
-
-    @cached_property
-    def weights(self) -> Floats:
-        """The resamples of these prompts, [resamples, prompts]; the same in every analysis of a run."""
-        return resample(self.n_prompts)
 
     @cached_property
     def prompts(self) -> list[slice]:
@@ -65,6 +162,43 @@ class Sample:
             counts[index] = len(chosen) - missing.sum(axis=0)
         return sums, counts
 
+    def per_prompt(self, values: np.ndarray[Any, Any], among: Bools | None = None) -> PerPrompt:
+        """What a mean of some of the values [tokens, ...] is made of."""
+        if values.ndim == 1:
+            return self._per_prompt_of_numbers(values, among)
+        sums, counts, squares = np.zeros((3, self.n_prompts, *values.shape[1:]))
+        members = np.zeros(self.n_prompts)
+        are_flags = values.dtype == bool
+        for index, tokens in enumerate(self.prompts):  # a prompt at a time stays within a processor's cache
+            chosen = values[tokens] if among is None else values[tokens][among[tokens]]
+            members[index] = len(chosen)
+            if are_flags:
+                sums[index] = chosen.sum(axis=0)
+                counts[index] = len(chosen)
+                continue
+            sums[index] = chosen.sum(axis=0, dtype=np.float64)
+            counts[index] = len(chosen)
+            if np.isnan(sums[index]).any():
+                missing = np.isnan(chosen)
+                sums[index] = np.where(missing, 0, chosen).sum(axis=0, dtype=np.float64)
+                counts[index] -= missing.sum(axis=0)
+            if len(chosen):
+                mean = ratio(sums[index], counts[index]).astype(chosen.dtype, copy=False)
+                squares[index] = np.nan_to_num(np.square(chosen - mean)).sum(axis=0, dtype=np.float64)
+        return PerPrompt(sums, counts, squares, members, are_flags)
+
+    def _per_prompt_of_numbers(self, values: np.ndarray[Any, Any], among: Bools | None) -> PerPrompt:
+        """The same for one number a token, of all prompts at once."""
+        among = np.ones(len(values), dtype=bool) if among is None else among
+        there = among if values.dtype == bool else among & ~np.isnan(values)
+        numbers = np.where(there, values, 0).astype(np.float64)
+        sums, counts, members = (
+            np.add.reduceat(column, self.starts, dtype=np.float64) for column in (numbers, there, among)
+        )
+        means = np.repeat(ratio(sums, counts), np.diff(self.starts, append=len(values)))
+        squares = np.add.reduceat(np.where(there, np.square(numbers - means), 0), self.starts)
+        return PerPrompt(sums, counts, squares, members, values.dtype == bool)
+
     def mean(self, name: str, values: np.ndarray[Any, Any], among: Bools | None = None) -> dict[str, float]:
         """Three entries of a row: the mean of some of the values [tokens] under its name, and `_low` and `_high`.
 
@@ -82,17 +216,6 @@ class Sample:
     def n_prompts_with(self, among: Bools) -> int:
         """How many prompts have at least one of these tokens, [tokens]."""
         return int((self.by_prompt(among) > 0).sum())
-
-    def frame(self, rows: Any, layers: tuple[str, ...] = ()) -> pd.DataFrame:
-        """A table of results that carries in `attrs` how many prompts it rests on and how many were left out.
-
-        Args:
-            rows: anything a DataFrame can be made of.
-            layers: columns that hold a layer, or NA where there is none.
-        """
-        table: pd.DataFrame = pd.DataFrame(rows).astype(dict.fromkeys(layers, "Int64"))
-        table.attrs = {"n_prompts": self.n_prompts, "n_prompts_left_out": self.left_out}
-        return table
 
 
 def sample(run: "Run") -> Sample:
@@ -126,3 +249,37 @@ def groups(run: "Run", tokens: Sample) -> dict[str, Bools]:
     """Which tokens are perturbed, unperturbed and any of the two, [tokens] each, in the order of `tokens.rows`."""
     perturbed = run.positions["perturbed"].to_numpy(dtype=bool)[tokens.rows]
     return {"perturbed": perturbed, "unperturbed": ~perturbed, "all": np.ones_like(perturbed)}
+
+
+def gathered(
+    run: "Run",
+    sums_of: Callable[["Run", Sample], Mapping[str, PerPrompt]],
+    tokens_of: Callable[["Run"], Sample] = sample,
+) -> Gathered:
+    """Sums over the tokens of every prompt, of a long run piece by piece; prompts in the order of their ids.
+
+    Args:
+        run: the run.
+        sums_of: from a piece of the run, which is a run itself, and its tokens, to sums by name.
+        tokens_of: which tokens count.
+
+    Raises:
+        RunError: no token of the run can be counted.
+    """
+    none: RunError | None = None
+    ids, found, n_tokens, left_out = [], [], 0, 0
+    for piece in run.pieces():
+        try:
+            tokens = tokens_of(piece)
+        except RunError as error:
+            none = error  # of this piece; others may have some
+            continue
+        ids.append(piece.positions["prompt_id"].to_numpy()[tokens.rows[tokens.starts]])
+        found.append(sums_of(piece, tokens))
+        n_tokens, left_out = n_tokens + len(tokens.rows), tokens.left_out
+    if not found:
+        assert none is not None
+        raise none
+    order = np.argsort(np.concatenate(ids), kind="stable")
+    joined = {name: PerPrompt.joined([part[name] for part in found], order) for name in found[0]}
+    return Gathered(len(order), left_out, n_tokens, joined)

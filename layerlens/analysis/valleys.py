@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.sample import Sample, groups, sample
+from layerlens.analysis.layers import entropy_by_group
+from layerlens.analysis.sample import Prompts
 from layerlens.analysis.uncertainty import Floats, interval, mean_interval, resampled_means
 
 if TYPE_CHECKING:
@@ -40,14 +41,12 @@ def valleys(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    tokens = sample(run)
-    entropy = tokens.of(run.layers("entropy"))
+    found = entropy_by_group(run)
     ceiling = float(np.log(run.manifest["model"]["n_vocab"]))
     rows = []
-    for group, among in groups(run, tokens).items():
-        sums, counts = tokens.sums_and_counts(entropy, among)
-        rows += _rows(tokens, group, sums, counts, ceiling)
-    return tokens.frame(rows, layers=("layer", "layer_low", "layer_high"))
+    for group, one in found.found.items():
+        rows += _rows(found, group, one.sums, one.counts, ceiling)
+    return found.frame(rows, layers=("layer", "layer_low", "layer_high"))
 
 
 def valley_layers(curves: Floats) -> Floats:
@@ -86,9 +85,9 @@ def _onset(curve: Floats, ceiling: float, n_layers: int) -> float:
     return np.nan if climbs or length < n_layers / 4 else corner + 1.0
 
 
-def _rows(tokens: Sample, group: str, sums: Floats, counts: Floats, ceiling: float) -> list[dict[str, Any]]:
-    curve = resampled_means(sums, counts, np.ones((1, tokens.n_prompts)))
-    drawn = resampled_means(sums, counts, tokens.weights)
+def _rows(prompts: Prompts, group: str, sums: Floats, counts: Floats, ceiling: float) -> list[dict[str, Any]]:
+    curve = resampled_means(sums, counts, np.ones((1, prompts.n_prompts)))
+    drawn = resampled_means(sums, counts, prompts.weights)
     n_prompts = int((counts[:, 0] > 0).sum())
     estimates = {"V_onset": (onset_layers(curve, ceiling), onset_layers(drawn, ceiling))}
     estimates |= {"V*": (valley_layers(curve), valley_layers(drawn))}
@@ -98,7 +97,7 @@ def _rows(tokens: Sample, group: str, sums: Floats, counts: Floats, ceiling: flo
         low, high = interval(draws, n_prompts if exists else 0)
         at = int(estimate[0]) - 1 if exists else 0
         entropy = [
-            float(value) if exists else np.nan for value in mean_interval(sums[:, at], counts[:, at], tokens.weights)
+            float(value) if exists else np.nan for value in mean_interval(sums[:, at], counts[:, at], prompts.weights)
         ]
         rows.append(
             {

@@ -25,16 +25,16 @@ STATISTICS = (
     "phases",
     "partition",
     "valleys",
-    "substitutions",
     "valley_statistics",
     "by_entropy_band",
     "by_relative_position",
     "walk_depths",
     "agreement",
     "earliest_agreement",
-    "substitution_pairs",
-    "class_shares",
+    "kind_jumps",
 )
+# these list single tokens, and read all of a run at once
+IN_MEMORY = ("substitutions", "substitution_pairs", "class_shares")
 
 
 @options.grouped
@@ -219,30 +219,37 @@ def analysis(
     run: Annotated[Path, typer.Option(help="Run directory.")],
     json: Json = None,
 ) -> int:
-    """Show how long the statistics of a run take, and the memory of the process."""
+    """Show how long the statistics of a run take, and the memory of the process.
+
+    Of a run that is read piece by piece, without those that list single tokens.
+    """
     import layerlens as ll
 
     refuse_unwritable(json)
     started = time.perf_counter()
     opened = ll.open_run(run)
-    n_tokens = len(opened.positions)
+    is_long = next(opened.pieces()) is not opened
     seconds = {"open": time.perf_counter() - started}
-    for name in STATISTICS:
+    for name in (*STATISTICS, *(() if is_long else IN_MEMORY)):
         at = time.perf_counter()
         try:
             getattr(opened, name)()
-        except ll.LayerlensError as error:  # a run of given text has no decoding
+        except ll.LayerlensError as error:  # a run of given text has no decoding, one kind of layers no jumps
             typer.echo(f"{name} left out: {error}", err=True)
             continue
         seconds[name] = time.perf_counter() - at
     seconds["all"] = time.perf_counter() - started
+    n_tokens = int(opened.by_layer()["n_tokens"].iloc[0])
     report = {
         "run": str(run),
         "tokens": n_tokens,
         "layers": opened.n_layers,
         "seconds": seconds,
-        "peak_mib": _status("VmHWM") / _MIB,
+        "peak_mib": _status("VmHWM") / _MIB,  # before torch is asked what machine this is
     }
+    import torch
+
+    report["machine"] = machine(torch.device("cpu"))
     typer.echo(f"{run}: {n_tokens:,} tokens, {opened.n_layers} layers")
     for name, value in seconds.items():
         typer.echo(f"  {name:<22} {value:>8.2f} s")

@@ -151,16 +151,18 @@ def read_words_table(folder: Path) -> pa.Table:
     return read_table(path, schema.names) if path.exists() else schema.empty_table()
 
 
-def read_tokens_table(folder: Path, columns: list[str] | None = None) -> pa.Table:
-    """The token rows of every complete batch, in the order of the batches; some columns, or all of them."""
+def read_tokens_table(folder: Path, columns: list[str] | None = None, parts: Sequence[Path] | None = None) -> pa.Table:
+    """The token rows of every complete batch, or of some parts, in the order of the batches; some columns, or all."""
     schema = _token_schema(folder, columns or [])
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    tables = [read_table(part, wanted.names) for part in _complete_token_parts(folder)]
+    tables = [read_table(part, wanted.names) for part in token_parts(folder, parts)]
     return pa.concat_tables([wanted.empty_table(), *tables])
 
 
-def read_layers(folder: Path, columns: Sequence[str], n_layers: int) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Per-layer columns of every complete batch, [rows, n_layers] each, in the order of the batches; null is NaN."""
+def read_layers(
+    folder: Path, columns: Sequence[str], n_layers: int, parts: Sequence[Path] | None = None
+) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Per-layer columns, [rows, n_layers] each, of the rows of `read_tokens_table`; null is NaN."""
 
     schema = _token_schema(folder, columns)
 
@@ -169,9 +171,9 @@ def read_layers(folder: Path, columns: Sequence[str], n_layers: int) -> dict[str
         return [_per_layer(table.column(name), n_layers) for name in columns]
 
     with ThreadPoolExecutor(_READERS) as readers:
-        parts = list(readers.map(of_part, _complete_token_parts(folder)))
+        read = list(readers.map(of_part, token_parts(folder, parts)))
     empty = {name: np.empty((0, n_layers), schema.field(name).type.value_type.to_pandas_dtype()) for name in columns}
-    return {name: np.concatenate([empty[name], *(part[k] for part in parts)]) for k, name in enumerate(columns)}
+    return {name: np.concatenate([empty[name], *(part[k] for part in read)]) for k, name in enumerate(columns)}
 
 
 def _token_schema(folder: Path, columns: Sequence[str]) -> pa.Schema:
@@ -202,6 +204,24 @@ def _list_array(column: Column, values: np.ndarray[Any, np.dtype[Any]]) -> pa.Li
     absent = np.isnan(values).ravel() if column.name in ("attn_ratio", "mlp_ratio") else None
     flat = pa.array(values.ravel(), column.type.value_type, mask=absent)
     return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * layers, pa.int32()), flat)
+
+
+def token_groups(folder: Path, most_rows: int) -> list[list[Path]]:
+    """The parts of the complete batches in groups of about so many rows, in order; a part is never divided."""
+    groups: list[list[Path]] = [[]]
+    rows = 0
+    for part in token_parts(folder):
+        rows += pq.read_metadata(part).num_rows if part.exists() else 0
+        groups[-1].append(part)
+        if rows >= most_rows:
+            groups.append([])
+            rows = 0
+    return [group for group in groups if group] or [[]]
+
+
+def token_parts(folder: Path, parts: Sequence[Path] | None = None) -> Sequence[Path]:
+    """The parts of the complete batches, or those given."""
+    return _complete_token_parts(folder) if parts is None else parts
 
 
 def _complete_token_parts(folder: Path) -> list[Path]:

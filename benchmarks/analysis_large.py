@@ -1,0 +1,106 @@
+"""Statistics of a run of 20 million tokens and 40 layers, read piece by piece.
+
+    python benchmarks/analysis_large.py FOLDER [--tokens N] [--out FILE]
+
+Writes a made-up run to FOLDER (20 GB; left there, and used again where it is there), with prompts of 4,096 tokens, and
+prints how long its statistics take and the peak memory of the process, from `layerlens bench analysis`.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from layerlens.records import RunWriter, new_manifest
+
+N_LAYERS, N_VOCAB, WINDOW = 40, 248_320, 10
+PROMPT, PROMPTS_PER_PART = 4096, 16
+
+
+def main() -> None:
+    """Write the run where it is not there, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokens", type=int, default=20_000_000)
+    parser.add_argument("--out", type=Path, help="file to write, as JSON")
+    options = parser.parse_args()
+    if not (options.folder / "prompts.parquet").exists():
+        started = time.perf_counter()
+        write(options.folder, options.tokens)
+        print(f"written in {time.perf_counter() - started:.0f} s", flush=True)
+    command = "from layerlens.cli import main; main()"
+    asked = ["bench", "analysis", "--run", str(options.folder), *(["--json", str(options.out)] if options.out else [])]
+    subprocess.run([sys.executable, "-c", command, *asked], check=True)
+
+
+def write(folder: Path, n_tokens: int) -> None:
+    """A run whose tokens are drawn once for a part, and moved along for the others."""
+    random = np.random.default_rng(0)
+    rows = PROMPT * PROMPTS_PER_PART
+    n_parts = -(-n_tokens // rows)
+    names = [[f"p{part:05d}-{place:02d}" for place in range(PROMPTS_PER_PART)] for part in range(n_parts)]
+    model = {"source": "made up", "family": "made_up", "n_layers": N_LAYERS, "d_model": 8, "n_vocab": N_VOCAB}
+    manifest = new_manifest(
+        seed=0,
+        model=model | {"layer_kinds": ["full" if layer % 4 == 0 else "linear" for layer in range(1, N_LAYERS + 1)]},
+        dataset={"name": "made up", "rows": n_parts * PROMPTS_PER_PART},
+        strategy={"name": "last"},
+        mode="generate",
+        options={"positions": "generated", "kl": False},
+        window=WINDOW,
+        batches=names,
+    )
+    columns = drawn(random, rows)
+    with mock.patch("os.fsync", return_value=None), RunWriter(folder, manifest) as writer:
+        for part, ids in enumerate(names):
+            shift = int(random.integers(rows))
+            moved = {name: np.roll(values, shift, axis=0) for name, values in columns.items()}
+            moved["prompt_id"] = np.repeat(ids, PROMPT)
+            moved["position"] = np.tile(np.arange(PROMPT, dtype=np.int32), PROMPTS_PER_PART)
+            writer.write(part, moved, prompt_rows(ids))
+        writer.finish({"prompts": n_parts * PROMPTS_PER_PART}, {})
+
+
+def drawn(random: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
+    """Every column but the ids and positions."""
+    shape = (rows, N_LAYERS)
+    entropy = (8 * np.exp(random.normal(-1, 1, shape))).clip(0, 12).astype(np.float32)
+    falls = entropy[:, -2 : -WINDOW - 1 : -1] < entropy[:, :-WINDOW:-1]
+    valley = N_LAYERS - np.logical_and.accumulate(falls, axis=1).sum(axis=1)
+    ids = random.integers(0, 1000, shape).astype(np.int32)
+    ratios = {
+        name: random.random(shape, dtype=np.float32) for name in ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio")
+    }
+    return {
+        "token_id": ids[:, 0],
+        "next_token_id": ids[:, -1],
+        "is_generated": np.ones(rows, dtype=bool),
+        "entropy": entropy,
+        "top_token_id": ids,
+        "valley_layer": valley.astype(np.int16),
+        "selected_layer": np.full(rows, N_LAYERS, dtype=np.int16),
+        "perturbed": entropy[:, -1] > entropy[:, -2],
+        **ratios,
+    }
+
+
+def prompt_rows(ids: list[str]) -> dict[str, list[object]]:
+    """One a prompt."""
+    same = {
+        "prompt": "a prompt",
+        "reference": None,
+        "output": "words",
+        "n_prompt_tokens": 1,
+        "n_generated_tokens": PROMPT,
+        "finish_reason": "length",
+        "seconds": 1.0,
+    }
+    return {"prompt_id": list(ids)} | {name: [value] * len(ids) for name, value in same.items()}
+
+
+if __name__ == "__main__":
+    main()
