@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -57,6 +58,8 @@ def main() -> None:
     }
     print_table(report)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(markdown(report))
+    draw(report, arguments.out.with_suffix(".png"))
 
 
 def measured(way: str, model: str, n_tokens: int, threads: int) -> Numbers:
@@ -73,14 +76,13 @@ def measured(way: str, model: str, n_tokens: int, threads: int) -> Numbers:
         trace = WAYS[way](loaded)
         trace(ids[:, :16])
         gc.collect()
-        _reset_peak()
-        loaded.decoder(input_ids=ids, use_cache=False)
-        plain = _peak_bytes()
-        _reset_peak()
-        started, cpu_started = time.perf_counter(), time.process_time()
-        numbers = trace(ids)
-        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    added = _peak_bytes() - plain
+        with Peak() as plain:
+            loaded.decoder(input_ids=ids, use_cache=False)
+        with Peak() as peak:
+            started, cpu_started = time.perf_counter(), time.process_time()
+            numbers = trace(ids)
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    added = peak.n_bytes - plain.n_bytes
     means = {name: float(values.double().mean()) for name, values in numbers.items()}
     return {
         "seconds": seconds,
@@ -110,6 +112,52 @@ def print_table(report: Numbers) -> None:
             f"{way:<32}{one['seconds']:>9.2f}{one['floor_ratio']:>9.2f}{one['seconds_ratio']:>13.2f}"
             f"{one['added_bytes'] / 2**20:>11.0f}{one['added_ratio']:>13.2f}"
         )
+
+
+def markdown(report: Numbers) -> str:
+    """The table of the documentation."""
+    lines = [
+        "| way | seconds | of the floor | added memory, MiB | x layerlens, seconds | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, one in report["ways"].items():
+        least, most = one["least_and_most_seconds"]
+        measures = way not in FLOOR
+        lines.append(
+            f"| {way} | {one['seconds']:.2f} [{least:.2f}, {most:.2f}] | {one['floor_ratio']:.2f} | "
+            f"{one['added_bytes'] / 2**20:,.0f} | "
+            + (f"{one['seconds_ratio']:.2f} | {one['added_ratio']:.2f} |" if measures else " | |")
+        )
+    return "\n".join(lines)
+
+
+def draw(report: Numbers, path: Path) -> None:
+    """Seconds beside the floor, and added memory, of each way that makes a trace."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    from layerlens.plots import style
+
+    ways = {way: one for way, one in report["ways"].items() if way not in FLOOR}
+    colours = [style.UNPERTURBED if way in OURS else style.BAR for way in ways]
+    with style.look():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.6), sharey=True, layout="constrained")
+        for axes, name, scale in ((left, "seconds", 1), (right, "added_bytes", 2**-20)):
+            values = [max(one[name] * scale, 0) for one in ways.values()]
+            axes.barh(list(ways), values, color=colours)
+            for place, value in enumerate(values):
+                axes.text(value, place, f" {value:,.1f}" if scale == 1 else f" {value:,.0f}", va="center", fontsize=6.5)
+        left.invert_yaxis()
+        floor = sum(report["ways"][way]["seconds"] for way in FLOOR[:2] if way in report["ways"])
+        left.axvline(floor, color=style.GREY, linestyle="--")
+        left.text(floor, -0.75, "floor", ha="center", color=style.GREY, fontsize=6.5)
+        left.set_xlabel(f"seconds, {report['tokens']} tokens")
+        right.set_xscale("symlog", linthresh=100)
+        right.set_xlabel("memory on top of a forward pass, MiB")
+        figure.savefig(path)
+        plt.close(figure)
 
 
 def _forward(loaded: Any) -> Callable[[Any], Numbers]:
@@ -332,14 +380,29 @@ def _summary(found: list[Numbers], rounds: list[dict[str, Numbers]]) -> Numbers:
     return summary
 
 
-def _reset_peak() -> None:
-    """Let the kernel count the peak of this process' memory from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
+class Peak:
+    """The most memory of its own that the process has while this is open, looked at every few milliseconds.
 
+    Without pages of files: the kernel drops those of libraries and reads them again as it likes.
+    """
 
-def _peak_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    n_bytes = 0
+
+    def __enter__(self) -> "Peak":
+        self._is_open = True
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_open = False
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while self._is_open:
+            resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+            self.n_bytes = max(self.n_bytes, (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE"))
+            time.sleep(0.004)
 
 
 def _parse() -> argparse.Namespace:

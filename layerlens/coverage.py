@@ -164,7 +164,11 @@ def _cells(one: Coverage) -> list[str]:
 def _refuse_unknown(name: str) -> None:
     known = [*families(), *picture_families()]
     if name not in known:
-        meant = difflib.get_close_matches(name, known)
+        asked = re.split(r"[/_-]*\d", name.rpartition("/")[2].lower().replace("-", "_"))[0]
+        meant = difflib.get_close_matches(name.lower(), known) or [
+            one for one in known if asked and one.startswith(asked)
+        ]
+        meant = meant[:3]
         raise OptionError(
             f"transformers {transformers.__version__} has no causal language model of type {name!r}; "
             + (f"did you mean {' or '.join(meant)}?" if meant else f"give one such as {', '.join(families()[:3])}")

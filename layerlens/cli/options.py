@@ -65,8 +65,11 @@ class Loading:
 
     def load(self, model: str) -> "LoadedModel":
         """The model of that name."""
+        from transformers.utils import logging
+
         import layerlens as ll
 
+        logging.set_verbosity_error()  # of the models, while they run: what a user must know is said by layerlens
         return ll.load(model, **asdict(self))
 
     def place(self) -> "Place":

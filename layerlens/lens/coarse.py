@@ -70,16 +70,18 @@ class CoarseHead:
     def _coarse(self, normed: Tensor) -> tuple[Sums, Float[Tensor, "rows blocks"]]:
         """Of all whole blocks; and the largest logit of each, which of its words it is in the last bits."""
         states = normed.bfloat16()
-        parts, best = [], []
-        for weight, ids in self._tiles:
+        parts = normed.new_empty(3, len(self._tiles), len(normed), dtype=torch.float32)
+        best = normed.new_empty(len(normed), self._n_blocks, dtype=torch.float32)
+        of_tiles = best.split(_BLOCKS_PER_TILE, dim=1)
+        for place, ((weight, ids), highest) in enumerate(zip(self._tiles, of_tiles, strict=True)):
             logits = self._unbanned(product(states, weight).float(), ids).unflatten(1, (-1, _BLOCK))
             bits = logits.view(torch.int32)
             if not self._is_rounded:
                 bits.bitwise_and_(~_PLACE)
             bits.bitwise_or_(self._places)
-            best.append(logits.amax(2))
-            parts.append(Sums.of(logits.flatten(1), best[-1].amax(1)))
-        return Sums.joined(parts), torch.cat(best, dim=1)
+            torch.amax(logits, 2, out=highest)
+            torch.stack(Sums.of(logits.flatten(1), highest.amax(1)), out=parts[:, place])
+        return Sums.joined(parts), best
 
     def _exact(self, normed: Tensor, ids: Int[Tensor, "rows words"]) -> Float[Tensor, "rows words"]:
         """Float32 logits of some words of each row."""

@@ -72,7 +72,7 @@ def read_fused(
         num_warps=8 if rows == _MOST_ROWS else 4,
         num_stages=3,
     )
-    joined = Sums.joined([Sums(*part) for part in zip(*sums, strict=True)])
+    joined = Sums.joined(sums)
     top = tops.masked_fill(sums[0] < joined.maximum, unembed.n_vocab).amin(0)
     top = top.clamp(max=unembed.n_vocab - 1)  # of a row that is not a number
     log_probs = None if chosen is None else _logits_of(normed, chosen, unembed) - joined.log_normalizer.unsqueeze(1)

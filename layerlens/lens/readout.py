@@ -72,16 +72,18 @@ def _read_rows(states: States, unembed: Unembed, chosen: Tensor | None, words: i
     maximum = normed.new_full((len(states),), -math.inf, dtype=torch.float32)
     top = torch.zeros_like(maximum, dtype=torch.long)
     chosen_logits = None if chosen is None else torch.full_like(chosen, -math.inf, dtype=torch.float32)
-    parts = []
-    for start in range(0, unembed.n_vocab, words):
+    starts = range(0, unembed.n_vocab, words)
+    # kept in one piece: small tensors that outlive a tile would lie between the large ones, and the heap would grow
+    parts = normed.new_empty(3, len(starts), len(states), dtype=torch.float32)
+    for place, start in enumerate(starts):
         logits = unembed.logits_tile(normed, start, min(start + words, unembed.n_vocab))
         if unembed.bias is not None:
             logits.clamp_(min=LOWEST)
         if chosen is not None and chosen_logits is not None:
             _pick(logits, chosen, start, chosen_logits)
         of_tile = raise_top(top, logits, maximum, start)
-        parts.append(Sums.of(logits, of_tile))
-        maximum = torch.maximum(maximum, of_tile)
+        torch.stack(Sums.of(logits, of_tile), out=parts[:, place])
+        torch.maximum(maximum, of_tile, out=maximum)
     sums = Sums.joined(parts)
     log_probs = None if chosen_logits is None else chosen_logits - sums.log_normalizer.unsqueeze(1)
     return Reading(sums.entropy(unembed.n_vocab), top, sums.log_normalizer, log_probs)

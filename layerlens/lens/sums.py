@@ -49,9 +49,10 @@ class Sums(NamedTuple):
         return cls(maximum, total, total * (probs.mul_(logits).sum(1) - maximum))
 
     @classmethod
-    def joined(cls, parts: Sequence["Sums"]) -> "Sums":
-        """Of the words of all parts."""
-        maxima, totals, moments = (torch.stack(values) for values in zip(*parts, strict=True))
+    def joined(cls, parts: Float[Tensor, "3 parts rows"] | Sequence["Sums"]) -> "Sums":
+        """Of the words of all parts: maxima, totals and moments of each."""
+        stacked = parts if isinstance(parts, Tensor) else torch.stack([torch.stack(part) for part in parts], dim=1)
+        maxima, totals, moments = stacked
         maximum = maxima.amax(0)
         shift = torch.where(totals > 0, maxima - maximum, 0.0)  # where nothing is there is nothing to shift
         shrink = torch.exp(shift)

@@ -110,9 +110,13 @@ class Model:
 
     @property
     def quantization(self) -> str | None:
-        """How the weights are quantised, as transformers calls it ("bitsandbytes", "gptq", "gguf", ...), or None."""
+        """How the weights are quantised, as transformers calls it ("gptq", "gguf", ...), bitsandbytes with its bits
+        ("bitsandbytes 4-bit"); or None."""
         method = getattr(self.hf, "quantization_method", None) if getattr(self.hf, "is_quantized", False) else None
-        return None if method is None else str(getattr(method, "value", method))
+        scheme = getattr(self.hf.config, "quantization_config", None)
+        bits = next((bits for bits in (4, 8) if getattr(scheme, f"load_in_{bits}bit", False)), None)
+        name = None if method is None else str(getattr(method, "value", method))
+        return f"{name} {bits}-bit" if name and bits else name
 
     @property
     def _places(self) -> str:
@@ -216,9 +220,12 @@ def _watched_pass(hf: PreTrainedModel, source: str) -> tuple[Tensor | None, list
             ids = torch.zeros(1, 2, dtype=torch.long, device=device)
             outputs = hf(input_ids=ids, use_cache=False)
     except Exception as error:  # whatever a model raises that does not read text
+        advice = "layerlens traces models that run on text alone"
+        if getattr(hf, "is_quantized", False):
+            advice = "the package that quantised its weights may not fit them or this processor: load it without"
         raise ModelError(
             f"{source} ({hf.config.model_type}) cannot be traced: a pass over token ids alone failed "
-            f"({first_sentence(error)}); layerlens traces models that run on text alone"
+            f"({first_sentence(error)}); {advice}"
         ) from error
     return getattr(outputs, "logits", None), calls
 

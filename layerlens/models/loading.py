@@ -106,8 +106,7 @@ def load(
     source = os.fspath(model)
     if revision is not None and Path(source).expanduser().exists():
         raise OptionError(f"--revision {revision} belongs to a hub id, and {source} is a local path; leave it out")
-    if not source:
-        raise ModelError(f"the model's name is empty; {_OTHER_SOURCES}")
+    _refuse_no_name(source)
     if backend == "nnsight-remote":
         with quiet():
             return nnsight.loaded(nnsight.named(source, revision), None, source, backend)
@@ -149,16 +148,24 @@ def sized(
 ) -> Sized:
     """What `load` would load, told from its config and the heads of its files; the arguments are those of `load`."""
     _refuse_unknown_dtype(dtype)
+    _refuse_no_name(source)
     folder, gguf_file = _locate(source)
     _refuse_other_formats(source, gguf_file, quantize, keep_quantized)
     if gguf_file is not None:
         kind = _DTYPES.get(dtype, torch.float32)
+        if keep_quantized:
+            packed_gguf.refuse_other_architectures(source, folder / gguf_file)
         weights = memory.of_gguf(source, folder / gguf_file, kind, packed=keep_quantized)
         return Sized(gguf.config_of(source, folder / gguf_file), AutoModelForCausalLM, kind, weights)
     config, loader, _ = _config(source, {"trust_remote_code": trust_remote_code, "revision": revision or "main"})
     scheme, given = _scheme(source, config, quantize, dtype), _DTYPES.get(dtype)
     weights = memory.of_checkpoint(source, config, loader, given, scheme, revision or "main", place)
     return Sized(config, loader, given or memory.dtype_of(config) or torch.float32, weights)
+
+
+def _refuse_no_name(source: str) -> None:
+    if not source:
+        raise ModelError(f"the model's name is empty; {_OTHER_SOURCES}")
 
 
 def _refuse_unknown_dtype(dtype: str) -> None:
@@ -284,7 +291,7 @@ def _load_checkpoint(
         )
     except Exception as error:
         lacks_package = isinstance(error, ImportError)  # of a way of quantising
-        advice = "install the package that it names" if lacks_package else _weights_advice(source)
+        advice = "install the package that it names" if lacks_package else weights_advice(source)
         raise ModelError(f"{source} could not be loaded ({first_sentence(error)}); {advice}") from error
     hf, loading = loaded
     if loading["missing_keys"]:
@@ -332,9 +339,15 @@ def _scheme(source: str, config: Any, quantize: Any, dtype: str) -> Any:
     if find_spec("bitsandbytes") is None:
         raise OptionError(f"--quantize {quantize} needs bitsandbytes; get it with: pip install bitsandbytes")
     if quantize == "8bit":
+        # said in every layer of every pass, and true of all models in float32 or bfloat16
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
         return BitsAndBytesConfig(load_in_8bit=True)
     computes_in = _DTYPES.get(dtype, config.dtype or torch.float32)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computes_in)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
 
 
 def _loader(config: Any) -> Any:
@@ -365,7 +378,7 @@ def _refuse_other_kinds(source: str, config: Any, *, known: bool) -> None:
         )
 
 
-def _weights_advice(source: str) -> str:
+def weights_advice(source: str) -> str:
     folder = Path(source).expanduser()
     if folder.is_dir():
         if any(folder.glob("*.safetensors")):
@@ -378,19 +391,21 @@ def _weights_advice(source: str) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' and accelerate's own progress bars and advice would stand between a user and what was asked for."""
+    """Progress bars and advice of transformers and others would stand between a user and what was asked for."""
     from transformers.utils import logging as transformers_logging
 
     before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    accelerate_logger = logging.getLogger("accelerate")
-    accelerate_before = accelerate_logger.level
+    others = [logging.getLogger(name) for name in ("accelerate", "bitsandbytes")]
+    levels = [logger.level for logger in others]
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
-    accelerate_logger.setLevel(logging.ERROR)
+    for logger in others:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(before)
-        accelerate_logger.setLevel(accelerate_before)
+        for logger, level in zip(others, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers.integrations.gguf.dequant import GGML_NAME
-from transformers.integrations.gguf.reader import GgufHeader
+from transformers.integrations.gguf import reader
+from transformers.integrations.gguf.dequant import GGML_BLOCK
 
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models.placement import Place
@@ -23,6 +23,7 @@ _BYTES = {**_FLOAT_BYTES, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16
 _UNPACKED_WITHOUT_GPU = ("fp8", "mxfp4")
 # bytes of a weight that bitsandbytes packs: 4 bits and a float32 scale for every 64 of them, or 8 bits
 _PACKED_BYTES = {True: 0.5 + 4 / 64, False: 1.0}
+_GGUF_FLOATS = {0, 1, 30}  # float32, float16, bfloat16
 _SHARE_OF_GPU = 0.9  # what transformers fills of a GPU
 
 
@@ -43,11 +44,13 @@ class Weights:
         source: what `load` was given.
         n_bytes: once they are loaded.
         kind: their type, and what is done to them while they are loaded.
+        may_lie_on_disk: whether what fits nowhere else can.
     """
 
     source: str
     n_bytes: int
     kind: str
+    may_lie_on_disk: bool = True
 
 
 def of_checkpoint(
@@ -65,6 +68,9 @@ def of_checkpoint(
         place: where it is to lie.
     """
     stored = _stored(source, revision)
+    folder = Path(source).expanduser()
+    if stored is None and folder.is_dir() and not any(folder.glob("*.bin")):
+        return None
     kind = dtype or dtype_of(config) or _first_dtype(stored)
     if stored is None:  # nothing here yet: as many weights as the model has
         return _of_skeleton(source, config, loader, kind)
@@ -85,20 +91,36 @@ def of_checkpoint(
 def of_gguf(source: str, path: Path, dtype: torch.dtype, *, packed: bool) -> Weights | None:
     """What the weights of a GGUF file will take; None where its table of tensors cannot be made out."""
     try:
-        tensors = GgufHeader.from_file(str(path)).tensors
+        tensors = _gguf_tensors(path)
     except Exception:  # what is wrong with the file is said once it is loaded
         return None
-    n_bytes = sum(
-        tensor.nbytes if packed and tensor.ggml_type in GGML_NAME else math.prod(tensor.shape) * dtype.itemsize
-        for tensor in tensors
-    )
-    types = ", ".join(sorted({GGML_NAME[tensor.ggml_type] for tensor in tensors if tensor.ggml_type in GGML_NAME}))
     name = str(dtype).removeprefix("torch.")
-    if not types:
-        return Weights(source, n_bytes, f"in {name}")
-    return Weights(
-        source, n_bytes, f"in {types}, the rest in {name}" if packed else f"in {name}, unpacked from {types}"
-    )
+    stay = {kind for _, kind in tensors if packed and kind in GGML_BLOCK}
+    n_bytes = sum(_gguf_bytes(n_values, kind, dtype, packed=kind in stay) for n_values, kind in tensors)
+    types = ", ".join(sorted(_gguf_type(kind) for kind in stay or {kind for _, kind in tensors} - _GGUF_FLOATS))
+    kind = f"in {types}, the rest in {name}" if stay else f"in {name}, unpacked from {types}" if types else f"in {name}"
+    return Weights(source, n_bytes, kind, may_lie_on_disk=False)
+
+
+def _gguf_tensors(path: Path) -> list[tuple[int, int]]:
+    """Number of values and type of each tensor. transformers' own header refuses types that it cannot leave packed."""
+    blob = reader._mapped(str(path))
+    _, n_tensors, position = reader._read_metadata(blob, str(path))
+    entries, _ = reader._read_tensor_table(blob, n_tensors, position)
+    return [(math.prod(shape), kind) for _, shape, kind, _ in entries]
+
+
+def _gguf_bytes(n_values: int, kind: int, dtype: torch.dtype, *, packed: bool) -> int:
+    if not packed:
+        return n_values * dtype.itemsize
+    values, n_bytes = GGML_BLOCK[kind]
+    return n_values // values * n_bytes
+
+
+def _gguf_type(kind: int) -> str:
+    from gguf import GGMLQuantizationType
+
+    return str(GGMLQuantizationType(kind).name)
 
 
 def method_of(scheme: Any) -> str:
@@ -123,7 +145,7 @@ def room(place: Place) -> dict[str, int]:
 
 def refuse_unfit(weights: Weights | None, place: Place) -> None:
     """ModelError where the weights alone are larger than all that is free on their devices, swap included."""
-    if weights is None or may_use_disk(place):
+    if weights is None or (may_use_disk(place) and weights.may_lie_on_disk):
         return
     free = room(place)
     if set(free) != set(_device_names(place)):

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.gguf import dequant, kernels
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
-from transformers.integrations.gguf.reader import GgufHeader
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from layerlens.errors import ModelError, first_sentence
 from layerlens.models.gguf import load_gguf
@@ -25,7 +25,7 @@ def load_packed(
 
     transformers 5.23 keeps those of LFM2 and Qwen 3.5 packed.
     """
-    _refuse_other_architectures(source, path)
+    refuse_other_architectures(source, path)
     _provide_kernel()
     hf, tokenizer = load_gguf(source, path, dtype, packed=True, **arguments)
     if not any(parameter.dtype == torch.uint8 for parameter in hf.parameters()):
@@ -33,9 +33,10 @@ def load_packed(
     return hf, tokenizer
 
 
-def _refuse_other_architectures(source: str, path: Path) -> None:
+def refuse_other_architectures(source: str, path: Path) -> None:
+    """ModelError where transformers can keep no weight of the file packed."""
     try:
-        architecture = GgufHeader.from_file(str(path)).architecture
+        architecture = read_gguf_metadata(str(path))[0]["general.architecture"]
     except Exception as error:
         raise ModelError(f"{source} could not be loaded as GGUF ({first_sentence(error)}); check the file") from error
     if architecture not in GGUF_ARCHS:

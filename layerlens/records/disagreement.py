@@ -128,6 +128,10 @@ def _words(key: str, value: Any) -> str:
         return _prompts(str(value))
     if key == "options.chat_template":
         return "a chat template" if value else "--no-chat-template"
+    if key == "model.quantization":
+        return "weights that are not quantised" if value is None else f"weights quantised by {value}"
+    if key == "dataset.all_rows":
+        return "no --shard" if value is None else f"a --shard of {value} prompts"
     flag = _FLAGS.get(key, f"--{name.replace('_', '-')}" if section == "options" else None)
     if key in _PYTHON_ONLY:
         return f"{name}={value!r}"

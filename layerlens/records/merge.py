@@ -42,7 +42,8 @@ def merge_runs(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) ->
         raise OptionError(f"{len(folders)} run given to merge; give two or more")
     manifests = {folder: _complete(folder) for folder in folders}
     if len(manifests) < len(folders):
-        raise OptionError("a run is given twice to merge; give each of them once")
+        twice = next(str(folder) for folder in folders if folders.count(folder) > 1)
+        raise OptionError(f"{twice} is given twice to merge; give each run once")
     for folder in folders[1:]:
         _refuse_stranger(folder, manifests[folder], folders[0], manifests[folders[0]])
     batches = _in_turn(manifests)

