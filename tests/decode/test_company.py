@@ -5,7 +5,6 @@ import torch
 
 import layerlens as ll
 from layerlens.decode import padding
-
 from tests.conftest import stateful
 
 
