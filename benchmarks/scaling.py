@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import torch
@@ -147,13 +148,25 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for axes, axis in zip(panels, POINTS, strict=False):
             part = table[table["axis"] == axis]
             names = ("valley", "last layer") if axis == "window" else ("trace", "floor")
-            axes.plot(part["value"], part["milliseconds_per_token"], "o-", color=style.UNPERTURBED, label=names[0])
+            axes.plot(
+                part["value"],
+                part["milliseconds_per_token"],
+                "o-",
+                markersize=4,
+                color=style.UNPERTURBED,
+                label=names[0],
+            )
             least = part["milliseconds_per_token"] / part["over_floor"]
-            axes.plot(part["value"], least, "s--", color=style.GREY, label=names[1])
+            axes.plot(part["value"], least, "s--", markersize=4, color=style.GREY, label=names[1])
             axes.set_xscale("log", base=2)
             axes.set_xticks(part["value"], [f"{value:,}" for value in part["value"]], rotation=40)
             axes.minorticks_off()
-            axes.set_ylim(bottom=0)
+            if axis in ("layers", "vocabulary"):  # in proportion to which it grows: a straight line
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            else:
+                axes.set_ylim(0, 1.15 * part["milliseconds_per_token"].max())
             axes.set_xlabel(LABELS.get(axis, axis))
             axes.set_ylabel("milliseconds a token")
             axes.legend()
