@@ -154,13 +154,8 @@ class Sample(Prompts):
 
     def sums_and_counts(self, values: np.ndarray[Any, Any], among: Bools | None = None) -> tuple[Floats, Floats]:
         """Per-prompt sums and counts, [prompts, ...], of the values that are not NaN, among some tokens or all."""
-        sums, counts = np.zeros((2, self.n_prompts, *values.shape[1:]))
-        for index, tokens in enumerate(self.prompts):  # a prompt at a time stays within a processor's cache
-            chosen = values[tokens] if among is None else values[tokens][among[tokens]]
-            missing = np.isnan(chosen)
-            sums[index] = np.where(missing, 0, chosen).sum(axis=0, dtype=np.float64)
-            counts[index] = len(chosen) - missing.sum(axis=0)
-        return sums, counts
+        found = self.per_prompt(values, among)
+        return found.sums, found.counts
 
     def per_prompt(self, values: np.ndarray[Any, Any], among: Bools | None = None) -> PerPrompt:
         """What a mean of some of the values [tokens, ...] is made of."""
@@ -204,9 +199,7 @@ class Sample(Prompts):
 
         Flags have a share instead of a mean; see `share_interval`.
         """
-        estimated = share_interval if values.dtype == bool else mean_interval
-        means = estimated(*self.sums_and_counts(values, among), self.weights)
-        return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, means), strict=True))
+        return self.entries(name, self.per_prompt(values, among))
 
     def only(self, among: Bools) -> "Sample":
         """Some of the tokens; prompts that have none of them no longer count."""
