@@ -1,35 +1,31 @@
 """What a replay trace costs on a GPU, on random weights of Qwen3.5-35B-A3B's text geometry, 70 GB in bfloat16.
 
-    python benchmarks/trace_gpu.py [--tiny] [--tokens N] [--rounds R] [--out FILE]
+    python benchmarks/trace_gpu.py [--tiny] [--tokens N] [--rounds R] [--shapes] [--out FILE]
 
 First the numbers are checked: the fused readout (Triton) and the tiled one against float64, the fused one twice, and a
 whole trace by each. Then, in turn: the products rows x d_model x vocabulary alone, both readouts of the same states, a
 plain forward pass, and a trace by each readout; medians, the share of the products' speed that a readout reaches, and
-the memory that a trace adds. --tiny, the default where there is no GPU, goes the same way with a small model and
-Triton's interpreter, whose speeds mean nothing; it writes no file unless asked to.
+the memory that a trace adds. --shapes times the kernel with other tiles too. --tiny, the default where there is no
+GPU, goes the same way with a small model and Triton's interpreter, whose speeds mean nothing; it writes no file unless
+asked to.
 """
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernel is defined
-
-from decode_gpu import QWEN3_5_35B_A3B, TINY, build
+from decode_gpu import QWEN3_5_35B_A3B, TINY, build, fused
 
 import layerlens as ll
 from layerlens.cli.bench import machine
-from layerlens.lens import read, readout
+from layerlens.lens import read
 from layerlens.models import Model, Unembed, tiny_tokenizer
 from layerlens.tracing.meter import Meter
 from layerlens.tracing.passes import replay
@@ -71,6 +67,8 @@ def main() -> int:
         "machine": machine(device),
     }
     print(json.dumps({name: report[name] for name in ("seconds", "share_of_products", "added_bytes")}, indent=1))
+    if arguments.shapes:
+        report["shapes"] = measure_shapes(model, (10, 40) if tiny else (10, 40, 320, n_tokens))
     out = arguments.out or (None if tiny else RESULTS)
     if out is not None:
         out.write_text(json.dumps(report, indent=1) + "\n")
@@ -85,18 +83,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a small model; default where there is no GPU")
     parser.add_argument("--tokens", type=int, help="of the text [4096]")
     parser.add_argument("--rounds", type=int, help="[5]")
+    parser.add_argument("--shapes", action="store_true", help="time the kernel with other tiles too")
     parser.add_argument("--out", type=Path, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
     return parser.parse_args()
-
-
-@contextmanager
-def fused(on: bool) -> Iterator[None]:
-    """Readouts by the kernel, or tiled."""
-    before, readout.FUSED = readout.FUSED, on
-    try:
-        yield
-    finally:
-        readout.FUSED = before
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -182,9 +171,13 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
     normed = model.unembed.normed(states)
 
     def products() -> None:
-        for rows in normed.split(1024):
-            for words in model.unembed.weight.split(16384):
-                torch.mm(rows, words.t())
+        for _ in range(model.n_layers):
+            for rows in normed.split(1024):
+                for words in model.unembed.weight.split(16384):
+                    torch.mm(rows, words.t())
+
+    def forward() -> None:
+        model.decoder(input_ids=given, use_cache=False)
 
     def readouts(on: bool) -> Callable[[], None]:
         def run() -> None:
@@ -202,10 +195,10 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
         return run
 
     ways: dict[str, Callable[[], None]] = {
-        "products": lambda: [products() for _ in range(model.n_layers)] and None,
+        "products": products,
         "tiled readouts": readouts(False),
         "fused readouts": readouts(True),
-        "forward pass": lambda: model.decoder(input_ids=given, use_cache=False) and None,
+        "forward pass": forward,
         "tiled trace": trace(False),
         "fused trace": trace(True),
     }
@@ -224,7 +217,37 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
     }
 
 
-def _timed(way: Callable[[], None], device: torch.device) -> tuple[float, int]:
+def measure_shapes(model: Model, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Seconds of one reading of so many states with each way to cut the work, fastest first; None where it fails."""
+    from layerlens.lens.kernels import Shape, read_fused, shape_for
+
+    found = []
+    for n_rows in sizes:
+        states = states_of(model, n_rows)
+        present = shape_for(n_rows, model.device)
+        few = [
+            Shape(16, words, width, 4, stages) for words in (64, 128, 256) for width in (64, 128) for stages in (3, 5)
+        ]
+        many = [Shape(rows, words, 64, warps, 3) for rows in (64, 128) for words in (128, 256) for warps in (4, 8)]
+        tried = dict.fromkeys([present, *(few if n_rows <= 16 else many)]) if model.device.type == "cuda" else [present]
+        timed = []
+        for shape in tried:
+            reading = partial(read_fused, states, model.unembed, shape=shape)
+            try:
+                reading()
+                seconds = statistics.median(_timed(reading, model.device)[0] for _ in range(5))
+            except Exception as error:  # such as too little room for the tile
+                seconds = None
+                print(f"{n_rows} rows, {shape}: {type(error).__name__}", flush=True)
+            timed.append({"rows": n_rows, "shape": list(shape), "present": shape == present, "seconds": seconds})
+        timed.sort(key=lambda one: (one["seconds"] is None, one["seconds"]))
+        for one in timed[:3]:
+            print(one, flush=True)
+        found += timed
+    return found
+
+
+def _timed(way: Callable[[], object], device: torch.device) -> tuple[float, int]:
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -27,11 +27,12 @@ def module(name, monkeypatch):
 
 def test_trace_gpu_with_a_tiny_model(tmp_path):
     pytest.importorskip("triton", reason="pip install triton")
-    out = run("trace_gpu.py", "--tiny", "--rounds", 1, "--out", tmp_path / "gpu.json")
+    out = run("trace_gpu.py", "--tiny", "--rounds", 1, "--shapes", "--out", tmp_path / "gpu.json")
     assert out.count("ok   ") == 3
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert all(check["passed"] for check in report["checks"].values())
     assert set(report["share_of_products"]) == {"tiled", "fused"}
+    assert [shape["rows"] for shape in report["shapes"]] == [10, 40]
 
 
 def test_compare_stops_where_ways_do_not_agree(monkeypatch, capsys, tmp_path):

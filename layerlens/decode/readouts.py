@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from layerlens.axes import Logits, Scalars, States
+from layerlens.decode.criteria import Criterion, shannon
 from layerlens.errors import OptionError
+from layerlens.lens.readout import is_fused
 from layerlens.models.unembed import Unembed
 
 # How many states one product reads out in about the time of reading the weight once. Accelerators: the ratio of 16-bit
@@ -15,6 +17,7 @@ from layerlens.models.unembed import Unembed
 # ten candidates each are decoded 12 % faster at once than layer by layer.
 _ROWS_AT_BALANCE = {"cpu": 80}
 _ROWS_AT_BALANCE_ELSEWHERE = 192
+_ROWS_AT_ONCE = 64  # of a criterion, whose temporaries are as large as what it reads
 
 
 class Readouts:
@@ -64,17 +67,39 @@ class Readouts:
             rows: indices of the rows wanted; None for all.
             norm: with the final norm. DoLa and SLED read early layers without it.
         """
-        unasked = [layer for layer in layers if layer not in self._states]
-        if unasked:
-            raise OptionError(f"layer {unasked[0]} was not asked for; let the strategy's `layers` name it")
-        stack = torch.stack([self._states[layer].to(self._device) for layer in layers], dim=1)
-        if rows is None:
-            self.projections += len(layers)
-        else:
-            stack = stack[rows]
-            self.projections.index_add_(0, rows, torch.full_like(rows, len(layers), dtype=torch.int32))
+        stack = self._stacked(layers, rows)
         logits: Tensor = self._unembed.logits(stack.flatten(0, 1), norm=norm)
-        return logits.view(len(stack), len(layers), self._unembed.n_vocab)
+        return logits.view(*stack.shape[:2], self._unembed.n_vocab)
+
+    def measured(
+        self, layers: Sequence[int], criterion: Criterion, rows: Int[Tensor, " some"] | None = None
+    ) -> tuple[Float[Tensor, "some layers vocab"], Float[Tensor, "some layers"]]:
+        """`logits`, and the criterion of each; entropies in the same launch where the readout is fused."""
+        if not self.measures_itself(criterion):
+            logits = self.logits(layers, rows)
+            pieces = logits.flatten(0, 1).split(_ROWS_AT_ONCE)
+            return logits, torch.cat([criterion(piece) for piece in pieces]).view(logits.shape[:2])
+        from layerlens.lens.kernels import read_fused
+
+        stack = self._stacked(layers, rows)
+        logits = stack.new_empty(*stack.shape[:2], self._unembed.n_vocab, dtype=torch.float32)
+        reading = read_fused(stack.flatten(0, 1), self._unembed, logits=logits.flatten(0, 1))
+        return logits, reading.entropy.view(stack.shape[:2])
+
+    def measures_itself(self, criterion: Criterion) -> bool:
+        """Whether the criterion comes with the readout, so that `entropies` can be asked."""
+        return criterion is shannon and is_fused(self._unembed)
+
+    def entropies(self, layers: Sequence[int], wanted: Bool[Tensor, " rows"]) -> Float[Tensor, "rows layers"]:
+        """Of the wanted rows, NaN elsewhere; which those are the host need not know, and the others cost nothing."""
+        from layerlens.lens.kernels import read_fused
+
+        order = wanted.long().argsort(descending=True, stable=True)
+        stack = self._stacked(layers)[order]
+        self.projections -= len(layers) * (~wanted).int()
+        reading = read_fused(stack.flatten(0, 1), self._unembed, n_live=wanted.sum() * len(layers))
+        found = reading.entropy.view(stack.shape[:2])
+        return torch.empty_like(found).index_copy_(0, order, found)
 
     def logits_at(self, layer: Int[Tensor, " rows"]) -> Logits:
         """Float32 logits of one layer per row, each one that the strategy's `layers` named."""
@@ -99,6 +124,20 @@ class Readouts:
             )
             for start in range(0, len(self), rows)
         ]
+
+    def _stacked(
+        self, layers: Sequence[int], rows: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, "some layers d_model"]:
+        """States that are now read out."""
+        unasked = [layer for layer in layers if layer not in self._states]
+        if unasked:
+            raise OptionError(f"layer {unasked[0]} was not asked for; let the strategy's `layers` name it")
+        stack = torch.stack([self._states[layer].to(self._device) for layer in layers], dim=1)
+        if rows is None:
+            self.projections += len(layers)
+            return stack
+        self.projections.index_add_(0, rows, torch.full_like(rows, len(layers), dtype=torch.int32))
+        return stack[rows]
 
     @property
     def _device(self) -> torch.device:

@@ -11,7 +11,6 @@ from layerlens.decode.criteria import Criterion
 from layerlens.decode.readouts import Readouts
 
 SCANS = ("auto", "batched", "lazy")
-_ROWS_AT_ONCE = 64  # of a criterion, whose temporaries are as large as what it reads
 
 
 class Walk(NamedTuple):
@@ -24,7 +23,7 @@ class Walk(NamedTuple):
     last_logits: Logits
     """Of layer L."""
     values: Float[Tensor, "rows window"]
-    """The criterion of the window's layers, L last; NaN where it was not needed."""
+    """The criterion of the window's layers, L last; NaN where it was not read."""
 
 
 def walk_back(readouts: Readouts, window: int, criterion: Criterion, scan: str = "auto", floor: float = 0.0) -> Walk:
@@ -38,6 +37,8 @@ def walk_back(readouts: Readouts, window: int, criterion: Criterion, scan: str =
         floor: rows whose criterion at L is below it do not walk; 0 for all.
     """
     if not readouts.may_branch:
+        if (scan == "lazy" or floor > 0) and readouts.measures_itself(criterion):
+            return _unseen(readouts, window, criterion, floor, in_turn=scan == "lazy")
         return _whole_window(readouts, window, criterion, floor)
     if scan == "lazy" or (scan == "auto" and len(readouts) * window > readouts.rows_at_balance):
         return _layer_by_layer(readouts, window, criterion, floor)
@@ -47,8 +48,7 @@ def walk_back(readouts: Readouts, window: int, criterion: Criterion, scan: str =
 
 
 def _whole_window(readouts: Readouts, window: int, criterion: Criterion, floor: float) -> Walk:
-    logits = readouts.logits(_candidates(readouts, window))
-    values = _values(criterion, logits)
+    logits, values = readouts.measured(_candidates(readouts, window), criterion)
     steps = _steps(values)
     if floor > 0:
         steps = steps.where(values[:, -1] >= floor, 0)
@@ -60,8 +60,8 @@ def _window_above_floor(readouts: Readouts, window: int, criterion: Criterion, f
     walk = _start(readouts, window, criterion)
     walking = (walk.values[:, -1] >= floor).nonzero()[:, 0]
     if len(walking) and window > 1:
-        logits = readouts.logits(_candidates(readouts, window)[:-1], walking)
-        walk.values[walking, :-1] = _values(criterion, logits)
+        logits, values = readouts.measured(_candidates(readouts, window)[:-1], criterion, walking)
+        walk.values[walking, :-1] = values
         walk.steps[walking] = _steps(walk.values[walking])
         moved = walk.steps[walking] > 0
         away = walking[moved]
@@ -76,8 +76,8 @@ def _layer_by_layer(readouts: Readouts, window: int, criterion: Criterion, floor
     for layer in reversed(_candidates(readouts, window)[:-1]):
         if len(walking) == 0:
             break
-        logits = readouts.logits([layer], walking)
-        value = _values(criterion, logits)[:, 0]
+        logits, values = readouts.measured([layer], criterion, walking)
+        value = values[:, 0]
         walk.values[walking, layer - readouts.n_layers - 1] = value
         falls = value < lowest[walking]
         walking = walking[falls]
@@ -87,10 +87,33 @@ def _layer_by_layer(readouts: Readouts, window: int, criterion: Criterion, floor
     return walk
 
 
+def _unseen(readouts: Readouts, window: int, criterion: Criterion, floor: float, *, in_turn: bool) -> Walk:
+    """Unseen by the host: each stage has room for all rows, and those that no longer walk cost nothing in it.
+
+    In turn: a layer, then two, then four, because every stage reads the weight once; otherwise all in one stage.
+    """
+    walk = _start(readouts, window, criterion)
+    lowest = walk.values[:, -1]
+    walking = lowest >= floor if floor > 0 else ~lowest.isnan()
+    done = 1
+    while done < window:
+        size = min(done, window - done) if in_turn else window - 1
+        layers = _candidates(readouts, window)[-done - size : -done]
+        found = readouts.entropies(layers, walking)
+        walk.values[:, -done - size : -done] = found
+        steps = _steps(torch.cat([found, lowest.unsqueeze(1)], dim=1))
+        walk.steps.add_(steps)
+        walking = steps == size
+        lowest = found[:, 0]
+        done += size
+    valley_logits = readouts.logits_at(readouts.n_layers - walk.steps)
+    moved = (walk.steps > 0).unsqueeze(1)
+    return walk._replace(valley_logits=torch.where(moved, valley_logits, walk.last_logits))
+
+
 def _start(readouts: Readouts, window: int, criterion: Criterion) -> Walk:
     """The walk before its first step."""
-    last_logits = readouts.logits([readouts.n_layers])
-    value = _values(criterion, last_logits)
+    last_logits, value = readouts.measured([readouts.n_layers], criterion)
     values = torch.cat([value.new_full((len(value), window - 1), torch.nan), value], dim=1)
     steps = torch.zeros(len(value), dtype=torch.long, device=value.device)
     return Walk(steps, last_logits[:, 0].clone(), last_logits[:, 0], values)
@@ -98,11 +121,6 @@ def _start(readouts: Readouts, window: int, criterion: Criterion) -> Walk:
 
 def _candidates(readouts: Readouts, window: int) -> list[int]:
     return list(range(readouts.n_layers - window + 1, readouts.n_layers + 1))
-
-
-def _values(criterion: Criterion, logits: Float[Tensor, "rows layers vocab"]) -> Float[Tensor, "rows layers"]:
-    pieces = logits.flatten(0, 1).split(_ROWS_AT_ONCE)
-    return torch.cat([criterion(piece) for piece in pieces]).view(logits.shape[:2])
 
 
 def _steps(values: Float[Tensor, "rows window"]) -> Int[Tensor, " rows"]:

@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     valley_layer: TokenIds | None = None
     """Where the walk back ended, 1..L; None for strategies that do not walk."""
     values: Float[Tensor, "rows window"] | None = None
-    """The criterion of the window's layers, L last; NaN where it was not needed."""
+    """The criterion of the window's layers, L last; NaN where it was not read."""
 
 
 class Strategy(ABC):

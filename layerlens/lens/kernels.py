@@ -5,6 +5,8 @@ bit for bit.
 Imported where it is used, because Triton is not there on every machine. With TRITON_INTERPRET=1 it runs on a CPU.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,9 +17,27 @@ from layerlens.axes import States
 from layerlens.lens.sums import LOWEST, Reading, Sums
 from layerlens.models.unembed import Unembed
 
-_LEAST_ROWS, _MOST_ROWS = 16, 128  # of a tile: what tensor cores take at least, and what registers hold
-_WORDS, _WIDTH = 128, 64
 _PROGRAMS = 1024  # enough to fill the largest GPU several times over
+
+
+class Shape(NamedTuple):
+    """How the work is cut: rows and words of a tile, columns at a time, warps of a program, columns under way."""
+
+    rows: int
+    words: int
+    width: int
+    warps: int
+    stages: int
+
+
+# By the rows, up to which each is taken. They compile for Hopper with next to no registers spilled; not measured yet.
+_FEW, _SOME, _MANY, _WIDE = (
+    Shape(16, 128, 128, 4, 3),
+    Shape(64, 128, 64, 4, 4),
+    Shape(128, 128, 64, 8, 3),
+    Shape(128, 256, 64, 8, 3),
+)
+LEAST_SHARED, SHARED_WHEN_WIDE = 98_304, 147_456  # bytes that a program takes, in 16-bit types
 
 
 @torch.no_grad()
@@ -25,7 +45,10 @@ def read_fused(
     states: States,
     unembed: Unembed,
     chosen: Int[Tensor, "rows chosen"] | None = None,
+    *,
     logits: Float[Tensor, "rows vocab"] | None = None,
+    n_live: Int[Tensor, ""] | None = None,
+    shape: Shape | None = None,
 ) -> Reading:
     """As `read`, of any number of rows in one launch, which share what is read of the unembedding.
 
@@ -34,13 +57,16 @@ def read_fused(
         unembed: the model's head; its products are in the type of its weight, added up in float32.
         chosen: token ids, 0..V-1, of each row whose log-probability is wanted.
         logits: float32, to be filled with the logits; None where they are not wanted.
+        n_live: on the device, how many rows from the first on are wanted. The others cost nothing; their entropy is
+            NaN, and nothing else of them means anything.
+        shape: of the tiles; by default one for the number of rows.
     """
     normed = unembed.normed(states).to(unembed.weight.dtype).contiguous()
     n_rows, width = normed.shape
-    rows = min(_MOST_ROWS, max(_LEAST_ROWS, triton.next_power_of_2(n_rows)))
-    n_tiles = triton.cdiv(n_rows, rows)
-    n_parts = max(1, min(triton.cdiv(unembed.n_vocab, _WORDS), _PROGRAMS // n_tiles))
-    words = triton.cdiv(triton.cdiv(unembed.n_vocab, n_parts), _WORDS) * _WORDS
+    shape = shape or shape_for(n_rows, normed.device)
+    n_tiles = triton.cdiv(n_rows, shape.rows)
+    n_parts = max(1, min(triton.cdiv(unembed.n_vocab, shape.words), _PROGRAMS // n_tiles))
+    words = triton.cdiv(triton.cdiv(unembed.n_vocab, n_parts), shape.words) * shape.words
     n_parts = triton.cdiv(unembed.n_vocab, words)
     sums = normed.new_empty(3, n_parts, n_rows, dtype=torch.float32)
     tops = normed.new_empty(n_parts, n_rows, dtype=torch.int64)
@@ -51,6 +77,7 @@ def read_fused(
         sums,
         tops,
         sums if logits is None else logits,
+        tops if n_live is None else n_live,
         n_rows,
         unembed.n_vocab,
         width,
@@ -58,25 +85,41 @@ def read_fused(
         unembed.weight.stride(0),
         0 if logits is None else logits.stride(0),
         words,
-        n_parts * n_rows,
         unembed.scale,
         unembed.softcap or 1.0,
         LOWEST,
         HAS_BIAS=unembed.bias is not None,
         HAS_CAP=unembed.softcap is not None,
         WRITES=logits is not None,
+        COUNTS=n_live is not None,
         WIDENS=not normed.is_cuda,  # Triton's interpreter multiplies no bfloat16
-        ROWS=rows,
-        WORDS=_WORDS,
-        WIDTH=_WIDTH,
-        num_warps=8 if rows == _MOST_ROWS else 4,
-        num_stages=3,
+        ROWS=shape.rows,
+        WORDS=shape.words,
+        WIDTH=shape.width,
+        num_warps=shape.warps,
+        num_stages=shape.stages,
     )
     joined = Sums.joined(sums)
+    entropy = joined.entropy(unembed.n_vocab)
     top = tops.masked_fill(sums[0] < joined.maximum, unembed.n_vocab).amin(0)
-    top = top.clamp(max=unembed.n_vocab - 1)  # of a row that is not a number
+    top = top.clamp(0, unembed.n_vocab - 1)  # of a row that is not a number
+    if n_live is not None:
+        entropy = entropy.where(torch.arange(n_rows, device=entropy.device) < n_live, torch.nan)
     log_probs = None if chosen is None else _logits_of(normed, chosen, unembed) - joined.log_normalizer.unsqueeze(1)
-    return Reading(joined.entropy(unembed.n_vocab), top, joined.log_normalizer, log_probs)
+    return Reading(entropy, top, joined.log_normalizer, log_probs)
+
+
+def shape_for(n_rows: int, device: torch.device) -> Shape:
+    """The tiles that suit so many rows on that device."""
+    many = _WIDE if shared_bytes(device) >= SHARED_WHEN_WIDE else _MANY
+    return next((shape for shape in (_FEW, _SOME) if n_rows <= shape.rows), many)
+
+
+def shared_bytes(device: torch.device) -> int:
+    """What a program may take of the memory next to the arithmetic; 0 where there is none to tell of."""
+    if device.type != "cuda":
+        return 0
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
 
 
 def _logits_of(normed: Tensor, chosen: Tensor, unembed: Unembed) -> Tensor:
@@ -92,6 +135,7 @@ def _read(  # type: ignore[no-untyped-def]  # what Triton compiles
     sums,
     tops,
     logits,
+    n_live,
     n_rows,
     n_words,
     width,
@@ -99,13 +143,13 @@ def _read(  # type: ignore[no-untyped-def]  # what Triton compiles
     weight_stride,
     logits_stride,
     words_per_part,
-    part_stride,
     scale,
     softcap,
     lowest,
     HAS_BIAS: tl.constexpr,
     HAS_CAP: tl.constexpr,
     WRITES: tl.constexpr,
+    COUNTS: tl.constexpr,
     WIDENS: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
@@ -115,6 +159,9 @@ def _read(  # type: ignore[no-untyped-def]  # what Triton compiles
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
     is_row = row < n_rows
+    if COUNTS:  # noqa: SIM102  # of two conditions in one Triton would compile both
+        if tl.program_id(0) * ROWS >= tl.load(n_live):
+            return
     state_row = states + row[:, None].to(tl.int64) * state_stride
     maximum = tl.full((ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
@@ -141,11 +188,11 @@ def _read(  # type: ignore[no-untyped-def]  # what Triton compiles
             shrunk = tl.exp(-2.0 * tl.abs(z / softcap))  # tanh, without overflow
             size = softcap * (1.0 - shrunk) / (1.0 + shrunk)
             z = tl.where(z < 0, -size, size)
-        if HAS_BIAS:
-            z = tl.where(z < lowest, lowest, z)
         if WRITES:
             place = logits + row[:, None].to(tl.int64) * logits_stride + word[None, :]
             tl.store(place, z, mask=is_row[:, None] & is_word[None, :])
+        if HAS_BIAS:
+            z = tl.where(z < lowest, lowest, z)
         z = tl.where(is_word[None, :], z, -float("inf"))
         # what is not a number is no maximum, and makes the sums of its row no numbers either
         highest, place_of = tl.max(tl.where(z == z, z, -float("inf")), 1, return_indices=True)
@@ -160,6 +207,7 @@ def _read(  # type: ignore[no-untyped-def]  # what Triton compiles
         maximum = raised
     place = sums + part.to(tl.int64) * n_rows + row
     tl.store(place, maximum, mask=is_row)
+    part_stride = tl.num_programs(1).to(tl.int64) * n_rows
     tl.store(place + part_stride, total, mask=is_row)
     tl.store(place + 2 * part_stride, moment, mask=is_row)
     tl.store(tops + part.to(tl.int64) * n_rows + row, top, mask=is_row)

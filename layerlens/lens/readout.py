@@ -2,6 +2,8 @@
 with the vocabulary. Float32 accumulation whatever the weights' type."""
 
 import math
+import os
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Int
@@ -14,7 +16,7 @@ from layerlens.models.unembed import Unembed
 # On a CPU a tile and the probabilities of it stay in the cache; on an accelerator they fill the chip, at 32 MiB each.
 _CPU_TILE = (512, 1024)
 _ACCELERATOR_TILE = (512, 16384)
-# Whether states are read by the kernel of `lens/kernels.py`: not before a GPU has shown that it pays.
+# Whether the kernel of `lens/kernels.py` is used where it can be: not before a GPU has shown that it pays.
 FUSED = False
 
 
@@ -37,7 +39,7 @@ def read(
     if len(states) == 0:
         empty = states.new_empty(0, dtype=torch.float32)
         return Reading(empty, empty.long(), empty, None if chosen is None else empty.new_empty(0, chosen.shape[1]))
-    if FUSED:
+    if is_fused(unembed):
         from layerlens.lens.kernels import read_fused
 
         return read_fused(states, unembed, chosen)
@@ -51,6 +53,17 @@ def read(
         torch.cat([r.log_normalizer for r in readings]),
         log_probs,
     )
+
+
+def is_fused(unembed: Unembed) -> bool:
+    """Whether the kernel reads the states: in 16-bit types, for which it was made, on GPUs that have room for it."""
+    if not FUSED or find_spec("triton") is None:
+        return False
+    from layerlens.lens.kernels import LEAST_SHARED, shared_bytes
+
+    weight = unembed.weight
+    on_gpu = weight.is_cuda and weight.dtype.itemsize == 2 and shared_bytes(weight.device) >= LEAST_SHARED
+    return on_gpu or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def tile_for(device: torch.device) -> tuple[int, int]:

@@ -27,7 +27,9 @@ def peak_gigabytes():
 # Seconds of processor time, which other work on the machine stretches less than the clock on the wall, but stretches.
 # On two cores that three to four other processes used, 3.8 to 5.5 s until the first table, 10 to 14 s for all (the aim
 # on a machine at rest is 10) and 27 to 37 s for all figures were measured.
-STATISTICS = PEAK + """
+STATISTICS = (
+    PEAK
+    + """
 import json, sys, time
 from layerlens import analysis
 from layerlens.run import open_run
@@ -57,8 +59,11 @@ print(json.dumps({
     "gigabytes": peak_gigabytes(),
 }))
 """
+)
 
-FIGURES = PEAK + """
+FIGURES = (
+    PEAK
+    + """
 import json, sys, time
 from layerlens.cli import run
 
@@ -70,6 +75,7 @@ print(json.dumps({
     "gigabytes": peak_gigabytes(),
 }))
 """
+)
 
 
 def vocabulary(random):

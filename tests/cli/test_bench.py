@@ -182,12 +182,18 @@ def decode_gpu():
 
 
 def test_decode_gpu_runs_to_its_end_with_a_tiny_model(tmp_path):
+    pytest.importorskip("triton", reason="pip install triton")
     out = script("decode_gpu.py", "--tiny", "--rounds", 1, "--out", tmp_path / "gpu.json")
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert len(report["checks"]) >= 3
     assert all(check["passed"] for check in report["checks"].values())
     assert [case["batch_size"] for case in report["cases"]] == [1, 3]
-    assert all(case["projections_per_token"] == 10 and case["mean_depth"] > 0 for case in report["cases"])
+    for case in report["cases"]:
+        ways = case["ways"]
+        assert list(ways) == ["valley", "fused", "fused, lazy"]
+        assert all(way["mean_depth"] > 0 for way in ways.values())
+        assert [ways[name]["projections_per_token"] for name in ("valley", "fused")] == [10, 10]
+    assert [scan["batch_size"] for scan in report["scans"]] == [1, 3]
     assert "0 failed" in out
 
 

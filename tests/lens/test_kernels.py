@@ -1,6 +1,9 @@
 """The fused readout, run by Triton's interpreter, against whole float64 logits and scipy."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from layerlens import lens
 from tests.lens.test_readout import make, whole
 
 pytest.importorskip("triton", reason="pip install triton")
-from layerlens.lens.kernels import read_fused
+from layerlens.lens import kernels
+from layerlens.lens.kernels import Shape, read_fused
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -54,12 +58,69 @@ def test_any_shape_agrees_with_scipy_on_whole_float64_logits(seed, rows, d, voca
     log_probs = whole(states, unembed)
     given_states, head = on_device(states, unembed)
     logits = torch.full((rows, vocab), math.nan, device=DEVICE)
-    reading = read_fused(given_states, head, chosen.to(DEVICE), logits)
+    reading = read_fused(given_states, head, chosen.to(DEVICE), logits=logits)
     agrees(reading, log_probs, 3e-5)
     np.testing.assert_allclose(
         reading.log_probs.cpu(), np.take_along_axis(log_probs, chosen.numpy(), 1), atol=3e-4, rtol=3e-5
     )
     np.testing.assert_allclose(torch.log_softmax(logits, 1).cpu(), log_probs, atol=3e-4, rtol=3e-5)
+
+
+@pytest.mark.parametrize("n_live", [0, 1, 16, 17, 40])
+def test_rows_after_the_live_ones_cost_nothing(n_live):
+    states, unembed = make(3, 40, 24, 300)
+    log_probs = whole(states, unembed)
+    states, unembed = on_device(states, unembed)
+    logits = torch.full((40, 300), math.nan, device=DEVICE)
+    count = torch.tensor(n_live, device=DEVICE)
+    reading = read_fused(states, unembed, logits=logits, n_live=count, shape=Shape(16, 64, 32, 4, 2))
+    expected = scipy.stats.entropy(np.exp(log_probs), axis=1)
+    np.testing.assert_allclose(reading.entropy[:n_live].cpu(), expected[:n_live], atol=3e-5)
+    assert reading.entropy[n_live:].isnan().all()
+    n_read = math.ceil(n_live / 16) * 16  # whole tiles of rows
+    assert logits.isnan().all(1).tolist() == [row >= n_read for row in range(40)]
+
+
+COMPILES = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from layerlens.lens import kernels
+
+POINTERS = {"states": "*bf16", "weight": "*bf16", "bias": "*bf16", "sums": "*fp32", "tops": "*i64", "logits": "*fp32",
+            "n_live": "*i64", "scale": "fp32", "softcap": "fp32", "lowest": "fp32"}
+names = kernels._read.arg_names
+signature = {name: "constexpr" if name.isupper() else POINTERS.get(name, "i32") for name in names}
+ALIGNED = {*POINTERS, "width", "state_stride", "weight_stride", "logits_stride", "words_per_part"} - {
+    "scale", "softcap", "lowest"}
+aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if name in ALIGNED}
+for version, shapes in {80: ("_FEW", "_SOME", "_MANY"), 90: ("_FEW", "_SOME", "_MANY", "_WIDE")}.items():
+    for name in shapes:
+        shape = getattr(kernels, name)
+        for on in (False, True):
+            constants = dict.fromkeys(("HAS_BIAS", "HAS_CAP", "WRITES", "COUNTS"), on)
+            constants |= {"WIDENS": False, "ROWS": shape.rows, "WORDS": shape.words, "WIDTH": shape.width}
+            done = triton.compile(
+                ASTSource(kernels._read, signature, constants, aligned),
+                target=GPUTarget("cuda", version, 32),
+                options={"num_warps": shape.warps, "num_stages": shape.stages},
+            )
+            units = "mma.sync" if version == 80 or shape.rows < 64 else "wgmma.mma_async"
+            print(name, done.metadata.shared, units in done.asm["ptx"])
+"""
+
+
+def test_it_compiles_for_gpus_whose_memory_it_fits(tmp_path):
+    """Where there is none too: for Ampere and Hopper, on tensor cores, within what a program may take."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)  # what was compiled before is not taken from there
+    done = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 14
+    for name, shared, on_tensor_cores in lines:
+        assert int(shared) <= (kernels.SHARED_WHEN_WIDE if name == "_WIDE" else kernels.LEAST_SHARED), name
+        assert on_tensor_cores == "True", name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
