@@ -2,12 +2,12 @@
 
     python benchmarks/trace_gpu.py [--tiny] [--tokens N] [--rounds R] [--shapes] [--out FILE]
 
-First the numbers are checked: the fused readout (Triton) and the tiled one against float64, the fused one twice, and a
-whole trace by each. Then, in turn: the products rows x d_model x vocabulary alone, both readouts of the same states, a
-plain forward pass, and a trace by each readout; medians, the share of the products' speed that a readout reaches, and
-the memory that a trace adds. --shapes times the kernel with other tiles too. --tiny, the default where there is no
-GPU, goes the same way with a small model and Triton's interpreter, whose speeds mean nothing; it writes no file unless
-asked to.
+First the numbers are checked: the fused readout (Triton) and the tiled one against float64, the fused one twice, a
+whole trace by each, and one whose readouts run beside the next block. Then, in turn: the products rows x d_model x
+vocabulary alone, both readouts of the same states, a plain forward pass, and a trace by each readout, after its block
+or beside the next one; medians, the share of the products' speed that a readout reaches, and the memory that a trace
+adds. --shapes times the kernel with other tiles too. --tiny, the default where there is no GPU, goes the same way with
+a small model and Triton's interpreter, whose speeds mean nothing; it writes no file unless asked to.
 """
 
 import argparse
@@ -15,11 +15,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from decode_gpu import QWEN3_5_35B_A3B, TINY, build, fused
 
@@ -27,6 +29,7 @@ import layerlens as ll
 from layerlens.cli.bench import machine
 from layerlens.lens import read
 from layerlens.models import Model, Unembed, tiny_tokenizer
+from layerlens.tracing import meter as metering
 from layerlens.tracing.meter import Meter
 from layerlens.tracing.passes import replay
 
@@ -49,6 +52,7 @@ def main() -> int:
         "readouts are those of float64": check_readouts(model),
         "fused twice is the same": check_twice(model),
         "a trace by either readout is the same": check_traces(model),
+        "readouts beside the next block are the same": check_beside(model, n_tokens),
     }
     for name, (passed, detail) in checks.items():
         print(f"{'ok  ' if passed else 'FAIL'} {name}: {detail}", flush=True)
@@ -86,6 +90,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--shapes", action="store_true", help="time the kernel with other tiles too")
     parser.add_argument("--out", type=Path, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
     return parser.parse_args()
+
+
+@contextmanager
+def overlapping(on: bool) -> Iterator[None]:
+    """Readouts beside the next block, or after their own."""
+    before, metering.OVERLAPS = metering.OVERLAPS, on
+    try:
+        yield
+    finally:
+        metering.OVERLAPS = before
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -146,6 +160,21 @@ def check_traces(model: Model) -> Outcome:
     return worst < TOLERANCE and same > 0.99, f"within {worst:.1e}, {same:.1%} of first choices equal"
 
 
+def check_beside(model: Model, n_tokens: int) -> Outcome:
+    """Bit for bit, five times, of two texts one after the other through one meter."""
+    texts = [random_ids(model, n_tokens), random_ids(model, 1 + n_tokens // 3)]
+    found = []
+    for on in (False, True, True, True, True, True):
+        with overlapping(on):
+            meter = Meter(model)
+        for ids in texts:
+            replay(model, [ids], [0], meter)
+        found.append(meter.collect())
+    floats, tops = found[0]
+    same = [np.array_equal(floats, other, equal_nan=True) and (tops == also).all() for other, also in found[1:]]
+    return all(same), f"{sum(same)} of {len(same)} equal"
+
+
 def random_ids(model: Model, n_tokens: int) -> list[int]:
     """Any words."""
     generator = torch.Generator().manual_seed(1)
@@ -187,9 +216,9 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
 
         return run
 
-    def trace(on: bool) -> Callable[[], None]:
+    def trace(on: bool, beside: bool) -> Callable[[], None]:
         def run() -> None:
-            with fused(on):
+            with fused(on), overlapping(beside):
                 traced(model, ids)
 
         return run
@@ -199,8 +228,10 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
         "tiled readouts": readouts(False),
         "fused readouts": readouts(True),
         "forward pass": forward,
-        "tiled trace": trace(False),
-        "fused trace": trace(True),
+        "tiled trace": trace(False, False),
+        "fused trace": trace(True, False),
+        "tiled trace, beside": trace(False, True),
+        "fused trace, beside": trace(True, True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks = {}
@@ -213,7 +244,7 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
                 seconds[name].append(took)
     return {
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "added_bytes": {name: peaks[f"{name} trace"] - peaks["forward pass"] for name in ("tiled", "fused")},
+        "added_bytes": {name: peak - peaks["forward pass"] for name, peak in peaks.items() if "trace" in name},
     }
 
 

@@ -28,7 +28,7 @@ def module(name, monkeypatch):
 def test_trace_gpu_with_a_tiny_model(tmp_path):
     pytest.importorskip("triton", reason="pip install triton")
     out = run("trace_gpu.py", "--tiny", "--rounds", 1, "--shapes", "--out", tmp_path / "gpu.json")
-    assert out.count("ok   ") == 3
+    assert out.count("ok   ") == 4
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert all(check["passed"] for check in report["checks"].values())
     assert set(report["share_of_products"]) == {"tiled", "fused"}

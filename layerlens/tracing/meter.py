@@ -11,7 +11,9 @@ from torch import Tensor
 from layerlens.axes import States
 from layerlens.lens import Reading, kl_from_last, read
 from layerlens.models import Model
+from layerlens.models.placement import is_spread
 from layerlens.records import KL
+from layerlens.tracing.beside import Beside
 
 FLOATS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
 
@@ -24,6 +26,8 @@ _ROWS_AT_ONCE = 2048
 _FLOAT_COPIES = 5  # of what entered, stood between and left a block, and of two differences
 _STREAMS = 3  # that are kept of each block: what entered it, stood between attention and MLP, and left it
 _LEAST_NORM = 1e-6
+# Whether a GPU reads out the states of one block while it computes the next: not before one has shown that it pays.
+OVERLAPS = False
 
 Measured = tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]
 Select = Callable[[Tensor], States]
@@ -53,6 +57,8 @@ class Meter:
         self._layers = [
             _Layer(model, index, rows_waiting, read_out, keeps_states=kl) for index in range(model.n_layers)
         ]
+        device = model.unembed.weight.device
+        self._beside = Beside(device) if OVERLAPS and not is_spread(model.hf) else None
         self.select: Select = lambda stream: stream.flatten(0, 1)
         self._taken: Measured | None = None
 
@@ -65,9 +71,12 @@ class Meter:
         after = self.select(h_out)
         # the first block on a device is seen before its inputs are brought there
         before = self.select(h_in).to(after.device)
-        self._layers[index].add(before, None if part is None else self.select(part), after)
+        layer = self._layers[index]
+        layer.add(before, None if part is None else self.select(part), after)
+        if layer.is_full:
+            self._do(layer.measure_waiting, layer.waiting)
         if index == len(self._layers) - 1:
-            self._compare()
+            self._do(self._compare, [])
 
     @torch.no_grad()
     def collect(self) -> Measured:
@@ -76,14 +85,22 @@ class Meter:
         if self._taken is not None:
             return self._taken
         for layer in self._layers:
-            layer.measure_waiting()
-        self._compare()
+            self._do(layer.measure_waiting, layer.waiting)
+        self._do(self._compare, [])
+        if self._beside is not None:
+            self._beside.join()
         floats, tops = zip(*(layer.drain() for layer in self._layers), strict=True)
         device = floats[-1].device
         return (
             torch.stack([part.to(device) for part in floats], dim=2).cpu().numpy(),
             torch.stack([part.to(device) for part in tops], dim=1).cpu().numpy(),
         )
+
+    def _do(self, work: Callable[[], None], inputs: list[Tensor]) -> None:
+        if self._beside is None:
+            work()
+        else:
+            self._beside.run(work, inputs)
 
     @torch.no_grad()
     def _compare(self) -> None:
@@ -126,8 +143,14 @@ class _Layer:
 
     def add(self, h_in: States, part: States | None, h_out: States) -> None:
         self._waiting.append((h_in, part, h_out))
-        if sum(len(states) for _, _, states in self._waiting) >= self._rows_waiting:
-            self.measure_waiting()
+
+    @property
+    def is_full(self) -> bool:
+        return sum(len(states) for _, _, states in self._waiting) >= self._rows_waiting
+
+    @property
+    def waiting(self) -> list[Tensor]:
+        return [states for added in self._waiting for states in added if states is not None]
 
     def drain(self) -> tuple[Tensor, Tensor]:
         measured, tops = (torch.cat(parts, dim=-1) for parts in zip(*self._measured, strict=True))

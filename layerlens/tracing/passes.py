@@ -142,6 +142,7 @@ def _last(stream: Tensor) -> Tensor:
 
 def _flat_selection(flat: Tensor, n_states: int) -> Callable[[Tensor], Tensor]:
     everything = len(flat) == n_states
+    on_device = {flat.device: flat}  # a copy from the host would wait, at every block, for all that was asked before
 
     def select(stream: Tensor) -> Tensor:
         if stream.shape[0] * stream.shape[1] != n_states:
@@ -150,6 +151,10 @@ def _flat_selection(flat: Tensor, n_states: int) -> Callable[[Tensor], Tensor]:
                 "generating; trace all positions with --mode replay"
             )
         states = stream.flatten(0, 1)
-        return states.clone() if everything else states.index_select(0, flat.to(stream.device))
+        if everything:
+            return states.clone()
+        if stream.device not in on_device:
+            on_device[stream.device] = flat.to(stream.device)
+        return states.index_select(0, on_device[stream.device])
 
     return select
