@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from layerlens.garbage import uncollected
+
 if TYPE_CHECKING:
     from layerlens import plots as plot
     from layerlens.datasets import Dataset, Prompt, dataset, read_prompts
@@ -79,10 +81,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used: opening a run must not wait for torch."""
-    if name == "plot":
-        return import_module("layerlens.plots")
-    if name in _HOME_OF:
-        return getattr(import_module(_HOME_OF[name]), name)
+    with uncollected():
+        if name == "plot":
+            return import_module("layerlens.plots")
+        if name in _HOME_OF:
+            return getattr(import_module(_HOME_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -58,3 +58,10 @@ def test_a_large_run_made_small(tmp_path):
     out = run("analysis_large.py", tmp_path / "run", "--tokens", 1, "--out", tmp_path / "report.json")
     assert "65,536 tokens, 40 layers" in out
     assert json.loads((tmp_path / "report.json").read_text())["seconds"]["all"] > 0
+
+
+def test_start_with_a_tiny_model(tmp_path, tiny_folder):
+    out = run("start.py", tiny_folder("llama"), "--rounds", 1, "--out", tmp_path / "start.json")
+    assert "layerlens trace --help" in out
+    seconds = json.loads((tmp_path / "start.json").read_text())["seconds"]
+    assert seconds["layerlens --help"] < seconds["load by layerlens"]

@@ -10,6 +10,7 @@ from layerlens.cli import ablate, bench, bench_trace, compare, doctor, figure, l
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.errors import LayerlensError
+from layerlens.garbage import collect_rarely
 
 app = typer.Typer(
     name="layerlens",
@@ -59,6 +60,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII must not cost the summary
+    collect_rarely()
     sys.exit(run(sys.argv[1:]))
 
 

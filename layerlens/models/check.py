@@ -1,6 +1,7 @@
-"""What a model must fulfil before its numbers are believed, checked on the loaded model with four short passes."""
+"""What a model must fulfil before its numbers are believed, checked on the loaded model with a few short passes."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models.adapter import Model, named_in
 from layerlens.models.compiled import is_compiled
 from layerlens.models.families import family_of
-from layerlens.models.hooks import silenced, watch_blocks
+from layerlens.models.hooks import OnBlock, silenced, watch_blocks
 from layerlens.models.unembed import Unembed
 
 Streams = list[tuple[Tensor, Tensor | None, Tensor]]
@@ -43,6 +44,8 @@ def checked(model: Model) -> Model:
             refuse_not_causal(model, _mismatch(logits[0, :-1], logits[1, :-1]))
         _check_stream(model, streams, [*ids.shape, model.d_model])
         model = _with_its_readout(model, logits, streams[-1][2])
+        if _all_at_once(model, ids[:1], streams):
+            return model
         if not _decoder_is_enough(model, ids, streams[-1][2]):
             model = replace(model, decoder=model.hf)
         return model if _parts_hold(model, ids, streams) else replace(model, sublayers=[None] * model.n_layers)
@@ -93,15 +96,18 @@ def _placeholders(config: Any) -> set[int]:
 
 def _watched(model: Model, ids: Tensor) -> tuple[Tensor, Streams]:
     streams: Streams = []
+    with watch_blocks(model.blocks, model.sublayers, _keeper(streams)):
+        logits = model.hf(input_ids=ids, use_cache=False).logits
+    return logits, streams
 
+
+def _keeper(streams: Streams) -> OnBlock:
     def keep(_: int, h_in: Tensor, part: Tensor | None, h_out: Tensor) -> None:
         # the first block on a device is seen before its inputs are brought there
         here = h_out.device
         streams.append((h_in.to(here), None if part is None else part.to(here), h_out))
 
-    with watch_blocks(model.blocks, model.sublayers, keep):
-        logits = model.hf(input_ids=ids, use_cache=False).logits
-    return logits, streams
+    return keep
 
 
 def _check_stream(model: Model, streams: Streams, shape: list[int]) -> None:
@@ -190,6 +196,32 @@ def _miss(model: Model, unembed: Unembed, logits: Tensor, last: Tensor) -> tuple
     return _mismatch(own, read), abs(_slope(own, read) - 1)
 
 
+def _all_at_once(model: Model, ids: Tensor, streams: Streams) -> bool:
+    """Whether one pass shows that the decoder is enough and the parts hold; where it does not, each is asked alone.
+
+    Three times the same text: as it is, without attention, and without MLPs.
+    """
+    parts = _attention_and_mlp(model, streams)
+    if parts is None:
+        return False
+    seen: Streams = []
+    with ExitStack() as stack:
+        for row, modules in enumerate(parts, start=1):
+            stack.enter_context(silenced(modules, row, 3))
+        stack.enter_context(watch_blocks(model.blocks, model.sublayers, _keeper(seen)))
+        try:
+            model.decoder(input_ids=ids.repeat(3, 1), use_cache=False)
+        except Exception:  # of a module whose output has no rows, or that minds what is silent
+            return False
+    plain, without_attention, without_mlp = (
+        Streams((h_in[row, None], _present(part)[row, None], h_out[row, None]) for h_in, part, h_out in seen)
+        for row in range(3)
+    )
+    if _mismatch(plain[-1][2], streams[-1][2][:1]) > _tolerance(model, packed=model.quantization is not None):
+        return False
+    return _add_up(model, plain, without_attention, without_mlp)
+
+
 def _decoder_is_enough(model: Model, ids: Tensor, last: Tensor) -> bool:
     """Whether the decoder, called with token ids alone, computes the states that the whole model does."""
     alone: list[Tensor] = []
@@ -200,17 +232,30 @@ def _decoder_is_enough(model: Model, ids: Tensor, last: Tensor) -> bool:
 
 def _parts_hold(model: Model, ids: Tensor, streams: Streams) -> bool:
     """Whether attention and MLP part are what each sub-layer adds: silencing one leaves only the other."""
-    if any(sublayer is None for sublayer in model.sublayers):
+    parts = _attention_and_mlp(model, streams)
+    if parts is None:
         return False
+    attentions, mlps = parts
+    with silenced(attentions):
+        _, without_attention = _watched(model, ids)
+    with silenced(mlps):
+        _, without_mlp = _watched(model, ids)
+    return _add_up(model, streams, without_attention, without_mlp)
+
+
+def _attention_and_mlp(model: Model, streams: Streams) -> tuple[list[nn.Module], list[nn.Module]] | None:
+    """The modules that are the parts of all blocks; None where a block has no such part."""
     family = family_of(model.family, model.hf.config.get_text_config(decoder=True))
     attentions = [named_in(block, family.attention) for block in model.blocks]
     mlps = [named_in(block, family.mlp) for block in model.blocks]
-    if not (all(attentions) and all(mlps) and all(part is not None for _, part, _ in streams)):
-        return False
-    with silenced([module for modules in attentions for module in modules]):
-        _, without_attention = _watched(model, ids)
-    with silenced([module for modules in mlps for module in modules]):
-        _, without_mlp = _watched(model, ids)
+    seen = all(sublayer is not None for sublayer in model.sublayers) and all(part is not None for _, part, _ in streams)
+    if not (seen and all(attentions) and all(mlps)):
+        return None
+    return [module for modules in attentions for module in modules], [module for modules in mlps for module in modules]
+
+
+def _add_up(model: Model, streams: Streams, without_attention: Streams, without_mlp: Streams) -> bool:
+    family = family_of(model.family, model.hf.config.get_text_config(decoder=True))
     tolerance = _tolerance(model, packed=model.quantization is not None)
     if family.parallel:
         # only the first block gets the same input in both passes: there the MLP must not notice that attention is gone

@@ -50,12 +50,14 @@ def watch_blocks(
 
 
 @contextmanager
-def silenced(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """While open, the modules' outputs are zeros."""
+def silenced(modules: Sequence[nn.Module], row: int | None = None, n_rows: int = 1) -> Iterator[None]:
+    """While open, the modules' outputs are zeros: of one row of a batch of `n_rows`, or of all where `row` is None."""
 
     def zeros(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        zero = torch.zeros_like(first_tensor(output))
-        return (zero, *output[1:]) if isinstance(output, tuple) else zero
+        silent = first_tensor(output).clone()
+        # some blocks flatten batch and sequence on their way to the MLP
+        (silent if row is None else silent.view(n_rows, -1)[row]).zero_()
+        return (silent, *output[1:]) if isinstance(output, tuple) else silent
 
     with ExitStack() as stack:
         for module in modules:

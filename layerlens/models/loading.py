@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 
 from layerlens import hub
 from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.garbage import uncollected
 from layerlens.models import bridge, gguf, memory, nnsight, packed_gguf
 from layerlens.models.adapter import Model, adapt
 from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
@@ -47,6 +48,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _BITS = ("4bit", "8bit")
 
 
+@uncollected()
 def load(
     model: "str | os.PathLike[str] | PreTrainedModel | TransformerBridge | LanguageModel",
     tokenizer: PreTrainedTokenizerBase | None = None,

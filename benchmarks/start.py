@@ -1,0 +1,78 @@
+"""How long it takes until something can be done: the import, `--help` of every command, and loading a model.
+
+    python benchmarks/start.py FOLDER [--rounds R] [--out FILE]
+
+Every start is a process of its own. Loading the checkpoint in FOLDER, tokenizer included, is timed from the first
+import on, in turn with transformers alone. Medians; least and most.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import typer
+
+from layerlens.cli import app
+from layerlens.cli.bench import machine
+
+RESULTS = Path(__file__).parent / "results" / "start.json"
+LAYERLENS = """
+import time; started = time.perf_counter()
+import sys, layerlens
+layerlens.load(sys.argv[1], device="cpu")
+print(time.perf_counter() - started)
+"""
+TRANSFORMERS = """
+import time; started = time.perf_counter()
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+AutoModelForCausalLM.from_pretrained(sys.argv[1])
+AutoTokenizer.from_pretrained(sys.argv[1])
+print(time.perf_counter() - started)
+"""
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of a checkpoint in safetensors")
+    parser.add_argument("--rounds", type=int, default=5, help="[5]")
+    parser.add_argument("--out", type=Path, default=RESULTS, help=f"[{RESULTS.relative_to(RESULTS.parents[2])}]")
+    arguments = parser.parse_args()
+    python = [sys.executable, "-c"]
+    whole = {"import layerlens": [*python, "import layerlens"]}
+    for command in ([], *([name] for name in typer.main.get_command(app).commands)):  # type: ignore[attr-defined]
+        whole[" ".join(["layerlens", *command, "--help"])] = [sys.executable, "-m", "layerlens", *command, "--help"]
+    loading = {
+        "load by layerlens": [*python, LAYERLENS, str(arguments.folder)],
+        "load by transformers": [*python, TRANSFORMERS, str(arguments.folder)],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in (*whole, *loading)}
+    for number in range(arguments.rounds):
+        order = [*whole, *loading]
+        for name in order if number % 2 == 0 else reversed(order):
+            started = time.perf_counter()
+            done = subprocess.run(
+                {**whole, **loading}[name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+            )
+            took = time.perf_counter() - started
+            seconds[name].append(float(done.stdout.splitlines()[-1]) if name in loading else took)
+    report = {
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "least_and_most": {name: [min(values), max(values)] for name, values in seconds.items()},
+        "rounds": arguments.rounds,
+        "machine": machine(torch.device("cpu")),
+    }
+    for name, (least, most) in report["least_and_most"].items():
+        print(f"{name:<28} {report['seconds'][name]:.2f} s [{least:.2f}, {most:.2f}]")
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
