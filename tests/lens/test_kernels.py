@@ -16,7 +16,7 @@ from layerlens import lens
 from tests.lens.test_readout import make, whole
 
 pytest.importorskip("triton", reason="pip install triton")
-from layerlens.lens import kernels
+from layerlens.lens import kernels, readout
 from layerlens.lens.kernels import Shape, read_fused
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,7 +85,7 @@ COMPILES = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from layerlens.lens import kernels
+from layerlens.lens import kernels, readout
 
 POINTERS = {"states": "*bf16", "weight": "*bf16", "bias": "*bf16", "sums": "*fp32", "tops": "*i64", "logits": "*fp32",
             "n_live": "*i64", "scale": "fp32", "softcap": "fp32", "lowest": "fp32"}
@@ -143,6 +143,16 @@ def lens_head(weight):
     from layerlens.models import Unembed
 
     return Unembed([], weight)
+
+
+def test_where_triton_is_missing_the_tiled_readout_is_used(monkeypatch):
+    states, unembed = on_device(*make(8, 5, 16, 200))
+    monkeypatch.setattr(readout, "FUSED", True)
+    assert readout.is_fused(unembed)
+    monkeypatch.setattr(readout, "find_spec", lambda name: None)
+    assert not readout.is_fused(unembed)
+    monkeypatch.setattr(kernels, "read_fused", None)
+    assert lens.read(states, unembed).entropy.isfinite().all()
 
 
 def test_it_is_the_tiled_readout_and_the_same_twice():
