@@ -19,6 +19,7 @@ from layerlens.records import RunWriter, new_manifest
 
 N_LAYERS, N_VOCAB, WINDOW = 40, 248_320, 10
 PROMPT, PROMPTS_PER_PART = 4096, 16
+FORMS = (" the", "cat", ",", " of", "x1", " valley", "ing")
 
 
 def main() -> None:
@@ -62,7 +63,8 @@ def write(folder: Path, n_tokens: int) -> None:
             moved["prompt_id"] = np.repeat(ids, PROMPT)
             moved["position"] = np.tile(np.arange(PROMPT, dtype=np.int32), PROMPTS_PER_PART)
             writer.write(part, moved, prompt_rows(ids))
-        writer.finish({"prompts": n_parts * PROMPTS_PER_PART}, {})
+        words = {number: FORMS[number % len(FORMS)] for number in range(1000)}
+        writer.finish({"prompts": n_parts * PROMPTS_PER_PART}, words)
 
 
 def drawn(random: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
@@ -72,6 +74,7 @@ def drawn(random: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
     falls = entropy[:, -2 : -WINDOW - 1 : -1] < entropy[:, :-WINDOW:-1]
     valley = N_LAYERS - np.logical_and.accumulate(falls, axis=1).sum(axis=1)
     ids = random.integers(0, 1000, shape).astype(np.int32)
+    ids = np.where(random.random(shape) < 0.7, ids[:, -1:], ids)  # layers agree on most first choices
     ratios = {
         name: random.random(shape, dtype=np.float32) for name in ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio")
     }

@@ -1,7 +1,7 @@
 """The tokens of a run that analyses count, gathered by prompt; of a long run piece by piece, so that what is held at a
 time does not grow with it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -143,6 +143,11 @@ class Sample(Prompts):
         """Where in `rows` the tokens of each prompt lie."""
         return [slice(*bounds) for bounds in pairwise([*self.starts.tolist(), len(self.rows)])]
 
+    def prompt_ids(self, run: "Run") -> np.ndarray[Any, Any]:
+        """Of each prompt, [prompts]; the run is the one whose tokens these are."""
+        found: np.ndarray[Any, Any] = run.positions["prompt_id"].to_numpy()[self.rows[self.starts]]
+        return found
+
     def of(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The values of these tokens, [tokens, ...] from those of all positions of the run; no copy if all are."""
         whole = len(self.rows) == len(values) and bool((np.diff(self.rows) == 1).all())
@@ -259,20 +264,31 @@ def gathered(
     Raises:
         RunError: no token of the run can be counted.
     """
-    none: RunError | None = None
     ids, found, n_tokens, left_out = [], [], 0, 0
+    for piece, tokens in counted_pieces(run, tokens_of):
+        ids.append(tokens.prompt_ids(piece))
+        found.append(sums_of(piece, tokens))
+        n_tokens, left_out = n_tokens + len(tokens.rows), tokens.left_out
+    order = np.argsort(np.concatenate(ids), kind="stable")
+    joined = {name: PerPrompt.joined([part[name] for part in found], order) for name in found[0]}
+    return Gathered(len(order), left_out, n_tokens, joined)
+
+
+def counted_pieces(run: "Run", tokens_of: Callable[["Run"], Sample] = sample) -> Iterator[tuple["Run", Sample]]:
+    """The pieces of a run, itself where it is short, that have tokens which count, each with these.
+
+    Raises:
+        RunError: at the end, where no piece has any.
+    """
+    none: RunError | None = None
+    n_found = 0
     for piece in run.pieces():
         try:
             tokens = tokens_of(piece)
         except RunError as error:
             none = error  # of this piece; others may have some
             continue
-        ids.append(piece.positions["prompt_id"].to_numpy()[tokens.rows[tokens.starts]])
-        found.append(sums_of(piece, tokens))
-        n_tokens, left_out = n_tokens + len(tokens.rows), tokens.left_out
-    if not found:
-        assert none is not None
+        n_found += 1
+        yield piece, tokens
+    if none is not None and not n_found:
         raise none
-    order = np.argsort(np.concatenate(ids), kind="stable")
-    joined = {name: PerPrompt.joined([part[name] for part in found], order) for name in found[0]}
-    return Gathered(len(order), left_out, n_tokens, joined)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.sample import sample
+from layerlens.analysis.sample import Sample, counted_pieces
 
 if TYPE_CHECKING:
     from layerlens.run import Run
@@ -22,7 +22,17 @@ def substitutions(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    tokens = sample(run)
+    tables, n_prompts, n_tokens, left_out = [], 0, 0, 0
+    for piece, tokens in counted_pieces(run):
+        tables.append(_of_piece(piece, tokens))
+        n_prompts, n_tokens = n_prompts + tokens.n_prompts, n_tokens + len(tokens.rows)
+        left_out = tokens.left_out
+    table: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    table.attrs = {"n_prompts": n_prompts, "n_prompts_left_out": left_out, "n_tokens": n_tokens}
+    return table
+
+
+def _of_piece(run: "Run", tokens: Sample) -> pd.DataFrame:
     chosen = run.positions["selected_layer"].to_numpy(dtype=np.int64)
     top = run.layers("top_token_id")
     every = np.arange(len(chosen))
@@ -30,7 +40,7 @@ def substitutions(run: "Run") -> pd.DataFrame:
     rows = np.sort(tokens.rows[replaced[tokens.rows]])
     positions = run.positions.iloc[rows]
     entropy = run.layers("entropy")
-    table = tokens.frame(
+    table: pd.DataFrame = pd.DataFrame(
         {
             "prompt_id": positions["prompt_id"].to_numpy(),
             "position": positions["position"].to_numpy(),
@@ -42,5 +52,4 @@ def substitutions(run: "Run") -> pd.DataFrame:
             "entropy_last": entropy[rows, -1],
         }
     )
-    table.attrs |= {"n_tokens": len(tokens.rows)}
     return table

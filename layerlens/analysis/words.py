@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.sample import Bools, Sample, generated
+from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Prompts, Sample, counted_pieces, gathered, generated
 from layerlens.analysis.uncertainty import share_interval
 from layerlens.errors import OptionError, RunError
 from layerlens.shipped import shipped_file
@@ -162,39 +162,73 @@ class Choices:
         differ: Bools = np.not_equal(self.last, self.confident)
         return differ
 
-    def shares(self, codes: Ints, n: int) -> dict[str, Any]:
-        """Shares of the codes 0..n-1 among the substitutions: share with `_low` and `_high`, and n_prompts, [n] each.
-
-        Args:
-            codes: one for each substitution, in the order of the sample, [substitutions].
-            n: how many codes there are.
-        """
-        among = self.substituted
-        prompts = np.repeat(np.arange(self.tokens.n_prompts), np.diff([*self.tokens.starts, len(among)]))
-        counts = np.zeros((self.tokens.n_prompts, n))
-        np.add.at(counts, (prompts[among], codes), 1)
-        share, low, high = share_interval(counts, self.tokens.by_prompt(among)[:, None], self.tokens.weights)
-        return {"share": share, "share_low": low, "share_high": high, "n_prompts": (counts > 0).sum(axis=0)}
-
 
 def choices(run: "Run") -> Choices:
     """The first choices of last layer and valley for all generated tokens that count; RunError where there are none."""
-    tokens = generated(run)
+    return choices_among(run, generated(run))
+
+
+def choices_among(run: "Run", tokens: Sample) -> Choices:
+    """The same, of some of the generated tokens."""
     top = run.layers("top_token_id")
     valley = run.positions["valley_layer"].to_numpy(dtype=np.int64)[tokens.rows]
     last, confident = (top[tokens.rows, layers - 1].astype(np.int64) for layers in (run.n_layers, valley))
     return Choices(tokens, last, confident)
 
 
-def substitution_choices(run: "Run") -> Choices:
-    """`choices` of a run that has at least one substitution; RunError for one that has none."""
-    found = choices(run)
-    if not found.substituted.any():
-        raise RunError(
-            f"{run.path} has no substitution: at none of its {len(found.last):,} generated tokens does the "
-            "valley rank another token first than the last layer; trace more tokens, or with a larger --window"
-        )
-    return found
+def _no_substitution(run: "Run", n_tokens: int) -> RunError:
+    return RunError(
+        f"{run.path} has no substitution: at none of its {n_tokens:,} generated tokens does the "
+        "valley rank another token first than the last layer; trace more tokens, or with a larger --window"
+    )
+
+
+@dataclass(frozen=True)
+class Substituted(Prompts):
+    """The substitutions of a run, without its other tokens.
+
+    Attributes:
+        n_prompts, left_out: see `Prompts`.
+        n_tokens: generated ones, among which they were found.
+        prompt: to which prompt each belongs, by the order of prompt ids, [substitutions].
+        last, confident: the two first choices, [substitutions] each.
+    """
+
+    n_prompts: int
+    left_out: int
+    n_tokens: int
+    prompt: Ints
+    last: Ints
+    confident: Ints
+
+    def shares(self, codes: Ints, n: int) -> dict[str, Any]:
+        """Shares of the codes 0..n-1 among the substitutions: share with `_low` and `_high`, and n_prompts, [n] each.
+
+        Args:
+            codes: one for each substitution, [substitutions].
+            n: how many codes there are.
+        """
+        counts = np.zeros((self.n_prompts, n))
+        np.add.at(counts, (self.prompt, codes), 1)
+        share, low, high = share_interval(counts, counts.sum(axis=1, keepdims=True), self.weights)
+        return {"share": share, "share_low": low, "share_high": high, "n_prompts": (counts > 0).sum(axis=0)}
+
+
+def substituted(run: "Run") -> Substituted:
+    """The substitutions of a run; RunError where there is none."""
+    ids, parts, n_prompts, n_tokens, left_out = [], [], 0, 0, 0
+    for piece, tokens in counted_pieces(run, generated):
+        found = choices_among(piece, tokens)
+        among = found.substituted
+        prompt = n_prompts + np.repeat(np.arange(tokens.n_prompts), np.diff([*tokens.starts, len(among)]))[among]
+        parts.append(np.stack([prompt, found.last[among], found.confident[among]]).astype(np.int32))
+        ids.append(tokens.prompt_ids(piece))
+        n_prompts, n_tokens, left_out = n_prompts + tokens.n_prompts, n_tokens + len(tokens.rows), tokens.left_out
+    prompt, last, confident = np.concatenate(parts, axis=1)
+    if not len(prompt):
+        raise _no_substitution(run, n_tokens)
+    place = np.argsort(np.argsort(np.concatenate(ids), kind="stable"), kind="stable")
+    return Substituted(n_prompts, left_out, n_tokens, place[prompt], last, confident)
 
 
 def refuse_without_texts(run: "Run") -> None:
@@ -219,7 +253,7 @@ def substitution_pairs(run: "Run", k: int = 20) -> pd.DataFrame:
         OptionError: k is below 1.
         RunError: no token was generated, or none is a substitution.
     """
-    found = substitution_choices(run)
+    found = substituted(run)
     ids = np.stack([found.last, found.confident], axis=1)
     ranked, columns = _most_frequent(found, ids, k)
     texts = {
@@ -227,7 +261,7 @@ def substitution_pairs(run: "Run", k: int = 20) -> pd.DataFrame:
         for name, side in zip(("standard", "confident"), ranked.T, strict=True)
         for part, values in (("_token_id", side), ("", run.text_of(side)))
     }
-    return _table(found, texts | columns)
+    return _table(found, texts | columns, len(found.last))
 
 
 def substituted_tokens(run: "Run", method: str, k: int = 20) -> pd.DataFrame:
@@ -247,9 +281,9 @@ def substituted_tokens(run: "Run", method: str, k: int = 20) -> pd.DataFrame:
     """
     if method not in METHODS:
         raise OptionError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
-    found = substitution_choices(run)
+    found = substituted(run)
     ranked, columns = _most_frequent(found, getattr(found, method)[:, None], k)
-    return _table(found, {"token_id": ranked[:, 0], "token": run.text_of(ranked[:, 0])} | columns)
+    return _table(found, {"token_id": ranked[:, 0], "token": run.text_of(ranked[:, 0])} | columns, len(found.last))
 
 
 def class_shares(run: "Run", whole_words: bool = False, by: str = "class") -> pd.DataFrame:
@@ -273,28 +307,37 @@ def class_shares(run: "Run", whole_words: bool = False, by: str = "class") -> pd
     if by not in _KINDS:
         raise OptionError(f"words cannot be sorted by {by!r}; choose from {', '.join(_KINDS)}")
     labels, classify = _KINDS[by]
-    found = substitution_choices(run)
-    refuse_without_texts(run)
-    emitted = run.positions["next_token_id"].iloc[found.tokens.rows].to_numpy(dtype=np.int64)
-    sides = {"last": (found.last, found.substituted), "confident": (found.confident, found.substituted)}
-    sides["generated"] = (emitted, np.ones(len(emitted), dtype=bool))
+
+    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+        refuse_without_texts(run)
+        found = choices_among(piece, tokens)
+        emitted = piece.positions["next_token_id"].iloc[tokens.rows].to_numpy(dtype=np.int64)
+        sides = {"last": (found.last, found.substituted), "confident": (found.confident, found.substituted)}
+        sides["generated"] = (emitted, np.ones(len(emitted), dtype=bool))
+        sums = {}
+        for method, (ids, among) in sides.items():
+            if whole_words:
+                which, words = _distinct(_words_in_place(run, tokens, emitted, ids, among))
+            else:
+                which, distinct = pd.factorize(ids[among])
+                words = run.text_of(distinct)
+            kinds = np.array([labels.index(classify(word)) for word in words], dtype=np.int64)
+            flags = np.zeros((len(ids), len(labels)), dtype=bool)
+            flags[np.flatnonzero(among), kinds[which]] = True
+            sums[method] = tokens.per_prompt(flags, among)
+        return sums
+
+    found = gathered(run, sums_of, generated)
+    n_substitutions = found["last"].n_tokens
+    if not n_substitutions:
+        raise _no_substitution(run, found.n_tokens)
     rows = []
-    for method, (ids, among) in sides.items():
-        if whole_words:
-            which, words = _distinct(_words_in_place(run, found, emitted, ids, among))
-        else:
-            which, distinct = pd.factorize(ids[among])
-            words = run.text_of(distinct)
-        kinds = np.array([labels.index(classify(word)) for word in words], dtype=np.int64)
-        counted = np.zeros((len(ids), len(labels)), dtype=bool)
-        counted[np.flatnonzero(among), kinds[which]] = True
-        of = found.tokens.by_prompt(among)[:, None]
-        shares = share_interval(found.tokens.by_prompt(counted), of, found.tokens.weights)
-        for label, share, low, high in zip(labels, *shares, strict=True):
+    for method, counted in found.found.items():
+        for label, share, low, high in zip(labels, *found.estimate(counted), strict=True):
             row: dict[str, Any] = {"method": method, "condition": label}
             row |= {"share": share, "share_low": low, "share_high": high}
-            rows.append(row | {"n_tokens": int(among.sum()), "n_prompts": int((of > 0).sum())})
-    return _table(found, rows)
+            rows.append(row | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts})
+    return _table(found, rows, n_substitutions)
 
 
 def substituted_classes(run: "Run", whole_words: bool = False) -> pd.DataFrame:
@@ -362,25 +405,24 @@ def _without_marks(text: str) -> str:
     return text[start:end]
 
 
-def _most_frequent(found: Choices, ids: Ints, k: int) -> tuple[Ints, dict[str, Any]]:
-    """The k most frequent rows of ids [tokens, ...] among the substitutions, [k, ...], and their counts and shares."""
+def _most_frequent(found: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[str, Any]]:
+    """The k most frequent rows of ids [substitutions, ...], [k, ...], and their counts and shares."""
     if k < 1:
         raise OptionError(f"k is {k}; ask for at least one of the most frequent")
-    among = found.substituted
-    distinct, which, counts = np.unique(ids[among], axis=0, return_inverse=True, return_counts=True)
+    distinct, which, counts = np.unique(ids, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:k]  # np.unique sorts by id, which settles ties
     code_of = np.full(len(distinct), len(order))
     code_of[order] = np.arange(len(order))
     shares = found.shares(code_of[which.reshape(-1)], len(order) + 1)
     columns = {"count": counts[order]} | {name: values[: len(order)] for name, values in shares.items()}
-    return distinct[order], columns | {"n_substitutions": int(among.sum())}
+    return distinct[order], columns | {"n_substitutions": len(ids)}
 
 
-def _words_in_place(run: "Run", found: Choices, emitted: Ints, ids: Ints, among: Bools) -> list[str]:
+def _words_in_place(run: "Run", tokens: Sample, emitted: Ints, ids: Ints, among: Bools) -> list[str]:
     """The whole word of every id among some tokens, each in its place in what the model emitted for the prompt."""
     texts, own = run.text_of(emitted), iter(run.text_of(ids[among]))
     words = []
-    for start, end in pairwise([*found.tokens.starts.tolist(), len(ids)]):
+    for start, end in pairwise([*tokens.starts.tolist(), len(ids)]):
         said = texts[start:end]
         standing = whole_words(said)
         for at in np.flatnonzero(among[start:end]).tolist():
@@ -405,7 +447,7 @@ def _word_begun(texts: Sequence[str], at: int) -> Sequence[str]:
     return texts[begin:at]
 
 
-def _table(found: Choices, rows: Any) -> pd.DataFrame:
-    table = found.tokens.frame(rows)
-    table.attrs |= {"n_substitutions": int(found.substituted.sum()), "n_tokens": len(found.last)}
+def _table(found: Substituted | Gathered, rows: Any, n_substitutions: int) -> pd.DataFrame:
+    table = found.frame(rows)
+    table.attrs |= {"n_substitutions": n_substitutions, "n_tokens": found.n_tokens}
     return table

@@ -32,9 +32,10 @@ STATISTICS = (
     "agreement",
     "earliest_agreement",
     "kind_jumps",
+    "substitutions",
+    "substitution_pairs",
+    "class_shares",
 )
-# these list single tokens, and read all of a run at once
-IN_MEMORY = ("substitutions", "substitution_pairs", "class_shares")
 
 
 @options.grouped
@@ -219,18 +220,14 @@ def analysis(
     run: Annotated[Path, typer.Option(help="Run directory.")],
     json: Json = None,
 ) -> int:
-    """Show how long the statistics of a run take, and the memory of the process.
-
-    Of a run that is read piece by piece, without those that list single tokens.
-    """
+    """Show how long the statistics of a run take, and the memory of the process."""
     import layerlens as ll
 
     refuse_unwritable(json)
     started = time.perf_counter()
     opened = ll.open_run(run)
-    is_long = next(opened.pieces()) is not opened
     seconds = {"open": time.perf_counter() - started}
-    for name in (*STATISTICS, *(() if is_long else IN_MEMORY)):
+    for name in STATISTICS:
         at = time.perf_counter()
         try:
             getattr(opened, name)()

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 
-from layerlens.analysis.uncertainty import mean_interval
+from layerlens.analysis.sample import Gathered, PerPrompt, Sample, gathered, generated
 from layerlens.analysis.valleys import valley_layers
-from layerlens.analysis.words import METHODS, Choices, refuse_without_texts, substitution_choices, word_class
+from layerlens.analysis.words import METHODS, Substituted, choices_among, refuse_without_texts, substituted, word_class
 from layerlens.plots import style
 from layerlens.plots.grids import FONT, ink_box, label
 
@@ -64,12 +64,13 @@ def clouds_table(run: "Run") -> pd.DataFrame:
     Raises:
         RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
     """
-    found = substitution_choices(run)
+    found = substituted(run)
     refuse_without_texts(run)
     frames = [_labels(run, found, method) for method in reversed(METHODS)]
-    frames += [_curve(run, found, part) for part in ("substituted", "generated")]
+    entropies = gathered(run, _entropies, generated)
+    frames += [_curve(entropies, part, run.n_layers) for part in ("substituted", "generated")]
     table = pd.concat(frames, ignore_index=True)
-    return found.tokens.frame(table.reindex(columns=list(_COLUMNS)), layers=("count", "layer", "n_labels"))
+    return found.frame(table.reindex(columns=list(_COLUMNS)), layers=("count", "layer", "n_labels"))
 
 
 def draw_cloud(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -128,10 +129,8 @@ _COLUMNS = (
 )
 
 
-def _labels(run: "Run", found: Choices, method: str) -> pd.DataFrame:
-    distinct, which, counts = np.unique(
-        getattr(found, method)[found.substituted], return_inverse=True, return_counts=True
-    )
+def _labels(run: "Run", found: Substituted, method: str) -> pd.DataFrame:
+    distinct, which, counts = np.unique(getattr(found, method), return_inverse=True, return_counts=True)
     texts = run.text_of(distinct)
     tokens = pd.DataFrame({"label": [_short(label(text)) for text in texts], "text": texts, "count": counts})
     ranked = tokens.sort_values(["count", "text"], ascending=[False, True]).groupby("label", sort=False)
@@ -142,22 +141,27 @@ def _labels(run: "Run", found: Choices, method: str) -> pd.DataFrame:
     shares = found.shares(codes.to_numpy(dtype=np.int64)[which], len(table) + 1)
     columns: dict[str, Any] = {"part": method, "label": table["label"], "word_class": table["text"].map(word_class)}
     columns |= {"count": table["count"]} | {name: values[: len(table)] for name, values in shares.items()}
-    columns |= {"n_tokens": int(found.substituted.sum()), "n_labels": n_labels}
+    columns |= {"n_tokens": len(found.prompt), "n_labels": n_labels}
     frame: pd.DataFrame = pd.DataFrame(columns)
     return frame
 
 
-def _curve(run: "Run", found: Choices, part: str) -> pd.DataFrame:
-    among = found.substituted if part == "substituted" else np.ones(len(found.last), dtype=bool)
-    counted = found.tokens.sums_and_counts(run.layers("entropy")[found.tokens.rows], among)
-    mean, low, high = mean_interval(*counted, found.tokens.weights)
-    columns: dict[str, Any] = {"part": part, "layer": np.arange(1, run.n_layers + 1), "entropy": mean}
-    columns |= {"entropy_low": low, "entropy_high": high, "n_tokens": int(among.sum())}
-    frame: pd.DataFrame = pd.DataFrame(columns | {"n_prompts": found.tokens.n_prompts_with(among)})
+def _entropies(run: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+    entropy = tokens.of(run.layers("entropy"))
+    among = choices_among(run, tokens).substituted
+    return {"substituted": tokens.per_prompt(entropy, among), "generated": tokens.per_prompt(entropy)}
+
+
+def _curve(entropies: Gathered, part: str, n_layers: int) -> pd.DataFrame:
+    counted = entropies[part]
+    mean, low, high = entropies.estimate(counted)
+    columns: dict[str, Any] = {"part": part, "layer": np.arange(1, n_layers + 1), "entropy": mean}
+    columns |= {"entropy_low": low, "entropy_high": high, "n_tokens": counted.n_tokens}
+    frame: pd.DataFrame = pd.DataFrame(columns | {"n_prompts": counted.n_prompts})
     if part == "substituted":
         trough = valley_layers(mean)
         frame["mark"] = [
-            "last layer" if layer == run.n_layers else "trough" if layer == trough else "" for layer in frame["layer"]
+            "last layer" if layer == n_layers else "trough" if layer == trough else "" for layer in frame["layer"]
         ]
     return frame
 

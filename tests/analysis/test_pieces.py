@@ -6,6 +6,7 @@ import pytest
 
 from layerlens import analysis
 from layerlens.errors import RunError
+from layerlens.plots.clouds import clouds_table
 from layerlens.run import Run, open_run
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 
@@ -22,6 +23,9 @@ TABLES = [
     "agreement",
     "earliest_agreement",
     "kind_jumps",
+    "substitutions",
+    "substitution_pairs",
+    "class_shares",
 ]
 
 
@@ -44,7 +48,9 @@ def unequal_prompts():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces") / "run"
     reasons = {"made-up-004": "non_finite"}
-    return write_run(folder, unequal_prompts(), layer_kinds=hybrid_kinds(), finish_reasons=reasons)
+    forms = [" the", "cat", ",", " of", "x1", " valley"]
+    words = {number: forms[number % len(forms)] for number in range(1000)}
+    return write_run(folder, unequal_prompts(), layer_kinds=hybrid_kinds(), finish_reasons=reasons, words=words)
 
 
 def in_pieces(run, monkeypatch, most_tokens=70):
@@ -61,6 +67,22 @@ def test_pieces_give_the_tables_of_the_whole(run, name, monkeypatch):
     pd.testing.assert_frame_equal(whole, pieces, rtol=1e-9, atol=1e-12)
     assert whole.attrs == pieces.attrs
     assert whole.attrs["n_prompts_left_out"] == 1
+
+
+@pytest.mark.parametrize(
+    "table_of",
+    [
+        lambda run: analysis.class_shares(run, whole_words=True),
+        lambda run: analysis.substituted_tokens(run, "confident"),
+        lambda run: analysis.substitution_pairs(run, 2),
+        clouds_table,
+    ],
+)
+def test_pieces_give_the_tables_of_words_of_the_whole(run, table_of, monkeypatch):
+    whole = table_of(run)
+    pieces = table_of(in_pieces(run, monkeypatch))
+    pd.testing.assert_frame_equal(whole, pieces, rtol=1e-9, atol=1e-12)
+    assert whole.attrs == pieces.attrs
 
 
 def test_a_piece_holds_whole_prompts_and_about_so_many_tokens(run):

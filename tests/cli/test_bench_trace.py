@@ -8,6 +8,7 @@ import pytest
 from layerlens import analysis
 from layerlens.cli import bench_trace
 from layerlens.lens import coarse
+from layerlens.records import store
 from layerlens.run import Run
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 
@@ -54,7 +55,7 @@ def test_the_statistics_of_a_run(cli, tmp_path):
     report = json.loads(file.read_text())
     assert (report["tokens"], report["layers"]) == (8 * 40, 40)
     timed = set(report["seconds"]) - {"open", "all"}
-    assert timed | {"class_shares", "substitution_pairs"} == {*bench_trace.STATISTICS, *bench_trace.IN_MEMORY}
+    assert timed | {"class_shares", "substitution_pairs"} == {*bench_trace.STATISTICS}
     assert "class_shares left out:" in err
     assert all(hasattr(analysis, name) and hasattr(Run, name) for name in timed)
     assert f"{report['seconds']['by_layer']:.2f} s" in out
@@ -64,10 +65,19 @@ def test_a_long_run_is_not_read_as_a_whole(cli, tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", planted(hybrid_curves()), layer_kinds=hybrid_kinds())
     pieces_of = Run.pieces
     monkeypatch.setattr(Run, "pieces", lambda self: pieces_of(self, 100))
+    read, parts_read = store.read_tokens_table, []
+
+    def noted(path, columns, parts=None):
+        parts_read.append(parts)
+        return read(path, columns, parts)
+
+    monkeypatch.setattr(store, "read_tokens_table", noted)
     code, out, _ = cli("bench", "analysis", "--run", run.path)
     assert code == 0
-    assert "substitutions" not in out
+    assert "substitutions" in out
     assert "kind_jumps" in out
+    assert parts_read
+    assert all(parts is not None for parts in parts_read)
 
 
 @pytest.mark.parametrize(
