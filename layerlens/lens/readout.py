@@ -37,8 +37,7 @@ def read(
         tile: rows and words of a tile; by default what suits the device.
     """
     if len(states) == 0:
-        empty = states.new_empty(0, dtype=torch.float32)
-        return Reading(empty, empty.long(), empty, None if chosen is None else empty.new_empty(0, chosen.shape[1]))
+        return Reading.of_nothing(states, chosen)
     if is_fused(unembed):
         from layerlens.lens.kernels import read_fused
 
@@ -57,7 +56,7 @@ def read(
 
 def is_fused(unembed: Unembed) -> bool:
     """Whether the kernel reads the states: in 16-bit types, for which it was made, on GPUs that have room for it."""
-    if not FUSED or find_spec("triton") is None:
+    if not FUSED or find_spec("triton") is None or unembed.weight.stride(1) != 1:
         return False
     from layerlens.lens.kernels import LEAST_SHARED, shared_bytes
 

@@ -26,6 +26,12 @@ class Reading(NamedTuple):
     log_probs: Float[Tensor, "rows chosen"] | None
     """Natural log-probability of each chosen token, <= 0; None where none were asked for."""
 
+    @classmethod
+    def of_nothing(cls, states: Tensor, chosen: Tensor | None) -> "Reading":
+        """Of no state at all."""
+        empty = states.new_empty(0, dtype=torch.float32)
+        return cls(empty, empty.long(), empty, None if chosen is None else empty.new_empty(0, chosen.shape[1]))
+
 
 class Sums(NamedTuple):
     """What words add to a reading: with the maximum m of their logits z, Σ exp(z − m) and Σ exp(z − m)·(z − m).

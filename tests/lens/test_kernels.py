@@ -155,6 +155,26 @@ def test_where_triton_is_missing_the_tiled_readout_is_used(monkeypatch):
     assert lens.read(states, unembed).entropy.isfinite().all()
 
 
+def test_states_and_weights_as_they_lie(monkeypatch):
+    """Rows apart from each other; a weight that lies by columns is left to the tiled readout."""
+    states, unembed = make(9, 6, 16, 200)
+    log_probs = whole(states, unembed)
+    apart = torch.stack([states, torch.zeros_like(states)], dim=2)[:, :, 0]
+    wide = type(unembed)(unembed.tail, torch.cat([unembed.weight, unembed.weight], dim=1)[:, :16])
+    agrees(read_fused(*on_device(apart, unembed)), log_probs, 3e-5)
+    agrees(read_fused(*on_device(apart, wide)), log_probs, 3e-5)
+    by_columns = type(unembed)(unembed.tail, unembed.weight.t().contiguous().t())
+    monkeypatch.setattr(readout, "FUSED", True)
+    assert not readout.is_fused(by_columns)
+    agrees(lens.read(states, by_columns), log_probs, 3e-5)
+
+
+def test_of_no_state_there_is_nothing_to_read():
+    states, unembed = on_device(*make(9, 1, 16, 200))
+    reading = read_fused(states[:0], unembed, torch.zeros(0, 2, dtype=torch.long, device=DEVICE))
+    assert [part.shape for part in reading] == [(0,), (0,), (0,), (0, 2)]
+
+
 def test_it_is_the_tiled_readout_and_the_same_twice():
     states, unembed = on_device(*make(7, 33, 48, 5000, softcap=20.0))
     once, again, tiled = read_fused(states, unembed), read_fused(states, unembed), lens.read(states, unembed)
