@@ -44,6 +44,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="[5]")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"[{RESULTS.relative_to(RESULTS.parents[2])}]")
     arguments = parser.parse_args()
+    if not (arguments.folder / "config.json").exists():
+        parser.error(f"{arguments.folder} holds no checkpoint; give a folder with a config.json")
     python = [sys.executable, "-c"]
     whole = {"import layerlens": [*python, "import layerlens"]}
     for command in ([], *([name] for name in typer.main.get_command(app).commands)):  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import typer
 from layerlens.cli import options
 from layerlens.cli.bench import machine, refuse_unwritable, write
 from layerlens.cli.trace import Precision
+from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,13 @@ def measure_trace(model: "Model", n_tokens: int, rounds: int, precision: str = "
     Returns:
         a report for JSON: `seconds` by way, `over_floor` with torch's own products and with ours, `added_mib`,
         `machine`.
+
+    Raises:
+        OptionError: the model reads no text of so many tokens.
     """
+    room = model.context_length
+    if room is not None and n_tokens > room:
+        raise OptionError(f"--tokens {n_tokens} is more than the model's context of {room:,}; lower it")
     ways = _ways(model, n_tokens, precision)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     added: dict[str, list[float]] = {name: [] for name in ways}

@@ -94,3 +94,9 @@ def test_what_cannot_be_measured(cli, arguments, said):
     assert code == 2
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_text_that_the_model_cannot_read_is_not_tried(cli, tiny_folder):
+    code, _, err = cli("bench", "trace", "--model", tiny_folder("llama"), "--tokens", 129)
+    assert code == 2
+    assert err == "layerlens: --tokens 129 is more than the model's context of 128; lower it\n"
