@@ -62,7 +62,7 @@ def trace(
     window: options.Window = None,
     kl: Annotated[bool, typer.Option("--kl", help="Record KL from the last layer to each layer too, in nats.")] = False,
     lens_precision: Annotated[
-        Precision, typer.Option(help="Of readouts; bfloat16 is faster on some processors, entropies within 0.01 nats.")
+        Precision, typer.Option(help="Of readouts; bfloat16 is faster on some processors, and entropies are rounded.")
     ] = Precision.float32,
     loading: options.Loading,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run at --out.")] = False,

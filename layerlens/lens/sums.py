@@ -48,8 +48,8 @@ class Sums(NamedTuple):
     def of(cls, logits: Tensor, maximum: Scalars) -> "Sums":
         """Of some words' logits [rows, words] and the maximum of each row.
 
-        By softmax, which reads and writes each row once and within the cache: the largest probability is 1 / Σ. An offset
-        a of all logits costs about 2e-7·a nats of entropy, a few times what the rounding of such logits does.
+        By softmax, which reads and writes each row once and within the cache: the largest probability is 1 / Σ. An
+        offset a of all logits costs about 2e-7·a nats of entropy, a few times what the rounding of such logits does.
         """
         probs = torch.softmax(logits, dim=1)
         total = 1 / probs.amax(1)

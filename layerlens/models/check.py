@@ -44,7 +44,7 @@ def checked(model: Model) -> Model:
             refuse_not_causal(model, _mismatch(logits[0, :-1], logits[1, :-1]))
         _check_stream(model, streams, [*ids.shape, model.d_model])
         model = _with_its_readout(model, logits, streams[-1][2])
-        if _all_at_once(model, ids[:1], streams):
+        if _all_at_once(model, ids, streams):
             return model
         if not _decoder_is_enough(model, ids, streams[-1][2]):
             model = replace(model, decoder=model.hf)
@@ -199,7 +199,7 @@ def _miss(model: Model, unembed: Unembed, logits: Tensor, last: Tensor) -> tuple
 def _all_at_once(model: Model, ids: Tensor, streams: Streams) -> bool:
     """Whether one pass shows that the decoder is enough and the parts hold; where it does not, each is asked alone.
 
-    Three times the same text: as it is, without attention, and without MLPs.
+    Three times the same texts: as they are, without attention, and without MLPs.
     """
     parts = _attention_and_mlp(model, streams)
     if parts is None:
@@ -213,13 +213,17 @@ def _all_at_once(model: Model, ids: Tensor, streams: Streams) -> bool:
             model.decoder(input_ids=ids.repeat(3, 1), use_cache=False)
         except Exception:  # of a module whose output has no rows, or that minds what is silent
             return False
+
+    def group(stream: Tensor) -> Tensor:
+        groups: Tensor = stream.unflatten(0, (3, len(ids)))
+        return groups
+
     plain, without_attention, without_mlp = (
-        Streams((h_in[row, None], _present(part)[row, None], h_out[row, None]) for h_in, part, h_out in seen)
+        Streams((group(h_in)[row], group(_present(part))[row], group(h_out)[row]) for h_in, part, h_out in seen)
         for row in range(3)
     )
-    if _mismatch(plain[-1][2], streams[-1][2][:1]) > _tolerance(model, packed=model.quantization is not None):
-        return False
-    return _add_up(model, plain, without_attention, without_mlp)
+    is_enough = _mismatch(plain[-1][2], streams[-1][2]) <= _tolerance(model, packed=model.quantization is not None)
+    return is_enough and _add_up(model, plain, without_attention, without_mlp)
 
 
 def _decoder_is_enough(model: Model, ids: Tensor, last: Tensor) -> bool:

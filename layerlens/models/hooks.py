@@ -51,7 +51,7 @@ def watch_blocks(
 
 @contextmanager
 def silenced(modules: Sequence[nn.Module], row: int | None = None, n_rows: int = 1) -> Iterator[None]:
-    """While open, the modules' outputs are zeros: of one row of a batch of `n_rows`, or of all where `row` is None."""
+    """While open, the modules' outputs are zeros: of one of `n_rows` equal parts of the batch, or of all of it."""
 
     def zeros(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         silent = first_tensor(output).clone()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import layerlens as ll
-from layerlens.models import FAMILIES, adapt, checked, tiny_model, tiny_names, tiny_tokenizer
+from layerlens.models import FAMILIES, adapt, check, checked, tiny_model, tiny_names, tiny_tokenizer
 from layerlens.models.families import Family
 from tests.conftest import tiny
 from tests.reference import MIXER_ALONE
@@ -162,3 +162,23 @@ def test_a_model_changed_after_loading_is_refused(run_of):
             run_of(model, ["abc"], max_new_tokens=1)
     with pytest.raises(ll.ModelError, match="is compiled"):
         ll.load(compiled.hf, tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize("harm", ["nan", "second text"])
+def test_a_decoder_that_is_wrong_when_called_alone_is_not_believed(harm):
+    """In its last block alone, or at one token of the second text alone."""
+    hf, inside = tiny_model("llama"), []
+    hf.register_forward_pre_hook(lambda *_: inside.append(True))
+    hf.register_forward_hook(lambda *_: inside.clear())
+    last_token = check.probe(tiny("llama"))[1, -1]
+
+    def spoil(_module, args, output):
+        if inside:
+            return output
+        if harm == "nan":
+            return output * torch.nan
+        return torch.where((args[0] == last_token).unsqueeze(-1), 2 * output, output)
+
+    (hf.model.layers[-1].mlp if harm == "nan" else hf.model.embed_tokens).register_forward_hook(spoil)
+    model = ll.load(hf, tokenizer=tiny_tokenizer())
+    assert model.decoder is model.hf
