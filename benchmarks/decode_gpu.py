@@ -20,8 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -155,7 +154,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--budget-seconds", type=float, default=450, help="after these no other case is started")
     parser.add_argument("--rounds", type=int, help="for every batch size")
     parser.add_argument("--out", type=Path, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.rounds == 0:
+        parser.error("--rounds is a whole number from 1")
+    return arguments
 
 
 def build(geometry: dict[str, Any], device: torch.device) -> PreTrainedModel:
@@ -212,14 +214,9 @@ def late_checks(model: Model) -> dict[str, Callable[[], Outcome]]:
     return found
 
 
-@contextmanager
-def fused(on: bool) -> Iterator[None]:
-    """Readouts by the kernel, or by torch's products."""
-    before, readout.FUSED = readout.FUSED, on
-    try:
-        yield
-    finally:
-        readout.FUSED = before
+def fused(on: bool) -> Any:
+    """While open: readouts by the kernel, or by torch's products."""
+    return mock.patch.object(readout, "FUSED", on)
 
 
 def valleys() -> dict[str, tuple[bool, Strategy]]:

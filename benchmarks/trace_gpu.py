@@ -15,11 +15,11 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -89,17 +89,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="[5]")
     parser.add_argument("--shapes", action="store_true", help="time the kernel with other tiles too")
     parser.add_argument("--out", type=Path, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if 0 in (arguments.tokens, arguments.rounds):
+        parser.error("--rounds and --tokens are whole numbers from 1")
+    return arguments
 
 
-@contextmanager
-def overlapping(on: bool) -> Iterator[None]:
-    """Readouts beside the next block, or after their own."""
-    before, metering.OVERLAPS = metering.OVERLAPS, on
-    try:
-        yield
-    finally:
-        metering.OVERLAPS = before
+def overlapping(on: bool) -> Any:
+    """While open: readouts beside the next block, or after their own."""
+    return mock.patch.object(metering, "OVERLAPS", on)
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

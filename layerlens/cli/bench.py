@@ -135,9 +135,15 @@ def refuse_unwritable(json: Path | None) -> None:
 
 def write(report: dict[str, Any], json: Path | None) -> None:
     """The report, where a file was asked for."""
-    if json is not None:
+    if json is None:
+        return
+    try:
         json.expanduser().write_text(json_format.dumps(report, indent=1, default=str) + "\n")
-        typer.echo(f"written to {json}")
+    except OSError as error:
+        raise OptionError(
+            f"--json {json} could not be written ({error.strerror}); what was measured is above, give another file"
+        ) from error
+    typer.echo(f"written to {json}")
 
 
 def paired_ratio(seconds: Sequence[Mapping[str, float]], name: str, other: str) -> float:

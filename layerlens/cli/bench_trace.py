@@ -125,9 +125,10 @@ def _ways(model: "Model", n_tokens: int, precision: str) -> dict[str, Callable[[
 
     problems = "\n".join(str(prompt.content) for prompt in ll.dataset("sample"))
     ids = model.tokenizer(problems, add_special_tokens=False, verbose=False).input_ids
-    ids = (ids * (1 + n_tokens // len(ids)))[:n_tokens]
-    given = torch.tensor([ids], device=model.device)
+    n_special = len(model.tokenizer("").input_ids)  # a begin token, where the tokenizer puts one
+    ids = (ids * (1 + n_tokens // len(ids)))[: max(1, n_tokens - n_special)]
     text = str(model.tokenizer.decode(ids))
+    given = torch.tensor([model.tokenizer(text, verbose=False).input_ids], device=model.device)
     weight = model.unembed.weight
     states = torch.randn(n_tokens, weight.shape[1], dtype=torch.float32, device=weight.device)
     states = states if weight.device.type == "cpu" else states.to(weight.dtype)
@@ -189,11 +190,23 @@ def _forget_peak(device: "torch.device") -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    give_back_heap()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return float("nan")
     return _status("VmRSS")
+
+
+def give_back_heap() -> None:
+    """Let the C library return what was freed, which would count as held, and be used again uncounted."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def _status(name: str) -> float:

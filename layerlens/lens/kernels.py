@@ -56,7 +56,7 @@ def read_fused(
         states: residual-stream states as a block handed them on.
         unembed: the model's head, whose weight lies row by row; products are in its type, added up in float32.
         chosen: token ids, 0..V-1, of each row whose log-probability is wanted.
-        logits: float32, to be filled with the logits; None where they are not wanted.
+        logits: float32, row by row, to be filled with the logits; None where they are not wanted.
         n_live: on the device, how many rows from the first on are wanted. The others cost nothing; their entropy is
             NaN, and nothing else of them means anything.
         shape: of the tiles; by default one for the number of rows.
@@ -64,6 +64,7 @@ def read_fused(
     if len(states) == 0:
         return Reading.of_nothing(states, chosen)
     assert unembed.weight.stride(1) == 1
+    assert logits is None or logits.stride(1) == 1
     normed = unembed.normed(states).to(unembed.weight.dtype).contiguous()
     n_rows, width = normed.shape
     shape = shape or shape_for(n_rows, normed.device)
@@ -76,7 +77,7 @@ def read_fused(
     _read[n_tiles, n_parts](
         normed,
         unembed.weight,
-        unembed.weight if unembed.bias is None else unembed.bias,
+        unembed.weight if unembed.bias is None else unembed.bias.contiguous(),
         sums,
         tops,
         sums if logits is None else logits,

@@ -277,10 +277,13 @@ def _present(part: Tensor | None) -> Tensor:
 
 
 def _mismatch(left: Tensor, right: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value."""
-    left, right = left.float().reshape(-1), right.float().reshape(-1)
-    scale = torch.maximum(left.abs().max(), right.abs().max()).clamp_min(1e-20)
-    return float((left - right).abs().max() / scale)
+    """Largest absolute difference at a position over the largest absolute value there, at worst; [..., width] both.
+
+    Position by position, because the first token of a text can be thousands of times as large as the others.
+    """
+    left, right = left.float().flatten(0, -2), right.float().flatten(0, -2)
+    scale = torch.maximum(left.abs().amax(1), right.abs().amax(1)).clamp_min(1e-20)
+    return float(((left - right).abs().amax(1) / scale).max())
 
 
 def _slope(left: Tensor, right: Tensor) -> float:

@@ -163,6 +163,9 @@ def test_states_and_weights_as_they_lie(monkeypatch):
     wide = type(unembed)(unembed.tail, torch.cat([unembed.weight, unembed.weight], dim=1)[:, :16])
     agrees(read_fused(*on_device(apart, unembed)), log_probs, 3e-5)
     agrees(read_fused(*on_device(apart, wide)), log_probs, 3e-5)
+    every_second = torch.randn(400)[::2]
+    biased = type(unembed)(unembed.tail, unembed.weight, every_second)
+    agrees(read_fused(*on_device(apart, biased)), whole(states, biased), 3e-5)
     by_columns = type(unembed)(unembed.tail, unembed.weight.t().contiguous().t())
     monkeypatch.setattr(readout, "FUSED", True)
     assert not readout.is_fused(by_columns)

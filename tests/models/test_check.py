@@ -182,3 +182,15 @@ def test_a_decoder_that_is_wrong_when_called_alone_is_not_believed(harm):
     (hf.model.layers[-1].mlp if harm == "nan" else hf.model.embed_tokens).register_forward_hook(spoil)
     model = ll.load(hf, tokenizer=tiny_tokenizer())
     assert model.decoder is model.hf
+
+
+@pytest.mark.parametrize("size", [1.0, 3000.0])
+def test_parts_that_do_not_add_up_are_found_beside_a_token_of_any_size(size):
+    hf = tiny_model("llama")
+    first = check.probe(tiny("llama"))[0, 0]
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[first] *= size
+    intact = ll.load(hf, tokenizer=tiny_tokenizer())
+    assert all(sublayer is not None for sublayer in intact.sublayers)
+    hf.model.layers[1].register_forward_hook(lambda _, args, output: output + 0.3 * args[0].clamp(-1, 1))
+    assert ll.load(hf, tokenizer=tiny_tokenizer()).sublayers == [None] * 4
