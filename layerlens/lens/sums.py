@@ -12,6 +12,7 @@ from layerlens.axes import Scalars, TokenIds
 
 LOWEST = -1e30  # a bias of minus infinity bans a word: with this in its place 0 · ln 0 is 0, not NaN
 _BLOCK = 64
+_ROUNDING = 2.0**-20  # of a sum over words
 
 
 class Reading(NamedTuple):
@@ -66,11 +67,14 @@ class Sums(NamedTuple):
         return cls(maximum, (shrink * totals).sum(0), (shrink * (moments + shift * totals)).sum(0))
 
     def without(self, logits: Tensor) -> "Sums":
-        """Of all but these [rows, words], which are among those summed."""
+        """Of all but these [rows, words], which are among those summed; nothing where less is left than rounding."""
         below = logits - self.maximum.unsqueeze(1)
         exps = torch.exp(below)
-        total = (self.total - exps.sum(1)).clamp_min(0.0)
-        return Sums(self.maximum, total, self.moment - torch.linalg.vecdot(exps, below))
+        total = self.total - exps.sum(1)
+        moment = self.moment - torch.linalg.vecdot(exps, below)
+        is_nothing = total <= _ROUNDING * self.total
+        maximum = self.maximum.masked_fill(is_nothing, -torch.inf)
+        return Sums(maximum, total.masked_fill(is_nothing, 0.0), moment.masked_fill(is_nothing, 0.0))
 
     @property
     def log_normalizer(self) -> Scalars:
