@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from arguments import count, out_file
 
 from layerlens.records import RunWriter, new_manifest
 
@@ -26,8 +27,8 @@ def main() -> None:
     """Write the run where it is not there, and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokens", type=int, default=20_000_000)
-    parser.add_argument("--out", type=Path, help="file to write, as JSON")
+    parser.add_argument("--tokens", type=count, default=20_000_000)
+    parser.add_argument("--out", type=out_file, help="file to write, as JSON")
     options = parser.parse_args()
     if not (options.folder / "prompts.parquet").exists():
         started = time.perf_counter()

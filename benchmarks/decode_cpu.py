@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from arguments import count, out_file
+
 RESULTS = Path(__file__).parent / "results" / "decode_cpu.json"
 WINDOW = 10
 
@@ -56,11 +58,11 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: one a core]")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--threads", type=count, default=os.cpu_count(), help="[default: one a core]")
+    parser.add_argument("--rounds", type=count, default=8)
+    parser.add_argument("--prompts", type=count, default=4)
+    parser.add_argument("--new-tokens", type=count, default=48)
+    parser.add_argument("--out", type=out_file, default=RESULTS)
     return parser.parse_args()
 
 

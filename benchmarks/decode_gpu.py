@@ -28,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from arguments import count, out_file
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernel is defined
@@ -152,12 +153,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small model; default where there is no GPU")
     parser.add_argument("--budget-seconds", type=float, default=450, help="after these no other case is started")
-    parser.add_argument("--rounds", type=int, help="for every batch size")
-    parser.add_argument("--out", type=Path, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
-    arguments = parser.parse_args()
-    if arguments.rounds == 0:
-        parser.error("--rounds is a whole number from 1")
-    return arguments
+    parser.add_argument("--rounds", type=count, help="for every batch size")
+    parser.add_argument("--out", type=out_file, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
+    return parser.parse_args()
 
 
 def build(geometry: dict[str, Any], device: torch.device) -> PreTrainedModel:

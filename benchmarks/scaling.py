@@ -18,6 +18,7 @@ import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import torch
+from arguments import count
 
 import layerlens as ll
 from layerlens.cli.bench_trace import _timed
@@ -46,8 +47,8 @@ def main() -> None:
     """Measure all points in turn, round by round; write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--threads", type=count, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     points = [(axis, BASE | {axis: value}) for axis, values in POINTS.items() for value in values]

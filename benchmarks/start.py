@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import typer
+from arguments import count, out_file
 
 from layerlens.cli import app
 from layerlens.cli.bench import machine
@@ -41,8 +42,8 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of a checkpoint in safetensors")
-    parser.add_argument("--rounds", type=int, default=5, help="[5]")
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"[{RESULTS.relative_to(RESULTS.parents[2])}]")
+    parser.add_argument("--rounds", type=count, default=5, help="[5]")
+    parser.add_argument("--out", type=out_file, default=RESULTS, help=f"[{RESULTS.relative_to(RESULTS.parents[2])}]")
     arguments = parser.parse_args()
     if not (arguments.folder / "config.json").exists():
         parser.error(f"{arguments.folder} holds no checkpoint; give a folder with a config.json")

@@ -23,6 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from arguments import count, out_file
 from decode_gpu import QWEN3_5_35B_A3B, TINY, build, fused
 
 import layerlens as ll
@@ -85,14 +86,11 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small model; default where there is no GPU")
-    parser.add_argument("--tokens", type=int, help="of the text [4096]")
-    parser.add_argument("--rounds", type=int, help="[5]")
+    parser.add_argument("--tokens", type=count, help="of the text [4096]")
+    parser.add_argument("--rounds", type=count, help="[5]")
     parser.add_argument("--shapes", action="store_true", help="time the kernel with other tiles too")
-    parser.add_argument("--out", type=Path, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
-    arguments = parser.parse_args()
-    if 0 in (arguments.tokens, arguments.rounds):
-        parser.error("--rounds and --tokens are whole numbers from 1")
-    return arguments
+    parser.add_argument("--out", type=out_file, help=f"file to write [{RESULTS.relative_to(RESULTS.parents[2])}]")
+    return parser.parse_args()
 
 
 def overlapping(on: bool) -> Any:

@@ -65,3 +65,19 @@ def test_start_with_a_tiny_model(tmp_path, tiny_folder):
     assert "layerlens trace --help" in out
     seconds = json.loads((tmp_path / "start.json").read_text())["seconds"]
     assert seconds["layerlens --help"] < seconds["load by layerlens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("compare.py", ["--rounds", "0"], "--rounds: '0' is not a whole number from 1"),
+        ("decode_cpu.py", ["--prompts", "none"], "--prompts: 'none' is not a whole number from 1"),
+        ("trace_gpu.py", ["--tokens", "-3"], "--tokens: '-3' is not a whole number from 1"),
+        ("start.py", ["folder", "--out", "/no/such/file"], "--out: '/no/such/file' cannot be written; give a file"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(name, arguments, said):
+    done = subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
