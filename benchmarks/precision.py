@@ -150,9 +150,12 @@ WAYS = {
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--states", type=count, default=2000, help="[2000]")
+    parser.add_argument("--states", type=count, default=2000, help="at least 500 [2000]")
     parser.add_argument("--out", type=out_file, help="[benchmarks/results/precision_MODEL.json]")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.states < 500:
+        parser.error(f"--states {arguments.states} leaves texts or layers without any; give at least 500")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ class CoarseHead:
     @torch.no_grad()
     def read(self, states: States) -> Reading:
         """A reading of every state, without log-probs; entropies within 0.01 nats for 99 of 100 states of SmolLM2 and
-        Gemma 3 270M. Of vocabularies below 1,024 words all is float32.
+        Gemma 3 270M. Words that are equal, or of one block and nearly equal, can take each other's place at the top. Of
+        vocabularies below 1,024 words all is float32.
         """
         readings = [self._read_rows(part) for part in states.split(_ROWS)]
         entropy, top, log_normalizer, _ = (values for values in zip(*readings, strict=True))
@@ -145,7 +146,7 @@ class CoarseHead:
         return self._unbanned(torch.cat(parts), ids)
 
     def _rest(self, normed: Tensor, top: Tensor) -> Sums:
-        """Of the last words, fewer than a block, in float32."""
+        """Of the last words, fewer than a tile, in float32."""
         words = slice(self._n_inside, self._unembed.n_vocab)
         weight = self._unembed.weight[words].float()
         logits = self._unbanned(product(self._unembed.operand(normed), weight), words)

@@ -140,7 +140,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", [SMOLLM2, GEMMA3])
 def test_a_real_model_within_a_hundredth_of_a_nat(name):
-    """Of 99 of 100 states over all layers, of whatever text, in the last layer too; and with the same first choice."""
+    """Of 99 of 100 states over all layers, within two of the last one; and with the same first choice."""
     (needs_smollm2 if name == SMOLLM2 else needs_gemma3)()
     model = ll.load(name)
     head = lens.CoarseHead(model.unembed)
