@@ -177,7 +177,9 @@ def script(name: str, *arguments: object) -> str:
 def decode_gpu():
     spec = importlib.util.spec_from_file_location("decode_gpu", BENCHMARKS / "decode_gpu.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))  # as where a script is run
+        spec.loader.exec_module(module)
     return module
 
 
