@@ -95,6 +95,8 @@ class CoarseHead:
         return Reading(sums.entropy(unembed.n_vocab), top, sums.log_normalizer, None)
 
     def _line(self, normed: Tensor) -> _Line:
+        """The first tile's words are multiplied with the rounded states and with what rounding took from them; the line
+        is the weighted least-squares fit of the second to the first, held towards flat where few words have weight."""
         weight, ids = self._tiles[0]
         states = normed.bfloat16()
         missed = (normed - states).bfloat16()
