@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from arguments import count, out_file
+from arguments import count, out_file, out_folder, run_main
 
 from layerlens.records import RunWriter, new_manifest
 
@@ -26,7 +26,7 @@ FORMS = (" the", "cat", ",", " of", "x1", " valley", "ing")
 def main() -> None:
     """Write the run where it is not there, and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=out_folder)
     parser.add_argument("--tokens", type=count, default=20_000_000)
     parser.add_argument("--out", type=out_file, help="file to write, as JSON")
     options = parser.parse_args()
@@ -107,4 +107,4 @@ def prompt_rows(ids: list[str]) -> dict[str, list[object]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

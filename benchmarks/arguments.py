@@ -1,7 +1,21 @@
 """What the scripts beside this one take on the command line, refused before anything is measured."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from layerlens.errors import LayerlensError
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Exit with what it returns, and with 2 and one sentence where layerlens refuses what it was given."""
+    try:
+        sys.exit(main())
+    except LayerlensError as refusal:
+        print(f"{Path(sys.argv[0]).name}: error: {refusal}", file=sys.stderr)
+        sys.exit(2)
 
 
 def count(text: str) -> int:
@@ -16,4 +30,14 @@ def out_file(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; give a file in a folder that exists")
+    return path
+
+
+def out_folder(text: str) -> Path:
+    """A folder, made where it is not there."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be made or is no folder; give another") from None
     return path

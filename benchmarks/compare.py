@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from arguments import count, out_file
+from arguments import count, out_file, run_main
 
 RESULTS = Path(__file__).parent / "results" / "compare.json"
 FLOOR = ("forward pass", "products by torch", "products by oneDNN")
@@ -358,7 +358,11 @@ WAYS: dict[str, Callable[[Any], Callable[[Any], Numbers]]] = {
 def _text(model: Any, n_tokens: int) -> Any:
     """Token ids [1, n_tokens] of a text that comes out as so many tokens again."""
     import layerlens as ll
+    from layerlens.errors import OptionError
 
+    room = model.context_length
+    if room is not None and n_tokens > room:
+        raise OptionError(f"--tokens {n_tokens} is more than the model's context of {room:,}; lower it")
     problems = " ".join(str(prompt.content) for prompt in ll.dataset("sample").prompts)
     ids = model.tokenizer(problems * (1 + n_tokens // 2000), return_tensors="pt").input_ids[:, :n_tokens]
     again = model.tokenizer(model.tokenizer.decode(ids[0]), return_tensors="pt").input_ids
@@ -372,6 +376,9 @@ def _in_its_own_process(way: str, arguments: argparse.Namespace) -> Numbers:
     done = subprocess.run(
         [sys.executable, __file__, "--one", way, *options], capture_output=True, text=True, env=environment, check=False
     )
+    if done.returncode == 2:
+        print(done.stderr.splitlines()[-1], file=sys.stderr)
+        sys.exit(2)
     if done.returncode:
         raise SystemExit(f"{way} failed:\n{done.stderr}")
     found: Numbers = json.loads(done.stdout.splitlines()[-1])
@@ -434,4 +441,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

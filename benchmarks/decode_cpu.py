@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arguments import count, out_file
+from arguments import count, out_file, run_main
 
 RESULTS = Path(__file__).parent / "results" / "decode_cpu.json"
 WINDOW = 10
@@ -166,4 +166,4 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

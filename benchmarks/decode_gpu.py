@@ -18,7 +18,6 @@ import gc
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -28,7 +27,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from arguments import count, out_file
+from arguments import count, out_file, run_main
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernel is defined
@@ -572,4 +571,4 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

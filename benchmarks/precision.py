@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from arguments import count, out_file
+from arguments import count, out_file, run_main
 
 import layerlens as ll
 from layerlens.cli.bench import machine
@@ -159,4 +159,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,7 +18,7 @@ import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import torch
-from arguments import count
+from arguments import count, out_folder, run_main
 
 import layerlens as ll
 from layerlens.cli.bench_trace import _timed
@@ -46,7 +46,7 @@ WIDTH = 256
 def main() -> None:
     """Measure all points in turn, round by round; write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("out_dir", type=out_folder)
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--threads", type=count, default=2)
     options = parser.parse_args()
@@ -63,7 +63,6 @@ def main() -> None:
         for (axis, sizes), measured in zip(points, found, strict=True)
     ]
     table = pd.DataFrame(rows)
-    options.out_dir.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out_dir / "scaling.csv", index=False, float_format="%.6g")
     draw(table, options.out_dir / "scaling")
 
@@ -177,4 +176,4 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

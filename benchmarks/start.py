@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import typer
-from arguments import count, out_file
+from arguments import count, out_file, run_main
 
 from layerlens.cli import app
 from layerlens.cli.bench import machine
@@ -78,4 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

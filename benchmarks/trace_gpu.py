@@ -13,7 +13,6 @@ a small model and Triton's interpreter, whose speeds mean nothing; it writes no 
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +22,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from arguments import count, out_file
+from arguments import count, out_file, run_main
 from decode_gpu import QWEN3_5_35B_A3B, TINY, build, fused
 
 import layerlens as ll
@@ -287,4 +286,4 @@ def _timed(way: Callable[[], object], device: torch.device) -> tuple[float, int]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

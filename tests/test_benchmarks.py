@@ -73,6 +73,10 @@ def test_start_with_a_tiny_model(tmp_path, tiny_folder):
         ("compare.py", ["--rounds", "0"], "--rounds: '0' is not a whole number from 1"),
         ("decode_cpu.py", ["--prompts", "none"], "--prompts: 'none' is not a whole number from 1"),
         ("trace_gpu.py", ["--tokens", "-3"], "--tokens: '-3' is not a whole number from 1"),
+        ("precision.py", ["--model", "nosuch"], "'nosuch' is no model that can be loaded"),
+        ("compare.py", ["--ways", "layerlens", "--tokens", "9000"], "9000 is more than the model's context of"),
+        ("scaling.py", ["/dev/null/x"], "'/dev/null/x' cannot be made or is no folder"),
+        ("analysis_large.py", ["/dev/null/x"], "'/dev/null/x' cannot be made or is no folder"),
         ("start.py", ["folder", "--out", "/no/such/file"], "--out: '/no/such/file' cannot be written; give a file"),
     ],
 )
