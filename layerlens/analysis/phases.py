@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 
 from layerlens.analysis.layers import layer_sums
 from layerlens.analysis.sample import Gathered
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 MARGIN = 1.2
 MIN_LAYERS = 8
+MIN_QUARTER = 4
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -25,12 +27,14 @@ def phases(run: "Run", rule: str = "plateau") -> pd.DataFrame:
 
     Two rules divide the layers 1..L:
 
-    - "plateau" reads the phases off the mean curves. The middle half of the layers, those with
-      L/4 < l <= L - L/4 (rounded down), is the plateau. A layer is *off* the plateau when its mean norm ratio exceeds
-      the largest of the middle half by a fifth and its turn angle, arccos of the mean I/O cosine, does so too. Both are
-      asked for because a ratio alone may only stretch the stream. Phase I is the longest run of layers off the plateau
-      from layer 1 on, phase III the longest that ends at layer L; either may be absent, and neither reaches into the
-      middle half. With fewer than 8 layers that half says nothing: all three phases are then absent and
+    - "plateau" reads the phases off the mean curves. The *height* of some layers, in a measure, is the largest value
+      among them once the largest tenth of their values, and at least one, is left out, so that one uneven layer decides
+      nothing. A layer *stands out* of some layers when its mean norm ratio exceeds their height by a fifth and its turn
+      angle, arccos of the mean I/O cosine, does so too. Both are asked for because a ratio alone may only stretch the
+      stream. At first each measure is compared with the least height of any quarter of the layers in a row (rounded
+      down, at least four layers): phase I is the longest run of layers from layer 1 on that stand out of it, phase III
+      the longest that ends at layer L. Then both are cut back until their layers stand out of all the layers between
+      them. Either may be absent. With fewer than 8 layers a quarter says nothing: all three phases are then absent and
       `attrs["note"]` says why.
     - "paper": I up to 0.15 L (rounded down), III from 0.95 L (rounded up), as in the text of arXiv 2606.21906; for
       fewer than 7 layers there is no phase I.
@@ -69,11 +73,20 @@ def plateau_bounds(ratios: Floats, cosines: Floats) -> Ints:
     layers = ratios.shape[-1]
     if layers < MIN_LAYERS:
         return np.zeros((*ratios.shape[:-1], 4), np.int64)
-    turns = np.arccos(np.clip(cosines, -1, 1))
-    off = _beyond_middle(ratios) & _beyond_middle(turns)
-    first = np.cumprod(off, axis=-1).sum(axis=-1)
-    last = layers - np.cumprod(off[..., ::-1], axis=-1).sum(axis=-1)
-    return np.stack([np.zeros_like(first), first, last, np.full_like(first, layers)], axis=-1)
+    measures = np.stack([ratios, np.arccos(np.clip(cosines, -1, 1))])
+    quarters = sliding_window_view(measures, max(MIN_QUARTER, layers // 4), axis=-1)
+    heights = _height(quarters, np.asarray(quarters.shape[-1])).min(axis=-1, keepdims=True)
+    first, last = np.full(ratios.shape[:-1], layers), np.zeros(ratios.shape[:-1], np.int64)
+    while True:
+        out = (measures > MARGIN * heights).all(axis=0)
+        shorter = np.minimum(first, np.cumprod(out, axis=-1).sum(axis=-1))
+        later = np.maximum(last, layers - np.cumprod(out[..., ::-1], axis=-1).sum(axis=-1))
+        if (shorter == first).all() and (later == last).all():
+            return np.stack([np.zeros_like(first), first, last, np.full_like(first, layers)], axis=-1)
+        first, last = shorter, later
+        at = np.arange(layers)
+        between = (at >= first[..., None]) & (at < last[..., None])
+        heights = _height(np.where(between, measures, -np.inf), last - first)[..., None]
 
 
 def paper_bounds(ratios: Floats, cosines: Floats) -> Ints:
@@ -84,10 +97,14 @@ def paper_bounds(ratios: Floats, cosines: Floats) -> Ints:
     return np.broadcast_to(bounds, (*ratios.shape[:-1], 4))
 
 
-def _beyond_middle(values: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    quarter = values.shape[-1] // 4
-    middle = values[..., quarter : values.shape[-1] - quarter]
-    return np.asarray(values > MARGIN * middle.max(axis=-1, keepdims=True))
+def _height(values: Floats, n_layers: Ints) -> Floats:
+    """The largest of the n layers' values, [...] from [..., layers], less a tenth of them and at least one.
+
+    Values of layers that are not among the n are minus infinity.
+    """
+    left_out = np.maximum(1, n_layers // 10)[..., None]
+    at = np.broadcast_to(values.shape[-1] - 1 - left_out, (*values.shape[:-1], 1))
+    return np.asarray(np.take_along_axis(np.sort(values, axis=-1), at, axis=-1)[..., 0])
 
 
 def _row(found: Gathered, index: int, bounds: Ints, drawn: Ints, measures: dict[str, Any]) -> dict[str, Any]:

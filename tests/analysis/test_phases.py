@@ -26,6 +26,9 @@ def curves(n_layers, plateau, ends):
 PLATEAU_35B = [(0.23, 0.97), (0.3, 0.96), (0.35, 0.95), (0.57, 0.91)]
 PLATEAU_9B = [(0.26, 0.97), (0.3, 0.96), (0.35, 0.95), (0.58, 0.88)]
 PLATEAU_SMOL = [(0.25, 0.97), (0.29, 0.96), (0.45, 0.92)]
+ENDS = {1: (5, 0.3), 2: (2.5, 0.5), 40: (0.85, 0.69)}
+FALLING = dict(enumerate([(5, 0.3), (3, 0.4), (2, 0.5), (1.5, 0.6), (1.2, 0.65)], start=1))
+SIX = dict.fromkeys(range(1, 7), (2.0, 0.3))
 CASES = {
     "35b": (curves(40, PLATEAU_35B, {1: (1.6, 0.67), 2: (1.0, 0.75), 40: (0.85, 0.69)}), 2, 40),
     "9b": (curves(32, PLATEAU_9B, {1: (8.5, 0.14), 32: (0.84, 0.80)}), 1, 32),
@@ -36,7 +39,24 @@ CASES = {
     "turned, not larger": (curves(24, [(0.3, 0.95)], {1: (0.3, 0.5), 24: (0.2, 0.6)}), None, None),
     "three layers of III": (curves(24, [(0.3, 0.95)], {22: (0.6, 0.8), 23: (0.7, 0.8), 24: (0.8, 0.8)}), None, 22),
     "eight layers": (curves(8, [(0.3, 0.95)], {1: (2.0, 0.3), 8: (0.9, 0.7)}), 1, 8),
-    "three of ten reach into the middle": (curves(10, [(0.3, 0.95)], dict.fromkeys((1, 2, 3), (2, 0.3))), None, None),
+    "one uneven layer in the middle": (curves(40, [(0.35, 0.95)], ENDS | {20: (0.75, 0.75)}), 2, 40),
+    "two uneven layers beside each other": (curves(40, [(0.35, 0.95)], ENDS | {20: (2, 0.2), 21: (3, 0.1)}), 2, 40),
+    "one uneven layer of eight": (curves(8, [(0.3, 0.95)], {1: (2.0, 0.3), 5: (0.8, 0.75), 8: (0.85, 0.69)}), 1, 8),
+    "three of ten in phase I": (curves(10, [(0.3, 0.95)], dict.fromkeys((1, 2, 3), (2, 0.3))), 3, None),
+    "a falling phase I of five": (curves(16, [(0.35, 0.95)], FALLING | {16: (0.85, 0.69)}), 5, 16),
+    "a level phase I of six": (curves(16, [(0.35, 0.95)], SIX | {16: (0.85, 0.69)}), 6, 16),
+    "a long phase III": (curves(16, [(0.35, 0.95)], {1: (5, 0.3)} | dict.fromkeys(range(11, 17), (0.85, 0.69))), 1, 11),
+    "I and III longer than II": (
+        curves(24, [(0.35, 0.95)], dict.fromkeys((*range(1, 8), *range(18, 25)), (2.0, 0.3))),
+        7,
+        18,
+    ),
+    "the last layer only has full attention": (curves(24, [(0.3, 0.96)] * 3 + [(0.6, 0.9)], {1: (2, 0.3)}), 1, None),
+    "a plateau that climbs to twice its height": (
+        (np.geomspace(0.3, 0.6, 24), np.cos(np.geomspace(0.3, 0.6, 24))),
+        None,
+        None,
+    ),
     "flat": (curves(12, [(0.3, 0.95)], {}), None, None),
 }
 
@@ -76,13 +96,26 @@ def test_full_attention_layers_that_stick_out_do_not_break_the_plateau(tmp_path)
 def slow_rule(ratio, cosine):
     """The rule as its docstring reads, layer by layer."""
     n_layers = len(ratio)
-    middle = [layer for layer in range(1, n_layers + 1) if n_layers // 4 < layer <= n_layers - n_layers // 4]
     turn = [math.acos(max(-1.0, min(1.0, value))) for value in cosine]
-    most_ratio, most_turn = max(ratio[layer - 1] for layer in middle), max(turn[layer - 1] for layer in middle)
-    off = [r > 1.2 * most_ratio and t > 1.2 * most_turn for r, t in zip(ratio, turn, strict=True)]
-    prefix = next((index for index, is_off in enumerate(off) if not is_off), n_layers)
-    suffix = next((index for index, is_off in enumerate(reversed(off)) if not is_off), n_layers)
-    return [0, prefix, n_layers - suffix, n_layers]
+
+    def height(values):
+        return sorted(values, reverse=True)[max(1, len(values) // 10)]
+
+    def runs(limits):
+        out = [all(1.2 * limit < value for limit, value in zip(limits, pair, strict=True)) for pair in layers]
+        first = next((index for index, stands_out in enumerate(out) if not stands_out), n_layers)
+        last = n_layers - next((index for index, stands_out in enumerate(out[::-1]) if not stands_out), n_layers)
+        return first, last
+
+    layers = list(zip(ratio, turn, strict=True))
+    quarter = max(4, n_layers // 4)
+    starts = range(n_layers - quarter + 1)
+    first, last = runs([min(height(values[at : at + quarter]) for at in starts) for values in (ratio, turn)])
+    while True:
+        shorter, later = runs([height(values[first:last]) for values in (ratio, turn)])
+        if shorter >= first and later <= last:
+            return [0, first, last, n_layers]
+        first, last = min(first, shorter), max(last, later)
 
 
 @given(
@@ -98,6 +131,36 @@ def test_the_plateau_rule_is_its_plain_reading(curves):
     bounds = plateau_bounds(ratios, cosines)
     for row in range(3):
         assert bounds[row].tolist() == slow_rule(ratios[row], cosines[row])
+
+
+@st.composite
+def planted_phases(draw):
+    """Mean ratios and turns, [L] each, with the last layer of phase I and the first of III, either absent at times.
+
+    The plateau holds more than a quarter of the layers. Its noise is at most 9 %, and one layer inside it is uneven.
+    Where it has three layers of full attention or more, every fourth, these may write and turn up to twice as much. The
+    phases are at least half as high again as its highest layers.
+    """
+    n_layers = draw(st.integers(8, 64))
+    n_plateau = draw(st.integers(max(6, n_layers // 4 + 1), n_layers))
+    first = draw(st.integers(0, n_layers - n_plateau))
+    last = first + n_plateau
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    layer = np.arange(1, n_layers + 1)
+    full = draw(st.floats(1, 2)) if n_plateau >= 12 else 1.0
+    plateau = np.where(layer % 4 == 0, full, 1.0) * random.uniform(1 / 1.09, 1.09, (2, n_layers))
+    outside = (layer <= first) | (layer > last)
+    values = np.where(outside, full * 1.5 * 1.09 * random.uniform(1, 2, (2, n_layers)), plateau)
+    # not beside a phase, which an uneven layer would lengthen, nor at an end, where it would be one
+    uneven = draw(st.integers(first + 1, last - 2))
+    values[:, uneven] *= random.uniform(1, 3, 2)
+    return draw(st.floats(0.1, 0.5)) * values[0], draw(st.floats(0.05, 0.3)) * values[1], first, last
+
+
+@given(planted_phases())
+def test_planted_phases_are_found_whatever_their_lengths(planted_curves):
+    ratio, turn, first, last = planted_curves
+    assert plateau_bounds(ratio, np.cos(turn)).tolist() == [0, first, last, len(ratio)]
 
 
 def test_an_uncertain_boundary_has_an_interval_and_a_share(tmp_path):
