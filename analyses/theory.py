@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from layerlens.analysis.premise import margins, premise_table
 from layerlens.analysis.theory import (
     DRAWS,
     PAPER,
@@ -38,9 +39,10 @@ from layerlens.plots import save
 from layerlens.plots.theory import figure_theory
 from layerlens.run import open_run
 
-EARLY = replace(PAPER, valley=36)  # the same rise, spread over four layers
-ENDS_LOWEST = replace(PAPER, valley=40, lowest=0.26, rise=0.0)  # a token that the last layer makes surer
-DESCENT = (PAPER.plateau - PAPER.lowest) / (PAPER.valley - PAPER.onset)
+# the same descent of 11 layers throughout, so that rows differ by what they say and by nothing else
+EARLY = replace(PAPER, onset=25, valley=36)  # the same rise, spread over four layers
+ENDS_LOWEST = replace(PAPER, onset=29, valley=40, rise=0.0)  # a token that the last layer makes surer
+BOUND = 0.49  # of the least late rise: just under the half that Theorem 1 asks for
 NOISES = (PAPER.rise / 4, PAPER.rise, 4 * PAPER.rise, 10.0)  # nats; ln V is about 12
 SHARE, UP, DOWN = 0.162, 0.37, -2.52  # perturbed tokens and the change at L of both groups, as the paper reports them
 
@@ -85,6 +87,7 @@ def write(options: argparse.Namespace) -> list[Path]:
 def claims(n_draws: int, seed: int) -> Iterator[Claim]:
     """One row per number: claim (its number in docs/theory.md), what, setting, value, low, high, expected, n, unit."""
     options = {"n_draws": n_draws, "seed": seed}
+    yield from under_its_premise(options)
     yield from without_noise(options)
     yield from forms(options)
     yield from inside(options)
@@ -93,8 +96,30 @@ def claims(n_draws: int, seed: int) -> Iterator[Claim]:
     yield from selection(options)
 
 
+def under_its_premise(options: dict[str, int]) -> Iterator[Claim]:
+    """Claim 1: under Theorem 1's premise, bounded noise and late rises of more than twice the bound, both find V*."""
+    held = [premise_table(curve, [BOUND * margins(curve)[0]], **options) for curve in (PAPER, EARLY)]
+    failed = premise_table(PAPER, [PAPER.rise, 2 * PAPER.rise], **options)
+    for rows in [*held, failed[failed["noise"] == "even"]]:
+        for row in rows.to_dict("records"):
+            curve = EARLY if rows is held[1] else PAPER
+            late = margins(curve)[0] / row["bound"]
+            setting = f"V* = {curve.valley}, s = {descent(curve):.2f}, {row['noise']} noise ≤ b, late rise {late:.3g} b"
+            counted = {"value": float(row["n_at"]), "n": row["n_draws"]}
+            if row["holds"]:
+                counted["expected"] = float(row["n_draws"])
+            what = f"layer is V*, {RULE[row['rule']]}"
+            yield claim(1, what, PAPER, "draws") | {"setting": setting} | counted
+    every = pd.concat(held)
+    for rule, rows in every.groupby("rule", sort=False):
+        n = int(rows["n_draws"].sum())
+        counted = {"value": float(rows["n_at"].sum()), "expected": float(n), "n": n}
+        what = f"layer is V*, {RULE[str(rule)]}, wherever the premise holds"
+        yield claim(1, what, PAPER, "draws") | {"setting": "V* = 39 and 36, even and extreme noise"} | counted
+
+
 def without_noise(options: dict[str, int]) -> Iterator[Claim]:
-    """Claim 1: without noise both forms find V*."""
+    """Claim 1, without noise: both forms find V*."""
     for parameters in (PAPER, EARLY, ENDS_LOWEST):
         found = at(theorem_table(parameters, windows=[WINDOW], **options), rule=["algorithm", "theorem"])
         for row in found:
@@ -116,7 +141,7 @@ def forms(options: dict[str, int]) -> Iterator[Claim]:
                 )
     rows = forms_table(PAPER, NOISES, **options)
     checked = {"value": float(rows["contradicted"].sum()), "expected": 0.0, "n": int(rows["n_draws"].sum())}
-    setting = {"setting": "V* = 39, four σ, with and without window"}
+    setting = {"setting": f"V* = 39, s = {descent(PAPER):.2f}, four σ, with and without window"}
     yield claim(2, "differ although H(L-1) < H(L), or agree although not", PAPER, "tokens") | checked | setting
 
 
@@ -178,9 +203,9 @@ def dominance(options: dict[str, int]) -> Iterator[Claim]:
     limit = 1e-3
     found = {"value": critical_rise(limit) / limit, "expected": 2 * np.e - 5}
     yield claim(5, "least d/s that suffices, as σ grows", PAPER, "share of s") | found | {"setting": "σ = 1,000 s"}
-    found = {"value": PAPER.rise / DESCENT, "setting": "V* = 39"}
+    found = {"value": PAPER.rise / descent(PAPER), "setting": f"V* = 39, s = {descent(PAPER):.2f}"}
     yield claim(5, "d/s of the paper's curve", PAPER, "share of s") | found
-    found = {"value": break_even(), "setting": "V* = 39"}
+    found = {"value": break_even(), "setting": f"V* = 39, s = {descent(PAPER):.2f}"}
     yield claim(5, "σ above which walking back no longer pays", PAPER, "nats") | found
 
 
@@ -208,16 +233,20 @@ def selection(options: dict[str, int]) -> Iterator[Claim]:
 
 
 def one_curve() -> Parameters:
-    """The one curve for all tokens whose share of perturbed tokens and whose rise among them are the paper's."""
+    """The one curve for all tokens, of another descent, whose share of perturbed tokens and whose rise among them are the paper's."""
     normal = NormalDist()
     shift = normal.inv_cdf(SHARE)
     spread = UP / (shift + normal.pdf(shift) / SHARE)
-    descent = -shift * spread
-    last = ENDS_LOWEST.valley - ENDS_LOWEST.onset
-    return replace(ENDS_LOWEST, plateau=ENDS_LOWEST.lowest + descent * last, noise=spread / sqrt(2))
+    falls = ENDS_LOWEST.valley - ENDS_LOWEST.onset
+    return replace(ENDS_LOWEST, plateau=ENDS_LOWEST.lowest - shift * spread * falls, noise=spread / sqrt(2))
 
 
 RULE = {"last": "last layer", "algorithm": "Algorithm 1", "theorem": "Theorem 1", "argmin": "arg-min"}
+
+
+def descent(parameters: Parameters) -> float:
+    """s, how much H* falls from layer to layer between V_onset and V*, in nats."""
+    return (parameters.plateau - parameters.lowest) / (parameters.valley - parameters.onset)
 
 
 def noisy(parameters: Parameters, noise: float) -> Parameters:
@@ -227,7 +256,7 @@ def noisy(parameters: Parameters, noise: float) -> Parameters:
 
 def claim(number: int, what: str, parameters: Parameters, unit: str) -> Claim:
     """A row without its value."""
-    setting = f"V* = {parameters.valley}, σ = {parameters.noise:.3g}"
+    setting = f"V* = {parameters.valley}, s = {descent(parameters):.2f}, σ = {parameters.noise:.3g}"
     empty = dict.fromkeys(("value", "low", "high", "expected", "n"), np.nan)
     return {"claim": number, "what": what, "setting": setting, **empty, "unit": unit}
 
@@ -264,7 +293,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def number(value: float) -> str:
     """A number with at most four decimals."""
-    return f"{round(value, 4) + 0.0:g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 4) + 0.0:g}"
 
 
 if __name__ == "__main__":

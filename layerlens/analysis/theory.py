@@ -218,7 +218,7 @@ def theorem_table(
             for rule, choose in RULES.items():
                 row: dict[str, Any] = {"noise": each.noise, "window": window or each.n_layers, "rule": rule}
                 for name, values in _measures(each, choose(entropy, window), window).items():
-                    row |= _estimate(name, values)
+                    row |= over_draws(name, values)
                 rows.append(row | {"n_draws": n_draws})
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
@@ -250,9 +250,11 @@ def forms_table(
         for window in windows:
             apart = algorithm_layers(entropy, window) - theorem_layers(entropy, window)
             differ = apart != 0
-            row: dict[str, Any] = {"noise": each.noise, "window": window or each.n_layers} | _estimate("differ", differ)
+            row: dict[str, Any] = {"noise": each.noise, "window": window or each.n_layers} | over_draws(
+                "differ", differ
+            )
             row |= {"differ_expected": 1 - first_step(each), "contradicted": int((differ != stays).sum())}
-            row |= _estimate("layers_apart", apart[differ].astype(np.float64))
+            row |= over_draws("layers_apart", apart[differ].astype(np.float64))
             rows.append(row | {"n_differ": int(differ.sum()), "n_draws": n_draws})
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
@@ -365,9 +367,9 @@ def dominance_table(
             chosen = algorithm_layers(simulate(parameters, n_draws=n_draws, seed=seed), window)
             gain = parameters.noiseless[-1] - parameters.noiseless[chosen - 1]
             row: dict[str, Any] = {"descent": descent, "rise": rise, "first_step": first_step(parameters)}
-            row |= _estimate("step", chosen < parameters.n_layers) | _estimate("gain", gain)
+            row |= over_draws("step", chosen < parameters.n_layers) | over_draws("gain", gain)
             row |= {"gain_expected": expected_gain(parameters, window)}
-            rows.append(row | _estimate("better", gain > 0) | _estimate("worse", gain < 0) | {"n_draws": n_draws})
+            rows.append(row | over_draws("better", gain > 0) | over_draws("worse", gain < 0) | {"n_draws": n_draws})
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
 
@@ -460,7 +462,7 @@ def prediction_table(
     for name, values in measured.items():
         sums, numbers = tokens.sums_and_counts(values[:, None].astype(np.float64), among)
         found = [float(part[0]) for part in mean_interval(sums, numbers, tokens.weights)]
-        row: dict[str, Any] = {"measure": name} | _estimate("predicted", predicted[name])
+        row: dict[str, Any] = {"measure": name} | over_draws("predicted", predicted[name])
         row |= dict(zip(("measured", "measured_low", "measured_high"), found, strict=True))
         rows.append(row | counts)
     return tokens.frame(rows)
@@ -512,7 +514,7 @@ def _walk_measures(parameters: Parameters, entropy: Floats, window: int) -> dict
     return {"first_step": step} | _places(parameters, algorithm_layers(entropy, window))
 
 
-def _estimate(name: str, values: np.ndarray[Any, Any]) -> dict[str, float]:
+def over_draws(name: str, values: np.ndarray[Any, Any]) -> dict[str, float]:
     """The mean over independent draws with its 95 % interval: Wilson's where the values are true or false."""
     n, mean = len(values), float(values.mean()) if len(values) else np.nan
     if values.dtype == np.bool_:

@@ -162,7 +162,8 @@ _COLUMNS = (
 
 
 def _earlier(parameters: Parameters) -> Parameters:
-    return replace(parameters, valley=parameters.valley - EARLIER)
+    """The same descent, of as many layers, that ends earlier; the same rise takes the layers that are left."""
+    return replace(parameters, onset=parameters.onset - EARLIER, valley=parameters.valley - EARLIER)
 
 
 def _points(table: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -470,8 +470,23 @@ def test_the_script_writes_claims_that_agree_with_what_is_known(tmp_path, capsys
     assert len(known) > 20
     for row in known.to_dict("records"):
         assert abs(row["value"] - row["expected"]) <= 2.5 * (row["high"] - row["low"]) / 2 + 0.003, row
-    exact = table[(table["claim"] == 1) & ~table["what"].str.contains("Theorem 1")]
+    first = table[table["claim"] == 1]
+    premise = first[first["what"].str.contains("wherever the premise holds")]
+    assert premise[["value", "expected", "n"]].to_numpy().tolist() == [[8000] * 3] * 2
+    exact = first[first["what"].str.contains("Algorithm 1, no noise")]
+    assert len(exact) == 3
     assert (exact["value"] == exact["expected"]).all()
+    # rows of one label are of one curve and one noise
+    assert not table.duplicated(["claim", "what", "setting"]).any()
+
+
+def test_rows_that_share_a_curve_share_its_descent():
+    falls = {round(analysis.descent(curve), 9) for curve in (PAPER, analysis.EARLY, analysis.ENDS_LOWEST)}
+    assert falls == {round(10.8 / 11, 9)}
+    assert analysis.descent(analysis.one_curve()) < 0.7
+    labels = [analysis.claim(1, "", curve, "")["setting"] for curve in (analysis.ENDS_LOWEST, analysis.one_curve())]
+    assert "s = 0.98" in labels[0]
+    assert "s = 0.69" in labels[1]
 
 
 def test_the_script_refuses_in_one_sentence(tmp_path, capsys):

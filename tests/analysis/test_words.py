@@ -16,6 +16,7 @@ from layerlens.analysis.uncertainty import mean_interval, resample
 from layerlens.analysis.words import (
     BANDS,
     CLASSES,
+    RULES,
     choices,
     class_shares,
     closed_class,
@@ -43,15 +44,30 @@ CASES = {
     ],
     "punctuation": [".", ",", " (", "...", "…", '"', "'", "\n.", ".\n\n", "—", "**", "#", "\\", "_", "%", "。", "!?"],
     "other": [
-        *["", " ", "\n", "\t\t", "1", " 42", "3.14", "x1", "2nd", "=", "+", "$", "$x", "\\frac", ".append", "_name"],
-        *["<|im_end|>", "\ufffd", "caf\ufffd", "x", " B", "{$", "a b", "birds sing", "😀", "\x00", "a--b", "#123", "½"],
+        *["", " ", "\t\t", "1", " 42", "3.14", "x1", "2nd", "=", "+", "$x", "$5", "\\frac", ".append", "_name"],
+        *["<|im_end|>", "\ufffd", "caf\ufffd", "x", " B", "a b", "birds sing", "😀", "\x00", "a--b", "#123", "½", "€"],
     ],
 }
+SET_OFF = ["$", " $", "$$", "{$", "$,", "$.\n", "\n", "\n\n", " \n", "\r\n", "\t\n ", "\u2028"]
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("expected", "text"), [(name, text) for name, texts in CASES.items() for text in texts])
-def test_classes_of_single_texts(expected, text):
-    assert word_class(text) == expected
+def test_classes_of_single_texts(expected, text, rule):
+    assert word_class(text, rule) == expected
+
+
+@pytest.mark.parametrize("text", SET_OFF)
+def test_dollars_and_line_breaks_are_punctuation_to_the_paper_and_other_by_our_own_rule(text):
+    assert word_class(text) == word_class(text, "paper") == "punctuation"
+    assert word_class(text, "own") == "other"
+    assert whole_word_classes([text]) == ["punctuation"]
+    assert whole_word_classes([text], "own") == ["other"]
+
+
+def test_a_rule_that_there_is_not_is_refused():
+    with pytest.raises(OptionError, match="no rule 'unicode' for word classes; choose from paper, own"):
+        word_class("the", "unicode")
 
 
 def test_every_shipped_word_is_a_function_word_of_its_own():
@@ -67,13 +83,22 @@ def test_every_shipped_word_is_a_function_word_of_its_own():
 @given(st.text(max_size=12))
 def test_a_class_is_one_of_four_whatever_the_text(text):
     assert word_class(text) in CLASSES
-    assert word_class(f" {text}\n") == word_class(text)
+    assert word_class(f" {text}\t") == word_class(text)
+    assert word_class(f" {text}\n", "own") == word_class(text, "own")
+
+
+@given(st.text(max_size=12))
+def test_the_rules_differ_only_in_what_is_other_by_our_own(text):
+    if word_class(text) != word_class(text, "own"):
+        assert (word_class(text), word_class(text, "own")) == ("punctuation", "other")
+        assert "$" in text or "".join(text.splitlines()) != text
 
 
 @given(st.text(st.characters(categories=["P"]), min_size=1), st.text(st.characters(categories=["S", "N"]), min_size=1))
 def test_punctuation_alone_is_punctuation_and_symbols_are_not(marks, symbols):
     assert word_class(marks) == "punctuation"
-    assert word_class(symbols) == "other"
+    assert word_class(symbols, "own") == "other"
+    assert word_class(symbols.replace("$", "+")) == "other"
 
 
 @given(st.text("abcdefgh", min_size=2), st.sampled_from(["1", "_", "=", "\ufffd", "\\", "\x07"]))
@@ -264,18 +289,21 @@ def test_tokens_of_either_method(run, method, side):
         assert row["n_prompts"] == len({one[0] for one in slow_substitutions(run) if one[side] == row["token_id"]})
 
 
-def test_shares_of_classes(run):
-    table = class_shares(run).set_index(["method", "condition"])
+@pytest.mark.parametrize(("by", "rule"), [("class", "paper"), ("own class", "own")])
+def test_shares_of_classes(run, by, rule):
+    table = class_shares(run, by=by).set_index(["method", "condition"])
     assert list(table.index) == [(m, c) for m in ("last", "confident", "generated") for c in CLASSES]
     for side, method in ((1, "last"), (2, "confident")):
         for name in CLASSES:
             row = table.loc[(method, name)]
-            expected = slow_share(run, lambda one, side=side, name=name: word_class(WORDS[one[side]]) == name)
+            expected = slow_share(run, lambda one, side=side, name=name: word_class(WORDS[one[side]], rule) == name)
             assert row[["share", "share_low", "share_high"]].tolist() == pytest.approx(expected)
             assert row[["n_tokens", "n_prompts"]].tolist() == [6, 2]
+    # two of the last layer's six words are line breaks
+    assert table.loc[("last", "punctuation" if rule == "paper" else "other"), "share"] == pytest.approx(2 / 6)
     emitted = [row for row in run.tokens.to_dict("records") if row["is_generated"] and row["prompt_id"] != "d"]
     for name in CLASSES:
-        number = sum(word_class(WORDS[row["next_token_id"]]) == name for row in emitted)
+        number = sum(word_class(WORDS[row["next_token_id"]], rule) == name for row in emitted)
         assert table.loc[("generated", name), "share"] == pytest.approx(number / len(emitted))
         assert table.loc[("generated", name), ["n_tokens", "n_prompts"]].tolist() == [10, 3]
     assert table["share"].groupby("method").sum().tolist() == pytest.approx([1, 1, 1])
@@ -379,7 +407,7 @@ def test_options_that_do_not_exist_are_refused(run):
         substituted_tokens(run, "standard")
     with pytest.raises(OptionError, match="k is 0"):
         substitution_pairs(run, 0)
-    with pytest.raises(OptionError, match="by 'length'; choose from class, frequency"):
+    with pytest.raises(OptionError, match="by 'length'; choose from class, own class, frequency"):
         class_shares(run, by="length")
 
 

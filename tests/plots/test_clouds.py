@@ -23,7 +23,14 @@ SCRIPT = Path(__file__).parents[2] / "analyses" / "figure1.py"
 TEXTS = [" the", "the", " birds", ".", "\n", " ", " energy", " a", " 42", "$x$"]
 WORDS = dict(enumerate(TEXTS))
 LABELS = ["the", "the", "birds", ".", "⏎", "␣", "energy", "a", "42", "$x$"]
-CLASSES = {"the": "function", ".": "punctuation", "a": "function", "birds": "content", "energy": "content"}
+CLASSES = {
+    "the": "function",
+    ".": "punctuation",
+    "⏎": "punctuation",
+    "a": "function",
+    "birds": "content",
+    "energy": "content",
+}
 
 
 def prompts_of(random, words, n_prompts=4, n_tokens=30):

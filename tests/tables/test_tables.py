@@ -27,7 +27,7 @@ def run(tmp_path_factory):
         top = np.full((10, 6), 1)
         top[::4, -2] = 2
         prompts[name] = {"entropy": entropy, "top_token_id": top}
-    words = {1: " house", 2: " the"} | {number: f"w{number}" for number in range(3, 12)} | {0: "w0"}
+    words = {1: " $", 2: " the"} | {number: f"w{number}" for number in range(3, 12)} | {0: "w0"}
     made = write_run(tmp_path_factory.mktemp("tables") / "run", prompts, words=words)
     made.manifest["model"]["multiply_adds"] = {"forward": 1000, "unembedding": 70}
     return made
@@ -59,10 +59,17 @@ def test_section_6_1_is_the_statistics_in_percent_beside_the_papers(run):
 
 def test_table_8_puts_the_word_classes_beside_the_papers(run):
     table = composed("8", run).set_index("quantity")
-    assert table.loc["standard token, content", "measured"] == 100
+    assert table.index.is_unique
+    assert table.loc["standard token, punctuation", "measured"] == 100
+    assert table.loc["standard token, other, our own rule", "measured"] == 100
+    assert table.loc["standard token, punctuation, our own rule", "measured"] == 0
     assert table.loc["confident token, function", "measured"] == 100
+    assert table.loc["confident token, function, our own rule", "measured"] == 100
     assert table.loc["standard token, content", "reported"] == 26
     assert table.loc["confident token, function", "reported"] == 6
+    own = table[table.index.str.endswith("our own rule")]
+    assert len(own) == 8
+    assert own[["reported", "difference"]].isna().all(axis=None)
     assert table.loc["substitutions", "measured"] == 6
     assert table.loc["tokens", "measured"] == 20
 
