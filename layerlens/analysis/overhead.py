@@ -24,7 +24,9 @@ class FlopsRow(NamedTuple):
     multiply_adds: float
     """Per generated token of one row of the batch."""
     percent_of_forward: float
-    """Of the forward pass without unembedding."""
+    """Of the forward pass without unembedding, which is what the paper's Table 5 divides by."""
+    percent_of_last: float
+    """Of what a token from the last layer costs: the forward pass and one unembedding."""
 
     @property
     def flops(self) -> float:
@@ -90,8 +92,11 @@ class DecodingFlops:
             ("lazy", "lazily, 1 + depth", self.lazy),
             ("depth", "depth alone", self.depth),
         ]
+        last = self.forward + self.unembedding
         return [
-            FlopsRow(name, what, count, 100 * count / self.forward) for name, what, count in lines if count is not None
+            FlopsRow(name, what, count, 100 * count / self.forward, 100 * count / last)
+            for name, what, count in lines
+            if count is not None
         ]
 
 
@@ -99,7 +104,8 @@ def overhead(run: "Run") -> pd.DataFrame:
     """What a walk back costs beside the forward pass, for the model and the walks of a run.
 
     Columns: name, as in `DecodingFlops.rows`; what; mflops, 10^6 floating-point operations for a generated token, a
-    multiply-add counted as two; percent_of_forward, of the forward pass without its unembedding; n_tokens; n_prompts.
+    multiply-add counted as two; percent_of_forward, of the forward pass without its unembedding; percent_of_last, of a
+    token decoded from the last layer, its unembedding included; n_tokens; n_prompts.
     Rows that depend on the walk's depth have `_low` and `_high` (95 %, prompts resampled) too. `attrs["mean_depth"]` is
     the mean of L - valley_layer over generated tokens, `attrs["window"]` K.
 
@@ -129,6 +135,7 @@ def overhead(run: "Run") -> pd.DataFrame:
             bounded = row.name not in fixed or not part
             entry[f"mflops{part}"] = found.flops / 1e6 if bounded else np.nan
             entry[f"percent_of_forward{part}"] = found.percent_of_forward if bounded else np.nan
+            entry[f"percent_of_last{part}"] = found.percent_of_last if bounded else np.nan
         rows.append(entry | {"n_tokens": int(generated.sum()), "n_prompts": int((n > 0).sum())})
     table = tokens.frame(rows)
     table.attrs |= {"mean_depth": depths[0], "window": window}

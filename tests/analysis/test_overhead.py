@@ -37,6 +37,9 @@ def test_costs_follow_from_the_depths(tmp_path):
     assert table.set_index("name")["percent_of_forward"].to_dict() == pytest.approx(
         {name: 100 * count / 1000 for name, count in expected.items()}
     )
+    assert table.set_index("name")["percent_of_last"].to_dict() == pytest.approx(
+        {name: 100 * count / (1000 + expected["unembedding"]) for name, count in expected.items()}
+    )
     bounded = table.dropna(subset="mflops_low")
     assert bounded["name"].tolist() == ["lazy", "depth"]
     assert (bounded["mflops_low"] < bounded["mflops"]).all()

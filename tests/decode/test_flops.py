@@ -72,6 +72,8 @@ def test_the_rows():
     assert rows["depth"].flops == 0.5 * one
     assert rows["worst"].percent_of_forward == pytest.approx(300 * one / flops.forward)
     assert rows["forward"].percent_of_forward == 100
+    assert rows["forward"].percent_of_last + rows["unembedding"].percent_of_last == pytest.approx(100)
+    assert rows["worst"].percent_of_last == pytest.approx(300 * one / (flops.forward + one))
     assert [row.name for row in decoding_flops(tiny_model("llama"), 4).rows()] == ["forward", "unembedding", "worst"]
 
 

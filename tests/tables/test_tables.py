@@ -82,6 +82,10 @@ def test_table_5_leaves_what_no_run_measures_empty(run):
     assert np.isnan(latency["difference"])
     forward = table[table["quantity"] == "forward pass"].iloc[0]
     assert (forward["measured"], forward["reported"]) == (pytest.approx(0.002), 5212)
+    of_last = table[table["unit"] == "% of last"].set_index("quantity")
+    assert of_last.loc["one unembedding", "measured"] == pytest.approx(100 * 70 / 1070)
+    assert list(of_last.index) == list(table[table["unit"] == "% of forward"]["quantity"])
+    assert of_last["reported"].isna().all()
 
 
 @pytest.mark.parametrize(
