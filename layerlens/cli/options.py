@@ -31,7 +31,9 @@ StrategyName = Annotated[
         help="last, valley (trough), valley-1, valley+1, last-1, dola-low, dola-high, sled, or a registered name."
     ),
 ]
-Window = Annotated[int | None, typer.Option(help="Candidate layers of a valley. [default: 10]")]
+Window = Annotated[
+    int | None, typer.Option(help="Candidate layers of a valley, or of a strategy that takes a window. [default: 10]")
+]
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,13 @@ class StrategyOptions:
 
     def strategy(self, name: str, window: int | None, *, window_has_other_use: bool = False) -> "Strategy":
         """The strategy of that name with the options that were given; a trace uses a window for its valleys too."""
-        from layerlens.decode.names import named_strategy
-        from layerlens.decode.strategies import Valley
+        from layerlens.decode.names import named_strategy, takes_option
 
         given = {option: value for option, value in asdict(self).items() if value is not None}
         try:
-            strategy = named_strategy(name, **given)
-            if window is None or (window_has_other_use and not isinstance(strategy, Valley)):
-                return strategy
-            return named_strategy(name, window=window, **given)
+            if window is not None and (not window_has_other_use or takes_option(name, "window")):
+                given["window"] = window
+            return named_strategy(name, **given)
         except OptionError as error:
             raise OptionError(_with_flag(str(error), given)) from error
 

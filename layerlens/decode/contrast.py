@@ -22,6 +22,8 @@ class DoLa(Strategy):
     the model's logit scale and soft-cap too.
     """
 
+    criterion = "shannon"
+
     candidates: str | tuple[int, ...] = "low"
     """"low" or "high": every second layer of that half of the model, as in transformers; or layers 0..L − 1."""
     divergence: str = "published"
@@ -82,6 +84,8 @@ class SLED(Strategy):
 
     arXiv 2411.02433. Only the `scale` most probable tokens can be emitted.
     """
+
+    criterion = "shannon"
 
     rate: float = 2.0
     """Size of a step; the paper tried 0.5 to 3."""

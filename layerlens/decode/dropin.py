@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from layerlens.decode.endings import ending_criteria
-from layerlens.decode.log import Decisions, DecodingLog
+from layerlens.decode.log import COLUMNS, Decisions, DecodingLog
 from layerlens.decode.options import whole
 from layerlens.decode.reader import Reader
-from layerlens.decode.strategies import Strategy, Valley
+from layerlens.decode.strategies import Strategy
 from layerlens.errors import OptionError
 from layerlens.models import Model
 from layerlens.models.check import still_as_loaded
@@ -78,9 +78,14 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
 
 
 def criterion_name(strategy: Strategy) -> str:
-    """What the log calls the values that a strategy compared."""
-    criterion = strategy.criterion if isinstance(strategy, Valley) else "shannon"
-    return "entropy" if criterion == "shannon" else criterion.replace("-", "_")
+    """What the log calls the values that a strategy compared; OptionError where it has another column of that name."""
+    name = "entropy" if strategy.criterion == "shannon" else str(strategy.criterion).replace("-", "_")
+    if name in COLUMNS:
+        raise OptionError(
+            f"criterion {strategy.criterion!r} of {type(strategy).__name__} is the name of another column of the log; "
+            "give another name"
+        )
+    return name
 
 
 def _followed(

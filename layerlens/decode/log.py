@@ -14,6 +14,8 @@ from layerlens.decode.strategies import Choice
 
 _NONE = -1
 _NUMBERS = ("last_token_id", "selected_layer", "valley_layer", "projections")
+COLUMNS = ("call", "row", "position", "next_token_id", *_NUMBERS)
+"""Of the log, beside the one of the criterion's values."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class DecodingLog:
     """What a strategy decided at every step of every call.
 
     Attributes:
-        criterion: what the walk compared: "entropy" in nats, or the name of another criterion.
+        criterion: what the strategy compared: "entropy" in nats, or the name of another criterion.
     """
 
     def __init__(self, criterion: str = "entropy") -> None:

@@ -1,12 +1,12 @@
 """Strategies by name, as the command line and other people's code know them."""
 
-import json
+import inspect
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from layerlens.decode.contrast import SLED, DoLa
+from layerlens.decode.identity import attributes_of, recorded
 from layerlens.decode.strategies import Fixed, Last, Strategy, Valley
 from layerlens.errors import OptionError
 
@@ -28,12 +28,14 @@ def register_strategy(name: str, strategy: Callable[..., Strategy]) -> None:
         strategy: a frozen dataclass that derives from `Strategy`; its fields are its options.
 
     Raises:
-        OptionError: the name is taken or malformed.
+        OptionError: the name is taken or malformed, or the class is none of strategies, or an abstract one.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise OptionError(f"strategy name {name!r} is malformed; give lower-case letters, digits and hyphens")
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
         raise OptionError(f"{strategy!r} is no class of strategies; derive one from layerlens.Strategy")
+    if lacking := ", ".join(sorted(getattr(strategy, "__abstractmethods__", ()))):
+        raise OptionError(f"{strategy.__name__} lacks the methods {lacking}; write them before you register it")
     if name in _STRATEGIES or _alias(name) is not None:
         raise OptionError(f"there is a strategy {name!r} already; give another name")
     _STRATEGIES[name] = strategy
@@ -45,48 +47,71 @@ def strategy_names() -> list[str]:
 
 
 def named_strategy(name: str, **options: Any) -> Strategy:
-    """The strategy of that name or alias with these options.
+    """The strategy of that name or alias with these options; what its class raises comes through as it is.
 
     Raises:
         OptionError: the name is unknown, or an option has no effect on it or is out of range.
     """
-    if not isinstance(name, str):
-        raise OptionError(f"strategy name {name!r} is no text; give {', '.join(_STRATEGIES)} ({_ALIASES})")
-    found = _alias(name) or (_STRATEGIES.get(name), {})
-    make, fixed = found
-    if make is None:
-        raise OptionError(f"--strategy {name} is unknown; give {', '.join(_STRATEGIES)} ({_ALIASES})")
-    declared: tuple[Field[Any], ...] = fields(make) if is_dataclass(make) else ()
-    known = {field.name for field in declared} if is_dataclass(make) else set(options)
-    required = [field for field in declared if field.default is MISSING and field.default_factory is MISSING]
+    make, fixed = _found(name)
     for option, value in options.items():
-        if option not in known or option in fixed:
+        if not takes_option(name, option):
             flag = "--" + option.replace("_", "-")
             raise OptionError(f"{flag} {value} has no effect on --strategy {name}; leave it out")
-    try:
-        return make(**fixed, **options)
-    except TypeError as error:
-        missing = [field.name for field in required if field.name not in options]
+    given = fixed | options
+    missing = [
+        one.name
+        for one in _parameters(make)
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.name not in given
+    ]
+    if missing:
         raise OptionError(
-            f"--strategy {name} needs {' and '.join(missing) or 'other options'}; give it in Python (fixed "
-            "layers have names: last-1, last-2, ...)"
-        ) from error
+            f"--strategy {name} needs {' and '.join(missing)}; give it in Python (fixed layers have names: last-1, "
+            "last-2, ...)"
+        )
+    return make(**given)
 
 
-def strategy_record(strategy: Strategy) -> dict[str, Any]:
-    """The strategy's name and options, for a manifest."""
-    names = [name for name, make in _STRATEGIES.items() if make is type(strategy)]
-    declared: tuple[Field[Any], ...] = fields(strategy) if is_dataclass(strategy) else ()
-    options = {field.name: _for_json(getattr(strategy, field.name)) for field in declared}
-    return {"name": names[0] if names else type(strategy).__name__} | options
+def takes_option(name: str, option: str) -> bool:
+    """Whether the strategy of that name or alias has an option that can be given.
+
+    Raises:
+        OptionError: the name is unknown.
+    """
+    make, fixed = _found(name)
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = [one for one in _parameters(make) if one.kind in by_name or one.kind is one.VAR_KEYWORD]
+    return option not in fixed and any(one.name == option or one.kind is one.VAR_KEYWORD for one in taken)
 
 
-def _for_json(value: Any) -> Any:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return repr(value)
-    return value
+def strategy_record(strategy: Strategy, n_layers: int | None = None) -> dict[str, Any]:
+    """The strategy's name and every option, for a manifest.
+
+    Args:
+        strategy: any.
+        n_layers: L of the model, so that a valley's window that was left to it is said.
+    """
+    kind = type(strategy)
+    names = [name for name, make in _STRATEGIES.items() if make is kind]
+    own_name = f"{kind.__module__}.{kind.__name__}" if kind.__name__ in _STRATEGIES else kind.__name__
+    options = {name: recorded(value) for name, value in attributes_of(strategy).items()}
+    if type(strategy) is Valley and n_layers is not None:
+        options["window"] = strategy.window_in(n_layers)
+    return {"name": names[0] if names else own_name} | options
+
+
+def _found(name: str) -> tuple[Callable[..., Strategy], dict[str, Any]]:
+    """The class of a name or alias, and the options that an alias fixes."""
+    if not isinstance(name, str):
+        raise OptionError(f"strategy name {name!r} is no text; give {', '.join(_STRATEGIES)} ({_ALIASES})")
+    if alias := _alias(name):
+        return alias
+    if name not in _STRATEGIES:
+        raise OptionError(f"--strategy {name} is unknown; give {', '.join(_STRATEGIES)} ({_ALIASES})")
+    return _STRATEGIES[name], {}
+
+
+def _parameters(make: Callable[..., Strategy]) -> list[inspect.Parameter]:
+    return list(inspect.signature(make).parameters.values())
 
 
 def _alias(name: str) -> tuple[Callable[..., Strategy], dict[str, Any]] | None:

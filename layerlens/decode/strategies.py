@@ -38,6 +38,9 @@ class Choice(NamedTuple):
 class Strategy(ABC):
     """Base of every decoding strategy; subclass it, as a frozen dataclass, and `register_strategy` it."""
 
+    criterion: str = "values"
+    """What `Choice.values` holds, lower where a layer is surer: one of `CRITERIA`, or a name of your own. The log has a
+    column of that name, and "entropy" for "shannon"."""
     whole_batch: bool = False
     """Whether the rows of a batch depend on each other; otherwise a large batch is read out in parts."""
 
@@ -76,6 +79,8 @@ def layers_of(strategy: Strategy, n_layers: int, tied: bool) -> tuple[int, ...]:
 class Last(Strategy):
     """The model's own logits, untouched."""
 
+    criterion = "shannon"
+
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """None: the model's own logits."""
         return ()
@@ -90,6 +95,8 @@ class Last(Strategy):
 @dataclass(frozen=True)
 class Fixed(Strategy):
     """Always the same earlier layer."""
+
+    criterion = "shannon"
 
     offset: int
     """Layers before the last one: layer L − offset."""
@@ -151,12 +158,12 @@ class Valley(Strategy):
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """The window's layers; none where that can only be L."""
-        window = self._window(n_layers)
+        window = self.window_in(n_layers)
         return () if self.p == 0 or window == 1 else tuple(range(n_layers - window + 1, n_layers + 1))
 
     def choose(self, readouts: Readouts) -> Choice:
         """The valley's layer, shifted, where the row's draw is below p, else L."""
-        n_layers, window = readouts.n_layers, self._window(readouts.n_layers)
+        n_layers, window = readouts.n_layers, self.window_in(readouts.n_layers)
         walk = walk_back(readouts, window, CRITERIA[self.criterion], self.scan, self.entropy_floor)
         valley = n_layers - walk.steps
         acts = readouts.uniform < self.p
@@ -168,7 +175,8 @@ class Valley(Strategy):
             logits = torch.where(acts.unsqueeze(1), walk.valley_logits, walk.last_logits)
         return Choice(logits, selected, walk.last_logits.argmax(1), valley, walk.values)
 
-    def _window(self, n_layers: int) -> int:
+    def window_in(self, n_layers: int) -> int:
+        """The window in a model of so many layers; OptionError where it does not fit."""
         window = min(DEFAULT_WINDOW, n_layers) if self.window is None else self.window
         if window > n_layers:
             raise OptionError(f"--window {window} does not fit a model of {n_layers} layers; give 1..{n_layers}")

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -13,8 +13,9 @@ from rich.progress import track
 from layerlens.analysis.ablation import ablation_table
 from layerlens.datasets import Dataset, Prompt
 from layerlens.datasets.source import Scoring
+from layerlens.decode.identity import code_of
 from layerlens.decode.loop import batch_seed, generate
-from layerlens.decode.names import named_strategy, strategy_record
+from layerlens.decode.names import named_strategy, strategy_record, takes_option
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
@@ -57,7 +58,8 @@ def ablate(
         out: the directory to write.
         arms: names of strategies that have a p: last-N, valley, valley-N, valley+N, their aliases, registered ones.
         p: probabilities of an arm's layer, drawn for each token.
-        window: candidate layers of the valleys; None: 10, or all layers of a smaller model.
+        window: candidate layers of the arms that take a window; None: their own, for a valley 10 or all layers of a
+            smaller model.
         repeats: how often to answer, with other seeds, where something is drawn: p between 0 and 1, or sampling.
         resume: continue the ablation at `out`; it must have been begun with the same model, items and options.
         progress: show a progress bar on standard error.
@@ -91,15 +93,13 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
         raise OptionError(f"--arms {given!r} is no list of names; give some, such as {','.join(ARMS[:5])}")
     found: dict[str, Strategy] = {}
     for arm in arms:
-        strategy = _strategy_of(arm)
+        strategy = _strategy_of(arm, window)
         name = _name_of(arm, strategy)
         if name in found:
             same = "" if arm == name else f" is {name}, which"
             raise OptionError(f"--arms {arm}{same} is given already; leave one of them out")
-        if window is not None and isinstance(strategy, Valley):
-            strategy = replace(strategy, window=window)
         found[name] = strategy
-    if window is not None and not any(isinstance(strategy, Valley) for strategy in found.values()):
+    if window is not None and not any(takes_option(arm, "window") for arm in arms):
         raise OptionError(f"--window {window} has no effect on the arms {', '.join(found)}; leave it out")
     found.pop("last", None)
     return {"last": Last(), **found}
@@ -174,18 +174,20 @@ class _Plan:
 
     def manifest(self, model: Model) -> Manifest:
         """What makes the answers."""
+        codes = [code_of(type(strategy)) for strategy in self.strategies.values()]
         asked = [f"{prompt.text}\0{prompt.reference}" for prompt in self.tokenized]
         return new_manifest(
             seed=self.options.seed,
             model=model.record(),
             dataset=self.dataset.record() | {"items_sha256": digest("\0".join(asked))},
             options={name: value for name, value in asdict(self.options).items() if name != "seed"},
+            strategy_code=codes if any(codes) else None,
             ablation={
                 "scoring": self.scoring,
                 "arms": list(self.strategies),
                 "p": self.p,
                 "repeats": self.repeats,
-                "strategies": [strategy_record(strategy) for strategy in self.strategies.values()],
+                "strategies": [strategy_record(one, model.n_layers) for one in self.strategies.values()],
                 "batches": [[prompt.prompt_id for prompt in batch] for batch in self.batches],
             },
         )
@@ -228,24 +230,27 @@ def _shown(pending: Sequence[tuple[Condition, int]], *, progress: bool) -> Itera
     return track(pending, "answering", console=console, transient=True, disable=hidden)
 
 
-def _strategy_of(arm: str) -> Strategy:
+def _strategy_of(arm: str, window: int | None) -> Strategy:
+    """The strategy of an arm, with the window where it takes one."""
     advice = f"give arms such as {','.join(ARMS)}"
     try:
-        strategy = named_strategy(arm)
+        given = {"window": window} if window is not None and takes_option(arm, "window") else {}
+        strategy = named_strategy(arm, **given)
     except OptionError as error:
         reason = str(error).partition(";")[0].replace("--strategy", "--arms")
         raise OptionError(f"{reason}; {advice}") from error
-    if not isinstance(strategy, Last) and not hasattr(strategy, "p"):
+    if type(strategy) is not Last and not (hasattr(strategy, "p") and is_dataclass(strategy)):
         raise OptionError(f"--arms {arm} has no probability p; {advice}")
     return strategy
 
 
 def _name_of(arm: str, strategy: Strategy) -> str:
-    if isinstance(strategy, Last) or strategy == Fixed(0):
+    """What figures call it; a strategy that derives from one of these is another one."""
+    if type(strategy) is Last or strategy == Fixed(0):
         return "last"
-    if isinstance(strategy, Fixed):
+    if type(strategy) is Fixed:
         return f"last-{strategy.offset}"
-    if isinstance(strategy, Valley):
+    if type(strategy) is Valley:
         return f"valley{strategy.shift:+d}" if strategy.shift else "valley"
     return arm
 

@@ -11,14 +11,15 @@ _CIRCUMSTANCES = {
     "totals",
     "merged_from",
 }  # may differ between the sessions of one run
-_STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "scan": "auto", "entropy_floor": 0.0}
+_STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "entropy_floor": 0.0}
+_DEFAULT_WINDOW = 10  # of a valley, or all layers where there are fewer
 _PYTHON_ONLY = ("options.do_sample", "options.eos_token_id")
 
 _FLAGS = {
     **{name: f"--{name}" for name in ("seed", "mode", "window", "strategy")},
     **{f"model.{name}": f"--{name}" for name in ("dtype", "device", "revision")},
     **{f"ablation.{name}": f"--{name}" for name in ("arms", "p", "repeats", "window")},
-    **{f"strategy.{name}": f"--{name.replace('_', '-')}" for name in (*_STRATEGY_DEFAULTS, "window")},
+    **{f"strategy.{name}": f"--{name.replace('_', '-')}" for name in _STRATEGY_DEFAULTS},
     "model.source": "--model",
     "dataset.rows": "--limit",
     "dataset.shard": "--shard",
@@ -29,6 +30,7 @@ _OPAQUE = {
     "ablation.batches": "other prompts",
     "ablation.strategies": "other strategies",
     "chat_template_sha256": "another chat template",
+    "strategy_code": "other code of its strategy",
     "dataset.sha256": "another file of prompts",
     "dataset.prompts_sha256": "other prompts",
     "dataset.ids_sha256": "other prompts",
@@ -55,6 +57,7 @@ _FOLLOWS = {
     "dataset.rows": ("dataset.name", "dataset.sha256", *_SHARD),
     "model.fingerprint": ("model.source", "model.dtype", "model.quantization"),
     "padding": ("mode",),
+    "strategy_code": ("strategy", "ablation.arms"),
     **{f"dataset.{name}": ("dataset.name",) for name in ("config", "split", "revision", "sha256")},
     **{f"model.{name}": _MODEL for name in ("family", "n_layers", "d_model", "n_vocab")},
     **{f"model.{name}": _MODEL for name in ("layer_kinds", "mlp_kinds", "multiply_adds")},
@@ -70,7 +73,11 @@ def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
         theirs: the manifest of the run that is there.
     """
     left, right = _flat(ours), _flat(theirs)
-    differing = {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
+    differing = {key for key in left.keys() | right.keys() if not _same(left.get(key), right.get(key))}
+    if all(flat.get("window") == flat.get("strategy.window") for flat in (left, right)):
+        differing.discard("strategy.window")  # one --window gave both
+    if left.get("strategy_code") is None or right.get("strategy_code") is None:
+        differing.discard("strategy_code")  # which older runs do not say
     if "model.fingerprint" not in differing:
         differing.discard("model.source")  # its weights and config tell a model better than how it was named
     if not differing:
@@ -88,22 +95,33 @@ def _follows(key: str) -> tuple[str, ...]:
     return _FOLLOWS.get(key, ())
 
 
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether two values of JSON are equal; a NaN is to a NaN."""
+    return bool(ours == theirs) or json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
+
+
 def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
     """Section and name of every entry that matters to the rows, and its value; what is off is None."""
     entries = json.loads(json.dumps({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES}))
-    if "strategy" in entries:
-        entries |= _of_strategy(entries["strategy"])
+    n_layers = entries.get("model", {}).get("n_layers")
+    strategy = _of_strategy(entries.pop("strategy"), n_layers) if "strategy" in entries else {}
     if "strategies" in entries.get("ablation", {}):
-        windows = [record.get("window") for record in entries["ablation"]["strategies"] if record["name"] == "valley"]
-        entries["ablation"]["window"] = windows[0] if windows else None
+        arms = [_of_strategy(record, n_layers) for record in entries["ablation"]["strategies"]]
+        unsaid = (None, _default_window(n_layers))  # what an arm has without --window
+        windows = [arm["strategy.window"] for arm in arms if arm.get("strategy.window") not in unsaid]
+        entries["ablation"] |= {"strategies": arms, "window": windows[0] if windows else None}
     flat: dict[str, Any] = {}
     for key, value in entries.items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return {key: None if value is False else value for key, value in flat.items()}
+    return {key: None if value is False else value for key, value in flat.items()} | strategy
 
 
-def _of_strategy(record: dict[str, Any]) -> dict[str, Any]:
-    """The strategy by the name that the command line has for it, and its options."""
+def _default_window(n_layers: Any) -> int:
+    return min(_DEFAULT_WINDOW, n_layers) if isinstance(n_layers, int) else _DEFAULT_WINDOW
+
+
+def _of_strategy(record: dict[str, Any], n_layers: Any) -> dict[str, Any]:
+    """The strategy by the name that the command line has for it, and the options that matter to the rows."""
     options = dict(record)
     name = options.pop("name")
     if name == "fixed":
@@ -111,7 +129,9 @@ def _of_strategy(record: dict[str, Any]) -> dict[str, Any]:
     elif name == "valley":
         shift = options.pop("shift", 0)
         name = f"valley{shift:+d}" if shift else name
-        options.pop("window", None)  # which a trace has, given or not
+        options.pop("scan", None)  # how candidates are read out, with the same result
+        if options.get("window") is None:  # as older manifests left it
+            options["window"] = _default_window(n_layers)
     elif name == "dola" and isinstance(options.get("candidates"), str):
         name = f"dola-{options.pop('candidates')}"
     return {"strategy": name} | {
@@ -136,7 +156,8 @@ def _words(key: str, value: Any) -> str:
     if key in _PYTHON_ONLY:
         return f"{name}={value!r}"
     if flag is None:
-        return f"{name.replace('_', ' ')} {_value(value)}"
+        owner = "a strategy's " if section == "strategy" else ""
+        return f"{owner}{name.replace('_', ' ')} {_value(value)}"
     if value is None:
         return f"no {flag}"
     if value is True:

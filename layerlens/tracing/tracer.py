@@ -15,6 +15,7 @@ from layerlens import lens
 from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.decode.batch import Decoded
 from layerlens.decode.flops import decoding_flops
+from layerlens.decode.identity import code_of
 from layerlens.decode.loop import batch_seed
 from layerlens.decode.names import strategy_record
 from layerlens.decode.options import made
@@ -214,7 +215,8 @@ def _manifest(
             **dataset.record(),
             "prompts_sha256": digest("\0".join(prompt.text for batch in batches for prompt in batch)),
         },
-        strategy=strategy_record(strategy),
+        strategy=strategy_record(strategy, model.n_layers),
+        strategy_code=code_of(type(strategy)),
         mode=options.mode,
         options={name: value for name, value in asdict(options).items() if name not in ("mode", "seed")},
         window=options.window,

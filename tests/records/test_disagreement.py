@@ -6,10 +6,12 @@ from dataclasses import MISSING, fields
 import pytest
 
 import layerlens as ll
+from layerlens.decode.strategies import DEFAULT_WINDOW
 from layerlens.evaluation import ablation
 from layerlens.evaluation.answers import read_manifest as read_ablation
-from layerlens.records.disagreement import _STRATEGY_DEFAULTS, disagreement
+from layerlens.records.disagreement import _DEFAULT_WINDOW, _STRATEGY_DEFAULTS, disagreement
 from layerlens.records.manifest import read_manifest
+from layerlens.tracing import options as tracing_options
 
 CIRCUMSTANCES = {"created", "command", "hardware", "totals"}
 OTHER = {"strategy__name": "another", "strategy__shift": 2, "ablation__strategies": [{"name": "last"}]}
@@ -44,8 +46,8 @@ def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests, kind):
         for key in value if isinstance(value, dict) else [None]:
             spelled = name if key is None else f"{name}__{key}"
             found = disagreement(changed(manifest, **{spelled: OTHER.get(spelled, ["something else"])}), manifest)
-            if name in CIRCUMSTANCES or spelled in ("model__source", "strategy__window"):
-                assert found is None, spelled  # a trace has the strategy's window as one of its options
+            if name in CIRCUMSTANCES or spelled in ("model__source", "strategy__scan", "strategy_code"):
+                assert found is None, spelled  # nothing follows from the first three; one of the two says no code here
             else:
                 assert found, spelled
                 n_entries += 1
@@ -74,6 +76,12 @@ def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests, kind):
         ({"chat_template_sha256": "x"}, "another chat template"),
         ({"mode": "replay", "padding": "right"}, "--mode generate, not with --mode replay"),
         ({"window": 2, "options__window": 2, "strategy__window": 2}, "--window 3, not with --window 2"),
+        ({"strategy__window": 2}, "a strategy's window 3, not with a strategy's window 2"),
+        ({"window": 2, "options__window": 2}, "--window 3, not with --window 2"),
+        (
+            {"window": 4, "strategy__window": 2},
+            "a strategy's window 3, --window 3, not with a strategy's window 2, --window 4",
+        ),
         ({"strategy__shift": 0, "strategy__p": 0.5}, "--strategy valley-1, --p 1, not with --strategy valley, --p 0.5"),
         ({"strategy": {"name": "last"}}, "--strategy valley-1, not with --strategy last"),
         ({"strategy": {"name": "fixed", "offset": 2, "p": 1.0}}, "--strategy valley-1, not with --strategy last-2"),
@@ -98,6 +106,46 @@ def test_the_arms_of_an_ablation_and_their_window(manifests):
     fewer = changed(begun, ablation__arms=["last", "last-1"], ablation__strategies=[])
     assert disagreement(fewer, begun) == "--arms last,valley,last-1, not with --arms last,last-1"
     assert disagreement(changed(begun, ablation__p=[0.0, 0.25]), begun) == "--p 0,0.5,1, not with --p 0,0.25"
+    for option, value, said in (("window", None, None), ("scan", "lazy", None), ("p", 0.5, "other strategies")):
+        other = copy.deepcopy(begun)
+        other["ablation"]["strategies"][1][option] = value
+        assert disagreement(other, begun) == said, option
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agree"),
+    [
+        ({"name": "valley", "window": None}, {"name": "valley", "window": 4}, True),  # of 4 layers
+        ({"name": "valley", "window": None}, {"name": "valley", "window": 3}, False),
+        ({"name": "valley", "window": 4}, {"name": "valley", "window": 4, "p": 1.0, "entropy_floor": 0.0}, True),
+        ({"name": "valley", "scan": "lazy"}, {"name": "valley", "scan": "batched"}, True),
+        ({"name": "mine", "scan": "lazy"}, {"name": "mine", "scan": "batched"}, False),
+        ({"name": "mine", "window": None}, {"name": "mine", "window": 4}, False),  # what None means is its own affair
+        ({"name": "mine", "flag": False}, {"name": "mine", "flag": None}, False),
+        ({"name": "mine", "flag": False}, {"name": "mine", "flag": True}, False),
+        ({"name": "mine", "layers": (1, 2)}, {"name": "mine", "layers": [1, 2]}, True),
+        ({"name": "mine", "layers": (1, 2)}, {"name": "mine", "layers": [2, 1]}, False),
+        ({"name": "mine", "floor": float("nan")}, {"name": "mine", "floor": float("nan")}, True),
+        ({"name": "mine", "floor": float("nan")}, {"name": "mine", "floor": 0.0}, False),
+        ({"name": "mine", "rate": 2}, {"name": "mine", "rate": 2.0}, True),
+        ({"name": "mine", "by": {"1": 2}}, {"name": "mine", "by": {"1": 3}}, False),
+        ({"name": "mine"}, {"name": "yours"}, False),
+    ],
+)
+def test_every_option_of_a_strategy_counts(manifests, ours, theirs, agree):
+    pair = [changed(manifests["run"], strategy=strategy) for strategy in (ours, theirs)]
+    assert (disagreement(*pair) is None) == agree
+    assert (disagreement(*reversed(pair)) is None) == agree
+
+
+def test_a_class_that_was_edited_is_another_strategy_where_both_runs_tell_its_code(manifests):
+    old, begun, edited = (changed(manifests["run"], strategy_code=code) for code in (None, "1f", "2e"))
+    assert disagreement(edited, begun) == "other code of its strategy"
+    assert disagreement(begun, copy.deepcopy(begun)) is disagreement(begun, old) is disagreement(old, begun) is None
+    del old["strategy_code"]  # as runs were written before
+    assert disagreement(begun, old) is None
+    both = changed(edited, strategy={"name": "last"})
+    assert disagreement(both, begun) == "--strategy valley-1, not with --strategy last"
 
 
 def test_an_option_that_is_off_is_not_missed_in_an_older_run(manifests):
@@ -110,6 +158,7 @@ def test_an_option_that_is_off_is_not_missed_in_an_older_run(manifests):
 def test_what_a_valley_is_without_options():
     declared = {field.name: field.default for field in fields(ll.Valley) if field.default is not MISSING}
     assert {name: declared[name] for name in _STRATEGY_DEFAULTS} == _STRATEGY_DEFAULTS
+    assert _DEFAULT_WINDOW == DEFAULT_WINDOW == tracing_options.DEFAULT_WINDOW
 
 
 def test_a_run_can_be_continued_with_what_the_refusal_names(tiny_llama, tmp_path):
