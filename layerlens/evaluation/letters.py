@@ -1,0 +1,74 @@
+"""The letter of a multiple choice on which a text settles."""
+
+import re
+
+from layerlens.evaluation.stated import ANSWER_IS, QUOTES, boxed, denied
+
+
+def settled_letter(text: str) -> str | None:
+    """The letter A to D that `chosen_letter` finds in the text; None where the text settles on none."""
+    for phrase in sorted([*ANSWER_IS.finditer(text), *_OPTION_IS.finditer(text)], key=re.Match.end, reverse=True):
+        if found := _AFTER_ANSWER.match(text, phrase.end()):
+            return None if _joined(text, found) else _name(found)
+    in_box = boxed(text)
+    if in_box is not None:
+        if found := _IN_BOX.fullmatch(in_box.strip()):
+            return found[1].upper()
+        if letters := set(_STANDING.findall(in_box)):
+            return letters.pop() if len(letters) == 1 else None
+    for found in reversed(list(_STANDING.finditer(text))):
+        if not _is_denied(text, found):
+            return None if _joined(text, found) else found[0]
+    return None
+
+
+def _name(found: "re.Match[str]") -> str:
+    return (found["enclosed"] or found["alone"]).upper()
+
+
+def _joined(text: str, found: "re.Match[str]") -> bool:
+    """Whether "or", "and" or a slash joins another letter to this one, so that neither is the choice."""
+    end, start = found.end(), found.start()
+    after = _JOINED_AFTER.match(text, end)
+    if after is not None and not _is_denied(text, after, "other"):
+        return True
+    before = _JOINED_BEFORE.search(text[max(0, start - 20) : start])
+    return before is not None
+
+
+def _is_denied(text: str, found: "re.Match[str]", group: int | str = 0) -> bool:
+    """Whether the letter is denied, alone or with those that are joined to it: "A, C and D are wrong"."""
+    end = found.end(group)
+    joined = _REST_OF_LIST.match(text, end)
+    return denied(text, found.start(group), joined.end() if joined else end)
+
+
+_OPTION_IS = re.compile(
+    r"\b(?:(?:correct|right|best)\s+(?:option|choice|letter)|(?:answer|option|choice)\s+(?:must|would|should|has\s+to))"
+    r"\b[*_]*[^\S\n]*(?:is\b|be\b|:)[*_]*[^\S\n]*:?",
+    re.IGNORECASE,
+)
+_QUOTE = f"[{re.escape(QUOTES)}]"
+_OPENING = (
+    r"(?:[\s*_$]|\\\(|\\\[|\\boxed|\\text(?:bf)?|\\mathrm|\\mathbf|\{|\[)*"
+    r"(?:(?i:(?:the\s+)?(?:option|choice|letter))[\s*_]+)?"
+)
+_BEFORE, _AFTER = r"(?<![^\W_])(?<!['’-])", r"(?![^\W_]|['’-])"
+_ENCLOSED = (
+    rf"(?:[(（]\s*|{_QUOTE}{{1,2}}[(（]?)[*_]*(?P<enclosed>[A-Da-d])[*_]*"
+    rf"(?:\s*[)）]|[)）.]?{_QUOTE}){_QUOTE}?(?![^\W_])"
+)
+_AFTER_ANSWER = re.compile(rf"{_OPENING}(?:{_ENCLOSED}|{_BEFORE}(?P<alone>[A-D]){_AFTER})")
+_IN_BOX = re.compile(r"(?:\\text(?:bf)?|\\mathrm|\\mathbf)?[\s{(]*([A-Da-d])[\s.)}]*")
+_STANDING = re.compile(rf"{_BEFORE}(?:[B-D]|A(?! [a-z])){_AFTER}|(?<=(?<![^\W_])['‘’‚‛])[A-D](?=['‘’‛](?![^\W_]))")
+_LETTER = rf"[*_(（{re.escape(QUOTES)}]*(?P<other>(?<![^\W_])[A-D](?![^\W_]))(?:[)）*_]|{_QUOTE}(?![^\W_]))*"
+_PLAIN_LETTER = _LETTER.replace("?P<other>", "?:")
+_END = rf"[)）*_{re.escape(QUOTES)}]*"
+_JOINED_AFTER = re.compile(
+    rf"{_END}(?:\s*,\s*{_PLAIN_LETTER})*\s*(?:,?\s*\b(?:or|and(?:/or)?)\s+|[/&]\s*)(?:(?:option|choice)\s+)?{_LETTER}"
+    r"(?!\s+(?:is|was|has|does|would|can|could|cannot|fails|follows|gives)\b|\s*n['’]t)"
+)
+_JOINED_BEFORE = re.compile(
+    rf"(?<![^\W_])[A-D]{_END}(?:\s*,?\s*\b(?:or|and(?:/or)?)\s+|\s*[/&]\s*)[*_(（{re.escape(QUOTES)}]*$"
+)
+_REST_OF_LIST = re.compile(rf"{_END}(?:\s*(?:,\s*(?:or\b|and\b)?|\b(?:or|and)\b|[/&])\s*{_PLAIN_LETTER})+")

@@ -1,0 +1,178 @@
+"""The last number of a text against a reading sign by sign and hand-made cases."""
+
+import re
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerlens.evaluation.scoring import last_number
+
+NUMBERS = [
+    ("He makes $18 every day.", "18"),
+    ("That is 2,125", "2125"),
+    ("1,450,000 people", "1450000"),
+    ("**Total: $1,450,000.00**", "1450000"),
+    ("a loss of -10 dollars", "-10"),
+    ("a loss of −$10.", "-10"),
+    ("a loss of -$10.", "-10"),
+    ("a loss of $-10.", "-10"),
+    ("x = -3%", "-3"),
+    ("it is half: 0.5", "1/2"),
+    ("it is 1/2.", "0.5"),
+    ("it is .5", "0.50"),
+    (r"it is $\frac{1}{2}$", "0.5"),
+    (r"it is $-\dfrac{3}{4}$", "-0.75"),
+    (r"it is 2\frac{1}{2} hours", "2.5"),
+    ("it takes 2 1/2 hours", "2.5"),
+    (r"\boxed{10,\!080}", "10080"),
+    (r"\boxed{10{,}080}", "10080"),
+    ("10-12 hours", "12"),
+    ("5-3", "3"),
+    ("(7)-2", "2"),
+    ("so --5", "5"),
+    ("first 1, 2, 3", "3"),
+    ("12345,678", "678"),
+    ("1,23", "23"),
+    ("on the 3rd", "3"),
+    ("H2O", "2"),
+    ("50%", "50"),
+    ("16/2=8", "8"),
+    ("2.0", "2"),
+    ("007", "7"),
+    ("v1.2.3", "3"),
+    ("18.", "18"),
+    ("-0", "0"),
+    ("line 5\n1/2", "0.5"),
+    ("the 4\u202f000", "4000"),
+    ("the 4\u00a0000\u00a0000", "4000000"),
+    (r"$11,\! 111,\! 111,\! 100$", "11111111100"),
+    (r"$1\,234\,567$", "1234567"),
+    (r"$10\ 080$", "10080"),
+    (r"$10\text{,}080$", "10080"),
+    (r"$1,\ 200$", "200"),
+    ("0,500", "500"),
+    (r"\boxed{\frac12}", "1/2"),
+    (r"\boxed{\frac1{2}}", "1/2"),
+    (r"\boxed{\frac{1}2}", "1/2"),
+    (r"\boxed{\frac 1 2}", "1/2"),
+    (r"\boxed{-\tfrac34}", "-3/4"),
+    (r"\boxed{\frac{-3}4}", "-3/4"),
+    (r"\boxed{\frac{3}{-4}}", "-3/4"),
+    (r"\boxed{\frac{−3}{4}}", "-3/4"),
+    (r"\boxed{\frac{2.5}{5}}", "1/2"),
+    (r"3\frac12", "7/2"),
+    ("2.5/5", "1/2"),
+    ("5 / 2", "5/2"),
+    ("12 m^2", "12"),
+    (r"12\text{ cm}^{3}", "12"),
+    ("x_1 = 5, y_2", "5"),
+    (r"90^\circ", "90"),
+    ("5!", "5"),
+    ("2^{10} = 1024", "1024"),
+    ("12, not 13", "12"),
+    ("12 and **not** $13", "12"),
+    ("12 rather than 13", "12"),
+    ("12, and neither 13 nor 14", "12"),
+    ("It isn't 13 but 12", "12"),
+    ("She did not eat 12 of them", "12"),
+    ("12 fail", "12"),
+]
+
+
+@pytest.mark.parametrize(("text", "reference"), NUMBERS)
+def test_the_last_number(text, reference):
+    assert last_number(text, reference)
+    value = Fraction(reference)
+    assert not last_number(text, str(value + 1))
+    assert last_number(text, str(-value)) == (value == 0)
+    assert not last_number(f"{text} or {value + 1}", reference)
+
+
+@pytest.mark.parametrize("text", ["", "none", "-", "$", "1/0", r"\frac{1}{0}", "٣", "9" * 5000, "0." + "9" * 5000])
+def test_what_is_no_number_equals_nothing(text):
+    assert not last_number(text, text)
+    assert not last_number(text, "9")
+
+
+PARTS = [
+    ("10^3", "3"),
+    ("2^{9}", "9"),
+    ("9^n", "9"),
+    ("2e9", "9"),
+    (r"1.5 \times 10^{-9}", "-9"),
+    (r"\sqrt{9}", "9"),
+    (r"\sqrt9", "9"),
+    (r"\sqrt[3]{9}", "9"),
+    ("√9", "9"),
+    ("sqrt(9)", "9"),
+    (r"9\sqrt{x}", "9"),
+    (r"9\pi", "9"),
+    ("9π", "9"),
+    (r"\frac{\pi}{9}", "9"),
+    (r"\frac\pi9", "9"),
+    (r"\frac{\sqrt{3}}{9}", "9"),
+    (r"\frac{9}{x}", "9"),
+    (r"\binom{10}{9}", "9"),
+    ("x/9", "9"),
+    ("(1+2)/9", "9"),
+    ("52_9", "9"),
+]
+
+
+@pytest.mark.parametrize(("text", "part"), PARTS)
+def test_a_part_of_something_larger_is_not_its_value(text, part):
+    assert not last_number(f"So it is {text}", part)
+    assert last_number(f"So it is {text} = {part}", part)
+
+
+def plain_last_number(text):
+    """The last number of a text without fractions or LaTeX, read sign by sign."""
+    place, found = 0, None
+    while place < len(text):
+        sign = place
+        if text[place] not in "0123456789":
+            place += 1
+            continue
+        digits = ""
+        while place < len(text) and text[place] in "0123456789":
+            digits, place = digits + text[place], place + 1
+        while len(digits.split(",")[0]) <= 3 and digits[0] != "0" and _is_group(text, place):
+            digits, place = digits + text[place : place + 4], place + 4
+        if text[place : place + 1] == "." and text[place + 1 : place + 2] in tuple("0123456789"):
+            digits, place = digits + ".", place + 1
+            while place < len(text) and text[place] in "0123456789":
+                digits, place = digits + text[place], place + 1
+        before = text[:sign].removesuffix("$")
+        negative = before[-1:] in ("-", "−") and not re.fullmatch(r"[0-9A-Za-z)\]}%−-]", before[-2:-1] or " ")
+        found = -Fraction(digits.replace(",", "")) if negative else Fraction(digits.replace(",", ""))
+    return found
+
+
+def _is_group(text, place):
+    group = text[place : place + 5]
+    return group[:1] == "," and group[1:4].isdigit() and len(group[1:4]) == 3 and not group[4:].isdigit()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([" ", " ", "-", "−", "$", ",", ".", "%", "a", "is", "=", "(", ")", "\n"]),
+            st.integers(0, 10**7).map(str),
+            st.integers(0, 10**7).map(lambda number: f"{number:,}"),
+            st.decimals(0, 1000, places=2).map(str),
+        ),
+        max_size=9,
+    )
+)
+def test_the_last_number_as_read_sign_by_sign(parts):
+    text = " ".join("".join(parts).split(" "))
+    if re.search(r"(?<![0-9A-Za-z.])\.[0-9]|[0-9]{4},[0-9]{3}|,[0-9]{3},[0-9]{3}[0-9]|,[0-9]{4}", text):
+        return  # a number that begins with its point, and commas that set off no groups: cases above
+    value = plain_last_number(text)
+    if value is None:
+        assert not last_number(text, "5")
+    else:
+        assert last_number(text, str(value))
+        assert not last_number(text, str(value + 1))
