@@ -141,8 +141,12 @@ class Run:
         return analysis.valleys(self)
 
     def substitutions(self) -> pd.DataFrame:
-        """Tokens whose selected layer ranks another token first than the last layer; see `analysis.substitutions`."""
+        """Generated tokens at which the valley ranks another one first than layer L; see `analysis.substitutions`."""
         return analysis.substitutions(self)
+
+    def replacements(self) -> pd.DataFrame:
+        """Tokens whose selected layer ranks another one first than the last layer; see `analysis.replacements`."""
+        return analysis.replacements(self)
 
     def valley_statistics(self) -> pd.DataFrame:
         """What decoding from the valley does to tokens, or would do; see `analysis.valley_statistics`."""

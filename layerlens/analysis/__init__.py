@@ -8,7 +8,7 @@ from layerlens.analysis.layers import by_layer, entropy_curves
 from layerlens.analysis.overhead import overhead
 from layerlens.analysis.partition import partition
 from layerlens.analysis.phases import phases
-from layerlens.analysis.substitutions import substitutions
+from layerlens.analysis.substitutions import replacements, substitutions
 from layerlens.analysis.valleys import valleys
 from layerlens.analysis.words import class_shares, substituted_tokens, substitution_pairs
 
@@ -27,6 +27,7 @@ __all__ = [
     "overhead",
     "partition",
     "phases",
+    "replacements",
     "substituted_tokens",
     "substitution_pairs",
     "substitutions",

@@ -3,7 +3,7 @@
 They follow from `valley_layer` and the readouts of the layers alone, so that a run decoded from its last layer has
 them as a run decoded from the valley has. A token *has a valley* where its valley layer is below L; it *is substituted*
 where the valley layer ranks another token first than layer L does. Under sampling, or with a strategy that does not
-always take the valley, what was emitted may differ from both; `substitutions` counts what a run's own strategy did.
+always take the valley, what was emitted may differ from both; `replacements` lists what a run's own strategy did.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -181,6 +181,7 @@ class _Plan:
             model=model.record(),
             dataset=self.dataset.record() | {"items_sha256": digest("\0".join(asked))},
             options={name: value for name, value in asdict(self.options).items() if name != "seed"},
+            hardware=model.hardware(),
             strategy_code=codes if any(codes) else None,
             ablation={
                 "scoring": self.scoring,

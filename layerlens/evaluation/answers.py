@@ -101,6 +101,8 @@ class AnswersWriter:
     def _open(self) -> None:
         if _has_begun(self.folder):
             refuse_disagreement(self.folder, self.manifest, read_manifest(self.folder))
+            tables = sorted((self.folder / "answers").rglob("*.parquet"))
+            files.set_aside_damaged(self.folder, dict.fromkeys(tables, arrow_schema(ANSWERS).names))
         else:
             files.write_json(self.folder / "manifest.json", self.manifest)
         (self.folder / "answers").mkdir(exist_ok=True)

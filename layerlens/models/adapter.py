@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.errors import ModelError, first_sentence
-from layerlens.models import placement
+from layerlens.models import machine, placement
 from layerlens.models.backend import TRANSFORMERS, Backend
 from layerlens.models.families import Family, family_of
 from layerlens.models.hooks import Call, SubLayers, calls_in
@@ -159,6 +159,10 @@ class Model:
             "d_model": self.d_model,
             "n_vocab": self.n_vocab,
         }
+
+    def hardware(self) -> dict[str, Any]:
+        """What a manifest says of the machine that computes it: its own devices, or that it is a server's."""
+        return machine.hardware(self._places.split(", ")) if self.backend.is_here else {"processor": "remote"}
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{self.layer_kinds.count(kind)} {kind}" for kind in dict.fromkeys(self.layer_kinds))

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerlens.errors import RunError, first_sentence
+
+_REMEDY = "continue with --resume, which sets it aside and makes it again"
+
+
+class DamagedFile(RunError):
+    """A table that is there and does not hold what it should."""
 
 
 def read_table(path: Path, columns: list[str]) -> pa.Table:
@@ -22,13 +28,25 @@ def read_table(path: Path, columns: list[str]) -> pa.Table:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; continue with --resume to make it again") from error
     except (OSError, pa.ArrowException) as error:
-        raise RunError(
-            f"{path} cannot be read ({first_sentence(error)}); delete it and continue with --resume"
-        ) from error
+        if getattr(error, "errno", None) is not None:  # of the system, not of what the file holds
+            raise RunError(f"{path} cannot be read ({first_sentence(error)}); make it readable") from error
+        raise DamagedFile(f"{path} cannot be read ({first_sentence(error)}); {_REMEDY}") from error
     if table.column_names != columns:
         missing = ", ".join(sorted(set(columns) - set(table.column_names)))
-        raise RunError(f"{path} lacks the columns {missing}; delete it and continue with --resume")
+        raise DamagedFile(f"{path} lacks the columns {missing}; {_REMEDY}")
     return table
+
+
+def set_aside_damaged(folder: Path, tables: Mapping[Path, list[str]]) -> None:
+    """Move the files that cannot be read, or lack one of their columns, to `folder`/damaged, so that they are made
+    again; what is missing is passed over."""
+    for path, columns in tables.items():
+        try:
+            if path.exists():
+                read_table(path, columns)
+        except DamagedFile:
+            (folder / "damaged").mkdir(exist_ok=True)
+            path.replace(folder / "damaged" / "-".join(path.relative_to(folder).parts))
 
 
 @contextlib.contextmanager

@@ -15,10 +15,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from layerlens.errors import RunError
-from layerlens.records.files import lock, read_table, remove_unfinished, write_json, write_table, writing
+from layerlens.errors import OptionError, RunError
+from layerlens.records.files import (
+    lock,
+    read_table,
+    remove_unfinished,
+    set_aside_damaged,
+    write_json,
+    write_table,
+    writing,
+)
 from layerlens.records.manifest import Manifest, read_manifest, refuse_disagreement
-from layerlens.records.schema import KL, PROMPTS, WORDS, Column, arrow_schema, token_columns
+from layerlens.records.schema import KL, PROMPTS, TOKENS, WORDS, Column, arrow_schema, token_columns
 
 Columns = dict[str, Any]
 
@@ -99,11 +107,22 @@ class RunWriter:
     def _open(self) -> None:
         if _has_begun(self.folder):
             refuse_disagreement(self.folder, self.manifest, read_manifest(self.folder))
+            set_aside_damaged(self.folder, self._tables())
         else:
             write_json(self.folder / "manifest.json", self.manifest)
         for name in ("tokens", "prompts"):
             (self.folder / name).mkdir(exist_ok=True)
         remove_unfinished(self.folder)
+
+    def _tables(self) -> dict[Path, list[str]]:
+        """Every table that the run may have, and its columns."""
+        indices = range(len(self.manifest["batches"]))
+        tokens, prompts = arrow_schema(token_columns(self.manifest)).names, arrow_schema(PROMPTS).names
+        return {
+            self.folder / "prompts.parquet": prompts,
+            **{self._prompt_part(index): prompts for index in indices},
+            **{token_part(self.folder, index): tokens for index in indices},
+        }
 
     def _prompt_part(self, index: int) -> Path:
         return self.folder / "prompts" / f"part-{index:05d}.parquet"
@@ -165,6 +184,12 @@ def read_layers(
     """Per-layer columns, [rows, n_layers] each, of the rows of `read_tokens_table`; null is NaN."""
 
     schema = _token_schema(folder, columns)
+    flat = [name for name in columns if not pa.types.is_list(schema.field(name).type)]
+    if flat:
+        known = ", ".join(column.name for column in (*TOKENS, KL) if column.per_layer)
+        raise OptionError(
+            f"column {flat[0]!r} holds no value per layer, see run.positions; per layer there are {known}"
+        )
 
     def of_part(path: Path) -> list[np.ndarray[Any, np.dtype[Any]]]:
         table = read_table(path, list(columns))
@@ -177,7 +202,12 @@ def read_layers(
 
 
 def _token_schema(folder: Path, columns: Sequence[str]) -> pa.Schema:
-    """The schema of the run's token parts; RunError where they were not asked to have one of the columns."""
+    """The schema of the run's token parts; OptionError where no run has one of the columns, RunError where this one was
+    not asked to have it."""
+    known = [column.name for column in (*TOKENS, KL)]
+    unknown = [name for name in columns if name not in known]
+    if unknown:
+        raise OptionError(f"there is no column {unknown[0]!r}; there are {', '.join(known)}")
     schema = arrow_schema(token_columns(read_manifest(folder)))
     if KL.name in columns and KL.name not in schema.names:
         raise RunError(f"{folder} holds no divergences from the last layer; trace the prompts again with --kl")

@@ -28,15 +28,14 @@ def facts(run: "Run") -> Markup:
     manifest = run.manifest
     model, dataset, hardware = manifest["model"], manifest["dataset"], manifest.get("hardware", {})
     options = manifest.get("options", {})
-    positions = manifest.get("positions") or options.get("positions", "all")
     first = {
         "Model": _listed(model, ("source", "family", "dtype", "device")),
         "Size": f"{run.n_layers} layers, width {model['d_model']:,}, vocabulary {model['n_vocab']:,}",
         "Data": _listed(dataset, ("name", "config", "split")) + f", {count(dataset['rows'], 'prompt')}",
         "Strategy": _options(manifest["strategy"]),
-        "Mode": f"{manifest['mode']}, {positions} positions, window {manifest['window']}",
+        "Mode": f"{manifest['mode']}, {options.get('positions', 'all')} positions, window {manifest['window']}",
         "Date": _moment(str(manifest["created"])),
-        "Hardware": _listed(hardware, ("processor", "gpu", "machine", "system"))
+        "Hardware": _listed(hardware, ("processor", "machine", "system"))
         + (f", {count(hardware['threads'], 'thread')}" if hardware.get("threads") else ""),
     }
     more = {

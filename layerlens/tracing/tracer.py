@@ -1,11 +1,9 @@
 """From a model and prompts to a run directory."""
 
 import os
-import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -223,10 +221,7 @@ def _manifest(
         batches=[[prompt.prompt_id for prompt in batch] for batch in batches],
         padding="left" if options.mode == "generate" else "right",
         chat_template_sha256=digest(template) if template is not None else None,
-        hardware={
-            "processor": torch.cuda.get_device_name() if model.device.type == "cuda" else _processor(),
-            "threads": torch.get_num_threads(),
-        },
+        hardware=model.hardware(),
     )
 
 
@@ -237,14 +232,6 @@ def _multiply_adds(model: Model) -> dict[str, int] | None:
     except ModelError:
         return None
     return {"forward": flops.forward, "unembedding": flops.unembedding}
-
-
-def _processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _totals(run: Run, seconds: float, *, resumed: bool) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_a_single_layer_cannot_be_perturbed(tmp_path):
         run.partition()
 
 
-def test_substitutions_are_tokens_of_another_choice(tmp_path):
+def test_replacements_are_tokens_of_another_choice(tmp_path):
     top = np.array([[7, 7, 7], [7, 8, 9], [7, 7, 9], [8, 7, 7]], dtype=np.int32)
     selected = np.array([2, 2, 3, 1], dtype=np.int16)
     entropy = np.arange(12, dtype=float).reshape(4, 3)
@@ -97,7 +97,7 @@ def test_substitutions_are_tokens_of_another_choice(tmp_path):
     given_rows["next_token_id"] = pd.array([7, 8, 9, None], dtype="Int32")
     broken = {"entropy": entropy, "top_token_id": top, "selected_layer": selected}
     run = write_run(tmp_path / "run", {"b": broken, "a": given_rows}, finish_reasons={"b": "non_finite"})
-    table = run.substitutions()
+    table = run.replacements()
     assert table["emitted_token_id"].isna().tolist() == [False, True]
     assert table.drop(columns="emitted_token_id").to_dict("list") == {
         "prompt_id": ["a", "a"],
@@ -112,7 +112,7 @@ def test_substitutions_are_tokens_of_another_choice(tmp_path):
     assert table.attrs["n_tokens"] == 4
 
 
-def test_a_run_of_the_last_layer_has_no_substitution(tmp_path):
-    table = write_run(tmp_path / "run", planted(hybrid_curves(), n_prompts=2)).substitutions()
+def test_a_run_of_the_last_layer_has_no_replacement(tmp_path):
+    table = write_run(tmp_path / "run", planted(hybrid_curves(), n_prompts=2)).replacements()
     assert table.empty
     assert "selected_layer" in table.columns

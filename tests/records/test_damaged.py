@@ -1,0 +1,86 @@
+"""A table that is damaged is set aside and made again; a column that nobody declared is said to be unknown."""
+
+import pyarrow.parquet as pq
+import pytest
+
+import layerlens as ll
+from layerlens.analysis.ablation import ablation_table
+from layerlens.records import TOKENS, store
+from layerlens.records.schema import KL
+
+FEW = {"max_new_tokens": 3, "progress": False, "batch_size": 1}
+ITEMS = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"), ll.Prompt("r", "2?", "2")))
+
+
+def cut(path):
+    """Half of the file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def scribbled(path):
+    """A file whose end is whole and whose pages are not."""
+    content = bytearray(path.read_bytes())
+    content[4 : len(content) // 3] = b"x" * (len(content) // 3 - 4)
+    path.write_bytes(content)
+
+
+def narrowed(path):
+    """A table that lacks a column."""
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(table.column_names[-1]), path)
+
+
+def rows(run):
+    """Every row but its wall time."""
+    return run.tokens.to_dict("list"), run.prompts.drop(columns="seconds").to_dict("list")
+
+
+@pytest.mark.parametrize("damage", [cut, scribbled, narrowed])
+@pytest.mark.parametrize("name", ["tokens/part-00001.parquet", "prompts.parquet"])
+def test_resume_makes_a_damaged_table_again_and_loses_nothing(tiny_llama, tmp_path, name, damage):
+    out = tmp_path / "run"
+    whole = ll.trace(tiny_llama, ["a", "b", "c"], out=out, **FEW)
+    expected = str(rows(whole))
+    untouched = (out / "tokens" / "part-00000.parquet").read_bytes()
+    damage(out / name)
+    damaged = (out / name).read_bytes()
+    with pytest.raises(ll.RunError, match="continue with --resume, which sets it aside and makes it again"):
+        rows(ll.open_run(out))
+    again = ll.trace(tiny_llama, ["a", "b", "c"], out=out, resume=True, **FEW)
+    assert str(rows(again)) == expected
+    assert again.is_complete
+    assert (out / "tokens" / "part-00000.parquet").read_bytes() == untouched
+    assert (out / "damaged" / name.replace("/", "-")).read_bytes() == damaged
+
+
+def test_an_ablation_is_resumed_past_damaged_answers(tiny_llama, tmp_path):
+    out = tmp_path / "a"
+    few = {"max_new_tokens": 3, "progress": False, "arms": ["valley"], "p": [1.0]}
+    expected = ll.ablate(tiny_llama, ITEMS, out=out, **few)
+    cut(out / "answers" / "valley_p1.0.parquet")
+    with pytest.raises(ll.RunError, match="sets it aside"):
+        ablation_table(out)
+    again = ll.ablate(tiny_llama, ITEMS, out=out, resume=True, **few)
+    assert again["accuracy"].tolist() == expected["accuracy"].tolist()
+    assert (out / "damaged" / "answers-valley_p1.0.parquet").exists()
+
+
+def test_a_column_that_is_none_is_said_with_those_there_are(tiny_llama, tmp_path):
+    run = ll.trace(tiny_llama, ["a"], out=tmp_path / "run", **FEW)
+    for ask in (
+        lambda name: run.layers(name),
+        lambda name: run.read_layers("entropy", name),
+        lambda name: store.read_tokens_table(run.path, ["position", name]),
+    ):
+        with pytest.raises(ll.OptionError) as error:
+            ask("entropi")
+        said = str(error.value)
+        assert said.startswith("there is no column 'entropi'; there are prompt_id, ")
+        assert all(column.name in said for column in (*TOKENS, KL))
+        assert "--resume" not in said
+    with pytest.raises(
+        ll.OptionError, match=r"column 'position' holds no value per layer, see run\.positions; per layer"
+    ):
+        run.layers("position")
+    with pytest.raises(ll.RunError, match="trace the prompts again with --kl"):
+        run.layers("kl_last_to_layer")
