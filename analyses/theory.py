@@ -233,7 +233,8 @@ def selection(options: dict[str, int]) -> Iterator[Claim]:
 
 
 def one_curve() -> Parameters:
-    """The one curve for all tokens, of another descent, whose share of perturbed tokens and whose rise among them are the paper's."""
+    """The one curve for all tokens, of another descent, whose share of perturbed tokens and whose rise among them are
+    the paper's."""
     normal = NormalDist()
     shift = normal.inv_cdf(SHARE)
     spread = UP / (shift + normal.pdf(shift) / SHARE)

@@ -58,9 +58,9 @@ def word_class(text: str, rule: str = "paper") -> str:
     and closing ones or . , ; : ! ? … after it are passed over; with anything else attached (`x1`, `\\frac`, `.append`)
     a text counts as code. An identifier of letters alone looks like a word and counts as one.
 
-    The paper gives no rule for its classes. In the column of Table 8 for its instruct model $ alone is 8.2 % of the last
-    layer's words and "other" 4 %, so it must have counted $ as punctuation; the rule "paper" reads line breaks, which
-    set off a text as $ does, in the same way. By the rule "own" both are other, as Unicode has them.
+    The paper gives no rule for its classes. In the column of Table 8 for its instruct model $ alone is 8.2 % of the
+    last layer's words and "other" 4 %, so it must have counted $ as punctuation; the rule "paper" reads line breaks,
+    which set off a text as $ does, in the same way. By the rule "own" both are other, as Unicode has them.
 
     Raises:
         OptionError: no such rule.

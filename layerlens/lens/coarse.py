@@ -67,8 +67,8 @@ class CoarseHead:
     @torch.no_grad()
     def read(self, states: States) -> Reading:
         """A reading of every state, without log-probs; entropies within 0.01 nats for 99 of 100 states (0.016 in
-        the last layer of the worst text tried). Words that are equal, or of one block and nearly equal, can take each other's place at the top. Of
-        vocabularies below 1,024 words all is float32.
+        the last layer of the worst text tried). Words that are equal, or of one block and nearly equal, can take each
+        other's place at the top. Of vocabularies below 1,024 words all is float32.
         """
         readings = [self._read_rows(part) for part in states.split(_ROWS)]
         entropy, top, log_normalizer, _ = (values for values in zip(*readings, strict=True))

@@ -1,4 +1,4 @@
-"""Theorem 1 under its own premise, against every pattern of the worst noise, and what is left where the premise fails."""
+"""Theorem 1 under its own premise, against every pattern of the worst noise, and what is left where that fails."""
 
 import itertools
 import math
