@@ -31,6 +31,10 @@ class RunError(LayerlensError):
     """A run directory is missing, foreign, damaged, or cannot be written."""
 
 
+class Notice(UserWarning):
+    """What a user should know of a result that is made all the same; the command line prints it on standard error."""
+
+
 def first_sentence(error: BaseException) -> str:
     """The first sentence of somebody else's error, short enough to stand inside one of ours."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -2,14 +2,15 @@
 
 import io
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 from layerlens.cli import ablate, bench, bench_trace, compare, doctor, figure, lists, merge, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
-from layerlens.errors import LayerlensError
+from layerlens.errors import LayerlensError, Notice
 from layerlens.garbage import collect_rarely
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII must not cost the summary
     collect_rarely()
+    warnings.showwarning = _show_notice
     sys.exit(run(sys.argv[1:]))
 
 
@@ -80,6 +82,16 @@ def run(arguments: list[str]) -> int:
         if not hasattr(error, "format_message"):  # what typer raises for unknown options and values it cannot parse
             raise
         return _refuse(mistakes.sentence(error, command_line, arguments))
+
+
+_show_warning = warnings.showwarning
+
+
+def _show_notice(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    if issubclass(category, Notice):
+        print(f"layerlens: note: {' '.join(str(message).split())}", file=sys.stderr)
+    else:
+        _show_warning(message, category, *where)
 
 
 def _refuse(message: str) -> int:

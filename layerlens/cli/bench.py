@@ -55,6 +55,7 @@ def decode(
     loading: options.Loading,
 ) -> int:
     """Show what a strategy costs beside decoding from the last layer and transformers' own generate."""
+    from layerlens.decode.generation_config import with_generation_config
     from layerlens.decode.options import GenerateOptions, whole
 
     settings = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -63,6 +64,7 @@ def decode(
     refuse_unwritable(json)
     loaded = loading.load(model)
     options.refuse_unfit(chosen, strategy, loaded)
+    settings = with_generation_config(settings, loaded)
     report = measure(loaded, chosen, _prompts(loaded, prompt, settings), settings, rounds)
     _print_report(report, strategy)
     write(report, json)

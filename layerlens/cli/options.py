@@ -93,11 +93,27 @@ class Decoding:
     no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as they are.")] = False
     system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None
     temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.")] = 0.0
-    top_p: Annotated[float, typer.Option(help="Nucleus of sampling.")] = 1.0
-    top_k: Annotated[int, typer.Option(help="Sample from this many most probable tokens; 0 for all.")] = 0
-    min_new_tokens: Annotated[int, typer.Option(help="Tokens before an end token may be emitted.")] = 0
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: disfavour tokens that were there.")] = 1.0
-    stop_strings: Annotated[list[str] | None, typer.Option(help="Text that ends a generation; repeatable.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Nucleus of sampling. [default: the model's, else 1]")] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Sample from this many most probable tokens, 0 for all. [default: the model's, else 0]"),
+    ] = None
+    min_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens before an end token may be emitted. [default: the model's, else 0]")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: disfavour tokens that were there. [default: the model's, else 1]")
+    ] = None
+    stop_strings: Annotated[
+        list[str] | None, typer.Option(help="Text that ends a generation; repeatable. [default: the model's, if any]")
+    ] = None
+    no_generation_config: Annotated[
+        bool,
+        typer.Option(
+            "--no-generation-config",
+            help="Pass over the model's own generation config: its defaults, suppressed tokens, bad words.",
+        ),
+    ] = False
     seed: Annotated[int, typer.Option(help="Of sampling, of --p, and of shuffled options.")] = 0
 
     def settings(self, **others: Any) -> dict[str, Any]:
@@ -105,6 +121,7 @@ class Decoding:
         settings = asdict(self)
         settings["chat_template"] = False if settings.pop("no_chat_template") else None
         settings["stop_strings"] = self.stop_strings or None
+        settings["generation_config"] = not settings.pop("no_generation_config")
         return settings | others
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layerlens.decode.endings import ending_criteria, has_ended
 from layerlens.decode.forward import Forward
+from layerlens.decode.generation_config import row_processors
 from layerlens.decode.log import Decisions
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
@@ -94,9 +95,12 @@ class _Batch:
         ends = end_token_ids(model, options)
         self._end_ids = torch.tensor(ends, dtype=torch.long, device=device)
         self._endings = ending_criteria(ends, options.stops, model.tokenizer)
-        self._tail = max(map(len, options.stops), default=1)  # a stop string spans no more tokens than it has letters
-        seen = _seen(ids, mask, model.n_vocab) if options.repetition_penalty != 1.0 else None
-        self._sampler = Sampler(options, self._end_ids, seen, n_rows, seed)
+        # a stop string spans no more tokens than it has bytes
+        self._tail = max((len(stop.encode()) for stop in options.stops), default=1)
+        processors = row_processors(model, prompts, options, ends)
+        penalised = processors is None and options.repetition_penalty not in (None, 1.0)
+        seen = _seen(ids, mask, model.n_vocab) if penalised else None
+        self._sampler = Sampler(options, self._end_ids, seen, n_rows, seed, processors, prompts)
 
         # what a step changes, in place
         self._token = torch.zeros(n_rows, 1, dtype=torch.long, device=device)
@@ -114,6 +118,7 @@ class _Batch:
         self._before_pass = before_pass
         # a sliding cache counts on the host how full it is, and a replayed graph would not
         on_host = before_pass is not None or "sliding" in model.layer_kinds or is_spread(model.hf)
+        on_host = on_host or processors is not None  # which look at the texts so far
         self._may_capture = self._forward.is_static and device.type == "cuda" and not on_host
         self._graph: torch.cuda.CUDAGraph | None = None
         self._n_eager = 0

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import OptionError
 from layerlens.models import Model
-from layerlens.models.check import still_as_loaded
 from layerlens.models.compiled import recompiled
+from layerlens.models.use import alone, in_use
 
 _MODES = {"greedy_search", "sample"}
 
@@ -47,34 +48,35 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
         OptionError: the strategy does not fit the model; from `generate`, a way of searching that scores more than
             one continuation (beams, assistants) is asked for.
     """
-    if not isinstance(model, Model):
-        raise OptionError(
-            f"a {type(model).__name__} cannot be decoded from; load it: ll.load(model, tokenizer=tokenizer)"
-        )
-    still_as_loaded(model, may_be_compiled=True)
-    hf: Any = model.hf
-    if "_layerlens_decoding" in vars(hf):
-        raise OptionError("this model is inside ll.decoding already; leave that first")
     whole("seed", seed, 0)
-    reader = Reader(model, strategy, seed)
-    reader.is_running = False  # but in `generate`: other passes of the model are its own
     log = DecodingLog(criterion_name(strategy))
-    own_generate = hf.generate
-    theirs = vars(hf).get("generate")
 
     def generate(*args: Any, **kwargs: Any) -> Any:
-        return _followed(model, reader, log, own_generate, *args, **kwargs)
+        # in whichever thread: streamers read what another thread generates
+        with in_use(model, may_be_compiled=True):
+            reader.thread = get_ident()
+            return _followed(model, reader, log, own_generate, *args, **kwargs)
 
-    hf.generate, hf._layerlens_decoding = generate, True
-    try:
-        with recompiled(hf), reader.answering():
+    with ExitStack() as stack:
+        with in_use(model, may_be_compiled=True):
+            hf: Any = model.hf
+            reader = Reader(model, strategy, seed)
+            reader.is_running = False  # but in `generate`: other passes of the model are its own
+            if "_layerlens_decoding" in vars(hf):
+                raise OptionError("this model is inside ll.decoding already; leave that first")
+            own_generate, theirs = hf.generate, vars(hf).get("generate")
+            stack.enter_context(recompiled(hf))
+            stack.enter_context(reader.answering())
+            hf.generate, hf._layerlens_decoding = generate, log
+        try:
             yield log
-    finally:
-        del hf._layerlens_decoding
-        if theirs is None:
-            del hf.generate
-        else:
-            hf.generate = theirs
+        finally:
+            stack.enter_context(alone(hf))  # a generation in another thread ends as it began
+            del hf._layerlens_decoding
+            if theirs is None:
+                del hf.generate
+            else:
+                hf.generate = theirs
 
 
 def criterion_name(strategy: Strategy) -> str:

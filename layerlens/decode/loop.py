@@ -9,6 +9,7 @@ import pandas as pd
 from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.decode.batch import decode_batch
 from layerlens.decode.dropin import criterion_name
+from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.log import DecodingLog
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template
 from layerlens.decode.padding import refuse_ignored_padding
@@ -16,8 +17,8 @@ from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.models import Model
-from layerlens.models.check import still_as_loaded
 from layerlens.models.nnsight import refuse_edits
+from layerlens.models.use import uses_model
 from layerlens.records.manifest import digest
 
 Messages = Sequence[dict[str, str]]
@@ -51,6 +52,7 @@ def generate(model: Model, prompts: str, *, strategy: Strategy = ..., **options:
 def generate(
     model: Model, prompts: Dataset | Iterable[str | Messages | Prompt], *, strategy: Strategy = ..., **options: Any
 ) -> list[Generation]: ...
+@uses_model()
 def generate(
     model: Model,
     prompts: str | Dataset | Iterable[str | Messages | Prompt],
@@ -72,13 +74,13 @@ def generate(
     Raises:
         OptionError, PromptError, ModelError: before anything is generated.
     """
-    still_as_loaded(model)
     refuse_edits(model)
     strategy = Last() if strategy is None else strategy
     layers_of(strategy, model.n_layers, model.tied)
     settled = settle_chat_template(
         made(GenerateOptions, options), bool(getattr(model.tokenizer, "chat_template", None))
     )
+    settled = with_generation_config(settled, model)
     dataset = (
         prompts if isinstance(prompts, Dataset) else from_prompts([prompts] if isinstance(prompts, str) else prompts)
     )

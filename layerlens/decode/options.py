@@ -1,6 +1,6 @@
 """How text is generated: the names are transformers'."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any, ClassVar, TypeVar
@@ -8,6 +8,8 @@ from typing import Any, ClassVar, TypeVar
 from layerlens.errors import OptionError
 
 LEAST_TEMPERATURE = 1e-3  # below, float32 logits over the temperature overflow
+# None stands for what the model's generation config says
+_FILLED = ("min_new_tokens", "top_p", "top_k", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -16,22 +18,28 @@ class GenerateOptions:
 
     max_new_tokens: int = 256
     """Tokens to generate for each prompt at most."""
-    min_new_tokens: int = 0
-    """Tokens before an end token may be emitted."""
+    min_new_tokens: int | None = None
+    """Tokens before an end token may be emitted; None: the generation config's, else 0."""
     do_sample: bool | None = None
     """Sample instead of taking the most probable token; None: where `temperature` is above 0."""
     temperature: float = 0.0
     """0 is greedy; above, sampling at this temperature."""
-    top_p: float = 1.0
-    """Sample from the smallest set of tokens with this much probability; 0 < top_p <= 1."""
-    top_k: int = 0
-    """Sample from the this many most probable tokens; 0 for all."""
-    repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens that were there before; 1 is off."""
+    top_p: float | None = None
+    """Sample from the smallest set of tokens with this much probability; 0 < top_p <= 1. None: the generation config's,
+    else 1."""
+    top_k: int | None = None
+    """Sample from this many most probable tokens, 0 for all; None: the generation config's, else 0."""
+    repetition_penalty: float | None = None
+    """Divides positive and multiplies negative logits of tokens that were there before, 1 is off; None: the generation
+    config's, else 1."""
     stop_strings: str | Sequence[str] | None = None
-    """Texts that end a generation once they have been emitted."""
+    """Texts that end a generation once they have been emitted; None: the generation config's, if any."""
     eos_token_id: int | Sequence[int] | None = None
-    """Tokens that end a generation; None: the model's own."""
+    """Tokens that end a generation; None: the generation config's, else the tokenizer's."""
+    generation_config: bool | Mapping[str, Any] | None = True
+    """Whether the model's generation config acts where no option is given: what the options above take from it, and its
+    suppressed tokens, bad words, n-grams, biases and forced tokens. That it samples does not act: give a `temperature`.
+    In a run's options: what acted."""
     seed: int = 0
     """Of everything drawn; each batch has generators of its own."""
     batch_size: int = 1
@@ -46,19 +54,27 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         least = {"max_new_tokens": self._least_new_tokens, "min_new_tokens": 0, "top_k": 0, "seed": 0, "batch_size": 1}
         for name, bound in least.items():
-            whole(name, getattr(self, name), bound)
+            if getattr(self, name) is not None or name not in _FILLED:
+                whole(name, getattr(self, name), bound)
         for name in ("temperature", "top_p", "repetition_penalty"):
-            if not isinstance(getattr(self, name), int | float) or isinstance(getattr(self, name), bool):
-                raise OptionError(f"{flag(name)} {getattr(self, name)!r} is no number; give one")
+            value = getattr(self, name)
+            if value is None and name in _FILLED:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise OptionError(f"{flag(name)} {value!r} is no number; give one")
         self._check_sampling()
-        if not 0 < self.repetition_penalty < float("inf"):
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < float("inf"):
             raise OptionError(f"--repetition-penalty {self.repetition_penalty} is out of range; give a number above 0")
-        if self.min_new_tokens > self.max_new_tokens:
+        if self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise OptionError(
                 f"--min-new-tokens {self.min_new_tokens} is above --max-new-tokens {self.max_new_tokens}; lower it"
             )
         for name in ("stop_strings", "eos_token_id"):
             self._check_list(name)
+        if not isinstance(self.generation_config, bool | Mapping | None):
+            raise OptionError(
+                f"generation_config {self.generation_config!r} is neither True nor False; give one of them"
+            )
         if self.system is not None and self.chat_template is False:
             raise OptionError("--system needs the chat template that --no-chat-template turns off; drop one of them")
 
@@ -81,10 +97,10 @@ class GenerateOptions:
         if self.do_sample is not None and self.do_sample != self.samples:
             wanted = "needs a --temperature above 0" if self.do_sample else "contradicts a --temperature above 0"
             raise OptionError(f"do_sample={self.do_sample} {wanted}; temperature {self.temperature} was given")
-        if not 0.0 < self.top_p <= 1.0:
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise OptionError(f"--top-p {self.top_p} is out of range; give a number above 0, 1 at most")
         for name, off in (("top_p", 1.0), ("top_k", 0)):
-            if getattr(self, name) != off and not self.samples:
+            if getattr(self, name) not in (None, off) and not self.samples:
                 raise OptionError(
                     f"{flag(name)} {getattr(self, name)} has no effect on greedy decoding; give --temperature too"
                 )

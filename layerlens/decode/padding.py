@@ -19,7 +19,7 @@ _STEPS = 4
 def refuse_ignored_padding(model: Model) -> None:
     """OptionError where a prompt, padded on the left beside a longer one, generates from other logits than alone."""
     known = min(model.n_known_tokens, model.n_vocab)
-    long = torch.linspace(min(3, known - 1), known - 1, 9).long().tolist()
+    long = torch.linspace(min(3, known - 1), known - 1, 9, dtype=torch.float64).long().tolist()
     pad_id = pad_token_id(model)
     alone = _first_logits(model, [long[2:6]], pad_id)
     padded = _first_logits(model, [long[2:6], long], pad_id)

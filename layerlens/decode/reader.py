@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Reader:
         may_branch: see `Readouts`.
         generator: of the draws for strategies that act with a probability.
         is_running: whether passes are answered; otherwise the model is as ever.
+        thread: whose passes are answered; those of other threads are not seen.
     """
 
     def __init__(self, model: Model, strategy: Strategy, seed: int = 0) -> None:
@@ -38,6 +40,7 @@ class Reader:
         # another stream than the sampler's, which may have the same seed
         self.generator = torch.Generator(model.unembed.weight.device).manual_seed(seed ^ _STREAM)
         self.is_running = True
+        self.thread = get_ident()
         self._n_rows = 0
         self._alive: Int[Tensor, " rows"] | None = None
 
@@ -100,9 +103,10 @@ class Reader:
         return choice
 
     def _is_on(self) -> bool:
-        return self.is_running
+        # while a model is compiled a thread has no number; compiled passes are watched in `ll.decoding` alone
+        return self.is_running and (torch.compiler.is_compiling() or get_ident() == self.thread)
 
     def _draw(self, n_rows: int) -> Tensor:
         everyone = n_rows if self._alive is None else self._n_rows
-        draws = torch.rand(everyone, generator=self.generator, device=self.generator.device)
+        draws = torch.rand(everyone, generator=self.generator, device=self.generator.device, dtype=torch.float32)
         return draws if self._alive is None else draws[self._alive.to(draws.device)]

@@ -1,5 +1,7 @@
 """From logits to the next token, without the host: what transformers' `generate` does with the same seed."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,6 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from layerlens.decode.generation_config import processed
 from layerlens.decode.options import GenerateOptions
 
 
@@ -22,31 +25,53 @@ class Sampler:
     """
 
     def __init__(
-        self, options: GenerateOptions, ends: Int[Tensor, " ends"], seen: Tensor | None, n_rows: int, seed: int
+        self,
+        options: GenerateOptions,
+        ends: Int[Tensor, " ends"],
+        seen: Tensor | None,
+        n_rows: int,
+        seed: int,
+        processors: Sequence[LogitsProcessorList] | None = None,
+        prompts: Sequence[Sequence[int]] = (),
     ) -> None:
+        """Begin.
+
+        Args:
+            options: of the generation, with the generation config's.
+            ends: the tokens that end a text.
+            seen: [rows, vocab], which words a repetition penalty finds in each prompt; None without one.
+            n_rows: of the batch.
+            seed: of the draws.
+            processors: of each row, in place of all that the options say; None where the options are all.
+            prompts: of each row, for the processors.
+        """
         self._options = options
+        self._processors = None if processors is None else list(processors)
+        self._texts = [torch.tensor(prompt, device=ends.device) for prompt in prompts] if processors else []
         self._ends = ends
         self._seen = seen
         self._n_rows = n_rows
         self._alive: Tensor | None = None
         self.generator = torch.Generator(ends.device).manual_seed(seed)
         self._warpers = LogitsProcessorList()
-        if options.samples:
+        if options.samples and processors is None:
             self._warpers.append(InfNanRemoveLogitsProcessor())
             self._warpers.append(TemperatureLogitsWarper(float(options.temperature)))
             if options.top_k:
                 self._warpers.append(TopKLogitsWarper(options.top_k))
-            if options.top_p < 1:
+            if options.top_p is not None and options.top_p < 1:
                 self._warpers.append(TopPLogitsWarper(float(options.top_p)))
 
     def __call__(self, logits: Float[Tensor, "rows vocab"], step: Int[Tensor, ""]) -> Int[Tensor, " rows"]:
         """The next token of each row; `step` counts from 0."""
         scores = logits.float()
-        if self._seen is not None:
+        if self._processors is not None:
+            scores = processed(self._processors, self._texts, scores)
+        elif self._seen is not None:
             penalty = self._options.repetition_penalty
             scores = torch.where(self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-        if self._options.min_new_tokens and len(self._ends):
-            barred = torch.where(step < self._options.min_new_tokens, -torch.inf, 0.0)
+        if self._processors is None and self._options.min_new_tokens and len(self._ends):
+            barred = torch.where(step < self._options.min_new_tokens, -torch.inf, 0.0).to(scores.dtype)
             scores = scores.index_add(1, self._ends, barred.expand(len(scores), len(self._ends)))
         if not self._options.samples:
             token_ids = scores.argmax(1)
@@ -57,6 +82,8 @@ class Sampler:
             token_ids = (probs / (noise if self._alive is None else noise[self._alive])).argmax(1)
         if self._seen is not None:
             self._seen.scatter_(1, token_ids.unsqueeze(1), True)
+        if self._processors is not None:
+            self._texts = [torch.cat([text, one]) for text, one in zip(self._texts, token_ids.split(1), strict=True)]
         return token_ids
 
     def keep_rows(self, kept: Int[Tensor, " rows"], alive: Int[Tensor, " rows"]) -> None:
@@ -64,3 +91,7 @@ class Sampler:
         self._alive = alive
         if self._seen is not None:
             self._seen = self._seen[kept]
+        if self._processors is not None:
+            rows = kept.tolist()
+            self._processors = [self._processors[row] for row in rows]
+            self._texts = [self._texts[row] for row in rows]

@@ -13,6 +13,7 @@ from rich.progress import track
 from layerlens.analysis.ablation import ablation_table
 from layerlens.datasets import Dataset, Prompt
 from layerlens.datasets.source import Scoring
+from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.identity import code_of
 from layerlens.decode.loop import batch_seed, generate
 from layerlens.decode.names import named_strategy, strategy_record, takes_option
@@ -24,7 +25,7 @@ from layerlens.errors import OptionError
 from layerlens.evaluation import scoring
 from layerlens.evaluation.answers import AnswersWriter, condition_name
 from layerlens.models import Model
-from layerlens.models.check import still_as_loaded
+from layerlens.models.use import uses_model
 from layerlens.records import Manifest, new_manifest
 from layerlens.records.manifest import digest
 
@@ -34,6 +35,7 @@ P = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """The probabilities of Figure 3."""
 
 
+@uses_model()
 def ablate(
     model: Model,
     dataset: Dataset,
@@ -69,7 +71,6 @@ def ablate(
         OptionError, PromptError: before anything is written.
         RunError: `out` holds something else, or cannot be written. What is complete is kept.
     """
-    still_as_loaded(model)
     plan = _planned(model, dataset, arms, p, window, repeats, made(GenerateOptions, options))
     with AnswersWriter(out, plan.manifest(model), resume=resume) as writer:
         started = time.perf_counter()
@@ -209,6 +210,7 @@ def _planned(
     for arm, strategy in strategies.items():
         _refuse_unfit(arm, strategy, model)
     settled = settle_chat_template(options, bool(getattr(model.tokenizer, "chat_template", None)))
+    settled = with_generation_config(settled, model)
     way = scoring.way_of_scoring(dataset.name)
     scoring.check_references(dataset, way)
     tokenized = tokenize(model, dataset.prompts, settled)

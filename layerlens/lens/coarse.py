@@ -152,7 +152,7 @@ class CoarseHead:
         words = slice(self._n_inside, self._unembed.n_vocab)
         weight = self._unembed.weight[words].float()
         logits = self._unbanned(product(self._unembed.operand(normed), weight), words)
-        lowest = torch.full((len(normed),), -torch.inf)
+        lowest = torch.full((len(normed),), -torch.inf, dtype=torch.float32)
         return Sums.of(logits, raise_top(top, logits, lowest, self._n_inside))
 
     def _unbanned(self, products: Tensor, words: slice | Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,17 @@ from layerlens.models.packed import is_plain, matrix_of, plain_tensors
 from layerlens.models.unembed import Unembed
 from layerlens.notebook import as_html
 
+if TYPE_CHECKING:
+    from layerlens.models.changes import Foundation
+
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")
+_FACTORS, _DIVISORS = (
+    ("logit_scale", "lm_head_multiplier", "output_multiplier"),
+    ("logits_scaling", "logits_mup_width_multiplier"),
+)
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+SCALARS = (*_FACTORS, *_DIVISORS, *_CAPS)
+"""Entries of a config that act on the logits."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +54,7 @@ class Model:
         layer_kinds: "full", "sliding", "linear", ... for each layer.
         mlp_kinds: "dense" or "moe" for each layer.
         backend: what runs its passes.
+        foundation: what its readings rest on, as it was when it was loaded; None: not noted.
     """
 
     hf: PreTrainedModel
@@ -58,6 +69,7 @@ class Model:
     layer_kinds: Sequence[str]
     mlp_kinds: Sequence[str]
     backend: Backend = TRANSFORMERS
+    foundation: "Foundation | None" = None
 
     @property
     def n_layers(self) -> int:
@@ -258,6 +270,12 @@ def _head(hf: PreTrainedModel, logits: Tensor | None, source: str) -> tuple[nn.M
     if logits is None or not has_weight:
         raise ModelError(f"{source} cannot be traced: it has no unembedding; give a model with a language-model head")
     assert isinstance(head, nn.Module)
+    weight = getattr(head, "weight", None)
+    if is_plain(weight) and not isinstance(weight, nn.Parameter):
+        raise ModelError(
+            f"{source} cannot be traced: its unembedding makes its weight anew in every pass, by pruning or another "
+            "parametrisation; make that permanent (torch.nn.utils.prune.remove, remove_parametrizations), then load it"
+        )
     return head, logits.shape[-1]
 
 
@@ -323,13 +341,13 @@ def _unembed(config: Any, head: nn.Module, tail: Sequence[nn.Module], n_vocab: i
         assert given is not None
         weight = matrix_of(head, given)
     assert isinstance(weight, Tensor)
-    scale = _number(config, "logit_scale", "lm_head_multiplier", "output_multiplier") or 1.0
+    scale = _number(config, *_FACTORS) or 1.0
     return Unembed(
         tail=[placement.beside(module, weight.device) for module in tail],
         weight=weight.detach()[:n_vocab],  # some heads are padded to a round number of words
         bias=bias.detach()[:n_vocab] if isinstance(bias, Tensor) else None,
-        scale=scale / (_number(config, "logits_scaling", "logits_mup_width_multiplier") or 1.0),
-        softcap=_number(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
+        scale=scale / (_number(config, *_DIVISORS) or 1.0),
+        softcap=_number(config, *_CAPS),
         packed=head if is_packed else None,
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models.adapter import Model, named_in
+from layerlens.models.changes import changes, foundation_of, in_training
 from layerlens.models.compiled import is_compiled
 from layerlens.models.families import family_of
 from layerlens.models.hooks import OnBlock, silenced, watch_blocks
@@ -27,7 +28,7 @@ class UnknownHead(ModelError):
 
 
 def checked(model: Model) -> Model:
-    """The model, without the sub-layer parts where they cannot be told apart.
+    """The model, without the sub-layer parts where they cannot be told apart, and with what its readings rest on noted.
 
     Two texts that differ in their last token alone go through the model together. Then the block outputs are one
     stream handed from block to block, earlier positions must not see the later token, and the readout of the last
@@ -44,11 +45,12 @@ def checked(model: Model) -> Model:
             refuse_not_causal(model, _mismatch(logits[0, :-1], logits[1, :-1]))
         _check_stream(model, streams, [*ids.shape, model.d_model])
         model = _with_its_readout(model, logits, streams[-1][2])
-        if _all_at_once(model, ids, streams):
-            return model
-        if not _decoder_is_enough(model, ids, streams[-1][2]):
-            model = replace(model, decoder=model.hf)
-        return model if _parts_hold(model, ids, streams) else replace(model, sublayers=[None] * model.n_layers)
+        if not _all_at_once(model, ids, streams):
+            if not _decoder_is_enough(model, ids, streams[-1][2]):
+                model = replace(model, decoder=model.hf)
+            if not _parts_hold(model, ids, streams):
+                model = replace(model, sublayers=[None] * model.n_layers)
+    return replace(model, foundation=foundation_of(model))
 
 
 def refuse_unobservable(hf: nn.Module, source: str) -> None:
@@ -58,8 +60,16 @@ def refuse_unobservable(hf: nn.Module, source: str) -> None:
 
 
 def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remote: bool = False) -> None:
-    """Refuse a model that was changed after it was loaded and checked: compiled, in training mode, another head; and
-    one whose weights are not here, where they are needed."""
+    """Refuse a model whose readings would not be its own: one that was changed in what they rest on after it was loaded
+    and checked, or is in training mode, or compiled; and one whose weights are not here, where they are needed.
+
+    What was changed inside of blocks is the model's own affair, and is measured. A change around them is believed
+    once a short pass has shown that the readout still gives the model's own logits.
+
+    Raises:
+        ModelError: what is another than it was.
+        OptionError: the weights lie on a server.
+    """
     if not model.backend.is_here:
         if may_be_remote:
             return
@@ -69,18 +79,44 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remot
         )
     if not may_be_compiled:
         refuse_unobservable(model.hf, model.source)
-    if model.hf.training:
-        raise ModelError(f"{model.source} is in training mode, where dropout is on; call model.hf.eval() first")
-    head, packed = model.head, model.unembed.packed
-    kept = head.weight.data_ptr() == model.unembed.weight.data_ptr() if packed is None else head is packed  # type: ignore[operator]
-    if not kept:
-        raise ModelError(f"{model.source} has another unembedding than when it was loaded; load it again")
+    if in_training(model.hf):
+        names = [name for name, module in model.hf.named_modules() if module.training]
+        what = f"{model.source} is" if model.hf.training else f"{names[0]} of {model.source} is"
+        raise ModelError(f"{what} in training mode, where dropout is on; call model.hf.eval() first")
+    fixed, watched = changes(model)
+    if fixed or (watched and not _still_holds(model)):
+        phrases = fixed or watched
+        more = f" (and {len(phrases) - 2} more)" if len(phrases) > 2 else ""
+        raise ModelError(
+            f"{model.source} was changed after it was loaded: {', '.join(phrases[:2])}{more}; undo that, or load it as "
+            "it is now: ll.load(model.hf, tokenizer=model.tokenizer)"
+        )
+
+
+def _still_holds(model: Model) -> bool:
+    """Whether the blocks run one after the other, and the readout of the last one gives the model's own logits."""
+    ids, order, streams = probe(model), [], Streams()
+
+    def keep(index: int, h_in: Tensor, _: Tensor | None, h_out: Tensor) -> None:
+        order.append(index)
+        streams.append((h_in.to(h_out.device), None, h_out))
+
+    with torch.no_grad(), watch_blocks(model.blocks, [None] * model.n_layers, keep):
+        logits = model.hf(input_ids=ids, use_cache=False).logits
+    if order != list(range(model.n_layers)):
+        return False
+    with torch.no_grad():
+        worst, bias = _miss(model, model.unembed, logits, streams[-1][2])
+        if worst > _tolerance(model, packed=model.unembed.packed is not None) or bias > _LARGEST_BIAS:
+            return False
+        return model.decoder is model.hf or _decoder_is_enough(model, ids, streams[-1][2])
 
 
 def probe(model: Model) -> Tensor:
     """Two texts that differ in their last token alone; int64 [2, 7]."""
     n_words = min(model.n_vocab, model.n_known_tokens)
-    ids = torch.linspace(min(3, n_words // 4), n_words - 1 - min(3, n_words // 4), 7).long().repeat(2, 1)
+    least = min(3, n_words // 4)
+    ids = torch.linspace(least, n_words - 1 - least, 7, dtype=torch.float64).long().repeat(2, 1)
     ids[1, -1] = n_words // 3
     for place in _placeholders(model.hf.config):  # an image would be expected there
         ids[ids == place] = place - 1 if place else 1
@@ -176,9 +212,24 @@ def with_readout(model: Model, misses: Sequence[tuple[float, float]]) -> Model:
     worst, bias = misses[0]
     raise UnknownHead(
         f"{model.source} ({model.family}) failed the readout check: final norm and unembedding of the last block's "
-        f"output differ from the model's own logits by {worst:.1e} of their size, {bias:.1e} on average; this "
-        "architecture's head is not known, please report it"
+        f"output differ from the model's own logits by {worst:.1e} of their size, {bias:.1e} on average; "
+        f"{_reason(model)}"
     )
+
+
+def _reason(model: Model) -> str:
+    """Why a readout may not give the model's logits, and what to do."""
+    ends = [module for end in (*model.unembed.tail, model.head) for module in end.modules()]
+    hooked = next((module for module in ends if module._forward_hooks or module._forward_pre_hooks), None)
+    if hooked is not None:
+        return f"its {type(hooked).__name__} after the last block has hooks: take them off, then load it"
+    inside = [name for name, _ in model.head.named_children()]
+    if inside:
+        return (
+            f"its unembedding is a {type(model.head).__name__} that holds {', '.join(inside[:3])}, such as an adapter: "
+            "merge that into its weight (merge_and_unload), then load it"
+        )
+    return "this architecture's head is not known, please report it"
 
 
 def _miss(model: Model, unembed: Unembed, logits: Tensor, last: Tensor) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from layerlens.errors import ModelError, first_sentence
+from layerlens.models.refusals import refuse_dropped_weights
 
 SMOLLM2 = "smollm2-135m-instruct"
 GEMMA3 = "gemma3-270m"
@@ -84,14 +85,51 @@ def load_gguf(
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     scheme = GgufConfig(dequantize=not packed)
     try:
-        with _parsed_once():
+        with _parsed_once() as taken:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
-            hf = AutoModelForCausalLM.from_pretrained(
-                path.parent, quantization_config=scheme, dtype=dtype, **place, **arguments
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                quantization_config=scheme,
+                dtype=dtype,
+                output_loading_info=True,
+                **place,
+                **arguments,
             )
+            held = _tensors(path)
     except Exception as error:  # a damaged or unknown file fails anywhere in the reader
         raise ModelError(f"{source} could not be loaded as GGUF ({first_sentence(error)}); check the file") from error
+    hf, loading = loaded
+    refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
+    _refuse_left_out(hf, source, held, taken)
     return hf, tokenizer
+
+
+def _tensors(path: Path) -> list[str]:
+    import gguf
+
+    return [str(tensor.name) for tensor in gguf.GGUFReader(path).tensors]
+
+
+def _refuse_left_out(hf: PreTrainedModel, source: str, held: Sequence[str], taken: Collection[str]) -> None:
+    """ModelError where transformers passed over tensors of the file in silence, and the model would be another one.
+
+    Args:
+        hf: the loaded model.
+        source: what the file is called in messages.
+        held: names of the tensors in the file.
+        taken: names that transformers' older reader of GGUF asked for; none where the newer one read the file, which
+            tells what it leaves out.
+    """
+    ropes = getattr(hf.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
+    # neither reader takes the table of rotation frequencies, which Llama 3.1 and others are stored with
+    left_out = [] if kinds - {None, "default"} else [name for name in held if name.startswith("rope_")]
+    left_out += [name for name in held if name not in taken and f"{name.removesuffix('bias')}weight" in taken]
+    if left_out:
+        raise ModelError(
+            f"{source} holds {len(left_out)} tensors that transformers does not take from GGUF ({left_out[0]} ...), "
+            "and without them it is another model; give the model as safetensors"
+        )
 
 
 def config_of(source: str, path: Path) -> Any:
@@ -104,9 +142,11 @@ def config_of(source: str, path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _parsed_once() -> Iterator[None]:
+def _parsed_once() -> Iterator[set[str]]:
     """transformers parses the file for the config, the tokenizer and the weights each, and builds the table of tensor
-    names anew for every module, which is half of the loading time; and its bar obeys no setting."""
+    names anew for every module, which is half of the loading time; and its bar obeys no setting.
+
+    Gives the names of tensors that transformers knows, once it has asked for them."""
     import gguf  # only here, so that every other source works where it is not installed
     from transformers import modeling_gguf_pytorch_utils
 
@@ -121,7 +161,16 @@ def _parsed_once() -> Iterator[None]:
         def data(self, mapped: np.memmap[Any, Any]) -> None:
             self._data = np.asarray(mapped)
 
+    taken: set[str] = set()
+    names_of = modeling_gguf_pytorch_utils.get_gguf_hf_weights_map
+
+    def noted_names(*args: Any, **kwargs: Any) -> dict[str, str]:
+        names = names_of(*args, **kwargs)
+        taken.update(names)
+        return names
+
     replaced: list[tuple[ModuleType, str, Any]] = [
+        (modeling_gguf_pytorch_utils, "get_gguf_hf_weights_map", noted_names),
         (gguf, "GGUFReader", functools.cache(Reader)),
         (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
         (modeling_gguf_pytorch_utils, "tqdm", lambda iterable, **_: iterable),
@@ -130,7 +179,7 @@ def _parsed_once() -> Iterator[None]:
     try:
         for module, name, substitute in replaced:
             setattr(module, name, substitute)
-        yield
+        yield taken
     finally:
         for (module, name, _), original in zip(replaced, before, strict=True):
             setattr(module, name, original)

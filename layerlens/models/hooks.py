@@ -1,8 +1,11 @@
-"""The only module that registers hooks. Every hook is a context manager's and comes off when the context is left."""
+"""The only module that registers hooks. Every hook is a context manager's and comes off when the context is left, and
+leaves alone the passes of other threads."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +48,8 @@ def watch_blocks(
         for index, (block, sublayer) in enumerate(zip(blocks, sublayers, strict=True)):
             if sublayer is not None:
                 stack.callback(_keep_part(sublayer, index, parts).remove)
-            stack.callback(block.register_forward_hook(_after(index, parts, on_block), with_kwargs=True).remove)
+            after = _of_this_thread(_after(index, parts, on_block))
+            stack.callback(block.register_forward_hook(after, with_kwargs=True).remove)
         yield
 
 
@@ -61,7 +65,7 @@ def silenced(modules: Sequence[nn.Module], row: int | None = None, n_rows: int =
 
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_hook(zeros).remove)
+            stack.callback(module.register_forward_hook(_of_this_thread(zeros)).remove)
         yield
 
 
@@ -72,7 +76,7 @@ def replaced(block: nn.Module, states: Tensor) -> Iterator[None]:
     def instead(_block: nn.Module, _inputs: Any, output: Any) -> Any:
         return type(output)([states.clone(), *output[1:]]) if isinstance(output, tuple | list) else states.clone()
 
-    handle = block.register_forward_hook(instead)
+    handle = block.register_forward_hook(_of_this_thread(instead))
     try:
         yield
     finally:
@@ -98,7 +102,7 @@ def calls_in(root: nn.Module) -> Iterator[list[Call]]:
 
     with ExitStack() as stack:
         for module in root.modules():
-            stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(_of_this_thread(keep), with_kwargs=True).remove)
         yield calls
 
 
@@ -126,7 +130,7 @@ def reading_out(
         on_logits: gets the states by layer and the model's own logits [batch, vocab] of the last position (with
             no rows where states are handed over and the head is plain: it is then not run); returns logits that take
             their place, or None.
-        is_on: passes are left as they are where this is false.
+        is_on: passes are left as they are where this is false, such as those of other threads.
     """
     kept: dict[int, Tensor] = {}
 
@@ -172,6 +176,17 @@ def reading_out(
         yield
 
 
+def _of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, which does nothing where another thread runs the module."""
+    owner = get_ident()
+
+    @wraps(hook)
+    def ours(*given: Any) -> Any:
+        return hook(*given) if torch.compiler.is_compiling() or get_ident() == owner else None
+
+    return ours
+
+
 def first_tensor(output: Any) -> Tensor:
     """The stream out of whatever a module returns: the tensor itself, or the first entry of a tuple or list."""
     tensor: Tensor = output[0] if isinstance(output, tuple | list) else output
@@ -196,8 +211,8 @@ def _keep_part(sublayer: SubLayers, index: int, parts: dict[int, Tensor]) -> Any
         parts[index] = _stream_argument(args, kwargs)
 
     if sublayer.parallel:
-        return sublayer.watched.register_forward_hook(keep_output)
-    return sublayer.watched.register_forward_pre_hook(keep_input, with_kwargs=True)
+        return sublayer.watched.register_forward_hook(_of_this_thread(keep_output))
+    return sublayer.watched.register_forward_pre_hook(_of_this_thread(keep_input), with_kwargs=True)
 
 
 def _stream_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -34,6 +34,13 @@ from layerlens.models.adapter import Model, adapt
 from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
 from layerlens.models.check import checked, refuse_unobservable
 from layerlens.models.placement import Place, place_for
+from layerlens.models.refusals import (
+    refuse_adapter_folder,
+    refuse_dropped_weights,
+    refuse_no_model,
+    refuse_without_values,
+)
+from layerlens.models.use import alone, own_terms
 
 if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel
@@ -49,6 +56,7 @@ _BITS = ("4bit", "8bit")
 
 
 @uncollected()
+@own_terms()
 def load(
     model: "str | os.PathLike[str] | PreTrainedModel | TransformerBridge | LanguageModel",
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -88,7 +96,7 @@ def load(
         allow_pickle: read pickled weights, which can run code while they load.
 
     Raises:
-        ModelError: not found, not loadable, not a causal decoder, or it failed a check.
+        ModelError: not found, not loadable, not a causal decoder, or it failed a check; or inside torch.autocast.
         OptionError: the arguments do not fit each other.
     """
     if backend not in (None, *BACKENDS):
@@ -215,10 +223,7 @@ def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backe
             )
         return nnsight.loaded(model, tokenizer, _name_of(model), backend or "nnsight")
     if not isinstance(model, PreTrainedModel):
-        raise OptionError(
-            f"a {type(model).__name__} is no model; give a hub id, a path, or a model of transformers, TransformerLens "
-            "(a TransformerBridge) or nnsight"
-        )
+        refuse_no_model(model)
     hf = model
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         given = "no tokenizer" if tokenizer is None else f"a {type(tokenizer).__name__}"
@@ -228,7 +233,9 @@ def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backe
     source = hf.name_or_path or type(hf).__name__
     _refuse_other_kinds(source, hf.config, known=type(hf).__name__ in _CLASSES or _loader(hf.config) is not None)
     refuse_unobservable(hf, source)
-    return _backed(hf.eval(), tokenizer, source, None, backend or TRANSFORMERS.name)
+    refuse_without_values(hf, source)
+    with alone(hf):
+        return _backed(hf.eval(), tokenizer, source, None, backend or TRANSFORMERS.name)
 
 
 def _from_bridge(model: Any, tokenizer: PreTrainedTokenizerBase | None, backend: str | None) -> Model:
@@ -240,7 +247,9 @@ def _from_bridge(model: Any, tokenizer: PreTrainedTokenizerBase | None, backend:
         raise OptionError(f"the bridge of {source} has no tokenizer; call load(bridge, tokenizer=tokenizer)")
     hf = bridge.module_of(model, source)
     refuse_unobservable(hf, source)
-    return replace(checked(adapt(hf.eval(), tokenizer, source)), backend=TRANSFORMER_LENS)
+    refuse_without_values(hf, source)
+    with alone(hf):
+        return replace(checked(adapt(hf.eval(), tokenizer, source)), backend=TRANSFORMER_LENS)
 
 
 def _name_of(language_model: Any) -> str:
@@ -256,6 +265,8 @@ def _locate(source: str) -> tuple[Path, str | None]:
         if not path.is_file():
             raise ModelError(f"there is no file {source}; give the path of a .gguf file, a folder, or a hub id")
         return path.parent, path.name
+    if path.is_dir():
+        refuse_adapter_folder(source, path)
     if path.is_dir() and not (path / "config.json").exists():
         ggufs = sorted(entry.name for entry in path.glob("*.gguf"))
         if len(ggufs) == 1:
@@ -296,12 +307,7 @@ def _load_checkpoint(
         advice = "install the package that it names" if lacks_package else weights_advice(source)
         raise ModelError(f"{source} could not be loaded ({first_sentence(error)}); {advice}") from error
     hf, loading = loaded
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ModelError(
-            f"{source} lacks {len(missing)} of its weights ({', '.join(missing[:2])} ...), which would be random; give "
-            "a complete checkpoint"
-        )
+    refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
     return hf, tokenizer
 
 

@@ -138,7 +138,7 @@ def _read(
     words = _WORDS_ON_CPU if weight.device.type == "cpu" else _WORDS
     for rows in states.detach().to(weight.device).float().split(_ROWS):
         top = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-        highest = torch.full((len(rows),), -math.inf, device=rows.device)
+        highest = torch.full((len(rows),), -math.inf, dtype=torch.float32, device=rows.device)
         parts = []
         for start in range(0, n_vocab, words):
             stop = min(start + words, n_vocab)

@@ -35,6 +35,7 @@ _OPAQUE = {
     "dataset.prompts_sha256": "other prompts",
     "dataset.ids_sha256": "other prompts",
     "dataset.items_sha256": "other items",
+    "options.generation_config": "another generation config of --model",
     "model.fingerprint": "other weights or another config of --model",
 }
 """Entries that say nothing to a user."""

@@ -36,7 +36,8 @@ def refuse_unable(model: Model, options: TraceOptions, strategy: Strategy) -> No
     if not backend.is_here and not (isinstance(strategy, Last) and _is_plain(options)):
         raise OptionError(
             f"--backend {backend.name} generates greedily from the last layer alone; leave out strategy, temperature, "
-            "repetition penalty and stop strings, or trace given text with --max-new-tokens 0"
+            "repetition penalty, stop strings and a generation config that changes logits, or trace given text with "
+            "--max-new-tokens 0"
         )
 
 
@@ -61,4 +62,5 @@ def generate_remotely(
 
 
 def _is_plain(options: TraceOptions) -> bool:
-    return not options.samples and options.repetition_penalty == 1.0 and not options.stops
+    penalised = options.repetition_penalty not in (None, 1.0)
+    return not options.samples and not penalised and not options.stops and not options.generation_config

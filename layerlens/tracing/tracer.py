@@ -13,6 +13,7 @@ from layerlens import lens
 from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.decode.batch import Decoded
 from layerlens.decode.flops import decoding_flops
+from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.identity import code_of
 from layerlens.decode.loop import batch_seed
 from layerlens.decode.names import strategy_record
@@ -22,7 +23,7 @@ from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.strategies import Last, Strategy, Valley, layers_of
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
-from layerlens.models.check import still_as_loaded
+from layerlens.models.use import uses_model
 from layerlens.records import Manifest, RunWriter, new_manifest
 from layerlens.records.manifest import digest
 from layerlens.run import Run, open_run
@@ -36,6 +37,7 @@ from layerlens.tracing.words import ids_in, words
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+@uses_model(may_be_remote=True)
 def trace(
     model: Model,
     prompts: Dataset | Iterable[str | Sequence[dict[str, str]] | Prompt],
@@ -61,7 +63,6 @@ def trace(
         OptionError, PromptError: before anything is written.
         RunError: `out` holds another run, or cannot be written. What is complete is kept.
     """
-    still_as_loaded(model, may_be_remote=True)
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
     strategy = Last() if strategy is None else strategy
     layers_of(strategy, model.n_layers, model.tied)
@@ -70,6 +71,7 @@ def trace(
     if options.get("mode") is None and "generate" not in model.backend.modes:
         options["mode"] = "replay"
     settled = made(TraceOptions, options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
+    settled = with_generation_config(settled, model)
     refuse_unable(model, settled, strategy)
     if settled.max_new_tokens == 0 and not isinstance(strategy, Last):
         raise OptionError(

@@ -37,8 +37,9 @@ def tiny_lfm2() -> Lfm2ForCausalLM:
     return tiny_model("lfm2", **sizes, block_auto_adjust_ff_dim=False, tie_word_embeddings=False)
 
 
-def write_gguf(path: Path, hf: Lfm2ForCausalLM, *, tied: bool = False) -> None:
-    """The model with its matrices in blocks of Q8_0 and a tokenizer of single bytes; `tied` leaves the head out."""
+def write_gguf(path: Path, hf: Lfm2ForCausalLM, *, tied: bool = False, more: tuple[str, ...] = ()) -> None:
+    """The model with its matrices in blocks of Q8_0 and a tokenizer of single bytes; `tied` leaves the head out, `more`
+    adds tensors of those names."""
     config = hf.config
     kv_heads = [config.num_key_value_heads if kind == "full_attention" else 0 for kind in config.layer_types]
     writer = gguf.GGUFWriter(path, "lfm2")
@@ -59,6 +60,8 @@ def write_gguf(path: Path, hf: Lfm2ForCausalLM, *, tied: bool = False) -> None:
     for name, weight in hf.state_dict().items():
         if not (tied and name == "lm_head.weight"):
             _add(writer, name, weight)
+    for name in more:
+        writer.add_tensor(name, np.ones(64, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

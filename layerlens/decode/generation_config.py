@@ -1,0 +1,158 @@
+"""What a model's own generation config says, where no option says otherwise: as transformers' `generate` takes it,
+except that tokens are drawn only where a temperature is given."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+
+from layerlens.decode.options import GenerateOptions, Options
+from layerlens.errors import Notice, OptionError, first_sentence
+from layerlens.models import Model
+
+# Entries that have an option of the same name here, and what is off.
+_OPTIONS: dict[str, Any] = {"repetition_penalty": 1.0, "min_new_tokens": 0, "stop_strings": None}
+_OPTIONS_OF_SAMPLING: dict[str, Any] = {"top_p": 1.0, "top_k": 0}
+# Entries that have none, and what is off besides None.
+_OTHERS: dict[str, Any] = {
+    "sequence_bias": {},
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "bad_words_ids": [],
+    "min_length": 0,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "remove_invalid_values": False,
+    "watermarking_config": None,
+}
+_OTHERS_OF_SAMPLING: dict[str, Any] = {
+    "min_p": 0.0,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+# Entries that are not followed here, what is off, and what they would have.
+_SEARCHES = {
+    "num_beams": (1, "beams"),
+    "guidance_scale": (1.0, "guidance"),
+    "penalty_alpha": (0.0, "contrastive search"),
+}
+
+
+def with_generation_config(options: Options, model: Model) -> Options:
+    """The options with every None that the model's generation config fills filled; see `GenerateOptions`.
+
+    Warns with a `Notice` of what the generation config asks for and is not done.
+    """
+    asked = options.generation_config is True and options.max_new_tokens > 0
+    config = getattr(model.hf, "generation_config", None) if asked else None
+    notice = unfollowed(model, options) if asked else None
+    if notice:
+        warnings.warn(notice, Notice, stacklevel=2)
+    off = _OPTIONS | _OPTIONS_OF_SAMPLING
+    values = {name: value for name, value in off.items() if getattr(options, name) is None}
+    for name in values:
+        own = getattr(config, name, None)
+        if own is not None and (options.samples or name not in _OPTIONS_OF_SAMPLING):
+            values[name] = min(own, options.max_new_tokens) if name == "min_new_tokens" else own
+    given = options.generation_config
+    others = acting(model, options) if asked else given if isinstance(given, Mapping) else None
+    return replace(options, **values, generation_config=others or None)
+
+
+def acting(model: Model, options: GenerateOptions) -> dict[str, Any]:
+    """The entries of the model's generation config that change logits and have no option of their own, fit for JSON."""
+    config = getattr(model.hf, "generation_config", None)
+    off = _OTHERS | (_OTHERS_OF_SAMPLING if options.samples else {})
+    found = {name: getattr(config, name, None) for name in off}
+    return {name: _for_json(value) for name, value in found.items() if value is not None and value != off[name]}
+
+
+def unfollowed(model: Model, options: GenerateOptions) -> str | None:
+    """A sentence on what the model's generation config asks for and this does not do; None where there is nothing."""
+    config = getattr(model.hf, "generation_config", None)
+    if config is None or options.generation_config is False:
+        return None
+    if getattr(config, "do_sample", None) and not options.samples:
+        names = ("temperature", "top_k", "top_p", "min_p")
+        given = [f"{name} {value}" for name in names if (value := getattr(config, name, None)) is not None]
+        how = f" ({', '.join(given)})" if given else ""
+        temperature = getattr(config, "temperature", None) or 1.0
+        return (
+            f"the generation config of {model.source} samples{how}, and this takes the most probable token; give "
+            f"--temperature {temperature} to sample"
+        )
+    for name, (off, what) in _SEARCHES.items():
+        value = getattr(config, name, None)
+        if value is not None and value != off:
+            return f"the generation config of {model.source} asks for {what} ({name} {value}), which is left out here"
+    return None
+
+
+def row_processors(
+    model: Model, prompts: Sequence[Sequence[int]], options: GenerateOptions, ends: Sequence[int]
+) -> list[LogitsProcessorList] | None:
+    """For each prompt what transformers makes of options and generation config; None where the options are all.
+
+    Each row has its own, made for its own length, so that padding beside a longer prompt counts for nothing.
+
+    Raises:
+        OptionError: transformers cannot follow the generation config.
+    """
+    if not options.generation_config:
+        return None
+    assert isinstance(options.generation_config, Mapping)
+    hf: Any = model.hf
+    found = []
+    for prompt in prompts:
+        try:
+            config = GenerationConfig(**copy.deepcopy(dict(options.generation_config)))
+            config.update(
+                do_sample=options.samples,
+                temperature=float(options.temperature) if options.samples else None,
+                top_p=float(options.top_p) if options.samples and options.top_p is not None else None,
+                top_k=options.top_k if options.samples else None,
+                repetition_penalty=options.repetition_penalty,
+                min_new_tokens=options.min_new_tokens,
+                max_length=len(prompt) + options.max_new_tokens,
+                eos_token_id=list(ends) or None,
+            )
+            hf._prepare_special_tokens(config, device=model.device)
+            ids = torch.tensor([list(prompt)], device=model.device)
+            processors = hf._get_logits_processor(
+                generation_config=config,
+                input_ids_seq_length=len(prompt),
+                encoder_input_ids=ids,
+                device=model.device,
+            )
+        except Exception as error:  # whatever transformers says of entries that do not fit
+            raise OptionError(
+                f"the generation config of {model.source} cannot be followed ({first_sentence(error)}); give "
+                "--no-generation-config"
+            ) from error
+        found.append(processors)
+    return found
+
+
+def processed(processors: Sequence[LogitsProcessorList], texts: Sequence[Tensor], scores: Tensor) -> Tensor:
+    """The scores [rows, vocab], each row changed by its own processors, which see its own text so far."""
+    rows = zip(processors, texts, scores.split(1), strict=True)
+    return torch.cat([own(text.unsqueeze(0), row) for own, text, row in rows])
+
+
+def _for_json(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):  # a bias of sequences, whose keys are tuples
+        return [[list(key), number] for key, number in value.items()]
+    return list(value) if isinstance(value, tuple) else value

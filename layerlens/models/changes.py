@@ -1,0 +1,153 @@
+"""What a model's readings rest on, noted when it was loaded, and what of it is another now."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+
+from layerlens.models.adapter import SCALARS, Model, head_of
+from layerlens.models.packed import is_plain, plain_tensors
+
+_OURS = "layerlens.models.hooks"
+_PLAIN = (bool, int, float)
+
+
+@dataclass(frozen=True, eq=False)
+class Foundation:
+    """What the readings of a model rest on.
+
+    Attributes:
+        stack: path of the list of its blocks.
+        ends: paths of the modules between the last block and the logits, with the modules inside of them.
+        around: paths of the modules that hold the blocks or the head: what they run decides which states there are.
+        parts: paths of the modules at which attention and MLP part are told apart.
+        copied: whether the readout holds copies of those ends, on another device or in another form.
+        fixed: each is a phrase and a value; where one differs, the readings would be another model's.
+        watched: likewise; where one differs, only a pass can tell whether the readings still hold.
+    """
+
+    stack: str
+    ends: tuple[str, ...]
+    around: tuple[str, ...]
+    parts: tuple[str, ...]
+    copied: bool
+    fixed: dict[str, object]
+    watched: dict[str, object]
+
+
+def foundation_of(model: Model) -> Foundation:
+    """What the readings of a model rest on, as it is now."""
+    paths = {module: path for path, module in model.hf.named_modules()}
+    block = paths[model.blocks[-1]]
+    after = (*(module for module in model.unembed.tail if module in paths), model.head)
+    copied = model.unembed.packed is not None or any(module not in paths for module in model.unembed.tail)
+    ends = tuple(dict.fromkeys(paths[inner] for module in after for inner in module.modules()))
+    around = tuple(dict.fromkeys(owner for path in (block, *ends) for owner in _owners(path) if owner not in ends))
+    parts = tuple(paths[part.watched] for part in model.sublayers if part is not None)
+    stack = block.rpartition(".")[0]
+    where = stack, ends, around, parts, copied
+    return Foundation(*where, *_facts(model, *where))
+
+
+def changes(model: Model) -> tuple[list[str], list[str]]:
+    """What is another than when the model was loaded, as phrases: what decides, and what a pass must decide."""
+    then = model.foundation
+    if then is None:
+        return [], []
+    fixed, watched = _facts(model, then.stack, then.ends, then.around, then.parts, then.copied)
+    return _differing(then.fixed, fixed), _differing(then.watched, watched)
+
+
+def in_training(root: nn.Module) -> bool:
+    """Whether any module of the model is in training mode; in a third of the time that `modules()` takes."""
+    waiting: list[nn.Module | None] = [root]
+    while waiting:
+        module = waiting.pop()
+        if module is not None:
+            if module.training:
+                return True
+            waiting.extend(module._modules.values())
+    return False
+
+
+def _facts(
+    model: Model, stack: str, ends: Sequence[str], around: Sequence[str], parts: Sequence[str], copied: bool
+) -> tuple[dict[str, object], dict[str, object]]:
+    hf = model.hf
+    fixed: dict[str, object] = {f"{stack} holds other blocks": _children(_at(hf, stack))}
+    watched: dict[str, object] = {}
+    for path in (*ends, *parts):
+        module = _at(hf, path)
+        fixed[f"{path} is another module"] = module, type(module)
+    head = head_of(hf)
+    fixed["the unembedding is another module"] = head
+    for name in ("weight", "bias"):
+        tensor = getattr(head, name, None)
+        fixed[f"the unembedding has another {name}"] = _place(tensor) if is_plain(tensor) else type(tensor)
+    for path in (*ends, *around):
+        module = _at(hf, path)
+        name = path or type(hf).__name__
+        if module is None:
+            continue
+        watched[f"{name} has other hooks"] = _hooks(module)
+        watched[f"{name} has another forward"] = _written(module.forward)
+        watched[f"{name} holds other modules"] = _children(module)
+        watched[f"{name} has other numbers"] = {
+            key: value for key, value in vars(module).items() if type(value) in _PLAIN and key != "training"
+        }
+        if path in ends:
+            # what was made from them once, in another form or on another device, does not follow them
+            values = tuple(_version(tensor) for tensor in _tensors(module))
+            (fixed if copied else watched)[f"{name} has other values"] = values
+    config = hf.config.get_text_config(decoder=True)
+    for key in (*SCALARS, "num_hidden_layers"):
+        watched[f"its config has another {key}"] = getattr(config, key, None)
+    return fixed, watched
+
+
+def _differing(then: dict[str, object], now: dict[str, object]) -> list[str]:
+    return [phrase for phrase in {**then, **now} if then.get(phrase) != now.get(phrase)]
+
+
+def _owners(path: str) -> Iterator[str]:
+    """The paths of the modules around a module, the model itself ("") first."""
+    names = path.split(".")
+    return (".".join(names[:length]) for length in range(len(names)))
+
+
+def _at(hf: nn.Module, path: str) -> nn.Module | None:
+    module: Any = hf
+    for name in path.split(".") if path else ():
+        module = module._modules.get(name) if isinstance(module, nn.Module) else None
+    return module if isinstance(module, nn.Module) else None
+
+
+def _written(forward: Any) -> object:
+    """What torch.compile was given, where it made this."""
+    return getattr(forward, "_torchdynamo_orig_callable", forward)
+
+
+def _children(module: nn.Module | None) -> tuple[nn.Module | None, ...]:
+    return () if module is None else tuple(module._modules.values())
+
+
+def _hooks(module: nn.Module) -> tuple[object, ...]:
+    """What else runs when the module is called, without what layerlens itself has put there."""
+    hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
+    return tuple(hook for hook in hooks if getattr(hook, "__module__", None) != _OURS)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    own = chain(module._parameters.values(), module._buffers.values())
+    return chain.from_iterable(plain_tensors(tensor) for tensor in own if tensor is not None)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr() if not tensor.is_meta else 0, tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+def _version(tensor: Tensor) -> tuple[object, ...]:
+    """Where the values lie, and how often they were changed in place, which tensors of inference mode do not count."""
+    return *_place(tensor), 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,100 @@
+"""What cannot be loaded as the model that it is given for, with the true reason."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from layerlens.errors import ModelError, OptionError
+from layerlens.models import placement
+
+_ADAPTER = "adapter_config.json"
+
+
+def refuse_adapter_folder(source: str, folder: Path) -> None:
+    """ModelError for a folder of adapter weights, which say how another model is to be changed."""
+    if not (folder / _ADAPTER).is_file():
+        return
+    try:
+        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    raise ModelError(
+        f"{source} holds an adapter for {base or 'another model'} ({_ADAPTER}) and not a model of its own; merge it "
+        "with peft (PeftModel.from_pretrained(base, folder).merge_and_unload()), and give the merged model"
+    )
+
+
+def refuse_no_model(given: object) -> NoReturn:
+    """OptionError for an object that is no model, or a wrapper around one."""
+    name = type(given).__name__
+    if any(kind.__module__.partition(".")[0] == "peft" for kind in type(given).__mro__):
+        raise OptionError(
+            f"a {name} is peft's wrapper around a model; give the model with its adapters merged "
+            "(model.merge_and_unload()), or the one inside of it that carries them (model.get_base_model())"
+        )
+    inner = getattr(given, "module", None)
+    if isinstance(inner, PreTrainedModel):
+        raise OptionError(f"a {name} is a wrapper around a {type(inner).__name__}; give that (model.module)")
+    raise OptionError(
+        f"a {name} is no model; give a hub id, a path, or a model of transformers, TransformerLens (a "
+        "TransformerBridge) or nnsight"
+    )
+
+
+def refuse_without_values(hf: nn.Module, source: str) -> None:
+    """ModelError for a model on the meta device, which has shapes and no weights."""
+    if placement.is_spread(hf):
+        return  # what is offloaded lies on meta until its turn
+    empty = [name for name, parameter in hf.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ModelError(
+            f"{source} has no values: {len(empty)} of its weights ({empty[0]} ...) are on the meta device; load it "
+            "with its weights, by from_pretrained"
+        )
+
+
+def refuse_dropped_weights(
+    hf: PreTrainedModel, source: str, *, missing: Collection[str], left_out: Collection[str]
+) -> None:
+    """ModelError where a checkpoint and the class that loads it do not hold the same weights of the language model.
+
+    Args:
+        hf: the loaded model.
+        source: what it is called in messages.
+        missing: weights of the class that the checkpoint lacks.
+        left_out: weights of the checkpoint that the class does not take.
+    """
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} of its weights ({_some(missing)}), which would be random; give a complete "
+            "checkpoint"
+        )
+    needed = [name for name in left_out if _acts(hf, name)]
+    if needed:
+        raise ModelError(
+            f"{source} holds {len(needed)} weights that {type(hf).__name__} does not take ({_some(needed)}), and "
+            "without them it is another model; check its config.json, or use the transformers that it was made with"
+        )
+
+
+def _acts(hf: PreTrainedModel, name: str) -> bool:
+    """Whether a weight that was left out would have changed the states or logits.
+
+    It would where it belongs to a module that the model has, or to a block. Whole towers for pictures or sound and
+    heads for further tokens are not run, and what a buffer holds is computed anew.
+    """
+    if name.endswith("masked_bias") or name in {buffer for buffer, _ in hf.named_buffers()}:
+        return False
+    path = name.rpartition(".")[0]
+    stacks = [owner for owner, module in hf.named_modules() if isinstance(module, nn.ModuleList)]
+    modules: Any = dict(hf.named_modules())
+    return (path in modules and path != "") or any(name.startswith(f"{stack}.") for stack in stacks if stack)
+
+
+def _some(names: Collection[str]) -> str:
+    first = sorted(names)[:2]
+    return ", ".join(first) + (" ..." if len(names) > len(first) else "")

@@ -1,0 +1,76 @@
+"""Using a model: as it was loaded, by one thread at a time, whatever torch is set to outside."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from layerlens.errors import ModelError, OptionError
+from layerlens.models.adapter import Model
+from layerlens.models.check import still_as_loaded
+
+Door = TypeVar("Door", bound=Callable[..., Any])
+
+_locks: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
+_making_locks = threading.Lock()
+
+
+def uses_model(*, may_be_remote: bool = False) -> Callable[[Door], Door]:
+    """A function whose first argument is a model, with the model `in_use` while it runs."""
+
+    def of(door: Door) -> Door:
+        @wraps(door)
+        def used(*args: Any, **kwargs: Any) -> Any:
+            with in_use(args[0] if args else kwargs.get("model"), may_be_remote=may_be_remote):
+                return door(*args, **kwargs)
+
+        return used  # type: ignore[return-value]
+
+    return of
+
+
+@contextmanager
+def in_use(model: object, *, may_be_compiled: bool = False, may_be_remote: bool = False) -> Iterator[None]:
+    """While open, this thread alone uses the model, which is as it was loaded; another thread that asks for it waits.
+
+    Raises:
+        ModelError, OptionError: it is no model from `load`; and see `still_as_loaded` and `own_terms`.
+    """
+    if not isinstance(model, Model):
+        raise OptionError(f"a {type(model).__name__} is no loaded model; give ll.load(model, tokenizer=tokenizer)")
+    with own_terms(), alone(model.hf):
+        still_as_loaded(model, may_be_compiled=may_be_compiled, may_be_remote=may_be_remote)
+        yield
+
+
+@contextmanager
+def alone(hf: nn.Module) -> Iterator[None]:
+    """While open, no other thread is in this context with the same model; the same thread can be, several times."""
+    with _making_locks:
+        lock = _locks.setdefault(hf, threading.RLock())
+    with lock:
+        yield
+
+
+@contextmanager
+def own_terms() -> Iterator[None]:
+    """While open, tensors lie where layerlens puts them, whatever torch's default device is.
+
+    Raises:
+        ModelError: inside torch.autocast, which computes in another type than the model was loaded in.
+    """
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            dtype = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+            raise ModelError(
+                f"torch.autocast is on and computes in {dtype}, and models are measured in the type that they were "
+                f"loaded in; leave torch.autocast, or load the model with dtype={dtype!r}"
+            )
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.device("cpu") if elsewhere else nullcontext():
+        yield
