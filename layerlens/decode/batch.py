@@ -100,7 +100,7 @@ class _Batch:
         processors = row_processors(model, prompts, options, ends)
         penalised = processors is None and options.repetition_penalty not in (None, 1.0)
         seen = _seen(ids, mask, model.n_vocab) if penalised else None
-        self._sampler = Sampler(options, self._end_ids, seen, n_rows, seed, processors, prompts)
+        self._sampler = Sampler(options, self._end_ids, seen, n_rows, seed, processors, prompts, model.source)
 
         # what a step changes, in place
         self._token = torch.zeros(n_rows, 1, dtype=torch.long, device=device)

@@ -3,7 +3,8 @@ except that tokens are drawn only where a temperature is given."""
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -111,43 +112,53 @@ def row_processors(
     """
     if not options.generation_config:
         return None
-    assert isinstance(options.generation_config, Mapping)
-    hf: Any = model.hf
-    found = []
-    for prompt in prompts:
-        try:
-            config = GenerationConfig(**copy.deepcopy(dict(options.generation_config)))
-            config.update(
-                do_sample=options.samples,
-                temperature=float(options.temperature) if options.samples else None,
-                top_p=float(options.top_p) if options.samples and options.top_p is not None else None,
-                top_k=options.top_k if options.samples else None,
-                repetition_penalty=options.repetition_penalty,
-                min_new_tokens=options.min_new_tokens,
-                max_length=len(prompt) + options.max_new_tokens,
-                eos_token_id=list(ends) or None,
-            )
-            hf._prepare_special_tokens(config, device=model.device)
-            ids = torch.tensor([list(prompt)], device=model.device)
-            processors = hf._get_logits_processor(
-                generation_config=config,
-                input_ids_seq_length=len(prompt),
-                encoder_input_ids=ids,
-                device=model.device,
-            )
-        except Exception as error:  # whatever transformers says of entries that do not fit
-            raise OptionError(
-                f"the generation config of {model.source} cannot be followed ({first_sentence(error)}); give "
-                "--no-generation-config"
-            ) from error
-        found.append(processors)
-    return found
+    with _followed(model.source):
+        return [_processors_of(model, prompt, options, ends) for prompt in prompts]
 
 
-def processed(processors: Sequence[LogitsProcessorList], texts: Sequence[Tensor], scores: Tensor) -> Tensor:
+def processed(
+    source: str, processors: Sequence[LogitsProcessorList], texts: Sequence[Tensor], scores: Tensor
+) -> Tensor:
     """The scores [rows, vocab], each row changed by its own processors, which see its own text so far."""
     rows = zip(processors, texts, scores.split(1), strict=True)
-    return torch.cat([own(text.unsqueeze(0), row) for own, text, row in rows])
+    with _followed(source):
+        return torch.cat([own(text.unsqueeze(0), row) for own, text, row in rows])
+
+
+def _processors_of(
+    model: Model, prompt: Sequence[int], options: GenerateOptions, ends: Sequence[int]
+) -> LogitsProcessorList:
+    assert isinstance(options.generation_config, Mapping)
+    hf: Any = model.hf
+    config = GenerationConfig(**copy.deepcopy(dict(options.generation_config)))
+    config.update(
+        do_sample=options.samples,
+        **({name: getattr(options, name) for name in ("temperature", "top_p", "top_k")} if options.samples else {}),
+        repetition_penalty=options.repetition_penalty,
+        min_new_tokens=options.min_new_tokens,
+        max_length=len(prompt) + options.max_new_tokens,
+        eos_token_id=list(ends) or None,
+    )
+    hf._prepare_special_tokens(config, device=model.device)
+    processors: LogitsProcessorList = hf._get_logits_processor(
+        generation_config=config,
+        input_ids_seq_length=len(prompt),
+        encoder_input_ids=torch.tensor([list(prompt)], device=model.device),
+        device=model.device,
+    )
+    return processors
+
+
+@contextmanager
+def _followed(source: str) -> Iterator[None]:
+    """OptionError for whatever transformers says of entries that do not fit the model."""
+    try:
+        yield
+    except Exception as error:
+        raise OptionError(
+            f"the generation config of {source} cannot be followed ({first_sentence(error)}); give "
+            "--no-generation-config"
+        ) from error
 
 
 def _for_json(value: Any) -> Any:

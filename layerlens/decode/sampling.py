@@ -33,6 +33,7 @@ class Sampler:
         seed: int,
         processors: Sequence[LogitsProcessorList] | None = None,
         prompts: Sequence[Sequence[int]] = (),
+        source: str = "the model",
     ) -> None:
         """Begin.
 
@@ -44,8 +45,10 @@ class Sampler:
             seed: of the draws.
             processors: of each row, in place of all that the options say; None where the options are all.
             prompts: of each row, for the processors.
+            source: what the model is called in messages.
         """
         self._options = options
+        self._source = source
         self._processors = None if processors is None else list(processors)
         self._texts = [torch.tensor(prompt, device=ends.device) for prompt in prompts] if processors else []
         self._ends = ends
@@ -66,7 +69,7 @@ class Sampler:
         """The next token of each row; `step` counts from 0."""
         scores = logits.float()
         if self._processors is not None:
-            scores = processed(self._processors, self._texts, scores)
+            scores = processed(self._source, self._processors, self._texts, scores)
         elif self._seen is not None:
             penalty = self._options.repetition_penalty
             scores = torch.where(self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
