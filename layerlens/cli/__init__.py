@@ -62,7 +62,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII must not cost the summary
     collect_rarely()
-    warnings.showwarning = _show_notice
+    warnings.showwarning = _show_notice  # type: ignore[assignment]
     sys.exit(run(sys.argv[1:]))
 
 

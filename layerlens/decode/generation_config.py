@@ -120,7 +120,7 @@ def processed(
     source: str, processors: Sequence[LogitsProcessorList], texts: Sequence[Tensor], scores: Tensor
 ) -> Tensor:
     """The scores [rows, vocab], each row changed by its own processors, which see its own text so far."""
-    rows = zip(processors, texts, scores.split(1), strict=True)
+    rows: Any = zip(processors, texts, scores.split(1), strict=True)
     with _followed(source):
         return torch.cat([own(text.unsqueeze(0), row) for own, text, row in rows])
 

@@ -71,7 +71,7 @@ class Sampler:
         if self._processors is not None:
             scores = processed(self._source, self._processors, self._texts, scores)
         elif self._seen is not None:
-            penalty = self._options.repetition_penalty
+            penalty = self._options.repetition_penalty or 1.0
             scores = torch.where(self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
         if self._processors is None and self._options.min_new_tokens and len(self._ends):
             barred = torch.where(step < self._options.min_new_tokens, -torch.inf, 0.0).to(scores.dtype)

@@ -165,7 +165,7 @@ def _parsed_once() -> Iterator[set[str]]:
     names_of = modeling_gguf_pytorch_utils.get_gguf_hf_weights_map
 
     def noted_names(*args: Any, **kwargs: Any) -> dict[str, str]:
-        names = names_of(*args, **kwargs)
+        names: dict[str, str] = names_of(*args, **kwargs)
         taken.update(names)
         return names
 

@@ -49,7 +49,7 @@ def generate_remotely(
     assert isinstance(backend, Nnsight)
     outputs = []
     for prompt in prompts:
-        outputs.append(backend.generated(model, prompt, options.max_new_tokens, options.min_new_tokens, ends))
+        outputs.append(backend.generated(model, prompt, options.max_new_tokens, options.min_new_tokens or 0, ends))
         on_tokens(len(outputs[-1]))
     longest = max(map(len, outputs))
     tokens = torch.tensor([[*output, *[0] * (longest - len(output))] for output in outputs])
