@@ -333,3 +333,14 @@ def test_tensors_that_transformers_passes_over_in_gguf_are_named(name: str, tmp_
     with pytest.raises(ll.ModelError) as refused:
         ll.load(tmp_path / "more.gguf")
     assert (name if name.startswith("rope") else "feed_forward.w1.bias") in str(refused.value)
+
+
+def test_a_packed_head_that_was_written_to_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "packed.gguf", tiny_lfm2())
+    model = ll.load(tmp_path / "packed.gguf", keep_quantized=True)
+    ll.generate(model, TEXT, max_new_tokens=1)
+    assert model.unembed.packed is not None  # its readout holds an unpacked copy
+    with torch.no_grad():
+        next(iter(model.head.parameters())).zero_()
+    with pytest.raises(ll.ModelError):
+        ll.generate(model, TEXT, max_new_tokens=1)
