@@ -110,7 +110,7 @@ def row_processors(
     Raises:
         OptionError: transformers cannot follow the generation config.
     """
-    if not options.generation_config:
+    if not isinstance(options.generation_config, Mapping):
         return None
     with _followed(model.source):
         return [_processors_of(model, prompt, options, ends) for prompt in prompts]
