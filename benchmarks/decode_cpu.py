@@ -84,11 +84,13 @@ def make_ways(model: Any, n_new: int) -> dict[str, Callable[[list[int]], Any]]:
 
     import layerlens as ll
     from layerlens.decode.batch import decode_batch
+    from layerlens.decode.generation_config import with_generation_config
     from layerlens.decode.options import GenerateOptions
     from layerlens.decode.prompts import pad_token_id
     from layerlens.decode.reader import Reader
 
-    options = GenerateOptions(max_new_tokens=n_new, min_new_tokens=n_new)
+    window = min(WINDOW, model.n_layers)
+    options = with_generation_config(GenerateOptions(max_new_tokens=n_new, min_new_tokens=n_new), model)
 
     def generate(prompt: list[int]) -> None:
         ids = torch.tensor([prompt])
@@ -108,8 +110,8 @@ def make_ways(model: Any, n_new: int) -> dict[str, Callable[[list[int]], Any]]:
     return {
         "generate": generate,
         "last": loop(ll.Last()),
-        "valley, batched": loop(ll.Valley(WINDOW, scan="batched")),
-        "valley, lazy": loop(ll.Valley(WINDOW, scan="lazy")),
+        "valley, batched": loop(ll.Valley(window, scan="batched")),
+        "valley, lazy": loop(ll.Valley(window, scan="lazy")),
     }
 
 

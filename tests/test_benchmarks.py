@@ -85,3 +85,19 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(name, arguments, said)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_both_bars_in_each_instruction_set(tmp_path, tiny_folder):
+    out = run(
+        "instruction_sets.py",
+        *("--model", tiny_folder("llama"), "--rounds", 1, "--inner", 1, "--new-tokens", 12, "--tokens", 16),
+        *("--out", tmp_path / "sets.json"),
+    )
+    report = json.loads((tmp_path / "sets.json").read_text())
+    assert "AVX2" in report["sets"]
+    for name, one in report["sets"].items():
+        assert one["capability"] == name.partition("-")[0]  # the variables act
+        for bar, most in {"valley_over_last": 1.05, "trace_over_floor": 1.2}.items():
+            value = one[bar]
+            assert 0 < value["least"] <= value["median"] <= value["most"]
+            assert ("missed" if value["median"] > most else "met") in out

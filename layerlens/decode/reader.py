@@ -37,6 +37,7 @@ class Reader:
         self.layers = layers_of(strategy, model.n_layers, model.tied)
         self.decisions: Decisions | None = None
         self.may_branch = True
+        model.unembed.laid_out.check(model.unembed.weight)
         # another stream than the sampler's, which may have the same seed
         self.generator = torch.Generator(model.unembed.weight.device).manual_seed(seed ^ _STREAM)
         self.is_running = True

@@ -17,7 +17,9 @@ from layerlens.models.unembed import Unembed
 # ten candidates each are decoded 12 % faster at once than layer by layer.
 _ROWS_AT_BALANCE = {"cpu": 80}
 _ROWS_AT_BALANCE_ELSEWHERE = 192
-_ROWS_AT_ONCE = 64  # of a criterion, whose temporaries are as large as what it reads
+# Logits that a criterion reads at once, whose temporaries are as large: on a CPU what stays in a core's cache.
+_CRITERION_AT_ONCE = {"cpu": 2**16}
+_CRITERION_AT_ONCE_ELSEWHERE = 2**24
 
 
 class Readouts:
@@ -68,7 +70,7 @@ class Readouts:
             norm: with the final norm. DoLa and SLED read early layers without it.
         """
         stack = self._stacked(layers, rows)
-        logits: Tensor = self._unembed.logits(stack.flatten(0, 1), norm=norm)
+        logits: Tensor = self._unembed.logits(stack.flatten(0, 1), norm=norm, often=True)
         return logits.view(*stack.shape[:2], self._unembed.n_vocab)
 
     def measured(
@@ -77,7 +79,8 @@ class Readouts:
         """`logits`, and the criterion of each; entropies in the same launch where the readout is fused."""
         if not self.measures_itself(criterion):
             logits = self.logits(layers, rows)
-            pieces = logits.flatten(0, 1).split(_ROWS_AT_ONCE)
+            at_once = _CRITERION_AT_ONCE.get(self._device.type, _CRITERION_AT_ONCE_ELSEWHERE)
+            pieces = logits.flatten(0, 1).split(max(1, at_once // self._unembed.n_vocab))
             return logits, torch.cat([criterion(piece) for piece in pieces]).view(logits.shape[:2])
         from layerlens.lens.kernels import read_fused
 
@@ -109,7 +112,7 @@ class Readouts:
         for number in known[1:]:
             index += layer >= number
         self.projections += 1
-        return self._unembed.logits(stack[index, torch.arange(len(self), device=self._device)])
+        return self._unembed.logits(stack[index, torch.arange(len(self), device=self._device)], often=True)
 
     def split(self, rows: int) -> list["Readouts"]:
         """The same in parts of at most so many rows; each counts its own projections."""

@@ -1,12 +1,13 @@
 """From a residual-stream state to logits by the model's own path, a slice of the vocabulary at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from layerlens.axes import Logits, States
+from layerlens.models.laid_out import LaidOut
 
 _TILE = 8192
 
@@ -22,6 +23,7 @@ class Unembed:
         scale: factor on the logits.
         softcap: c in c·tanh(logits / c), applied after the scale; None where the model has none.
         packed: the quantised unembedding that `weight` was made from; None where `weight` is the model's own.
+        laid_out: the copy of `weight` that decoding multiplies by.
     """
 
     tail: Sequence[nn.Module]
@@ -30,6 +32,7 @@ class Unembed:
     scale: float = 1.0
     softcap: float | None = None
     packed: nn.Module | None = None
+    laid_out: LaidOut = field(default_factory=LaidOut, repr=False)
 
     @property
     def n_vocab(self) -> int:
@@ -59,9 +62,15 @@ class Unembed:
         weight = weight if weight.is_cuda else weight.float()
         return self.finished(product(self.operand(normed), weight), words)
 
-    def logits(self, states: States, *, norm: bool = True) -> Logits:
-        """Float32 logits over the whole vocabulary: [rows, vocab]. For few rows; `lens.read` needs no such tensor."""
+    def logits(self, states: States, *, norm: bool = True, often: bool = False) -> Logits:
+        """Float32 logits over the whole vocabulary: [rows, vocab]. For few rows; `lens.read` needs no such tensor.
+
+        `often` says that many more will be asked for, for which a copy of the weight may be made.
+        """
         normed = self.normed(states, norm=norm)
+        copy = self.laid_out.find(self.weight, len(normed)) if often else None
+        if copy is not None:
+            return self.finished(product(self.operand(normed), copy), slice(None))
         if self.weight.dtype == torch.float32 or normed.device.type != "cpu":
             return self.logits_tile(normed, 0, self.n_vocab)
         logits = normed.new_empty(len(normed), self.n_vocab, dtype=torch.float32)
