@@ -20,7 +20,7 @@ from tests.reference import own_readout, structure, watch
 class States(Unembed):
     """A head that hands the states on as logits."""
 
-    def logits(self, states: Tensor, *, norm: bool = True) -> Tensor:
+    def logits(self, states: Tensor, *, norm: bool = True, often: bool = False) -> Tensor:
         return states.float()
 
 

@@ -107,7 +107,7 @@ def test_a_weight_that_changed_is_read_anew(change):
     elif change == "another tensor":
         model.weight.data = torch.randn(257, 33)
     else:
-        model.weight.grad = torch.ones_like(model.weight)
+        model.weight.grad = torch.randn_like(model.weight)
         torch.optim.SGD([model.weight], lr=0.5).step()
     for _ in range(laid_out._USES + 1):
         torch.testing.assert_close(
