@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import layerlens as ll
+from layerlens.analysis.shares import share_interval
 from layerlens.analysis.uncertainty import mean_interval, resample
 from layerlens.decode.criteria import CRITERIA
 from layerlens.decode.options import GenerateOptions, settle_chat_template
@@ -174,12 +175,12 @@ def with_intervals(tables: Sequence[pd.DataFrame], by: str) -> pd.DataFrame:
     for name, chosen in every.groupby(by, sort=False):
         prompts = chosen.groupby("prompt")
         sums, counts = prompts[measures].sum().to_numpy(np.float64), prompts.size().to_numpy(np.float64)
-        found = mean_interval(sums, counts[:, None], resample(len(prompts)))
-        ends = {
-            f"{measure}{end}": float(numbers[column])
-            for column, measure in enumerate(measures)
-            for end, numbers in zip(("", "_low", "_high"), found, strict=True)
-        }
+        ends = {}
+        for column, measure in enumerate(measures):
+            certain = name in EXACT and measure in EXACTLY_0
+            estimate = mean_interval if measure in IN_UNITS or certain else share_interval
+            found = estimate(sums[:, column], counts, resample(len(prompts)))
+            ends |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), map(float, found), strict=True))
         lines.append({by: name, **ends, "n_tokens": len(chosen), "n_prompts": len(prompts)})
     return pd.DataFrame(lines)
 
@@ -199,6 +200,7 @@ TITLES = {
     "n_prompts": "prompts",
 }
 IN_UNITS = ("depth", "batched", "lazy")
+EXACT, EXACTLY_0 = ("shannon", 0.0), ("other_layer", "other_token", "skipped")  # by definition, whatever the prompts
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -231,7 +233,7 @@ def about(model: ll.Model, options: argparse.Namespace, window: int, criteria: p
         f"logits of the same {n_tokens:,.0f} states, those that emitted a token.\n"
         f"A token is the arg-max of the chosen layer's logits; at {replayed:.2%} of the states the replay's last layer "
         "gives the token that was emitted.\n"
-        "In brackets: 95 % intervals by bootstrap over prompts; a share of 0 gets no width, and may still be above 0.\n"
+        "In brackets: 95 % intervals over prompts; a share that few prompts have is taken as one answer from each.\n"
     )
 
 

@@ -15,7 +15,8 @@ import pandas as pd
 
 from layerlens.analysis.decoding import steps
 from layerlens.analysis.reported import reported_value
-from layerlens.analysis.uncertainty import interval, resample, resampled_means, share_interval
+from layerlens.analysis.shares import share_difference, share_interval
+from layerlens.analysis.uncertainty import resample
 from layerlens.errors import LayerlensError
 from layerlens.evaluation.scoring import WAYS, way_of_scoring
 from layerlens.run import Run, open_run
@@ -149,15 +150,12 @@ def _repeats(text: list[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
 def _paired(name: str, last: Run, valley: Run, of: Callable[[Run], tuple[pd.Series, pd.Series]]) -> Iterator[Measured]:
     (one, n_one), (two, n_two) = of(last), of(valley)
     common = sorted(set(one.index) & set(two.index))
-    sums, counts = (np.stack([ours[common], theirs[common]], axis=1) for ours, theirs in ((one, two), (n_one, n_two)))
+    pair = [(sums[common].to_numpy(), counts[common].to_numpy()) for sums, counts in ((one, n_one), (two, n_two))]
     weights = resample(len(common))
-    means = [100 * values for values in share_interval(sums, counts, weights)]
-    for index, label in enumerate(("last layer", "valley")):
-        yield Measured(f"{name}, {label}", "%", *(values[index] for values in means), n_prompts=len(common))
-    drawn = 100 * np.diff(resampled_means(sums, counts, weights))[:, 0]  # in pairs: what the runs share cancels
-    difference = float(np.diff(means[0])[0])
-    low, high = map(float, interval(drawn, len(common)))
-    yield Measured(f"{name}, valley less last layer", "%", difference, low, high, n_prompts=len(common))
+    found = {label: share_interval(*sums, weights) for label, sums in zip(("last layer", "valley"), pair, strict=True)}
+    found["valley less last layer"] = share_difference(*pair, weights)
+    for label, values in found.items():
+        yield Measured(f"{name}, {label}", "%", *(100 * float(value) for value in values), n_prompts=len(common))
 
 
 parser = argparse.ArgumentParser(description="Hold two runs against the paper's claims.")

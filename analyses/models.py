@@ -18,7 +18,8 @@ from findings import of_last_run
 
 from layerlens.analysis.layers import layer_kinds
 from layerlens.analysis.sample import Sample, sample
-from layerlens.analysis.uncertainty import effective_prompts, interval, resample, resampled_means
+from layerlens.analysis.shares import share_difference
+from layerlens.analysis.uncertainty import mean_difference, resample
 from layerlens.errors import LayerlensError, RunError
 from layerlens.run import Run, open_run
 from layerlens.tables.compose import Measured, beside
@@ -76,11 +77,9 @@ def of_both(run: Run, other: Run) -> Iterator[Measured]:
         raise RunError(f"{run.path} and {other.path} are not of the same prompts: trace both with the same --dataset")
     weights = resample(len(ids[0]))
     for (name, unit, ours), (_, _, theirs) in zip(*(_of_last_layer(*one) for one in pair), strict=True):
-        sums, counts = (np.stack(two, axis=1) for two in zip(ours, theirs, strict=True))
-        means = sums.sum(axis=0) / counts.sum(axis=0)
-        drawn = np.diff(resampled_means(sums, counts, weights))[:, 0]  # in pairs: what the runs share cancels
-        low, high = interval(drawn, effective_prompts(counts).min())
-        yield Measured(f"{name}, difference", unit, means[1] - means[0], float(low), float(high), n_prompts=len(ids[0]))
+        scale, difference = (100, share_difference) if unit == "%" else (1, mean_difference)
+        values = (scale * float(value) for value in difference(ours, theirs, weights))
+        yield Measured(f"{name}, difference", unit, *values, n_prompts=len(ids[0]))
 
 
 def _of_last_layer(run: Run, tokens: Sample) -> Iterator[tuple[str, str, tuple[Any, Any]]]:
@@ -88,7 +87,7 @@ def _of_last_layer(run: Run, tokens: Sample) -> Iterator[tuple[str, str, tuple[A
     entropy = tokens.of(run.layers("entropy")).astype(np.float64)
     change = entropy[:, -1] - entropy[:, -2]
     for name, unit, values in (
-        ("perturbed tokens", "%", 100.0 * (change > 0)),
+        ("perturbed tokens", "%", change > 0),
         ("entropy change at L, all", "nats", change),
         ("entropy, last layer", "nats", entropy[:, -1]),
         ("norm ratio, last layer", "", tokens.of(run.layers("norm_ratio")).astype(np.float64)[:, -1]),

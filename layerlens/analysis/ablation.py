@@ -9,15 +9,8 @@ import numpy as np
 import pandas as pd
 
 from layerlens.analysis.reported import reported
-from layerlens.analysis.uncertainty import (
-    Floats,
-    interval,
-    mean_interval,
-    most_unseen,
-    ratio,
-    resample,
-    resampled_means,
-)
+from layerlens.analysis.shares import share_difference, share_interval
+from layerlens.analysis.uncertainty import Floats, mean_interval, resample
 from layerlens.errors import OptionError, RunError
 from layerlens.evaluation.answers import condition_name, read_answers, read_manifest
 
@@ -32,11 +25,12 @@ def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Columns: arm; p; accuracy, the share of answers that are right, 0..1; difference, to the accuracy of the last layer
     on the same items, −1..1; n_items; n_answers, more where answers were repeated; generated_tokens, the mean length of
     an answer with its end token; finished, the share of answers that ended of themselves, 0..1. Every mean and the
-    difference have `_low` and `_high` (95 %, items resampled; the difference by resampling the items that both
-    conditions have); where all items are alike, so that resampling finds no doubt, shares and the difference have the
-    interval of Clopper and Pearson for nothing seen in so many items. The last layer does not depend on p: its
-    rows repeat one measurement. Conditions that nothing was answered for are left out. `attrs` has model, dataset,
-    scoring, temperature, n_items that were asked for, n_answers in all, and is_complete.
+    difference have `_low` and `_high` (95 %): shares by the rule of Clopper and Pearson, the difference by that of
+    Bonett and Price on the items that both conditions have, the mean length by resampling items. Where six items or
+    more have right and wrong answers among their repeats, their shares are resampled too (see `analysis.shares`). The
+    last layer does not depend on p: its rows repeat one measurement. Conditions that nothing was answered for are left
+    out. `attrs` has model, dataset, scoring, temperature, n_items that were asked for, n_answers in all, and
+    is_complete.
 
     Raises:
         RunError: there is no ablation, a file of it cannot be read, or nothing was answered yet.
@@ -120,9 +114,10 @@ class _ByItem(NamedTuple):
         """The same with nothing counted but some items, [items]."""
         return _ByItem(np.where(items, self.sums, 0), np.where(items, self.counts, 0))
 
-    def means(self) -> Floats:
-        """Over all answers, [measures]."""
-        return ratio(self.sums.sum(axis=0), self.counts.sum(axis=0))
+    def of(self, measure: str) -> tuple[Floats, Floats]:
+        """Sums and counts of one measure, [items] each."""
+        column = MEASURES.index(measure)
+        return self.sums[:, column], self.counts[:, column]
 
 
 def _by_item(answers: pd.DataFrame, items: list[str]) -> _ByItem:
@@ -141,35 +136,19 @@ def _by_item(answers: pd.DataFrame, items: list[str]) -> _ByItem:
 
 
 def _row(arm: _ByItem, last: _ByItem, weights: Floats) -> dict[str, Any]:
-    mean, low, high = mean_interval(arm.sums, arm.counts, weights)
-    common = (arm.counts > 0) & (last.counts > 0)
-    pair = arm.among(common), last.among(common)
-    difference = pair[0].means() - pair[1].means()
-    draws = resampled_means(*pair[0], weights) - resampled_means(*pair[1], weights)
-    below, above = interval(draws, common.sum(axis=0))
-    values = dict(zip(MEASURES, np.stack([mean, low, high], axis=1).tolist(), strict=True))
-    values["difference"] = [
-        float(difference[0]),
-        float(np.minimum(below[0], difference[0])),
-        float(np.maximum(above[0], difference[0])),
-    ]
-    row = {"n_items": int((arm.counts[:, 0] > 0).sum())}
-    for name in ("accuracy", "finished"):
-        values[name] = _doubted(values[name], row["n_items"], least=0)
+    found: dict[str, Any] = {}
+    for name in MEASURES:
+        estimate = mean_interval if name == "generated_tokens" else share_interval
+        found[name] = estimate(*arm.of(name), weights)
+    found["difference"] = (0.0, 0.0, 0.0)  # one measurement, whatever p
     if arm is not last:
-        values["difference"] = _doubted(values["difference"], int(common[:, 0].sum()), least=-1)
+        common = (arm.counts > 0) & (last.counts > 0)
+        ours, theirs = (one.among(common).of("accuracy") for one in (last, arm))
+        found["difference"] = share_difference(ours, theirs, weights)
+    row: dict[str, Any] = {"n_items": int((arm.counts[:, 0] > 0).sum())}
     for name in ("accuracy", "difference", "generated_tokens", "finished"):
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values[name], strict=True))
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, found[name]), strict=True))
     return row
-
-
-def _doubted(estimate: list[float], n_items: int, least: int) -> list[float]:
-    """Estimate, low and high, widened within `least` and 1 where resampling items that are all alike left no width."""
-    value, low, high = estimate
-    if low < high or np.isnan(low):
-        return estimate
-    margin = float(most_unseen(n_items))
-    return [value, max(least, value - margin), min(1, value + margin)]
 
 
 def _measured(row: dict[Any, Any], attrs: dict[Any, Any]) -> dict[str, Any]:

@@ -7,21 +7,12 @@ import pandas as pd
 
 from layerlens.analysis.decoding import steps
 from layerlens.analysis.sample import Sample, generated
-from layerlens.analysis.uncertainty import (
-    Floats,
-    effective_prompts,
-    holding,
-    interval,
-    mean_interval,
-    resampled_means,
-    share_interval,
-)
+from layerlens.analysis.shares import share_difference, share_interval
+from layerlens.analysis.uncertainty import Sums, mean_difference, mean_interval
 from layerlens.errors import RunError
 
 if TYPE_CHECKING:
     from layerlens.run import Run
-
-Sums = tuple[Floats, Floats]
 
 
 def compare(run: "Run", other: "Run") -> pd.DataFrame:
@@ -32,8 +23,8 @@ def compare(run: "Run", other: "Run") -> pd.DataFrame:
 
     Columns: quantity; unit (share, nats, layers or tokens); run and other, the two means; difference, other less run;
     each with `_low` and `_high`: 95 %, the common prompts resampled in pairs, so that what the two runs share cancels
-    in the difference; n_tokens and n_tokens_other; n_prompts, the common ones that count in both. `attrs` counts in
-    n_prompts_unpaired the prompts that count in only one of the runs.
+    in the difference (shares of few prompts: see `analysis.shares`); n_tokens and n_tokens_other; n_prompts, the common
+    ones that count in both. `attrs` counts in n_prompts_unpaired the prompts that count in only one of the runs.
 
     Raises:
         RunError: the runs have no prompt in common, or are of different datasets; one of them has no generated token,
@@ -147,17 +138,17 @@ def _quantities(run: "Run", tokens: Sample) -> list[tuple[str, str, Sums]]:
 
 def _means(tokens: Sample, unit: str, ours: Sums, theirs: Sums) -> dict[str, float]:
     """Both means and their difference, each with its interval, from the same resamples of prompts."""
-    estimated = share_interval if unit == "share" else mean_interval
-    found = {name: estimated(*sums, tokens.weights) for name, sums in (("run", ours), ("other", theirs))}
-    left, right = (resampled_means(*sums, tokens.weights) for sums in (ours, theirs))
-    difference = found["other"][0] - found["run"][0]
-    n_prompts = np.minimum(effective_prompts(ours[1]), effective_prompts(theirs[1]))
-    found["difference"] = difference, *holding(difference, *interval(right - left, n_prompts))
+    mean, difference = _ESTIMATES[unit == "share"]
+    found = {name: mean(*sums, tokens.weights) for name, sums in (("run", ours), ("other", theirs))}
+    found["difference"] = difference(ours, theirs, tokens.weights)
     return {
         name + end: float(value)
         for name, values in found.items()
         for end, value in zip(("", "_low", "_high"), values, strict=True)
     }
+
+
+_ESTIMATES = {False: (mean_interval, mean_difference), True: (share_interval, share_difference)}
 
 
 def _same_vocabulary(run: "Run", other: "Run") -> bool:

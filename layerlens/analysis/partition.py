@@ -7,7 +7,8 @@ import pandas as pd
 
 from layerlens.analysis.layers import entropy_by_group
 from layerlens.analysis.sample import Gathered
-from layerlens.analysis.uncertainty import mean_interval, resampled_means, share_interval
+from layerlens.analysis.shares import share_interval
+from layerlens.analysis.uncertainty import mean_interval, resampled_means
 from layerlens.analysis.valleys import valley_layers
 from layerlens.errors import RunError
 

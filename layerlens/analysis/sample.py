@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.uncertainty import Floats, mean_interval, ratio, resample, share_interval
+from layerlens.analysis.shares import share_interval
+from layerlens.analysis.uncertainty import Floats, mean_interval, ratio, resample
 from layerlens.errors import RunError
 
 if TYPE_CHECKING:

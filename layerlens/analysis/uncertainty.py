@@ -15,9 +15,7 @@ prompts reaches beyond their extremes, so that few prompts cover less whatever t
 four, 91 % for five, 93 % for six. Twenty prompts cover only 90-92 % where a handful of them has nearly all that is
 counted, and where long answers differ systematically from short ones.
 
-Where no prompt has a token of a kind, or all have only that, resampling finds no doubt. A share's interval is then that
-of Clopper and Pearson (1934) for nothing seen in so many prompts, each taken for one draw: an upper bound, whatever
-tokens of a prompt have in common.
+Shares have a rule of their own where resampling knows too little: see `shares`.
 """
 
 from functools import lru_cache
@@ -29,6 +27,8 @@ import numpy as np
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Sums = tuple[Floats, Floats]
+"""Per-prompt sums and counts, [prompts, ...] each."""
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -94,24 +94,16 @@ def holding(estimate: Any, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     return np.minimum(low, estimate), np.maximum(high, estimate)
 
 
-def share_interval(sums: Floats, counts: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """As `mean_interval`, for a share: with Clopper and Pearson's doubt where it is 0 or 1 in every prompt."""
-    share, low, high = mean_interval(sums, counts, weights)
-    alike = (low == high) & ((share == 0) | (share == 1))
-    margin = most_unseen(np.maximum(effective_prompts(counts), 1))
-    return (
-        share,
-        np.where(alike, np.maximum(share - margin, 0), low),
-        np.where(alike, np.minimum(share + margin, 1), high),
-    )
+def mean_difference(ours: Sums, theirs: Sums, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Their mean less ours, low and high of every column, [...]; prompts are resampled in pairs, each [prompts, ...].
 
-
-def most_unseen(n: Any) -> Any:
-    """How large a share can be, at 95 %, of which n >= 1 independent draws show nothing: 1 − 0.025^(1/n), elementwise.
-
-    The end of the interval of Clopper and Pearson (1934) for none of n.
+    What the two have in common in a prompt cancels.
     """
-    return 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
+    ends = [ratio(sums.sum(axis=0), counts.sum(axis=0)) for sums, counts in (ours, theirs)]
+    left, right = (resampled_means(*sums, weights) for sums in (ours, theirs))
+    n_prompts = np.minimum(effective_prompts(ours[1]), effective_prompts(theirs[1]))
+    difference = ends[1] - ends[0]
+    return difference, *holding(difference, *interval(right - left, n_prompts))
 
 
 def effective_prompts(counts: Floats) -> Ints:

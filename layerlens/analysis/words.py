@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Prompts, Sample, counted_pieces, gathered, generated
-from layerlens.analysis.uncertainty import share_interval
+from layerlens.analysis.shares import share_interval
 from layerlens.errors import OptionError, RunError
 from layerlens.shipped import shipped_file
 

@@ -79,7 +79,7 @@ def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
 def _title(row: Any) -> str:
     noun = "token" if row["n_tokens"] == 1 else "tokens"
     text = f"{row['group'].capitalize()}: {row['n_tokens']:,} {noun}, {100 * row['share']:.1f} %"
-    if np.isnan(row["share_low"]) or row["share"] in (0, 1):  # resampling prompts that are all alike finds no doubt
+    if not row["share_low"] < row["share_high"]:  # a single prompt, or all tokens
         return text
     return f"{text} (95 %: {100 * row['share_low']:.1f}–{100 * row['share_high']:.1f})"
 

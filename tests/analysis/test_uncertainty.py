@@ -8,11 +8,11 @@ from scipy import stats
 
 from layerlens.analysis.uncertainty import (
     interval,
+    mean_difference,
     mean_interval,
     ratio,
     resample,
     resampled_means,
-    share_interval,
     t_quantile,
     tail_level,
 )
@@ -109,20 +109,16 @@ def test_the_coverage_test_can_fail_when_tokens_are_resampled():
     assert coverage(10, 60, by_token=True) < 0.6
 
 
-@given(st.integers(2, 60), st.booleans())
-def test_a_share_of_none_or_all_has_the_doubt_of_its_number_of_prompts(n_prompts, is_all):
-    """The interval of Clopper and Pearson, of scipy; a mean that happens to be 0 has none of it."""
-    counts = np.full(n_prompts, 7.0)
-    sums, weights = counts * is_all, resample(n_prompts, resamples=50)
-    expected = stats.binomtest(n_prompts if is_all else 0, n_prompts).proportion_ci()
-    assert share_interval(sums, counts, weights) == pytest.approx((float(is_all), expected.low, expected.high))
-    assert mean_interval(sums, counts, weights) == (is_all, is_all, is_all)
-
-
-def test_shares_in_between_and_of_few_prompts_are_those_of_resampling():
-    sums, counts = np.array([[1.0, 0, 3], [2, 0, 4]]), np.array([[4.0, 5, 3], [4, 0, 4]])
-    weights = resample(2)
-    plain, share = mean_interval(sums, counts, weights), share_interval(sums, counts, weights)
-    np.testing.assert_array_equal(np.array(plain)[:, 0], np.array(share)[:, 0])
-    assert np.isnan([share[1][1], share[2][1]]).all(), "a single prompt has no interval"
-    assert share[1][2] < plain[1][2] == 1
+def test_a_difference_resamples_prompts_in_pairs():
+    """Draw by draw in plain Python; what the two have in common cancels."""
+    ours = np.array([3.0, 10, 4, 8, 20]), np.array([2.0, 3, 2, 4, 5])
+    theirs = np.array([5.0, 12, 4, 9, 26]), np.array([2.0, 4, 2, 3, 5])
+    difference, low, high = mean_difference(ours, theirs, resample(5))
+    draws = []
+    for times in resample(5):
+        ends = [sum(times * sums) / sum(times * counts) for sums, counts in (ours, theirs)]
+        draws.append(ends[1] - ends[0])
+    assert difference == pytest.approx(56 / 16 - 45 / 16)
+    assert (low, high) == pytest.approx(np.quantile(draws, [tail_level(4), 1 - tail_level(4)]))  # Kish: 4.4 and 4.4
+    same = mean_difference(ours, (ours[0] + 2 * ours[1], ours[1]), resample(5))
+    assert np.array(same) == pytest.approx([2, 2, 2])

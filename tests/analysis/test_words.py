@@ -246,9 +246,10 @@ def slow_share(run, wanted):
     sums = np.array([sum(one[0] == name and wanted(one) for one in found) for name in "abc"], dtype=float)
     counts = np.array([sum(one[0] == name for one in found) for name in "abc"], dtype=float)
     share, low, high = (float(value) for value in mean_interval(sums, counts, resample(3)))
-    if share in (0, 1):
-        unseen = scipy.stats.binomtest(0, 2).proportion_ci().high  # "c" has no substitution
-        low, high = max(share - unseen, 0), min(share + unseen, 1)
+    if not any(0 < seen < of for seen, of in zip(sums, counts, strict=True)):  # a prompt is one answer
+        seen = 2 * share  # "c" has no substitution
+        low = scipy.stats.beta.ppf(0.025, seen, 3 - seen) if seen else 0
+        high = scipy.stats.beta.ppf(0.975, seen + 1, 2 - seen) if seen < 2 else 1
     return [share, low, high]
 
 
@@ -314,9 +315,10 @@ def test_each_class_is_counted_in_the_prompt_that_has_it(tmp_path, whole_words):
     prompts = {"a": prompt(*[(1, 2, 1)] * 6)} | {name: prompt(*[(2, 1, 2)] * 2) for name in "bcdef"}
     run = write_run(tmp_path / "run", prompts, words={1: " the", 2: " birds"})
     table = class_shares(run, whole_words).set_index(["method", "condition"])
-    expected = mean_interval(np.array([6.0, 0, 0, 0, 0, 0]), np.array([6.0, 2, 2, 2, 2, 2]), resample(6))
+    seen = 4 * 6 / 16  # lengths of 6 and five times 2 are effectively four
+    limits = scipy.stats.beta.ppf([0.025, 0.975], [seen, seen + 1], [5 - seen, 4 - seen])
     row = table.loc[("last", "function"), ["share", "share_low", "share_high"]]
-    assert row.tolist() == pytest.approx([float(value) for value in expected])
+    assert row.tolist() == pytest.approx([6 / 16, *limits])
 
 
 def shares_of(run, method, **options):

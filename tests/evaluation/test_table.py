@@ -57,8 +57,14 @@ def test_means_and_intervals_are_those_of_resampled_items(made, what):
             answers["last", 0.0] if row["p"] == 0 or row["arm"] == "last" else answers[row["arm"], row["p"]], what
         )
         assert row[what] == pytest.approx(mean(of_items))
-        draws = [mean([of_items[item] for item in items]) for items in resamples(14)]
-        assert (row[f"{what}_low"], row[f"{what}_high"]) == pytest.approx(quantiles(draws, 14))
+        divided = sum(0 < statistics.fmean(of_item) < 1 for of_item in of_items)
+        if what == "generated_tokens" or divided >= 6:
+            draws = [mean([of_items[item] for item in items]) for items in resamples(14)]
+            expected = quantiles(draws, 14)
+        else:
+            right = 14 * mean(of_items)
+            expected = scipy.stats.beta.ppf([0.025, 0.975], [right, right + 1], [15 - right, 14 - right])
+        assert (row[f"{what}_low"], row[f"{what}_high"]) == pytest.approx(expected)
         assert row["n_items"] == 14
         assert row["n_answers"] == 14 * (3 if row["p"] == 0.5 and row["arm"] != "last" else 1)
     assert [(row["arm"], row["p"]) for row in table.to_dict("records")] == [
@@ -82,8 +88,15 @@ def test_the_difference_is_paired(made):
     for condition in list(SHARES)[1:]:
         arm, row = values(answers[condition], "accuracy"), table.loc[condition]
         assert row["difference"] == pytest.approx(mean(arm) - mean(last))
-        draws = [mean([arm[i] for i in items]) - mean([last[i] for i in items]) for items in resamples(14)]
-        assert (row["difference_low"], row["difference_high"]) == pytest.approx(quantiles(draws, 14))
+        if sum(0 < statistics.fmean(of_item) < 1 for of_item in arm) < 6:
+            change = [statistics.fmean(a) - b for a, (b,) in zip(arm, last, strict=True)]
+            gain, loss = ((1 + sum(max(sign * part, 0) for part in change)) / 16 for sign in (1, -1))
+            half = scipy.stats.norm.ppf(0.975) * np.sqrt((gain + loss - (gain - loss) ** 2) / 16)
+            expected = gain - loss - half, gain - loss + half
+        else:
+            draws = [mean([arm[i] for i in items]) - mean([last[i] for i in items]) for items in resamples(14)]
+            expected = quantiles(draws, 14)
+        assert (row["difference_low"], row["difference_high"]) == pytest.approx(expected)
     for condition in (("last", 0.0), ("last", 1.0), ("valley", 0.0)):
         assert table.loc[condition, ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
 
@@ -92,9 +105,9 @@ def test_pairs_that_agree_have_a_narrow_difference_and_wide_accuracies(tmp_path)
     """Items differ, conditions do not: an interval of the difference that forgot the pairs would be wider."""
     last = {f"i{n:02d}": [(n % 2 == 0, 5, "stop")] for n in range(30)}
     row = ablation_table(write_ablation(tmp_path / "a", {("last", 0.0): last, ("valley", 1.0): last})).iloc[-1]
-    unseen = scipy.stats.binomtest(0, 30).proportion_ci().high
-    assert row["accuracy_high"] - row["accuracy_low"] > 0.3 > 2 * unseen
-    assert row[["difference_low", "difference", "difference_high"]].tolist() == pytest.approx([-unseen, 0, unseen])
+    half = scipy.stats.norm.ppf(0.975) * np.sqrt(2) / 32
+    assert row["accuracy_high"] - row["accuracy_low"] > 0.3 > 2 * half
+    assert row[["difference_low", "difference", "difference_high"]].tolist() == pytest.approx([-half, 0, half])
 
 
 def test_items_that_are_all_alike_leave_the_doubt_of_their_number(tmp_path):
@@ -107,7 +120,9 @@ def test_items_that_are_all_alike_leave_the_doubt_of_their_number(tmp_path):
     assert table.loc[("last", 0.0), columns].tolist() == pytest.approx([0, none.low, none.high])
     assert table.loc[("valley", 0.5), columns].tolist() == pytest.approx([1, every.low, every.high])
     assert table.loc[("valley", 0.5), ["finished_low", "finished_high"]].tolist() == pytest.approx([every.low, 1])
-    assert table.loc[("valley", 0.5), ["difference_low", "difference_high"]].tolist() == pytest.approx([every.low, 1])
+    gain, loss = 13 / 14, 1 / 14
+    low = gain - loss - scipy.stats.norm.ppf(0.975) * np.sqrt((gain + loss - (gain - loss) ** 2) / 14)
+    assert table.loc[("valley", 0.5), ["difference_low", "difference_high"]].tolist() == pytest.approx([low, 1])
     assert table.loc[("last", 0.0), ["difference_low", "difference_high"]].tolist() == [0, 0], "with itself"
     assert table.loc[("last", 0.0), ["generated_tokens_low", "generated_tokens_high"]].tolist() == [5, 5]
     assert table.loc[("valley", 1.0), columns[1:]].isna().all(), "one item has no interval"

@@ -5,6 +5,7 @@ import statistics
 
 import numpy as np
 import pytest
+import scipy.stats
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -170,8 +171,9 @@ def test_a_group_without_tokens_says_so(tmp_path):
     prompts = planted(hybrid_curves(), perturbed_share=0)
     empty, whole = entropy_partition(write_run(tmp_path / "run", prompts), Figure().subplots(2, 1))
     assert "no such token" in texts(empty)
-    assert empty.get_title(loc="left") == "Perturbed: 0 tokens, 0.0 %"
-    assert whole.get_title(loc="left") == "Unperturbed: 320 tokens, 100.0 %"
+    unseen = 100 * scipy.stats.binomtest(0, 8).proportion_ci().high
+    assert empty.get_title(loc="left") == f"Perturbed: 0 tokens, 0.0 % (95 %: 0.0–{unseen:.1f})"
+    assert whole.get_title(loc="left") == f"Unperturbed: 320 tokens, 100.0 % (95 %: {100 - unseen:.1f}–100.0)"
     assert len(whole.lines[0].get_ydata()) == 40
 
 
