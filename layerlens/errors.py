@@ -40,3 +40,18 @@ def first_sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     sentence = text.split(". ")[0].rstrip(".")
     return sentence if len(sentence) <= 160 else f"{sentence[:157]}..."
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; half of a surrogate pair, or a byte that was no UTF-8, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def excerpt(text: str) -> str:
+    """The first place of a text that is not UTF-8, with what is around it, as Python writes it."""
+    place = next(place for place, character in enumerate(text) if not is_utf8(character))
+    return ascii(text[max(0, place - 10) : place + 10])

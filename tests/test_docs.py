@@ -44,8 +44,9 @@ def test_a_strategy_of_your_own_works_in_every_door(monkeypatch, run_of):
 def test_every_strategy_and_criterion_is_documented():
     for name in (*names.strategy_names(), *CRITERIA):
         assert f"`{name}`" in DECODING or f"`{name}-" in DECODING or name == "fixed", name
-    for option in ("min_new_tokens", "repetition_penalty", "stop_strings", "eos_token_id", "entropy_floor"):
-        assert f"`{option}`" in DECODING
+    options = ("min_new_tokens", "repetition_penalty", "stop_strings", "eos_token_id", "entropy_floor")
+    for option in (*options, "chat_template_args", "add_special_tokens", "--chat-template-arg"):
+        assert f"`{option}" in DECODING
 
 
 @pytest.fixture(scope="module")

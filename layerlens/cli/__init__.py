@@ -1,6 +1,5 @@
 """The command line: parses, calls one function, prints where the result is. Nothing heavy is imported for --help."""
 
-import io
 import sys
 import warnings
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ import typer
 from layerlens.cli import ablate, bench, bench_trace, compare, doctor, figure, lists, merge, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
+from layerlens.cli.streams import CannotPrintError, discard, notices, output
 from layerlens.errors import LayerlensError, Notice
 from layerlens.garbage import collect_rarely
 
@@ -54,13 +54,12 @@ app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)
 
 _INTERRUPTED = 130
+_READER_IS_GONE = 1  # such as that of `layerlens models | head -1`; nothing to say
 
 
 def main() -> None:
     """Run the command line and exit: 0 when what was asked for exists, 2 with one sentence when it cannot."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII must not cost the summary
+    sys.stdout, sys.stderr = output(sys.stdout), notices(sys.stderr)
     collect_rarely()
     warnings.showwarning = _show_notice  # type: ignore[assignment]
     sys.exit(run(sys.argv[1:]))
@@ -68,8 +67,24 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit status of the command line with these arguments; faults of layerlens itself are raised."""
+    try:
+        status = _status(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except CannotPrintError as error:
+        discard(sys.stdout)
+        if isinstance(error.__cause__, BrokenPipeError):
+            return _READER_IS_GONE
+        return _refuse(
+            f"standard output cannot be written ({error}); files that were written stay, send what is printed elsewhere"
+        )
+
+
+def _status(arguments: list[str]) -> int:
     command_line = typer.main.get_command(app)
     try:
+        mistakes.refuse_not_utf8(arguments)
         mistakes.refuse_missing_values(command_line, arguments)
         done = command_line.main(args=arguments or ["--help"], prog_name="layerlens", standalone_mode=False)
         return int(done or 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, is_utf8
 
 # where the errors are declared that typer raises: in click, or in the copy of click that newer typers bring
 _ERRORS: Any = sys.modules[typer.BadParameter.__module__]
@@ -37,6 +37,14 @@ def refuse_missing_values(group: Any, arguments: list[str]) -> None:
         if following is None or is_option or (following == "" and options[name].type.name == "path"):
             given = "nothing" if following is None else following or "an empty text"
             raise OptionError(f"{name} is followed by {given}; give it a value ({_help(options[name])})")
+
+
+def refuse_not_utf8(arguments: list[str]) -> None:
+    """OptionError where a word was given in bytes that are not UTF-8, as no prompt and no record can hold it."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if not is_utf8(word):
+            option = f"{before} " if before.startswith("--") else ""
+            raise OptionError(f"{option}{word!a} is not UTF-8 text; give it in UTF-8, or rename the file")
 
 
 def sentence(error: Any, group: Any, arguments: list[str]) -> str:
@@ -124,7 +132,8 @@ def _command(group: Any, arguments: list[str]) -> tuple[Any, str]:
 
 
 def _options(command: Any) -> dict[str, Any]:
-    return {name: one for one in command.params if one.param_type_name == "option" for name in one.opts}
+    options = [one for one in command.params if one.param_type_name == "option"]
+    return {name: one for one in options for name in (*one.opts, *one.secondary_opts)}
 
 
 def _is_flag(option: Any) -> bool:

@@ -1,7 +1,8 @@
 """What several commands take, said once: single options, and groups of options that belong together."""
 
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -92,6 +93,19 @@ class Decoding:
 
     no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as they are.")] = False
     system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None
+    chat_template_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Variable of the chat template, such as enable_thinking=false; repeatable."
+        ),
+    ] = None
+    add_special_tokens: Annotated[
+        bool | None,
+        typer.Option(
+            "--add-special-tokens/--no-add-special-tokens",
+            help="The tokenizer's begin token and its like, never twice. [default: not with a chat template]",
+        ),
+    ] = None
     temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.")] = 0.0
     top_p: Annotated[float | None, typer.Option(help="Nucleus of sampling. [default: the model's, else 1]")] = None
     top_k: Annotated[
@@ -122,6 +136,7 @@ class Decoding:
         settings["chat_template"] = False if settings.pop("no_chat_template") else None
         settings["stop_strings"] = self.stop_strings or None
         settings["generation_config"] = not settings.pop("no_generation_config")
+        settings["chat_template_args"] = variables_of(settings.pop("chat_template_arg") or []) or None
         return settings | others
 
 
@@ -162,6 +177,29 @@ def shard_of(text: str) -> tuple[int, int]:
     if not (number.isdecimal() and of.isdecimal()):
         raise OptionError(f"--shard {text} is no shard; give its number and that of all shards, such as 2/4")
     return int(number), int(of)
+
+
+def variables_of(words: Sequence[str]) -> dict[str, Any]:
+    """The variables of a chat template, from words such as "enable_thinking=false".
+
+    Raises:
+        OptionError: a word is no name with a value in JSON, or gives a name again.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (name and sign):
+            raise OptionError(f"--chat-template-arg {word} is no KEY=VALUE; write it like enable_thinking=false")
+        if name in found:
+            raise OptionError(f"--chat-template-arg {word} gives {name} again; give it once")
+        try:
+            found[name] = json.loads(value)
+        except ValueError as error:
+            raise OptionError(
+                f"--chat-template-arg {word} has a value that is no JSON; write true, false, a number, or a text in "
+                f"double quotes: '{name}=\"text\"'"
+            ) from error
+    return found
 
 
 def refuse_unfit(strategy: "Strategy", name: str, model: "LoadedModel") -> None:

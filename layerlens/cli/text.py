@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerlens.decode.loop import Generation
+from layerlens.decode.texts import decoded, is_known
 from layerlens.models import Model
 
 
@@ -75,10 +76,12 @@ def _substituted(model: Model, generation: Generation, *, sampled: bool) -> list
 
 
 def _piece(model: Model, before: list[int], token_ids: list[int], *, special: bool = False) -> str:
-    """What tokens add to a text; some tokenizers write a token otherwise when it stands alone."""
-    skip = not special
-    head = str(model.tokenizer.decode(before, skip_special_tokens=skip))
-    return str(model.tokenizer.decode([*before, *token_ids], skip_special_tokens=skip))[len(head) :]
+    """What tokens add to a text, as some tokenizers write one otherwise when it stands alone; "#310" where unknown."""
+    tokenizer, skip = model.tokenizer, not special
+    if special and not is_known(tokenizer, token_ids[0]):
+        return f"#{token_ids[0]}"
+    head = decoded(tokenizer, before, skip_special_tokens=skip)
+    return decoded(tokenizer, [*before, *token_ids], skip_special_tokens=skip)[len(head) :]
 
 
 def _visible(piece: str) -> str:

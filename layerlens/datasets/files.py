@@ -110,7 +110,7 @@ def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
 
     try:
         rows: list[dict[str, object]] = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path}: not Parquet ({first_sentence(error)}); give the file as it was released") from error
     return rows
 

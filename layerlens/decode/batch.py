@@ -13,7 +13,7 @@ from layerlens.decode.forward import Forward
 from layerlens.decode.generation_config import row_processors
 from layerlens.decode.log import Decisions
 from layerlens.decode.options import GenerateOptions
-from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
+from layerlens.decode.prompts import end_token_ids, pad, pad_token_id, refuse_unreadable
 from layerlens.decode.reader import Reader
 from layerlens.decode.sampling import Sampler
 from layerlens.models import Model
@@ -111,6 +111,10 @@ class _Batch:
 
         # what the host knows
         self._block = _STEPS_PER_BLOCK.get(device.type, _STEPS_PER_BLOCK_ELSEWHERE)
+        self._n_known = model.n_known_tokens
+        self._may_emit_unknown = model.n_vocab > self._n_known
+        if self._may_emit_unknown:
+            self._block = 1  # each token is looked at before the model is to read it
         self._rows = list(range(n_rows))  # the rows of the batch, as numbers of prompts
         self._outputs: list[list[int]] = [[] for _ in prompts]
         self._ended = [False] * n_rows
@@ -132,6 +136,10 @@ class _Batch:
         done = 1
         with self._optimized():
             while done < self._n_steps and not all(self._ended):
+                if self._may_emit_unknown:
+                    refuse_unreadable(
+                        (self._outputs[row][-1] for row in self._rows if not self._ended[row]), self._n_known
+                    )
                 self._leave_out_ended_rows()
                 size = min(self._block, self._n_steps - done)
                 for _ in range(size):

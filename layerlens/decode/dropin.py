@@ -19,6 +19,7 @@ from transformers import (
 from layerlens.decode.endings import ending_criteria
 from layerlens.decode.log import COLUMNS, Decisions, DecodingLog
 from layerlens.decode.options import whole
+from layerlens.decode.prompts import refuse_unreadable
 from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import OptionError
@@ -97,8 +98,9 @@ def _followed(
     kwargs = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
     config = _effective_config(model, kwargs)
     _refuse_other_searches(config, kwargs)
+    _refuse_unreadable_ids(model, config, _inputs(kwargs))
     follower = _Follower(reader)
-    endings = _Endings(config, kwargs.get("stopping_criteria"), kwargs.get("tokenizer") or model.tokenizer)
+    endings = _Endings(model, config, kwargs.get("stopping_criteria"), kwargs.get("tokenizer") or model.tokenizer)
     kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), follower])
     kwargs["stopping_criteria"] = StoppingCriteriaList([endings])
     reader.is_running = True
@@ -142,6 +144,25 @@ def _refuse_other_searches(config: GenerationConfig, kwargs: dict[str, Any]) -> 
             )
 
 
+def _inputs(kwargs: dict[str, Any]) -> Tensor | None:
+    given = (kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
+    return next((value for value in given if value is not None), None)
+
+
+def _refuse_unreadable_ids(model: Model, config: GenerationConfig, inputs: Tensor | None) -> None:
+    """OptionError where generate would look up a token that has no embedding."""
+    ids = [] if inputs is None or inputs.is_floating_point() else [int(inputs.min()), int(inputs.max())]
+    n_rows = (1 if inputs is None else len(inputs)) * (config.num_return_sequences or 1)
+    if n_rows > 1 and config.pad_token_id is not None:
+        ids.append(config.pad_token_id)  # which rows that have ended go on with
+    unknown = [token_id for token_id in ids if not 0 <= token_id < model.n_known_tokens]
+    if unknown:
+        what = "pad_token_id" if unknown[0] == config.pad_token_id else "an input token"
+        raise OptionError(
+            f"{what} {unknown[0]} has no embedding, the model knows 0..{model.n_known_tokens - 1}; give one of these"
+        )
+
+
 class _Follower(LogitsProcessor):
     """Keeps what was decided for each token that is about to be emitted. Changes no score."""
 
@@ -161,7 +182,12 @@ class _Follower(LogitsProcessor):
 class _Endings(StoppingCriteria):
     """The user's own criteria, and how many tokens each row emitted until any criterion ended it."""
 
-    def __init__(self, config: GenerationConfig, theirs: Sequence[StoppingCriteria] | None, tokenizer: Any) -> None:
+    def __init__(
+        self, model: Model, config: GenerationConfig, theirs: Sequence[StoppingCriteria] | None, tokenizer: Any
+    ) -> None:
+        self._n_known = model.n_known_tokens
+        self._may_emit_unknown = model.n_vocab > self._n_known
+        self._most = config.max_new_tokens
         self._theirs = StoppingCriteriaList(theirs or [])
         self._known = ending_criteria(config.eos_token_id, config.stop_strings, tokenizer)
         self._alive: Tensor | None = None
@@ -176,6 +202,8 @@ class _Endings(StoppingCriteria):
             done = torch.as_tensor(self._theirs(input_ids, scores, **kwargs), device=done.device).expand_as(done)
         self._lengths += self._alive
         self._alive = self._alive & ~done & ~self._known(input_ids, scores)
+        if self._may_emit_unknown and int(self._lengths.max()) != self._most:
+            refuse_unreadable(input_ids[self._alive, -1].tolist(), self._n_known)
         return done
 
     @property
@@ -186,15 +214,14 @@ class _Endings(StoppingCriteria):
 
 def _first_positions(config: GenerationConfig, kwargs: dict[str, Any], n_rows: int) -> list[int]:
     """Position of the state that emits each row's first token."""
-    given = (kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
-    inputs = next((value for value in given if value is not None), None)
+    inputs = _inputs(kwargs)
     if inputs is None:
         return [0] * n_rows  # it begins with the token that begins a text
     lengths = torch.full((len(inputs),), inputs.shape[1])
-    mask, pad = kwargs.get("attention_mask"), config.pad_token_id
+    mask, pad, ends = kwargs.get("attention_mask"), config.pad_token_id, config.eos_token_id
     if mask is not None:
         lengths = mask.sum(1)
-    elif inputs.ndim == 2 and pad is not None and pad != config.eos_token_id:
+    elif inputs.ndim == 2 and pad is not None and pad not in (ends if isinstance(ends, list) else [ends]):
         lengths = (inputs != pad).sum(1)  # what transformers takes for padding
     per_prompt = n_rows // len(lengths)
     return [int(length) - 1 for length in lengths.tolist() for _ in range(per_prompt)]

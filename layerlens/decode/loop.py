@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Last, Strategy, layers_of
+from layerlens.decode.texts import decoded
 from layerlens.models import Model
 from layerlens.models.nnsight import refuse_edits
 from layerlens.models.use import uses_model
@@ -30,7 +31,7 @@ class Generation:
 
     Attributes:
         prompt: the text the model was given, chat template included.
-        text: the generated text without special tokens.
+        text: the generated text without special tokens, and without ids that the tokenizer does not know.
         token_ids: the generated tokens, end token included.
         finish_reason: "stop" (an end token or a stop string) or "length".
         steps: one row per generated token, as `DecodingLog.steps`.
@@ -116,16 +117,16 @@ def _generated(
 ) -> list[Generation]:
     log = DecodingLog(criterion_name(strategy))
     ids = [list(prompt.token_ids) for prompt in prompts]
-    decoded = decode_batch(model, ids, Reader(model, strategy, seed), options, seed)
-    log.add_call(decoded.outputs, [len(prompt) - 1 for prompt in ids], decoded.decisions)
+    found = decode_batch(model, ids, Reader(model, strategy, seed), options, seed)
+    log.add_call(found.outputs, [len(prompt) - 1 for prompt in ids], found.decisions)
     steps = dict(tuple(log.steps.groupby("row", sort=False)))
     return [
         Generation(
             prompt.text,
-            cast(str, model.tokenizer.decode(output, skip_special_tokens=True)),
+            decoded(model.tokenizer, output, skip_special_tokens=True),
             output,
             "stop" if ended else "length",
             steps[row].reset_index(drop=True),
         )
-        for row, (prompt, output, ended) in enumerate(zip(prompts, decoded.outputs, decoded.ended, strict=True))
+        for row, (prompt, output, ended) in enumerate(zip(prompts, found.outputs, found.ended, strict=True))
     ]

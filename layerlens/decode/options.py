@@ -1,15 +1,24 @@
 """How text is generated: the names are transformers'."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any, ClassVar, TypeVar
 
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, excerpt, is_utf8
 
+NO_TOKEN = -1  # what configs write where there is none
 LEAST_TEMPERATURE = 1e-3  # below, float32 logits over the temperature overflow
 # None stands for what the model's generation config says
 _FILLED = ("min_new_tokens", "top_p", "top_k", "repetition_penalty")
+
+# of what transformers' apply_chat_template takes, what is no variable of the template
+_NO_VARIABLES = {
+    *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+    *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class GenerateOptions:
     stop_strings: str | Sequence[str] | None = None
     """Texts that end a generation once they have been emitted; None: the generation config's, if any."""
     eos_token_id: int | Sequence[int] | None = None
-    """Tokens that end a generation; None: the generation config's, else the tokenizer's."""
+    """Tokens that end a generation; None: the generation config's, else the tokenizer's; -1: none."""
     generation_config: bool | Mapping[str, Any] | None = True
     """Whether the model's generation config acts where no option is given: what the options above take from it, and its
     suppressed tokens, bad words, n-grams, biases and forced tokens. That it samples does not act: give a `temperature`.
@@ -48,6 +57,11 @@ class GenerateOptions:
     """Wrap prompts in the tokenizer's chat template; None: where it has one."""
     system: str | None = None
     """System message before each prompt; needs a chat template."""
+    chat_template_args: dict[str, Any] | None = None
+    """Variables of the chat template by name, such as {"enable_thinking": False}; JSON values."""
+    add_special_tokens: bool | None = None
+    """Put the tokenizer's special tokens around a prompt, save a beginning that it has itself; None: around plain text,
+    not around what a chat template wrote."""
 
     _least_new_tokens: ClassVar[int] = 1
 
@@ -75,8 +89,10 @@ class GenerateOptions:
             raise OptionError(
                 f"generation_config {self.generation_config!r} is neither True nor False; give one of them"
             )
-        if self.system is not None and self.chat_template is False:
-            raise OptionError("--system needs the chat template that --no-chat-template turns off; drop one of them")
+        for name, given in (("--system", self.system), ("--chat-template-arg", self.chat_template_args)):
+            if given is not None and self.chat_template is False:
+                raise OptionError(f"{name} needs the chat template that --no-chat-template turns off; drop one of them")
+        self._check_texts()
 
     @property
     def samples(self) -> bool:
@@ -105,6 +121,28 @@ class GenerateOptions:
                     f"{flag(name)} {getattr(self, name)} has no effect on greedy decoding; give --temperature too"
                 )
 
+    def _check_texts(self) -> None:
+        for name, text in [("system", self.system or ""), *(("stop_strings", stop) for stop in self.stops)]:
+            if not is_utf8(text):
+                raise OptionError(f"{flag(name)} is not UTF-8 text: {excerpt(text)}; mend it")
+        if self.add_special_tokens not in (None, True, False):
+            raise OptionError(f"add_special_tokens={self.add_special_tokens!r} is unknown; give True, False or None")
+        variables = self.chat_template_args
+        if variables is None:
+            return
+        if not isinstance(variables, dict) or not all(isinstance(name, str) for name in variables):
+            raise OptionError(f'chat_template_args {variables!r} is no dict of variables; give {{"name": value}}')
+        for name, value in variables.items():
+            if name in _NO_VARIABLES:
+                raise OptionError(f"--chat-template-arg {name} is for layerlens to decide; leave it out")
+            try:
+                json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
+            except (TypeError, ValueError) as error:
+                raise OptionError(
+                    f"--chat-template-arg {name!r} is {value!r}, which JSON cannot hold; give true, false, a number, a "
+                    "text, or a list or an object of them"
+                ) from error
+
     def _check_list(self, name: str) -> None:
         value = getattr(self, name)
         kind: type = str if name == "stop_strings" else int
@@ -112,7 +150,9 @@ class GenerateOptions:
         if value is None:
             return
         good = isinstance(entries, Sequence) and not isinstance(entries, str) and len(entries) > 0
-        if not good or not all(isinstance(entry, kind) and entry != "" for entry in entries):
+        if not good or not all(
+            isinstance(entry, kind) and entry != "" and not isinstance(entry, bool) for entry in entries
+        ):
             what = "texts" if kind is str else "token ids"
             raise OptionError(f"{flag(name)} {value!r} is none; give {what}")
 
@@ -130,11 +170,16 @@ def made(kind: type[Options], options: dict[str, Any]) -> Options:
 
 
 def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
-    """The same with `chat_template` decided for this tokenizer."""
-    if not has_chat_template and (options.chat_template or options.system is not None):
-        wanted = "--system" if options.system is not None else "chat_template=True"
-        raise OptionError(f"{wanted} needs a chat template and this tokenizer has none; leave it out")
-    return replace(options, chat_template=has_chat_template if options.chat_template is None else options.chat_template)
+    """The same with `chat_template` decided for this tokenizer, and no `add_special_tokens` that is the default."""
+    wanted = {"--system": options.system, "--chat-template-arg": options.chat_template_args}
+    asked = [name for name, given in wanted.items() if given is not None] + ["chat_template=True"]
+    if not has_chat_template and (options.chat_template or len(asked) > 1):
+        raise OptionError(f"{asked[0]} needs a chat template and this tokenizer has none; leave it out")
+    templated = has_chat_template if options.chat_template is None else options.chat_template
+    is_default = options.add_special_tokens is (not templated)
+    return replace(
+        options, chat_template=templated, add_special_tokens=None if is_default else options.add_special_tokens
+    )
 
 
 def flag(name: str) -> str:

@@ -1,14 +1,16 @@
 """Prompts as the model gets them: chat template applied, tokenized, checked against the context, padded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from layerlens.datasets import Prompt
-from layerlens.decode.options import GenerateOptions
-from layerlens.errors import PromptError
+from layerlens.decode.chat import ChatTemplate
+from layerlens.decode.options import NO_TOKEN, GenerateOptions
+from layerlens.errors import ModelError, OptionError, PromptError, excerpt, first_sentence, is_utf8
 from layerlens.models import Model
 
 
@@ -26,9 +28,13 @@ def tokenize(model: Model, prompts: Sequence[Prompt], options: GenerateOptions) 
     """Every prompt's text and token ids.
 
     Raises:
-        PromptError: a prompt is empty, cannot be put into the chat template, or leaves no room in the context.
+        OptionError: an end token is none that the model can emit, or the chat template has no such variable.
+        PromptError: a prompt is empty, does not fit the chat template or the tokenizer, or leaves no room in the
+            context.
     """
-    tokenized = [_tokenize(model, prompt, options) for prompt in prompts]
+    end_token_ids(model, options)
+    template = ChatTemplate(model.tokenizer, options) if options.chat_template else None
+    tokenized = [_tokenize(model, prompt, options, template) for prompt in prompts]
     room = model.context_length
     for prompt in tokenized:
         needed = len(prompt.token_ids) + options.max_new_tokens
@@ -56,67 +62,82 @@ def pad(sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple
 
 
 def end_token_ids(model: Model, options: GenerateOptions | None = None) -> list[int]:
-    """The ids that end a generation: the options', else the model's generation config's, else its tokenizer's."""
-    if options is not None and options.eos_token_id is not None:
-        given = options.eos_token_id
-        return [given] if isinstance(given, int) else list(given)
-    generation = getattr(model.hf, "generation_config", None)
-    ids = getattr(generation, "eos_token_id", None)
+    """The ids that end a generation: the options', else the model's generation config's, else its tokenizer's.
+
+    Ids that the model cannot emit are left out: configs write -1 for none, and name tokens that were never added.
+
+    Raises:
+        OptionError: the options name an id, other than -1, that the model cannot emit.
+    """
+    given = None if options is None else options.eos_token_id
+    ids = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None) if given is None else given
     if ids is None:
         ids = model.tokenizer.eos_token_id
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    every = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    ends = [token_id for token_id in every if 0 <= token_id < model.n_vocab]
+    if given is not None and len(ends) < len(every) - every.count(NO_TOKEN):
+        raise OptionError(
+            f"eos_token_id {given!r} holds an id that the model never emits; give ids of 0..{model.n_vocab - 1}, or "
+            f"{NO_TOKEN} for none"
+        )
+    return ends
 
 
 def pad_token_id(model: Model) -> int:
-    """An id to pad with; padding is masked, so any known id does."""
-    ends = end_token_ids(model)
-    candidates = (model.tokenizer.pad_token_id, ends[0] if ends else None)
-    return next((int(token_id) for token_id in candidates if token_id is not None), 0)
+    """An id to pad with; padding is masked, so any id does that the model both reads and emits."""
+    n_known = min(model.n_known_tokens, model.n_vocab)
+    candidates = (model.tokenizer.pad_token_id, *end_token_ids(model))
+    return next((int(token_id) for token_id in candidates if token_id is not None and 0 <= token_id < n_known), 0)
 
 
-def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions) -> TokenizedPrompt:
-    if options.chat_template:
-        text = _templated(model, prompt, options)
-        ids = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+def refuse_unreadable(emitted: Iterable[int], n_known_tokens: int) -> None:
+    """ModelError where a token was emitted that has no embedding, so that the model cannot go on from it."""
+    for token_id in emitted:
+        if token_id >= n_known_tokens:
+            raise ModelError(
+                f"the model emitted token {token_id} and has embeddings of 0..{n_known_tokens - 1} alone, so it cannot "
+                "go on; give its embeddings as many rows as its unembedding has"
+            )
+
+
+def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: ChatTemplate | None) -> TokenizedPrompt:
+    if template is not None:
+        text = template.text(prompt)
     elif isinstance(prompt.content, str):
         text = prompt.content
-        ids = model.tokenizer(text, verbose=False).input_ids
     else:
         raise PromptError(
             f"prompt {prompt.prompt_id} is a list of messages and no chat template is in use; give a plain text, or a "
             "model whose tokenizer has a chat template"
         )
+    for what, said in (("the id", prompt.prompt_id), ("the reference", prompt.reference), ("the text", text)):
+        if said is not None and not is_utf8(said):
+            raise PromptError(f"prompt {prompt.prompt_id!r}: {what} is not UTF-8 text: {excerpt(said)}; mend it")
+    special = template is None if options.add_special_tokens is None else options.add_special_tokens
+    try:
+        ids = _token_ids(model.tokenizer, text, special=special)
+    except Exception as error:  # tokenizers in Python raise whatever their tables raise
+        raise PromptError(
+            f"prompt {prompt.prompt_id} holds something that the tokenizer cannot write ({first_sentence(error)}); "
+            "leave that out"
+        ) from error
     if not ids:
         raise PromptError(f"prompt {prompt.prompt_id} has no tokens; give a text")
-    top = max(ids)
-    if top >= model.n_known_tokens:
+    unknown = [token_id for token_id in ids if token_id is None or not 0 <= token_id < model.n_known_tokens]
+    if unknown:
         raise PromptError(
-            f"prompt {prompt.prompt_id} holds token {top}, the model knows 0..{model.n_known_tokens - 1}; load the "
-            "model with its own tokenizer"
+            f"prompt {prompt.prompt_id} holds token {unknown[0]}, the model knows 0..{model.n_known_tokens - 1}; load "
+            "the model with its own tokenizer"
         )
     return TokenizedPrompt(prompt.prompt_id, text, tuple(ids), prompt.reference)
 
 
-def _templated(model: Model, prompt: Prompt, options: GenerateOptions) -> str:
-    system = options.system
-    messages = (
-        [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else list(prompt.content)
-    )
-    if system is not None and messages[0]["role"] == "system":
-        raise PromptError(f"prompt {prompt.prompt_id} has a system message of its own; leave --system out")
-    if system is not None:
-        messages = [{"role": "system", "content": system}, *messages]
-    ends_with_answer = messages[-1]["role"] == "assistant"
-    try:
-        text = model.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not ends_with_answer,
-            # an answer that was begun is carried on; a conversation that is only looked at stays as it is
-            continue_final_message=ends_with_answer and options.max_new_tokens > 0,
-        )
-    except Exception as error:  # templates raise whatever their author chose
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PromptError(f"prompt {prompt.prompt_id} does not fit the model's chat template ({reason})") from error
-    assert isinstance(text, str)
-    return text
+def _token_ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    """The ids of a text, with the tokenizer's own special tokens but without a beginning that the text has itself."""
+    bare: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if not special:
+        return bare
+    ids: list[int] = tokenizer(text, add_special_tokens=True, verbose=False).input_ids
+    n_more = len(ids) - len(bare)
+    n_before = next((n for n in range(n_more, 0, -1) if ids[n : n + len(bare)] == bare), 0)
+    return ids[n_before:] if ids[:n_before] == bare[:n_before] else ids

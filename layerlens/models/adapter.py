@@ -88,10 +88,13 @@ class Model:
 
     @property
     def context_length(self) -> int | None:
-        """Most positions the model was built for; None where its config names no limit."""
+        """Most positions the model was built for; None where its config names no limit.
+
+        Where rotary positions are stretched beyond the length of pretraining ("yarn", "dynamic"), the stretched length.
+        """
         config = self.hf.config.get_text_config()
         length = next((length for name in _LENGTHS if (length := getattr(config, name, None))), None)
-        return int(length) if length else None
+        return max(int(length), _stretched(config, length)) if length else None
 
     @property
     def tied(self) -> bool:
@@ -194,6 +197,19 @@ class Model:
 
     def _repr_html_(self) -> str:
         return as_html(repr(self))
+
+
+def _stretched(config: Any, length: int) -> int:
+    """Positions that stretched rotary embeddings reach, which the config's length need not count; 0 where it does.
+
+    transformers takes that length for the one of pretraining with "dynamic", and with "yarn" where the parameters name
+    no other. With "llama3" and "longrope" it counts the stretch, and with "linear" configs are of two minds: Gemma 3's
+    counts it. (Of several kinds of layers those count that see the whole text.)
+    """
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention") or rope
+    original = {"dynamic": length, "yarn": rope.get("original_max_position_embeddings") or length}
+    return int(original.get(str(rope.get("rope_type")), 0) * (rope.get("factor") or 0))
 
 
 def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None) -> Model:

@@ -14,6 +14,7 @@ _CIRCUMSTANCES = {
 _STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "entropy_floor": 0.0}
 _DEFAULT_WINDOW = 10  # of a valley, or all layers where there are fewer
 _PYTHON_ONLY = ("options.do_sample", "options.eos_token_id")
+_THREE_WAYS = "options.add_special_tokens"  # None is the default, and False is another choice
 
 _FLAGS = {
     **{name: f"--{name}" for name in ("seed", "mode", "window", "strategy")},
@@ -21,6 +22,7 @@ _FLAGS = {
     **{f"ablation.{name}": f"--{name}" for name in ("arms", "p", "repeats", "window")},
     **{f"strategy.{name}": f"--{name.replace('_', '-')}" for name in _STRATEGY_DEFAULTS},
     "model.source": "--model",
+    "options.chat_template_args": "--chat-template-arg",
     "dataset.rows": "--limit",
     "dataset.shard": "--shard",
 }
@@ -42,7 +44,8 @@ _OPAQUE = {
 
 _MODEL = ("model.source", "model.fingerprint")
 _PROMPTS = ("dataset.name", "dataset.sha256", "dataset.revision", "dataset.rows")
-_WORDING = (*_PROMPTS, *_MODEL, "seed", "options.system", "options.chat_template")
+_TEMPLATE = ("options.system", "options.chat_template", "options.chat_template_args")
+_WORDING = (*_PROMPTS, *_MODEL, *_TEMPLATE, "seed")
 _SHARD = ("dataset.shard",)
 _BATCHES = (*_PROMPTS, *_SHARD, "options.batch_size")
 _FOLLOWS = {
@@ -114,7 +117,7 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in entries.items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return {key: None if value is False else value for key, value in flat.items()} | strategy
+    return {key: None if value is False and key != _THREE_WAYS else value for key, value in flat.items()} | strategy
 
 
 def _default_window(n_layers: Any) -> int:
@@ -153,6 +156,10 @@ def _words(key: str, value: Any) -> str:
         return "weights that are not quantised" if value is None else f"weights quantised by {value}"
     if key == "dataset.all_rows":
         return "no --shard" if value is None else f"a --shard of {value} prompts"
+    if key == _THREE_WAYS and value is False:
+        return "--no-add-special-tokens"
+    if key == "options.chat_template_args" and value is not None:
+        return " ".join(f"--chat-template-arg {_value(f'{one}={json.dumps(said)}')}" for one, said in value.items())
     flag = _FLAGS.get(key, f"--{name.replace('_', '-')}" if section == "options" else None)
     if key in _PYTHON_ONLY:
         return f"{name}={value!r}"

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from layerlens.errors import RunError
+from layerlens.errors import OptionError, RunError, excerpt, is_utf8
 from layerlens.records.disagreement import disagreement
 from layerlens.records.schema import FORMAT
 
@@ -19,8 +19,12 @@ _VERSIONED = ("layerlens", "torch", "transformers", "tokenizers", "gguf", "numpy
 
 
 def new_manifest(**parts: Any) -> Manifest:
-    """A manifest with the given parts beside the format, the time, the command, the versions and the hardware."""
-    return {
+    """A manifest with the given parts beside the format, the time, the command, the versions and the hardware.
+
+    Raises:
+        OptionError: something of it is not UTF-8 text.
+    """
+    manifest = {
         "format": FORMAT,
         **circumstances(),
         **parts,
@@ -28,6 +32,10 @@ def new_manifest(**parts: Any) -> Manifest:
         "hardware": {"machine": platform.machine(), "system": platform.system(), **parts.get("hardware", {})},
         "totals": None,
     }
+    written = json.dumps(manifest, ensure_ascii=False)
+    if not is_utf8(written):
+        raise OptionError(f"a name of a file or an option is not UTF-8 text: {excerpt(written)}; give it in UTF-8")
+    return manifest
 
 
 def circumstances() -> Manifest:

@@ -21,6 +21,7 @@ from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.strategies import Last, Strategy, Valley, layers_of
+from layerlens.decode.texts import decoded as text_of
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 from layerlens.models.use import uses_model
@@ -137,7 +138,7 @@ def _trace_batch(
         "prompt_id": [prompt.prompt_id for prompt in batch],
         "prompt": [prompt.text for prompt in batch],
         "reference": [prompt.reference for prompt in batch],
-        "output": [model.tokenizer.decode(output, skip_special_tokens=True) for output in outputs],
+        "output": [text_of(model.tokenizer, output, skip_special_tokens=True) for output in outputs],
         "n_prompt_tokens": [len(prompt) for prompt in prompts],
         "n_generated_tokens": [len(output) for output in outputs],
         "finish_reason": _finish_reasons(decoded, finite),

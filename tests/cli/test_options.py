@@ -1,7 +1,7 @@
 """Options that several commands take: said once, given to every one of them, refused in the command line's words."""
 
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 import pytest
@@ -49,7 +49,9 @@ def test_every_option_of_a_group_is_there_with_its_default(path):
     there = {parameter.name: parameter for parameter in command.params}
     for group in GROUPS[path]:
         for field in fields(group):
-            assert there[field.name].opts == [f"--{field.name.replace('_', '-')}"]
+            flag = f"--{field.name.replace('_', '-')}"
+            assert there[field.name].opts == [flag]
+            assert there[field.name].secondary_opts in ([], [flag.replace("--", "--no-")])
             assert there[field.name].default == field.default
     assert len(there) == len(command.params)
 
@@ -58,6 +60,7 @@ def test_what_is_given_reaches_the_run(cli, tiny_folder, tmp_path):
     given = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_new_tokens": 1, "repetition_penalty": 1.1, "seed": 3}
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     flags += ["--stop-strings", "x", "--stop-strings", "y z", "--no-chat-template", "--dtype", "bfloat16"]
+    flags += ["--no-add-special-tokens"]
     common = ["--model", tiny_folder("llama"), "--dataset", "sample", "--limit", 2, "--max-new-tokens", 2, *flags]
     assert (
         cli("trace", *common, "--strategy", "valley", "--p", 0.5, "--scan", "lazy", "--kl", "--out", tmp_path / "run")[
@@ -67,6 +70,7 @@ def test_what_is_given_reaches_the_run(cli, tiny_folder, tmp_path):
     )
     assert cli("ablate", *common, "--arms", "valley", "--p", 1, "--out", tmp_path / "ablation")[0] == 0
     expected = GenerateOptions(**given, max_new_tokens=2, stop_strings=("x", "y z"), chat_template=False)
+    expected = replace(expected, add_special_tokens=False)
     for manifest in (read_manifest(tmp_path / "run"), read_answers_manifest(tmp_path / "ablation")):
         assert manifest["seed"] == 3
         assert manifest["model"]["dtype"] == "bfloat16"
@@ -106,3 +110,18 @@ def test_a_strategy_that_cannot_be_is_refused_by_its_flag(cli, tiny_folder, tmp_
 def test_the_farthest_layer_that_is_offered_fits(tiny_llama):
     options.refuse_unfit(ll.Fixed(3), "last-3", tiny_llama)
     options.refuse_unfit(ll.Fixed(0), "last-0", tiny_llama)
+
+
+def test_variables_of_a_chat_template_are_json(cli, tmp_path):
+    words = ["enable_thinking=false", "n=3", 'style="x=y"', "tools=[]", "none=null"]
+    given = {"enable_thinking": False, "n": 3, "style": "x=y", "tools": [], "none": None}
+    assert options.variables_of(words) == given
+    settings = options.Decoding(chat_template_arg=words, add_special_tokens=True).settings(max_new_tokens=1)
+    assert GenerateOptions(**settings).chat_template_args == given
+    assert GenerateOptions(**settings).add_special_tokens is True
+    assert GenerateOptions(**options.Decoding().settings()).chat_template_args is None
+    for wrong in (["thinks"], ["=1"], ["thinks=False"], ["thinks="], ["a=1", "a=1"]):
+        flags = [word for one in wrong for word in ("--chat-template-arg", one)]
+        code, _, err = cli("trace", "--model", "m", "--dataset", "sample", "--out", tmp_path / "out", *flags)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert err.startswith(f"layerlens: --chat-template-arg {wrong[-1]} ")

@@ -186,3 +186,11 @@ def test_a_long_field_of_a_csv_file_is_read(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("question,answer\n" + "x" * 300_000 + ",#### 5\n")
     assert len(ld.dataset("gsm8k", data_file=path).prompts[0].content) == 300_000
+
+
+def test_a_parquet_file_with_text_that_is_not_utf8(tmp_path, refused):
+    broken = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
+    table = pyarrow.table({"question": broken, "answer": ["#### 3"]})
+    pyarrow.parquet.write_table(table, tmp_path / "broken.parquet")
+    with refused("broken.parquet", "not Parquet"):
+        ld.dataset("gsm8k", data_file=tmp_path / "broken.parquet")

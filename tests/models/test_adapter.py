@@ -120,3 +120,47 @@ def test_why_prompts_of_different_lengths_cannot_share_a_batch(family, changes, 
     with pytest.raises(ll.OptionError, match=f"because it {words}.*; give --batch-size 1"):
         run_of(model, ["a longer text", "short"], max_new_tokens=2, batch_size=2)
     assert len(run_of(model, ["of length 1", "of length 2"], max_new_tokens=2, batch_size=2).positions) == 4
+
+
+@pytest.mark.parametrize(
+    ("rope", "length"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 64),  # the config counts it
+        ({"rope_type": "yarn", "factor": 1.5}, 96),
+        ({"rope_type": "dynamic", "factor": 2.0}, 128),
+        ({"rope_type": "linear", "factor": 8.0}, 64),  # Gemma 3's config counts the stretch, others do not
+        (
+            {
+                **{"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32},
+                **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            },
+            64,
+        ),
+        (
+            {
+                **{"rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 32},
+                **{"short_factor": [1.0] * 6, "long_factor": [2.0] * 6},
+            },
+            64,
+        ),
+    ],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else str(value),
+)
+def test_the_context_is_as_long_as_rotary_positions_are_stretched(rope, length):
+    model = loaded("qwen2", max_position_embeddings=64, rope_parameters={"rope_theta": 10000.0, **rope})
+    assert model.context_length == length
+    read = ll.generate(model, "x" * (length - 2), max_new_tokens=2)
+    ids = torch.tensor([model.tokenizer("x" * (length - 2)).input_ids])
+    there = model.hf.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert read.token_ids == there[0, length - 2 :].tolist()
+    with pytest.raises(ll.PromptError, match=f"context of {length}"):
+        ll.generate(model, "x" * (length - 1), max_new_tokens=2)
+
+
+def test_a_stretch_of_full_attention_beside_sliding_windows():
+    kinds = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    kinds["full_attention"] = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    model = loaded("olmo3", max_position_embeddings=64, rope_parameters=kinds)
+    assert model.context_length == 256

@@ -15,6 +15,7 @@ from layerlens.tracing import options as tracing_options
 
 CIRCUMSTANCES = {"created", "command", "hardware", "totals"}
 OTHER = {"strategy__name": "another", "strategy__shift": 2, "ablation__strategies": [{"name": "last"}]}
+OTHER |= {"options__chat_template_args": {"thinks": False}}
 """Where something else has to be of the same type."""
 
 
@@ -60,6 +61,14 @@ def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests, kind):
         ({"seed": 4}, "--seed 0, not with --seed 4"),
         ({"options__temperature": 0.7}, "--temperature 0, not with --temperature 0.7"),
         ({"options__system": "be brief"}, "no --system, not with --system 'be brief'"),
+        (
+            {"options__chat_template_args": {"n": 3, "thinks": False}, "dataset__prompts_sha256": "0"},
+            "no --chat-template-arg, not with --chat-template-arg n=3 --chat-template-arg thinks=false",
+        ),
+        (
+            {"options__add_special_tokens": False},
+            "no --add-special-tokens, not with --no-add-special-tokens",
+        ),
         ({"options__stop_strings": ["a", "b c"]}, "no --stop-strings, not with --stop-strings a --stop-strings 'b c'"),
         ({"options__chat_template": True}, "--no-chat-template, not with a chat template"),
         ({"options__do_sample": True}, "do_sample=None, not with do_sample=True"),

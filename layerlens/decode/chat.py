@@ -1,0 +1,115 @@
+"""Chats as texts: what a tokenizer's chat template writes, and whether it takes in all that it was given."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from layerlens.datasets import Prompt
+from layerlens.decode.options import GenerateOptions
+from layerlens.errors import OptionError, PromptError
+
+Messages = Sequence[dict[str, str]]
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, with the variables of `chat_template_args`.
+
+    Args:
+        tokenizer: that has a chat template.
+        options: of the generation.
+
+    Raises:
+        OptionError: the template has no such variable.
+    """
+
+    def __init__(self, tokenizer: Any, options: GenerateOptions) -> None:
+        self._tokenizer = tokenizer
+        self._options = options
+        self._variables = options.chat_template_args or {}
+        self._taken_in: set[tuple[Any, ...]] = set()
+        self._special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | {
+            *tokenizer.all_special_tokens
+        }
+        code = re.sub(r"\{#.*?#\}", "", str(tokenizer.chat_template), flags=re.DOTALL)
+        for name in self._variables:
+            if not re.search(rf"\b{re.escape(name)}\b", code):
+                raise OptionError(
+                    f"--chat-template-arg {name} is no variable of this model's chat template, which never reads it; "
+                    "check the name, or leave it out"
+                )
+
+    def text(self, prompt: Prompt) -> str:
+        """The prompt as the template writes it.
+
+        Raises:
+            PromptError: the template refuses the messages or passes over one of them, or the prompt is such a text
+                already.
+        """
+        content, system = prompt.content, self._options.system
+        messages: Messages = [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
+        if system is not None:
+            if messages[0]["role"] == "system":
+                raise PromptError(f"prompt {prompt.prompt_id} has a system message of its own; leave --system out")
+            messages = [{"role": "system", "content": system}, *messages]
+        try:
+            text = self._rendered(messages)
+        except Exception as error:  # templates raise whatever their author chose
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise PromptError(f"prompt {prompt.prompt_id} does not fit the model's chat template ({reason})") from error
+        if isinstance(content, str):
+            self._refuse_rendered(prompt.prompt_id, content, text)
+        self._refuse_passed_over(prompt.prompt_id, messages, text)
+        return text
+
+    def _rendered(self, messages: Messages) -> str:
+        ends_with_answer = messages[-1]["role"] == "assistant"
+        text = self._tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not ends_with_answer,
+            # an answer that was begun is carried on; a conversation that is only looked at stays as it is
+            continue_final_message=ends_with_answer and self._options.max_new_tokens > 0,
+            **self._variables,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _refuse_rendered(self, prompt_id: str, content: str, text: str) -> None:
+        """PromptError where the prompt begins with the special token that the template begins with."""
+        opening = max((token for token in self._special if token and text.startswith(token)), key=len, default=None)
+        if opening is not None and content.lstrip().startswith(opening):
+            raise PromptError(
+                f"prompt {prompt_id} begins with {opening!r}, as what the chat template writes does; give "
+                "--no-chat-template for a chat that is written out already, or the prompt as a list of messages"
+            )
+
+    def _refuse_passed_over(self, prompt_id: str, messages: Messages, text: str) -> None:
+        """PromptError where the template leaves the text of a message out."""
+        pattern = tuple((message["role"], *sorted(message), not message["content"].strip()) for message in messages)
+        if pattern in self._taken_in:
+            return
+        self._taken_in.add(pattern)
+        marks = {place: f"qz{place}xk" for place, message in enumerate(messages) if message["content"].strip()}
+        marked = self._rendered_or_none(
+            [one | {"content": marks.get(place, one["content"])} for place, one in enumerate(messages)]
+        )
+        for place, mark in marks.items():
+            if marked is None or mark in marked:
+                continue
+            # a template can look at what a message says: the message itself must make no difference either
+            changed = [*messages]
+            changed[place] = changed[place] | {"content": changed[place]["content"] + mark}
+            if self._rendered_or_none(changed) == text:
+                by_option = self._options.system is not None and place == 0
+                number = place + 1 - (self._options.system is not None)
+                raise PromptError(
+                    f"prompt {prompt_id}: the model's chat template leaves out "
+                    + ("--system" if by_option else f"message {number}, of the role {messages[place]['role']!r}")
+                    + "; write its text into the message of the user"
+                )
+
+    def _rendered_or_none(self, messages: Messages) -> str | None:
+        try:
+            return self._rendered(messages)
+        except Exception:  # as above
+            return None
