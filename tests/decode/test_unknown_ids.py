@@ -131,11 +131,11 @@ def test_positions_where_the_pad_id_ends_texts_too(tiny_llama, ends, positions):
     rows = torch.tensor([[5, 6, 7, 8], [0, 0, 5, 6]])
     seen = []
     hook = tiny_llama.decoder.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+        lambda _, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
     )
     with hook, ll.decoding(tiny_llama, ll.Last()) as log:
         tiny_llama.hf.generate(rows, max_new_tokens=1, do_sample=False, pad_token_id=0, eos_token_id=ends)
-    assert log.steps["position"].tolist() == positions == seen[0].expand(2, -1)[:, -1].tolist()
+    assert log.steps["position"].tolist() == positions == seen[-1].expand(2, -1)[:, -1].tolist()
 
 
 class Letters(PreTrainedTokenizer):
