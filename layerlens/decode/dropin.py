@@ -50,7 +50,6 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
             one continuation (beams, assistants) is asked for.
     """
     whole("seed", seed, 0)
-    log = DecodingLog(criterion_name(strategy))
 
     def generate(*args: Any, **kwargs: Any) -> Any:
         # in whichever thread: streamers read what another thread generates
@@ -63,6 +62,7 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
             hf: Any = model.hf
             reader = Reader(model, strategy, seed)
             reader.is_running = False  # but in `generate`: other passes of the model are its own
+            log = DecodingLog(criterion_name(strategy))
             if "_layerlens_decoding" in vars(hf):
                 raise OptionError("this model is inside ll.decoding already; leave that first")
             own_generate, theirs = hf.generate, vars(hf).get("generate")

@@ -161,7 +161,7 @@ def _parsed_once() -> Iterator[set[str]]:
         def data(self, mapped: np.memmap[Any, Any]) -> None:
             self._data = np.asarray(mapped)
 
-    taken: set[str] = set()
+    parsed, taken = functools.cache(Reader), set[str]()
     names_of = modeling_gguf_pytorch_utils.get_gguf_hf_weights_map
 
     def noted_names(*args: Any, **kwargs: Any) -> dict[str, str]:
@@ -171,7 +171,7 @@ def _parsed_once() -> Iterator[set[str]]:
 
     replaced: list[tuple[ModuleType, str, Any]] = [
         (modeling_gguf_pytorch_utils, "get_gguf_hf_weights_map", noted_names),
-        (gguf, "GGUFReader", functools.cache(Reader)),
+        (gguf, "GGUFReader", lambda path, *mode: parsed(os.fspath(path), *mode)),
         (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
         (modeling_gguf_pytorch_utils, "tqdm", lambda iterable, **_: iterable),
     ]

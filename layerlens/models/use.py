@@ -42,7 +42,7 @@ def in_use(model: object, *, may_be_compiled: bool = False, may_be_remote: bool 
         ModelError, OptionError: it is no model from `load`; and see `still_as_loaded` and `own_terms`.
     """
     if not isinstance(model, Model):
-        raise OptionError(f"a {type(model).__name__} is no loaded model; give ll.load(model, tokenizer=tokenizer)")
+        raise OptionError(f"a {type(model).__name__} is no loaded model; load it: ll.load(model, tokenizer=tokenizer)")
     with own_terms(), alone(model.hf):
         still_as_loaded(model, may_be_compiled=may_be_compiled, may_be_remote=may_be_remote)
         yield

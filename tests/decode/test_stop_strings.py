@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 import layerlens as ll
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
@@ -59,3 +63,12 @@ def test_every_door_ends_with_the_token_that_completes_a_stop_string(text: str, 
     assert found.token_ids == wanted
     assert run.tokens["next_token_id"].tolist() == wanted
     assert found.finish_reason == run.prompts["finish_reason"][0] == ("stop" if complete else "length")
+
+
+def test_a_tokenizer_that_cannot_write_a_stop_string_is_one_sentence() -> None:
+    alphabet = Tokenizer(WordLevel({"x": 0, "y": 1, "?": 2}, unk_token="?"))
+    alphabet.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=alphabet, unk_token="?", eos_token="?")
+    model = ll.load(tiny_model("llama"), tokenizer)
+    with pytest.raises(ll.OptionError):
+        ll.generate(model, "xyx", max_new_tokens=2, stop_strings=["z"])

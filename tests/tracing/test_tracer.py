@@ -159,8 +159,8 @@ def test_a_generation_ends_at_an_end_token(run_of):
 def test_a_checkpoints_own_sampling_settings_do_not_colour_a_greedy_trace(run_of):
     model = fresh("llama")
     plain = run_of(model, TEXTS, max_new_tokens=6)
-    model.hf.generation_config.repetition_penalty = 3.0
-    model.hf.generation_config.temperature = 0.5
+    for name, value in {"temperature": 0.5, "top_k": 3, "top_p": 0.4, "min_p": 0.2, "typical_p": 0.3}.items():
+        setattr(model.hf.generation_config, name, value)
     assert run_of(model, TEXTS, max_new_tokens=6).positions.equals(plain.positions)
 
 
