@@ -102,7 +102,7 @@ def replay(
 class Known(Unembed):
     """Hands on states that are logits already: every walk sees the same numbers, and none is computed twice."""
 
-    def logits(self, states: Tensor, *, norm: bool = True) -> Tensor:
+    def logits(self, states: Tensor, *, norm: bool = True, often: bool = False) -> Tensor:
         """The same."""
         return states
 

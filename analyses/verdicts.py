@@ -146,7 +146,7 @@ def instruct(tables: Tables) -> Iterator[tuple[str, list[Statement]]]:
     )
     yield (
         "a high plateau, then a descent from V_onset to V*",
-        [Statement(of("V_onset of perturbed tokens"), "found"), Statement(of("V* of perturbed tokens"), "found")],
+        [Statement(of("V_onset of perturbed tokens"), "found"), Statement(of("V*"), "found")],
     )
     yield (
         "a valley is rare: 11.5 % of tokens, 0.116 layers deep on average",
@@ -209,7 +209,7 @@ def base(tables: Tables) -> Iterator[tuple[str, list[Statement]]]:
     )
     yield (
         "a plateau of entropy, a descent, V*",
-        [Statement(given("V_onset of perturbed tokens"), "found"), Statement(given("V* of perturbed tokens"), "found")],
+        [Statement(given("V_onset of perturbed tokens"), "found"), Statement(given("V*"), "found")],
     )
     yield (
         "valleys are rare and shallow",
