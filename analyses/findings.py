@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from layerlens.analysis.decoding import steps
+from layerlens.analysis.pairing import paired_ids
 from layerlens.analysis.reported import reported_value
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import resample
@@ -149,13 +150,17 @@ def _repeats(text: list[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def _paired(name: str, last: Run, valley: Run, of: Callable[[Run], tuple[pd.Series, pd.Series]]) -> Iterator[Measured]:
     (one, n_one), (two, n_two) = of(last), of(valley)
-    common = sorted(set(one.index) & set(two.index))
-    pair = [(sums[common].to_numpy(), counts[common].to_numpy()) for sums, counts in ((one, n_one), (two, n_two))]
-    weights = resample(len(common))
+    common = zip(*paired_ids(last, valley, sorted(one.index), sorted(two.index)), strict=True)
+    numbers = ((one, n_one), (two, n_two))
+    pair = [
+        (sums[list(ids)].to_numpy(), n[list(ids)].to_numpy()) for (sums, n), ids in zip(numbers, common, strict=True)
+    ]
+    n_prompts = len(pair[0][0])
+    weights = resample(n_prompts)
     found = {label: share_interval(*sums, weights) for label, sums in zip(("last layer", "valley"), pair, strict=True)}
     found["valley less last layer"] = share_difference(*pair, weights)
     for label, values in found.items():
-        yield Measured(f"{name}, {label}", "%", *(100 * float(value) for value in values), n_prompts=len(common))
+        yield Measured(f"{name}, {label}", "%", *(100 * float(value) for value in values), n_prompts=n_prompts)
 
 
 parser = argparse.ArgumentParser(description="Hold two runs against the paper's claims.")

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 from findings import of_last_run
 
+from layerlens.analysis.comparison import paired_samples
 from layerlens.analysis.layers import layer_kinds
 from layerlens.analysis.sample import Sample, sample
 from layerlens.analysis.shares import share_difference
-from layerlens.analysis.uncertainty import mean_difference, resample
+from layerlens.analysis.uncertainty import mean_difference
 from layerlens.errors import LayerlensError, RunError
 from layerlens.run import Run, open_run
 from layerlens.tables.compose import Measured, beside
@@ -71,15 +72,15 @@ def of_one(run: Run) -> Iterator[Measured]:
 
 def of_both(run: Run, other: Run) -> Iterator[Measured]:
     """The differences, other less run, of what the last layer does, over the prompts of both."""
-    pair = [(one, sample(one)) for one in (run, other)]
-    ids = [one.positions["prompt_id"].iloc[tokens.rows[tokens.starts]].tolist() for one, tokens in pair]
-    if ids[0] != ids[1]:
+    samples = paired_samples(run, other, sample)
+    weights, n_prompts = samples[0].weights, samples[0].n_prompts
+    if any(sample(one).n_prompts != n_prompts for one in (run, other)):
         raise RunError(f"{run.path} and {other.path} are not of the same prompts: trace both with the same --dataset")
-    weights = resample(len(ids[0]))
+    pair = zip((run, other), samples, strict=True)
     for (name, unit, ours), (_, _, theirs) in zip(*(_of_last_layer(*one) for one in pair), strict=True):
         scale, difference = (100, share_difference) if unit == "%" else (1, mean_difference)
         values = (scale * float(value) for value in difference(ours, theirs, weights))
-        yield Measured(f"{name}, difference", unit, *values, n_prompts=len(ids[0]))
+        yield Measured(f"{name}, difference", unit, *values, n_prompts=n_prompts)
 
 
 def _of_last_layer(run: Run, tokens: Sample) -> Iterator[tuple[str, str, tuple[Any, Any]]]:

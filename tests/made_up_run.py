@@ -21,6 +21,7 @@ def write_run(
     window: int = 10,
     strategy: str = "last",
     words: dict[int, str] | None = None,
+    texts: dict[str, str] | None = None,
     finish: bool = True,
 ) -> Run:
     """The run at `folder` with one batch per prompt.
@@ -33,6 +34,7 @@ def write_run(
         layer_kinds: of the layers; "full" throughout where not given.
         n_vocab, window, strategy: what the manifest says.
         words: the text of token ids.
+        texts: what the model was given, of some prompts; a text of their id for the others.
         finish: whether the run is complete.
     """
     n_layers = int(np.shape(next(iter(prompts.values()))["entropy"])[1])
@@ -51,7 +53,10 @@ def write_run(
         for index, (prompt_id, given) in enumerate(prompts.items()):
             rows = token_rows(prompt_id, given, window)
             n_tokens = len(rows["position"])
-            writer.write(index, rows, _prompt_row(prompt_id, n_tokens, (finish_reasons or {}).get(prompt_id, "length")))
+            row = _prompt_row(prompt_id, n_tokens, (finish_reasons or {}).get(prompt_id, "length"))
+            if texts and prompt_id in texts:
+                row["prompt"] = [texts[prompt_id]]
+            writer.write(index, rows, row)
         if finish:
             writer.finish({"prompts": len(prompts)}, words or {})
     return open_run(folder)

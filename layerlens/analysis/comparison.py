@@ -1,22 +1,23 @@
 """Two runs of the same prompts side by side: instruct and base, two criteria, two windows."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from layerlens.analysis.decoding import steps
+from layerlens.analysis.pairing import paired_ids, texts_of
 from layerlens.analysis.sample import Sample, generated
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Sums, mean_difference, mean_interval
-from layerlens.errors import RunError
 
 if TYPE_CHECKING:
     from layerlens.run import Run
 
 
 def compare(run: "Run", other: "Run") -> pd.DataFrame:
-    """One row per quantity of the generated tokens, in both runs, over the prompts that both have, paired by id.
+    """One row per quantity of the generated tokens, in both runs, over the prompts that both have; see `pairing`.
 
     Quantities: valley_rate and substitution_rate, as in `valley_statistics`: what decoding from the valley does or
     would do; perturbed_rate; entropy, the mean at layer L; walk_depth; generated_tokens, the mean number for a prompt.
@@ -24,23 +25,24 @@ def compare(run: "Run", other: "Run") -> pd.DataFrame:
     Columns: quantity; unit (share, nats, layers or tokens); run and other, the two means; difference, other less run;
     each with `_low` and `_high`: 95 %, the common prompts resampled in pairs, so that what the two runs share cancels
     in the difference (shares of few prompts: see `analysis.shares`); n_tokens and n_tokens_other; n_prompts, the common
-    ones that count in both. `attrs` counts in n_prompts_unpaired the prompts that count in only one of the runs.
+    ones that count in both. `attrs` counts in n_prompts_unpaired the prompts that count in only one of the runs, and
+    in n_prompts_of_other_text the common ones that another chat template, system message or date made another text.
 
     Raises:
-        RunError: the runs have no prompt in common, or are of different datasets; one of them has no generated token,
-            or a single layer.
+        RunError: the runs have no prompt in common, or other reference answers; one of them has no generated token, or
+            a single layer.
     """
-    first, second = _paired(run, other)
+    first, second = paired_samples(run, other, generated)
     rows = []
     for (quantity, unit, ours), (_, _, theirs) in zip(_quantities(run, first), _quantities(other, second), strict=True):
         row = {"quantity": quantity, "unit": unit} | _means(first, unit, ours, theirs)
         rows.append(row | {"n_tokens": len(first.rows), "n_tokens_other": len(second.rows)})
     table = first.frame([row | {"n_prompts": first.n_prompts} for row in rows])
-    return _with_unpaired(table, run, other)
+    return _with_pairs(table, (run, first), (other, second))
 
 
 def compare_outputs(run: "Run", other: "Run") -> pd.DataFrame:
-    """Two rows on how far the outputs of two runs are the same, over the prompts that both have, paired by id.
+    """Two rows on how far the outputs of two runs are the same, over the prompts that both have; see `pairing`.
 
     Statistics: identical, the share of prompts whose generated token ids are the same to the end; common_prefix, how
     many tokens the outputs share from the start on, the mean over prompts.
@@ -52,7 +54,7 @@ def compare_outputs(run: "Run", other: "Run") -> pd.DataFrame:
     Raises:
         RunError: as in `compare`.
     """
-    first, second = _paired(run, other)
+    first, second = paired_samples(run, other, generated)
     comparable = _same_vocabulary(run, other)
     ours, theirs = (_outputs(one, tokens) for one, tokens in ((run, first), (other, second)))
     prefixes = [_common_prefix(left, right) for left, right in zip(ours, theirs, strict=True)]
@@ -65,59 +67,29 @@ def compare_outputs(run: "Run", other: "Run") -> pd.DataFrame:
         row: dict[str, Any] = {"statistic": statistic, "unit": unit}
         row |= dict(zip(("value", "value_low", "value_high"), map(float, means), strict=True))
         rows.append(row | {"n_tokens": len(first.rows), "n_prompts": first.n_prompts})
-    table = _with_unpaired(first.frame(rows), run, other)
+    table = _with_pairs(first.frame(rows), (run, first), (other, second))
     if not comparable:
         table.attrs |= {"note": f"{run.path} and {other.path} name tokens by different ids: outputs are not compared"}
     return table
 
 
-def _paired(run: "Run", other: "Run") -> tuple[Sample, Sample]:
-    """The generated tokens of the prompts that count in both runs, in the same order of prompts."""
-    _refuse_other_datasets(run, other)
-    pair = [(one, generated(one)) for one in (run, other)]
-    ids = [_prompt_ids(one, tokens) for one, tokens in pair]
-    common = ids[0].intersection(ids[1])
-    if common.empty:
-        raise RunError(
-            f"{run.path} and {other.path} have no prompt in common: trace both with the same --dataset or --prompts"
-        )
-    _refuse_other_references(run, other, common)
-    first, second = (
-        tokens.only(one.positions["prompt_id"].isin(common).to_numpy(dtype=bool)[tokens.rows]) for one, tokens in pair
-    )
-    return first, second
+def paired_samples(run: "Run", other: "Run", tokens_of: Callable[["Run"], Sample]) -> tuple[Sample, Sample]:
+    """Some tokens of the prompts that count in both runs, in the same order of prompts; see `pairing`."""
+    first, second = tokens_of(run), tokens_of(other)
+    ids, other_ids = first.prompt_ids(run).tolist(), second.prompt_ids(other).tolist()
+    pairs = paired_ids(run, other, ids, other_ids)
+    places, other_places = ({name: place for place, name in enumerate(names)} for names in (ids, other_ids))
+    return first.in_order([places[name] for name, _ in pairs]), second.in_order([other_places[its] for _, its in pairs])
 
 
-def _prompt_ids(run: "Run", tokens: Sample) -> "pd.Index[Any]":
-    ids: pd.Index[Any] = pd.Index(run.positions["prompt_id"].iloc[tokens.rows[tokens.starts]])
-    return ids
-
-
-def _refuse_other_datasets(run: "Run", other: "Run") -> None:
-    """Ids such as "1" say little: what they number must be the same."""
-    names = [[one.manifest["dataset"].get(key) for key in ("name", "config", "split")] for one in (run, other)]
-    digests = [one.manifest["dataset"].get("sha256") for one in (run, other)]
-    if names[0] != names[1] and (digests[0] is None or digests[0] != digests[1]):
-        raise RunError(
-            f"{run.path} is of {names[0][0]} and {other.path} of {names[1][0]}, so that their prompts cannot be "
-            "paired: trace both with the same --dataset or --prompts"
-        )
-
-
-def _refuse_other_references(run: "Run", other: "Run", common: "pd.Index[Any]") -> None:
-    pair = [one.prompts.set_index("prompt_id")["reference"].loc[common] for one in (run, other)]
-    known = pair[0].notna() & pair[1].notna()
-    unlike = common[(known & (pair[0] != pair[1])).to_numpy(dtype=bool)]
-    if len(unlike):
-        raise RunError(
-            f"prompt {unlike[0]!r} of {run.path} has another reference answer in {other.path}: trace both with the "
-            "same --dataset or --prompts"
-        )
-
-
-def _with_unpaired(table: pd.DataFrame, run: "Run", other: "Run") -> pd.DataFrame:
-    ids = [_prompt_ids(one, generated(one)) for one in (run, other)]
-    table.attrs |= {"n_prompts_unpaired": len(ids[0].symmetric_difference(ids[1]))}
+def _with_pairs(table: pd.DataFrame, *pair: tuple["Run", Sample]) -> pd.DataFrame:
+    """The table with how many prompts have no partner, and how many have one of another text, in `attrs`."""
+    in_all = sum(generated(run).n_prompts for run, _ in pair)
+    texts = [list(map(texts_of(run).get, tokens.prompt_ids(run))) for run, tokens in pair]
+    table.attrs |= {
+        "n_prompts_unpaired": in_all - 2 * table.attrs["n_prompts"],
+        "n_prompts_of_other_text": sum(ours != theirs for ours, theirs in zip(*texts, strict=True)),
+    }
     return table
 
 

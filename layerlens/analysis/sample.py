@@ -212,6 +212,12 @@ class Sample(Prompts):
         prompt = np.repeat(np.arange(self.n_prompts), [tokens.stop - tokens.start for tokens in self.prompts])[among]
         return Sample(self.rows[among], np.flatnonzero(np.diff(prompt, prepend=-1)), self.left_out)
 
+    def in_order(self, places: Sequence[int]) -> "Sample":
+        """Some of the prompts, by their places from 0, one or more, in this order."""
+        chosen = [self.rows[self.prompts[place]] for place in places]
+        starts = np.cumsum([0, *map(len, chosen[:-1])])
+        return Sample(np.concatenate(chosen), starts, self.left_out)
+
     def n_prompts_with(self, among: Bools) -> int:
         """How many prompts have at least one of these tokens, [tokens]."""
         return int((self.by_prompt(among) > 0).sum())

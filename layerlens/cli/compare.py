@@ -20,7 +20,10 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of the same prompts.")],
     out: Annotated[Path | None, typer.Option(help="Directory for comparison.csv and outputs.csv.")] = None,
 ) -> None:
-    """Compare two runs of the same prompts, paired prompt by prompt: instruct and base, two strategies, two windows."""
+    """Compare two runs of the same prompts, in pairs: instruct and base, two strategies, two windows.
+
+    Prompts are pairs where their texts are equal; those of one dataset or file also where their ids are.
+    """
     from rich.console import Console
 
     import layerlens as ll
@@ -61,6 +64,10 @@ def _sentence(quantities: "pd.DataFrame", outputs: "pd.DataFrame") -> str:
     tokens = " and ".join(f"{quantities[name].iloc[0]:,}" for name in ("n_tokens", "n_tokens_other"))
     said = f"{number:,} common prompt{'' if number == 1 else 's'} with {tokens} generated tokens"
     said += f", {unpaired:,} in one run only" if unpaired else ""
+    worded = outputs.attrs["n_prompts_of_other_text"]
+    said += (
+        f", {worded:,} of the pairs another text in the other run (template, system message or date)" if worded else ""
+    )
     if "note" in outputs.attrs:
         return f"{said}; {outputs.attrs['note']}"
     identical, prefix = outputs.to_dict("records")

@@ -1,4 +1,4 @@
-"""Two runs side by side: planted differences, pairing by id, and what cannot be paired."""
+"""Two runs side by side: planted differences, and what cannot be paired."""
 
 import statistics
 
@@ -12,7 +12,6 @@ from layerlens.analysis.comparison import compare, compare_outputs
 from layerlens.analysis.decoding import valley_statistics
 from layerlens.analysis.uncertainty import resample, tail_level
 from layerlens.errors import RunError
-from layerlens.records.manifest import read_manifest
 from layerlens.run import open_run
 from tests.made_up_run import eq7, write_run
 
@@ -52,7 +51,12 @@ def test_means_and_differences_are_their_plain_reading(tmp_path):
     run = write_run(tmp_path / "a", first)
     other = write_run(tmp_path / "b", second, finish_reasons={"broken": "non_finite"})
     table = compare(run, other)
-    assert table.attrs == {"n_prompts": 3, "n_prompts_left_out": 0, "n_prompts_unpaired": 3}
+    assert table.attrs == {
+        "n_prompts": 3,
+        "n_prompts_left_out": 0,
+        "n_prompts_unpaired": 3,
+        "n_prompts_of_other_text": 0,
+    }
     ours, theirs = slow_quantities(first), slow_quantities(second)
     assert table["quantity"].tolist() == list(ours["a"])
     for row in table.to_dict("records"):
@@ -164,16 +168,6 @@ def test_models_of_different_depth_can_be_compared(tmp_path):
     pd.testing.assert_series_equal(compare(first, second)["run"], compare(second, first)["other"], check_names=False)
 
 
-def with_manifest(run, **dataset):
-    """The run, of another dataset."""
-    import json
-
-    manifest = read_manifest(run.path)
-    manifest["dataset"] |= dataset
-    (run.path / "manifest.json").write_text(json.dumps(manifest))
-    return open_run(run.path)
-
-
 @pytest.mark.parametrize("comparison", [compare, compare_outputs])
 def test_runs_that_cannot_be_paired_say_why(tmp_path, comparison):
     run = write_run(tmp_path / "run", made_up(1, {"a": 5, "b": 4}))
@@ -183,16 +177,6 @@ def test_runs_that_cannot_be_paired_say_why(tmp_path, comparison):
     text = {"a": {"entropy": np.ones((4, 3)), "is_generated": np.zeros(4, dtype=bool)}}
     with pytest.raises(RunError, match="no generated token"):
         comparison(run, write_run(tmp_path / "text", text))
-
-
-def test_equal_ids_of_different_datasets_are_not_paired(tmp_path):
-    prompts = made_up(1, {"1": 5, "2": 4})
-    run = with_manifest(write_run(tmp_path / "a", prompts), name="gsm8k", sha256="x")
-    elsewhere = with_manifest(write_run(tmp_path / "b", prompts), name="math500", sha256="y")
-    with pytest.raises(RunError, match=r"is of gsm8k and .* of math500, so that their prompts cannot be paired"):
-        compare(run, elsewhere)
-    moved = with_manifest(write_run(tmp_path / "c", prompts), name="copy of gsm8k", sha256="x")
-    assert compare(run, moved)["difference"].eq(0).all()
 
 
 def test_equal_ids_with_other_reference_answers_are_not_paired(tmp_path):
