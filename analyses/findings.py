@@ -24,6 +24,7 @@ from layerlens.run import Run, open_run
 from layerlens.tables.compose import Measured, beside
 from layerlens.tables.save import save
 
+_MARKS = {"V_onset": "V_onset", "V*": "V*, lowest of the final rise,", "lowest": "lowest layer"}
 REPEATED = 4
 """A generated token that ends a run of this many which stood in the same text before counts as repeated."""
 
@@ -67,7 +68,7 @@ def of_last_run(run: Run) -> Iterator[Measured]:
             found = _bounded(row, "layer")
             told = reported_value("F4", quantity=row["mark"])
             yield Measured(
-                f"{row['mark']} of perturbed tokens", "layer", *found, row["n_tokens"], row["n_prompts"], told
+                f"{_MARKS[row['mark']]} of perturbed tokens", "layer", *found, row["n_tokens"], row["n_prompts"], told
             )
     kept = run.earliest_agreement().set_index("reading").loc["kept"]
     earliest = _bounded(kept, "layer")

@@ -137,7 +137,7 @@ class Run:
         return analysis.partition(self)
 
     def valleys(self) -> pd.DataFrame:
-        """V_onset and V* of the mean entropy curves; see `analysis.valleys`."""
+        """V_onset, V* and the lowest layer of the mean entropy curves; see `analysis.valleys`."""
         return analysis.valleys(self)
 
     def substitutions(self) -> pd.DataFrame:

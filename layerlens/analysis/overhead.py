@@ -34,6 +34,8 @@ class FlopsRow(NamedTuple):
         return 2 * self.multiply_adds
 
 
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
 PAPER_CONDITIONS = {
     "forward": "full forward pass",
     "unembedding": "one unembedding projection",
@@ -58,12 +60,14 @@ class DecodingFlops:
         unembedding: of one state through the unembedding.
         window: K, the candidate layers, the last one included.
         mean_depth: layers a walk goes back from the last one, on average over tokens; None where not known.
+        mean_read: layers that a lazy walk reads beside the last one, on average over tokens; None where not known.
     """
 
     forward: int
     unembedding: int
     window: int
     mean_depth: float | None = None
+    mean_read: float | None = None
 
     @property
     def worst(self) -> int:
@@ -72,8 +76,10 @@ class DecodingFlops:
 
     @property
     def lazy(self) -> float | None:
-        """Of reading one layer after the other: a walk of some depth has read one layer more, to learn that it is not
-        lower, except at the window's end. From the mean depth alone this is 1 + depth, at most K − 1."""
+        """Of reading one layer after the other; see `layers_read`. Where only the mean depth is known this is the most
+        that walks of that mean depth can read, 1 + depth or K − 1: those that go to the window's end read one less."""
+        if self.mean_read is not None:
+            return self.mean_read * self.unembedding
         if self.mean_depth is None:
             return None
         return min(1 + self.mean_depth, self.window - 1) * self.unembedding
@@ -89,7 +95,7 @@ class DecodingFlops:
             ("forward", "forward pass", self.forward),
             ("unembedding", "one unembedding", self.unembedding),
             ("worst", f"whole window, K - 1 = {self.window - 1}", self.worst),
-            ("lazy", "lazily, 1 + depth", self.lazy),
+            ("lazy", "lazily, 1 + depth, at most K - 1", self.lazy),
             ("depth", "depth alone", self.depth),
         ]
         last = self.forward + self.unembedding
@@ -98,6 +104,14 @@ class DecodingFlops:
             for name, what, count in lines
             if count is not None
         ]
+
+
+def layers_read(depth: Ints, window: int) -> Ints:
+    """How many layers lazy walks of these depths, 0..K − 1, read beside the last one.
+
+    A walk reads one layer more than it goes back, to learn that it is not lower; at the window's end there is none.
+    """
+    return np.minimum(depth + 1, window - 1)
 
 
 def overhead(run: "Run") -> pd.DataFrame:
@@ -123,10 +137,15 @@ def overhead(run: "Run") -> pd.DataFrame:
     if not generated.any():
         raise RunError(f"{run.path} generated no token; trace with --max-new-tokens above 0")
     depth = run.n_layers - run.positions["valley_layer"].to_numpy(dtype=np.int64)[tokens.rows]
-    sums, n = tokens.by_prompt(np.where(generated, depth, 0)), tokens.by_prompt(generated)
-    depths = [float(value) for value in mean_interval(sums, n, tokens.weights)]
-    window = int(run.manifest["window"])
-    of_depth = [DecodingFlops(**counts, window=window, mean_depth=value) for value in depths]
+    window, n = int(run.manifest["window"]), tokens.by_prompt(generated)
+    depths, reads = (
+        [float(value) for value in mean_interval(tokens.by_prompt(np.where(generated, of, 0)), n, tokens.weights)]
+        for of in (depth, layers_read(depth, window))
+    )
+    of_depth = [
+        DecodingFlops(**counts, window=window, mean_depth=walked, mean_read=read)
+        for walked, read in zip(depths, reads, strict=True)
+    ]
     fixed = {row.name for row in DecodingFlops(**counts, window=window).rows()}
     rows: list[dict[str, Any]] = []
     for row, low, high in zip(*(flops.rows() for flops in of_depth), strict=True):

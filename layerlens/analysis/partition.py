@@ -21,8 +21,9 @@ def partition(run: "Run") -> pd.DataFrame:
 
     Columns: group; n_tokens; n_prompts that have such tokens; share of all tokens (0..1); entropy_change, the mean of
     H(L) - H(L-1); entropy_before, the mean of H(L-1); entropy_last, of H(L); valley_layer, V* of the perturbed tokens,
-    the same in every row (see `valleys`), NA where there is none; entropy_valley, the mean entropy there. Entropies are
-    in nats; share and every mean have `_low` and `_high` (95 %, prompts resampled). A group without tokens has NaN.
+    the lowest layer of their mean curve's final rise (see `valleys`), the same in every row, NA where there is none;
+    entropy_valley, the mean entropy there. Entropies are in nats; share and every mean have `_low` and `_high` (95 %,
+    prompts resampled). A group without tokens has NaN.
 
     Raises:
         RunError: no token of the run can be counted, or the model has a single layer.

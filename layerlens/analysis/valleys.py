@@ -1,4 +1,4 @@
-"""Where the mean entropy curve leaves its plateau, and where its final rise begins."""
+"""Where the mean entropy curve leaves its plateau, where its final rise begins, and where it is lowest."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,15 @@ MIN_LAYERS = 8
 
 
 def valleys(run: "Run") -> pd.DataFrame:
-    """Six rows: V_onset and V* of the mean entropy curves of perturbed, unperturbed and all tokens.
+    """Nine rows: V_onset, V* and the lowest layer of the mean entropy curves of perturbed, unperturbed and all tokens.
 
     The paper names these layers without a formula. The rules here, on a mean curve m(1..L):
 
     - V* is the lowest layer of the final rise. The rise is read back from layer L for as long as the curve does not
       climb, going back, by more than 1 % of its range above the lowest value met. No V* where that value is m(L)
-      itself. Perturbed tokens are *selected* for m(L) > m(L-1), so that theirs exists says nothing; where it lies does.
+      itself. A layer before the final rise can be lower still: that is "lowest", the layer of the curve's least value,
+      the last one where several have it. Perturbed tokens are *selected* for m(L) > m(L-1), so that they have a V*
+      says nothing; where it lies does.
     - V_onset is the corner between a high plateau and the descent to V* (to L where there is no V*). With drop = the
       highest value up to there less the value there, the plateau is the last unbroken run of layers that are within a
       tenth of the drop below the highest value. The corner is the layer that lies farthest above the straight line
@@ -34,9 +36,9 @@ def valleys(run: "Run") -> pd.DataFrame:
       ln V, and from the corner on the curve never climbs by more than a twentieth of the drop above its lowest value
       so far. Nor is there one with fewer than 8 layers.
 
-    Columns: group; mark ("V_onset" or "V*"); layer, NA where there is none; layer_low and layer_high, the 95 % interval
-    over the resamples of prompts that have it; share, of the resamples that have it; entropy there (nats) with
-    entropy_low and entropy_high; n_tokens and n_prompts of the group.
+    Columns: group; mark ("V_onset", "V*" or "lowest"); layer, NA where there is none; layer_low and layer_high, the
+    95 % interval over the resamples of prompts that have it; share, of the resamples that have it; entropy there (nats)
+    with entropy_low and entropy_high; n_tokens and n_prompts of the group.
 
     Raises:
         RunError: no token of the run can be counted.
@@ -49,6 +51,15 @@ def valleys(run: "Run") -> pd.DataFrame:
     return found.frame(rows, layers=("layer", "layer_low", "layer_high"))
 
 
+def marks_shown(valleys: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `valleys` to print: "lowest" only where the group has a V* and it is another layer."""
+    of_group = valleys[valleys["mark"] == "V*"].set_index("group")["layer"]
+    rise = valleys["group"].map(of_group)
+    other = (rise != valleys["layer"]).fillna(False).astype(bool)
+    found: pd.DataFrame = valleys[(valleys["mark"] != "lowest") | other]
+    return found
+
+
 def valley_layers(curves: Floats) -> Floats:
     """V* of each mean curve, [...] from [..., L]: a layer in 1..L-1, or NaN where there is none; see `valleys`."""
     back = curves[..., ::-1]
@@ -57,6 +68,12 @@ def valley_layers(curves: Floats) -> Floats:
     rising = np.logical_and.accumulate(back <= lowest + allowed, axis=-1)
     steps = np.argmin(np.where(rising, back, np.inf), axis=-1)
     return np.asarray(np.where(steps > 0, curves.shape[-1] - steps, np.nan))
+
+
+def lowest_layers(curves: Floats) -> Floats:
+    """The layer of the least value of each mean curve, [...] from [..., L], the last of them; NaN where one is NaN."""
+    lowest = curves.shape[-1] - np.argmin(curves[..., ::-1], axis=-1)
+    return np.asarray(np.where(np.isnan(curves).any(axis=-1), np.nan, lowest))
 
 
 def onset_layers(curves: Floats, ceiling: float) -> Floats:
@@ -91,6 +108,7 @@ def _rows(prompts: Prompts, group: str, sums: Floats, counts: Floats, ceiling: f
     n_prompts = int((counts[:, 0] > 0).sum())
     estimates = {"V_onset": (onset_layers(curve, ceiling), onset_layers(drawn, ceiling))}
     estimates |= {"V*": (valley_layers(curve), valley_layers(drawn))}
+    estimates |= {"lowest": (lowest_layers(curve), lowest_layers(drawn))}
     rows = []
     for mark, (estimate, draws) in estimates.items():
         exists = not np.isnan(estimate[0])

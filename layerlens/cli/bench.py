@@ -87,6 +87,7 @@ def measure(
         a report for JSON: `flops` per generated token, `projections_per_token` and `mean_depth` as they were made,
         medians of `tokens_per_second`, medians of each round's `ratios`, `extra_memory_mib` on CUDA, `machine`.
     """
+    from layerlens.analysis.overhead import layers_read
     from layerlens.decode.flops import decoding_flops
     from layerlens.decode.names import strategy_record
 
@@ -103,6 +104,9 @@ def measure(
     n_tokens = len(prompts) * options.max_new_tokens
     window = len(strategy.layers(model.n_layers, model.tied))
     depth = mean_depth(decisions, model.n_layers)
+    read = None
+    if depth is not None:
+        read = float(layers_read((model.n_layers - decisions.valley_layer).numpy(), window).mean())
     on_cuda = model.device.type == "cuda"
     return {
         "model": model.source,
@@ -115,7 +119,8 @@ def measure(
         "new_tokens": options.max_new_tokens,
         "rounds": rounds,
         "flops": [
-            {**row._asdict(), "flops": row.flops} for row in decoding_flops(model.hf, max(1, window), depth).rows()
+            {**row._asdict(), "flops": row.flops}
+            for row in decoding_flops(model.hf, max(1, window), depth, read).rows()
         ],
         "projections_per_token": float(decisions.projections.float().mean()),
         "mean_depth": depth,

@@ -6,6 +6,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from layerlens.analysis.valleys import marks_shown
+
 if TYPE_CHECKING:
     from layerlens.run import Run
 
@@ -61,14 +63,18 @@ def _partition_line(partition: pd.DataFrame) -> str:
 
 
 def _valley_lines(valleys: pd.DataFrame) -> list[str]:
+    rows = marks_shown(valleys)
+    rows = rows[rows["group"] == "perturbed"].set_index("mark")
     lines = []
-    for mark in ("V*", "V_onset"):
-        row = valleys[(valleys["group"] == "perturbed") & (valleys["mark"] == mark)].to_dict("records")[0]
-        found = "none in the mean entropy of perturbed tokens"
+    for mark, meaning in (("V*", ", lowest of the final rise"), ("lowest", ", lowest of all"), ("V_onset", "")):
+        if mark not in rows.index:
+            continue
+        row = rows.loc[mark].to_dict()
+        found = "none"
         if not pd.isna(row["layer"]):
             bounds = "" if pd.isna(row["layer_low"]) else f" \\[{row['layer_low']}, {row['layer_high']}]"
-            found = f"layer {row['layer']}{bounds} in the mean entropy of perturbed tokens"
-        lines.append(f"{mark:<9}  {found}")
+            found = f"layer {row['layer']}{bounds}{meaning}"
+        lines.append(f"{mark:<9}  {found} in the mean entropy of perturbed tokens")
     return lines
 
 

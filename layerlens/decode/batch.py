@@ -127,6 +127,7 @@ class _Batch:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._n_eager = 0
         reader.may_branch = device.type == "cpu"
+        reader.is_alive = self._alive
 
     def run(self, on_tokens: Callable[[int], None]) -> Decoded:
         """Decode until every row has ended."""
@@ -240,6 +241,7 @@ class _Batch:
         self._alive = torch.ones_like(index, dtype=torch.bool)
         self._sampler.keep_rows(index, alive)
         self._reader.keep_rows(alive, len(self._prompts))
+        self._reader.is_alive = self._alive
         self._recorded, self._graph, self._n_eager = [], None, _EAGER_STEPS - 1
 
 

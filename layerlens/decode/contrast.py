@@ -31,7 +31,7 @@ class DoLa(Strategy):
     norm: bool = False
     """Read early layers with the final norm; the published method reads them without."""
     per: str = "batch"
-    """One early layer for the whole "batch" (published), or one for each "row"."""
+    """One early layer for the whole "batch" (published), or one for each "row". Rows that have ended have no say."""
     relative_top: float = 0.1
     """Only tokens at least this fraction as probable as the most probable one can be emitted; 0..1."""
 
@@ -69,9 +69,10 @@ class DoLa(Strategy):
         lower = readouts.logits(early, norm=self.norm).log_softmax(2)
         differing = divergence(last.unsqueeze(1), lower, self.divergence)
         if self.per == "batch":
-            differing = differing.mean(0, keepdim=True).expand_as(differing)
+            counted = differing if readouts.alive is None else differing.where(readouts.alive.unsqueeze(1), 0.0)
+            differing = counted.sum(0, keepdim=True).expand_as(differing)
         rows = torch.arange(len(last), device=last.device)
-        scores = last - lower[rows, differing.argmax(1)]
+        scores = last - lower[rows, differing.argmax(1)]  # of candidates that differ alike, the one named first
         threshold = math.log(self.relative_top) if self.relative_top > 0 else -math.inf
         implausible = last < last.amax(1, keepdim=True) + threshold
         token_id = last.argmax(1)
@@ -94,7 +95,8 @@ class SLED(Strategy):
     steps: int = 1
     """Steps: 1 for generation, 10 in the published multiple-choice scoring."""
     lower_bound: float = -100.0
-    """Logit of every other token."""
+    """Logit of every other token, below 0, counted from the lowest that can be emitted: a constant added to all logits
+    changes no token. The published method takes it as it is, which differs only where that lies above the logits."""
     norm: bool = False
     """Read early layers with the final norm; the published method reads them without."""
 
@@ -105,6 +107,8 @@ class SLED(Strategy):
             value = getattr(self, name)
             if not is_number(value) or not math.isfinite(value):
                 raise OptionError(f"{name} {value!r} is out of range; give a number")
+        if self.lower_bound >= 0:
+            raise OptionError(f"lower_bound {self.lower_bound} is out of range; give a number below 0")
         if self.rate < 0:
             raise OptionError(f"rate {self.rate} is out of range; give 0 or more")
         true_or_false("norm", self.norm)
@@ -114,7 +118,7 @@ class SLED(Strategy):
         return tuple(range(n_layers + 1))
 
     def choose(self, readouts: Readouts) -> Choice:
-        """The evolved logits of the most probable tokens, `lower_bound` elsewhere."""
+        """The evolved logits of the most probable tokens, those of the others below all of them."""
         n_layers = readouts.n_layers
         last = readouts.logits([n_layers])[:, 0]
         top = last.topk(min(self.scale, last.shape[1]), dim=1).indices
@@ -128,7 +132,9 @@ class SLED(Strategy):
             gradient = (evolved.softmax(1) - latent) * (total > 0)  # no layer points anywhere: the logits stay
             evolved = evolved - self.rate * (1 - step / self.steps) * gradient
         token_id = last.argmax(1)
-        logits = torch.full_like(last, self.lower_bound).scatter(1, top, evolved.gather(1, top))
+        kept = evolved.gather(1, top)
+        below = kept.amin(1, keepdim=True) + self.lower_bound
+        logits = below.expand_as(last).scatter(1, top, kept)
         return Choice(logits, torch.full_like(token_id, n_layers), token_id)
 
 
@@ -162,11 +168,27 @@ def divergence(
     """How far two distributions are apart, in nats, from their log-probabilities; 0 where they are equal.
 
     "published" is ½ [KL(M‖left) + KL(M‖right)] with M the mean of both, which has no upper bound; "js" is the
-    Jensen-Shannon divergence ½ [KL(left‖M) + KL(right‖M)], at most ln 2.
+    Jensen-Shannon divergence ½ [KL(left‖M) + KL(right‖M)], 0..ln 2. In float64, one layer at a time: layers read
+    without the norm all lie within 1e-5 of ln 2, where float32 has steps of 6e-8.
     """
+    wide = torch.float32 if left.device.type == "mps" else torch.float64
+    last = left[:, 0].to(wide).log_softmax(-1)
+    measure = _jensen_shannon if kind == "js" else _published
+    return torch.stack([measure(last, layer.to(wide).log_softmax(-1)) for layer in right.unbind(1)], dim=1)
+
+
+def _jensen_shannon(left: Logits, right: Logits) -> Float[Tensor, " batch"]:
+    """ln 2 less what the two share, ½ Σ [p ln(1 + q/p) + q ln(1 + p/q)], whose terms are all at least 0."""
+    zero = left.new_zeros(())
+    shared = [
+        (one.exp() * torch.logaddexp(zero, other - one)).where(one > -torch.inf, 0.0).sum(-1)
+        for one, other in ((left, right), (right, left))
+    ]
+    return (math.log(2) - (shared[0] + shared[1]) / 2).clamp_min(0.0)
+
+
+def _published(left: Logits, right: Logits) -> Float[Tensor, " batch"]:
     mean = torch.logaddexp(left, right) - math.log(2)
-    if kind == "js":
-        return (_kl(left, mean) + _kl(right, mean)) / 2
     return (_kl(mean, left) + _kl(mean, right)) / 2
 
 

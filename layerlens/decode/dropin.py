@@ -100,7 +100,8 @@ def _followed(
     _refuse_other_searches(config, kwargs)
     _refuse_unreadable_ids(model, config, _inputs(kwargs))
     follower = _Follower(reader)
-    endings = _Endings(model, config, kwargs.get("stopping_criteria"), kwargs.get("tokenizer") or model.tokenizer)
+    tokenizer = kwargs.get("tokenizer") or model.tokenizer
+    endings = _Endings(model, config, kwargs.get("stopping_criteria"), tokenizer, reader)
     kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), follower])
     kwargs["stopping_criteria"] = StoppingCriteriaList([endings])
     reader.is_running = True
@@ -183,13 +184,20 @@ class _Endings(StoppingCriteria):
     """The user's own criteria, and how many tokens each row emitted until any criterion ended it."""
 
     def __init__(
-        self, model: Model, config: GenerationConfig, theirs: Sequence[StoppingCriteria] | None, tokenizer: Any
+        self,
+        model: Model,
+        config: GenerationConfig,
+        theirs: Sequence[StoppingCriteria] | None,
+        tokenizer: Any,
+        reader: Reader,
     ) -> None:
         self._n_known = model.n_known_tokens
         self._may_emit_unknown = model.n_vocab > self._n_known
         self._most = config.max_new_tokens
         self._theirs = StoppingCriteriaList(theirs or [])
         self._known = ending_criteria(config.eos_token_id, config.stop_strings, tokenizer)
+        self._reader = reader
+        self._reader.is_alive = None
         self._alive: Tensor | None = None
         self._lengths = torch.zeros(0)
 
@@ -202,6 +210,7 @@ class _Endings(StoppingCriteria):
             done = torch.as_tensor(self._theirs(input_ids, scores, **kwargs), device=done.device).expand_as(done)
         self._lengths += self._alive
         self._alive = self._alive & ~done & ~self._known(input_ids, scores)
+        self._reader.is_alive = self._alive
         if self._may_emit_unknown and int(self._lengths.max()) != self._most:
             refuse_unreadable(input_ids[self._alive, -1].tolist(), self._n_known)
         return done

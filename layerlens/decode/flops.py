@@ -22,13 +22,16 @@ _ACTIVE_EXPERTS = (
 )
 
 
-def decoding_flops(hf: PreTrainedModel, window: int, mean_depth: float | None = None) -> DecodingFlops:
+def decoding_flops(
+    hf: PreTrainedModel, window: int, mean_depth: float | None = None, mean_read: float | None = None
+) -> DecodingFlops:
     """What one generated token costs, counted from the model's modules; it may lie on the meta device.
 
     Args:
         hf: a causal language model.
         window: K, the candidate layers, the last one included.
         mean_depth: layers a walk goes back on average, 0..K − 1, where it was measured.
+        mean_read: layers a lazy walk reads beside the last one on average; see `analysis.overhead.layers_read`.
 
     Raises:
         OptionError: the window is below 1 or the depth does not fit it.
@@ -53,7 +56,7 @@ def decoding_flops(hf: PreTrainedModel, window: int, mean_depth: float | None = 
         if module is not head and not name.startswith(tuple(f"{experts}." for experts in lists)):
             forward += _of_its_own(module, active, hf)
     n_head = _of_its_own(head, active, hf) or head.weight.numel()
-    return DecodingFlops(forward - n_tail, n_head + n_tail, window, mean_depth)
+    return DecodingFlops(forward - n_tail, n_head + n_tail, window, mean_depth, mean_read)
 
 
 def _is_list_of_experts(name: str, module: nn.Module) -> bool:

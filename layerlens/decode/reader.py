@@ -27,6 +27,7 @@ class Reader:
         decisions: about the last pass.
         may_branch: see `Readouts`.
         generator: of the draws for strategies that act with a probability.
+        is_alive: bool [rows], which rows of the next pass still emit tokens; None where all do.
         is_running: whether passes are answered; otherwise the model is as ever.
         thread: whose passes are answered; those of other threads are not seen.
     """
@@ -42,6 +43,7 @@ class Reader:
         self.generator = torch.Generator(model.unembed.weight.device).manual_seed(seed ^ _STREAM)
         self.is_running = True
         self.thread = get_ident()
+        self.is_alive: Tensor | None = None
         self._n_rows = 0
         self._alive: Int[Tensor, " rows"] | None = None
 
@@ -75,6 +77,7 @@ class Reader:
             self._draw(len(next(iter(states.values())))),
             tied=self._model.tied,
             may_branch=self.may_branch,
+            alive=None if self.is_alive is None else self.is_alive.to(self.generator.device),
         )
         rows = max(1, _STATES_AT_ONCE // len(self.layers))
         parts = [readouts] if self._strategy.whole_batch or len(readouts) <= rows else readouts.split(rows)

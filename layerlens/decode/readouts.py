@@ -30,6 +30,7 @@ class Readouts:
         tied: whether the unembedding is the embedding.
         uniform: [rows], a number 0 <= u < 1 drawn for each row; for strategies that act with a probability.
         may_branch: whether the host may look at values to decide what to read next; not while a graph is captured.
+        alive: bool [rows], which rows still emit tokens; None where all do.
         projections: int32 [rows], how many states of each row went through the unembedding so far.
     """
 
@@ -42,6 +43,7 @@ class Readouts:
         *,
         tied: bool = False,
         may_branch: bool = True,
+        alive: Bool[Tensor, " rows"] | None = None,
     ) -> None:
         self._unembed = unembed
         self._states = states
@@ -49,6 +51,7 @@ class Readouts:
         self.tied = tied
         self.uniform = uniform
         self.may_branch = may_branch
+        self.alive = alive
         self.projections = torch.zeros(len(uniform), dtype=torch.int32, device=uniform.device)
 
     def __len__(self) -> int:
@@ -124,6 +127,7 @@ class Readouts:
                 self.uniform[start : start + rows],
                 tied=self.tied,
                 may_branch=self.may_branch,
+                alive=None if self.alive is None else self.alive[start : start + rows],
             )
             for start in range(0, len(self), rows)
         ]

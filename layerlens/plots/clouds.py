@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 
 from layerlens.analysis.sample import Gathered, PerPrompt, Sample, gathered, generated
-from layerlens.analysis.valleys import valley_layers
+from layerlens.analysis.valleys import lowest_layers, valley_layers
 from layerlens.analysis.words import METHODS, Substituted, choices_among, refuse_without_texts, substituted, word_class
 from layerlens.plots import style
 from layerlens.plots.grids import FONT, ink_box, label
@@ -34,9 +34,10 @@ def figure1(run: "Run") -> tuple[Figure, pd.DataFrame]:
     Left, in blue, what the valley ranks first at the substitutions; right what the last layer does, in red where that
     is a function word or punctuation by `word_class`, else in grey. The more substitutions, the larger a label, as far
     as there is room; at most 60 labels a cloud, each no longer than 24 characters. Below, the mean entropy by layer of
-    the substituted tokens with its 95 % interval, V* (by the rule of `valleys` the lowest layer of the final rise, not
-    always of the curve) and the last layer, and that of all generated tokens. Substituted tokens are among those whose
-    last layer is less sure than the one before: that their curve rises there is what was selected for.
+    the substituted tokens with its 95 % interval, V* (by the rule of `valleys` the lowest layer of the final rise), the
+    lowest layer of the curve where that is not V*, and the last layer, and that of all generated tokens. Substituted
+    tokens are among those whose last layer is less sure than the one before: that their curve rises there is what was
+    selected for.
 
     Raises:
         RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
@@ -57,9 +58,10 @@ def clouds_table(run: "Run") -> pd.DataFrame:
     Columns: part ("confident" and "last", the clouds; "substituted" and "generated", the curves); label, what is
     drawn for a token: texts that differ only in spaces around them share one; word_class of the label's most frequent
     token; count, its substitutions; share of all substitutions (0..1); layer; entropy, the mean at that layer in nats;
-    mark, "trough" (V*) and "last layer" of the curve "substituted"; share_low, share_high, entropy_low and entropy_high
-    (95 %, prompts resampled); n_tokens on which the row rests; n_prompts that have any of them; n_labels, how many the
-    cloud could have: the 60 most frequent are given, ties in the order of their characters. What does not apply is NA.
+    mark, "trough" (V*), "lowest" (where that is not V*) and "last layer" of the curve "substituted"; share_low,
+    share_high, entropy_low and entropy_high (95 %, prompts resampled); n_tokens on which the row rests; n_prompts that
+    have any of them; n_labels, how many the cloud could have: the 60 most frequent are given, ties in the order of
+    their characters. What does not apply is NA.
 
     Raises:
         RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
@@ -95,7 +97,7 @@ def draw_cloud(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def draw_depth(table: pd.DataFrame, ax: Axes) -> Axes:
-    """The axes with the two entropy curves of `clouds_table` against layer, V* and the last layer marked."""
+    """The axes with the two entropy curves of `clouds_table` by layer; V*, the lowest and the last layer are marked."""
     curve, every = (table[table["part"] == part] for part in ("substituted", "generated"))
     n_layers = len(curve)
     look: dict[str, Any] = {"color": "black", "zorder": 3}
@@ -118,11 +120,15 @@ def draw_depth(table: pd.DataFrame, ax: Axes) -> Axes:
             text = f"{_MARKS[mark]}: {layer}, {entropy:.2f} nats"
             place: dict[str, Any] = {"ha": side, "va": "top", "transform": ax.get_xaxis_transform(), "color": colour}
             ax.text(layer + shift * n_layers, height, text, fontsize=7, **place)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 0.98), ncols=3)
+    for point in curve[curve["mark"] == "lowest"].itertuples():
+        ring: dict[str, Any] = {"markersize": 4.5, "markerfacecolor": "white", "zorder": 4}
+        name = f"lowest: {point.layer}, {point.entropy:.2f} nats"
+        ax.plot(int(point.layer), float(point.entropy), "o", color=BLUE, label=name, **ring)
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 0.98), ncols=4)
     return ax
 
 
-_MARKS = {"trough": "$V^*$, where the final rise begins", "last layer": "last layer"}
+_MARKS = {"trough": "$V^*$, lowest of the final rise", "last layer": "last layer"}
 _COLUMNS = (
     *("part", "label", "word_class", "count", "share", "share_low", "share_high"),
     *("layer", "entropy", "entropy_low", "entropy_high", "mark", "n_tokens", "n_prompts", "n_labels"),
@@ -159,10 +165,10 @@ def _curve(entropies: Gathered, part: str, n_layers: int) -> pd.DataFrame:
     columns |= {"entropy_low": low, "entropy_high": high, "n_tokens": counted.n_tokens}
     frame: pd.DataFrame = pd.DataFrame(columns | {"n_prompts": counted.n_prompts})
     if part == "substituted":
-        trough = valley_layers(mean)
-        frame["mark"] = [
-            "last layer" if layer == n_layers else "trough" if layer == trough else "" for layer in frame["layer"]
-        ]
+        marks = {n_layers: "last layer"}
+        if not np.isnan(trough := float(valley_layers(mean))):
+            marks |= {int(lowest_layers(mean)): "lowest", int(trough): "trough"}
+        frame["mark"] = [marks.get(layer, "") for layer in frame["layer"]]
     return frame
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from layerlens.analysis import entropy_curves, partition, valleys
+from layerlens.analysis.valleys import marks_shown
 from layerlens.plots import style
 from layerlens.plots.dynamics import name_phases, phase_of_layers
 
@@ -20,21 +21,22 @@ HEADROOM = 1.38
 Place = tuple[float, float, float, float]
 
 _COLOURS = {"perturbed": style.PERTURBED, "unperturbed": style.UNPERTURBED}
-_SIGNS = {"V_onset": r"$V_\mathrm{onset}$", "V*": "$V^*$"}
+_SIGNS = {"V_onset": (r"$V_\mathrm{onset}$", ""), "V*": ("$V^*$", ", lowest of the final rise")}
 
 
 def entropy_table(run: "Run") -> pd.DataFrame:
     """One row per group (perturbed, unperturbed) and layer 1..L with everything Figure 4 draws.
 
     Columns: group; layer; kind; entropy in nats with `_low`, `_high` and `_sd`; n_tokens; n_prompts; phase (NA
-    where the rule "plateau" finds none); mark, "V_onset" or "V*" at the layer of the group's own curve that has it,
-    else NA; share of all tokens in the group with share_low and share_high.
+    where the rule "plateau" finds none); mark, "V_onset", "V*" (the lowest layer of the final rise) or, where another
+    layer is lower, "lowest", at the layer of the group's own curve that has it, else NA; share of all tokens in the
+    group with share_low and share_high.
 
     Raises:
         RunError: no token can be counted, or the model has a single layer.
     """
     shares = partition(run)[["group", "share", "share_low", "share_high"]]
-    marks = valleys(run).dropna(subset="layer")[["group", "layer", "mark"]]
+    marks = marks_shown(valleys(run)).dropna(subset="layer")[["group", "layer", "mark"]]
     marks = marks.groupby(["group", "layer"], as_index=False).agg({"mark": " ".join})
     curves = entropy_curves(run)
     curves = curves[curves["group"].isin(GROUPS)]
@@ -48,7 +50,8 @@ def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
     """The axes with one group's mean entropy against layer; `table` holds the rows of that group only.
 
     Drawn: the mean, its 95 % interval and one standard deviation over tokens (cut at 0), V_onset and V* where there
-    are any and a word where there are none, phases, full-attention layers, and the last five layers enlarged.
+    are any and a word where there are none, the lowest layer where that is not V*, phases, full-attention layers, and
+    the last five layers enlarged.
     """
     first = table.iloc[0]
     kinds = list(table["kind"])
@@ -70,6 +73,7 @@ def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
     _tint_phases(table, ax)
     name_phases(table["phase"].tolist(), ax)
     _draw_marks(table, ax)
+    handles += _draw_lowest(table, ax)
     if style.mixes_kinds(kinds):
         handles.append(style.full_attention_key())
     ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.47, -0.2), ncols=len(handles))
@@ -106,18 +110,17 @@ def _tint_phases(table: pd.DataFrame, ax: Axes) -> None:
 
 
 def _draw_marks(table: pd.DataFrame, ax: Axes) -> None:
-    across, missing, free = ax.get_xaxis_transform(), [], "left"
-    for (mark, sign), height in zip(_SIGNS.items(), (0.79, 0.87), strict=True):
-        layers = table["layer"][table["mark"].fillna("").str.split(" ").map(lambda here, mark=mark: mark in here)]
+    across, missing = ax.get_xaxis_transform(), []
+    for (mark, (sign, meaning)), height in zip(_SIGNS.items(), (0.79, 0.87), strict=True):
+        layers = _marked(table, mark)["layer"]
         if layers.empty:
-            missing.append(sign)
+            missing.append((sign, height))
             continue
         at = int(layers.iloc[0])
-        side = "right" if at > 0.35 * len(table) else "left"
-        free = free if side == "right" else "right"
+        side = "right" if at > 0.55 * len(table) else "left"
         ax.plot([at, at], [0, height + 0.03], transform=across, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
         ax.annotate(
-            f"{sign} = {at}",
+            f"{sign} = {at}{meaning}",
             (at, height + 0.05),
             xycoords=across,
             xytext=(-2 if side == "right" else 2, 0),
@@ -127,9 +130,21 @@ def _draw_marks(table: pd.DataFrame, ax: Axes) -> None:
             fontsize=7,
         )
     if missing:
-        text = "no " + ", no ".join(missing)
-        x = 0.02 if free == "left" else 0.98
-        ax.text(x, 0.88, text, transform=ax.transAxes, ha=free, va="top", color=style.GREY, fontsize=6.5)
+        text, height = "no " + ", no ".join(sign for sign, _ in missing), missing[0][1]
+        ax.text(0.02, height + 0.05, text, transform=ax.transAxes, va="top", color=style.GREY, fontsize=6.5)
+
+
+def _draw_lowest(table: pd.DataFrame, ax: Axes) -> list[Any]:
+    """A ring at the lowest layer where that is not V*."""
+    look: dict[str, Any] = {"markersize": 4, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 4}
+    found = _marked(table, "lowest")
+    places = zip(found["layer"], found["entropy"], strict=True)
+    return [ax.plot(layer, entropy, "o", label=f"lowest: layer {layer}", **look)[0] for layer, entropy in places]
+
+
+def _marked(table: pd.DataFrame, mark: str) -> pd.DataFrame:
+    found: pd.DataFrame = table[table["mark"].fillna("").str.split(" ").map(lambda here: mark in here)]
+    return found
 
 
 def _zoom(table: pd.DataFrame, ax: Axes, place: Place) -> None:
@@ -143,8 +158,10 @@ def _zoom(table: pd.DataFrame, ax: Axes, place: Place) -> None:
     inset.tick_params(labelsize=6, pad=1.5, length=2)
     inset.locator_params(axis="y", nbins=3)
     inset.set_title("last five layers", fontsize=6, pad=2, color=style.GREY)
-    for mark in last["layer"][last["mark"].notna()]:
-        inset.axvline(mark, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
+    for mark in _SIGNS:
+        for at in _marked(last, mark)["layer"]:
+            inset.axvline(at, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
+    _draw_lowest(last, inset)
 
 
 def _free_place(table: pd.DataFrame, limit: float) -> tuple[Place, float]:

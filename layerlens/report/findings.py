@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from layerlens.analysis.decoding import by_entropy_band, by_relative_position, valley_statistics
+from layerlens.analysis.valleys import marks_shown
 from layerlens.errors import RunError
 from layerlens.report.markup import Markup, element, join
 
@@ -91,6 +92,7 @@ def _highlights(
 ) -> Markup:
     perturbed = _rows(partition, group="perturbed")[0]
     valley, onset = (_rows(valleys, group="perturbed", mark=mark)[0] for mark in ("V*", "V_onset"))
+    lower = _rows(marks_shown(valleys), group="perturbed", mark="lowest")
     shown = [
         ("Perturbed tokens", with_interval(perturbed, "share", ".1%"), "the last layer makes them less sure"),
         ("Entropy it adds to them", with_interval(perturbed, "entropy_change"), "nats, mean"),
@@ -99,7 +101,8 @@ def _highlights(
         substituted = with_interval(_rows(steps, statistic="substitution_rate")[0], "value", ".1%")
         shown.append(("Substituted tokens", substituted, "the valley layer ranks another token first"))
     shown += [
-        ("Final rise begins V*", layers_of(valley), "of the perturbed tokens’ mean entropy"),
+        ("Final rise begins V*", layers_of(valley), "the lowest layer of that rise, in perturbed tokens’ mean entropy"),
+        *(("Lowest of all layers", layers_of(lowest), "of the same curve, before that rise") for lowest in lower),
         ("Descent begins V_onset", layers_of(onset), "of the same curve"),
         ("Plateau, phase II", _span(_rows(phases, phase="II")[0]), "layers"),
     ]

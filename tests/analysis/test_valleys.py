@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from layerlens.analysis.valleys import onset_layers, valley_layers
+from layerlens.analysis.valleys import lowest_layers, marks_shown, onset_layers, valley_layers
 from tests.made_up_run import hybrid_curves, planted, write_run
 
 LN_V = math.log(248320)
@@ -88,7 +88,10 @@ def test_the_table_of_a_run(tmp_path):
     curves = hybrid_curves()
     run = write_run(tmp_path / "run", planted(curves, noise=0.1, n_tokens=60, perturbed_share=0.2), n_vocab=248320)
     table = run.valleys().set_index(["group", "mark"])
-    assert list(table.index) == [(g, m) for g in ("perturbed", "unperturbed", "all") for m in ("V_onset", "V*")]
+    marks = ("V_onset", "V*", "lowest")
+    assert list(table.index) == [(group, mark) for group in ("perturbed", "unperturbed", "all") for mark in marks]
+    assert table.loc[("perturbed", "lowest"), ["layer", "layer_low", "layer_high", "share"]].tolist() == [39, 39, 39, 1]
+    assert table.loc[("unperturbed", "lowest"), "layer"] == 40
     assert table.loc[("perturbed", "V_onset"), "layer"] == 28
     assert table.loc[("perturbed", "V*"), ["layer", "layer_low", "layer_high", "share"]].tolist() == [39, 39, 39, 1]
     assert table.loc[("unperturbed", "V_onset"), "layer"] == 28
@@ -107,7 +110,30 @@ def test_nothing_is_invented_for_a_model_without_a_plateau(tmp_path):
     assert table.loc[table["mark"] == "V_onset", "layer"].isna().all()
     assert (table.loc[table["mark"] == "V_onset", "share"] == 0).all()
     assert table.loc[table["mark"] == "V_onset", "entropy"].isna().all()
-    assert table.loc[0:1, "layer"].tolist() == [pd.NA, 28]
+    assert table.loc[0:2, "layer"].tolist() == [pd.NA, 28, 28]
+
+
+LOWER_BEFORE = np.interp(np.arange(1, 31), [1, 10, 20, 24, 28, 30], [3, 2.5, 0.4, 1.0, 0.6, 1.4])
+
+
+def test_the_lowest_layer_is_told_from_the_lowest_of_the_final_rise(tmp_path):
+    run = write_run(
+        tmp_path / "run", planted({"perturbed": LOWER_BEFORE, "unperturbed": LOWER_BEFORE * (LOWER_BEFORE < 1.4)})
+    )
+    table = run.valleys().set_index(["group", "mark"])
+    assert table.loc["perturbed", "layer"].tolist() == [pd.NA, 28, 20]
+    assert table.loc[("perturbed", "lowest"), "entropy"] == pytest.approx(0.4, rel=1e-6)
+    assert table.loc[("perturbed", "V*"), "entropy"] == pytest.approx(0.6, rel=1e-6)
+    shown = marks_shown(run.valleys()).set_index(["group", "mark"])
+    assert ("perturbed", "lowest") in shown.index
+    same = write_run(tmp_path / "same", planted(hybrid_curves())).valleys()
+    assert "lowest" not in marks_shown(same)["mark"].tolist()
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=st.integers(0, 3)))
+def test_of_several_lowest_layers_the_last_one_counts(curves):
+    for curve, found in zip(curves.tolist(), lowest_layers(curves), strict=True):
+        assert found == max(layer for layer, value in enumerate(curve, start=1) if value == min(curve))
 
 
 def test_prompts_that_disagree_give_an_interval(tmp_path):
@@ -115,7 +141,7 @@ def test_prompts_that_disagree_give_an_interval(tmp_path):
     late = {"perturbed": through(20, (1, 10), (18, 0.1), (20, 1.0)), "unperturbed": np.ones(20)}
     prompts = {f"e{k}": v for k, v in planted(early, n_prompts=6, n_tokens=10).items()}
     prompts |= {f"l{k}": v for k, v in planted(late, n_prompts=6, n_tokens=10).items()}
-    valley = write_run(tmp_path / "run", prompts).valleys().loc[1]
+    valley = write_run(tmp_path / "run", prompts).valleys().loc[1]  # V* of perturbed tokens
     assert valley["layer_low"] < valley["layer_high"]
     assert valley["layer_low"] <= valley["layer"] <= valley["layer_high"]
 

@@ -80,6 +80,8 @@ def test_projections_and_depth_are_those_that_were_made(model):
     assert batched["projections_per_token"] == 3
     assert batched["mean_depth"] == lazy["mean_depth"] > 0
     assert 1 < lazy["projections_per_token"] <= min(3, 2 + lazy["mean_depth"])
+    costs = {row["name"]: row["multiply_adds"] for row in lazy["flops"]}
+    assert costs["lazy"] == pytest.approx((lazy["projections_per_token"] - 1) * 48 * 307)
     walked = [row["multiply_adds"] for row in lazy["flops"] if row["name"] == "depth"]
     assert walked == [lazy["mean_depth"] * 48 * 307]
 

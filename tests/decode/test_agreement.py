@@ -10,6 +10,26 @@ from tests.conftest import tiny
 TEXTS = ["Hello there, you", "a", "What is this? And that"]
 
 
+@pytest.mark.parametrize("divergence", ["published", "js"])
+def test_rows_that_have_ended_choose_no_layer_in_either_door(divergence):
+    """DoLa takes one layer for a batch: the drop-in keeps a row that has ended as padding, the loop leaves it out."""
+    model = tiny("llama", num_hidden_layers=9)
+    strategy = ll.DoLa(candidates=tuple(range(9)), divergence=divergence)
+    ids = torch.randint(3, 300, (3, 12), generator=torch.Generator().manual_seed(5))
+    texts = [model.tokenizer.decode(row) for row in ids]
+    encoded = model.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    free = ll.generate(model, texts, strategy=strategy, max_new_tokens=24, batch_size=3)
+    ended = 0
+    for end in {one.token_ids[2] for one in free}:
+        found = ll.generate(model, texts, strategy=strategy, max_new_tokens=24, batch_size=3, eos_token_id=end)
+        with ll.decoding(model, strategy) as log:
+            model.hf.generate(**encoded, max_new_tokens=24, do_sample=False, pad_token_id=0, eos_token_id=end)
+        emitted = log.steps.groupby("row")["next_token_id"].apply(list).tolist()
+        assert [one.token_ids for one in found] == emitted
+        ended += len({len(tokens) for tokens in emitted}) > 1
+    assert ended
+
+
 @pytest.mark.parametrize("mode", ["generate", "replay"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_5_text", "gpt2"])
 def test_a_trace_records_what_was_decoded(family, mode, run_of):

@@ -183,9 +183,21 @@ def test_trough_and_last_layer_are_marked(run):
     assert marks["v"] == pytest.approx([5, mean[4]], rel=1e-5)
     assert marks["s"] == pytest.approx([6, mean[5]], rel=1e-5)
     texts = [text.get_text() for text in depth.texts]
-    assert texts == [f"$V^*$, where the final rise begins: 5, {mean[4]:.2f} nats", f"last layer: 6, {mean[5]:.2f} nats"]
+    assert texts == [f"$V^*$, lowest of the final rise: 5, {mean[4]:.2f} nats", f"last layer: 6, {mean[5]:.2f} nats"]
     curve = table[table["part"] == "substituted"]
     assert curve["mark"].tolist() == ["", "", "", "", "trough", "last layer"]
+
+
+def test_a_lowest_layer_before_the_final_rise_is_drawn_and_named(tmp_path):
+    prompts = prompts_of(np.random.default_rng(5), len(TEXTS))
+    for columns in prompts.values():
+        columns["entropy"][:, 1] /= 1000
+    figure, table = figure1(write_run(tmp_path / "run", prompts, words=WORDS))
+    curve = table[table["part"] == "substituted"]
+    assert curve["mark"].tolist() == ["", "lowest", "", "", "trough", "last layer"]
+    (ring,) = (line for line in panels(figure)[2].lines if line.get_marker() == "o")
+    assert ring.get_xydata()[0].tolist() == pytest.approx([2, curve["entropy"].iloc[1]], rel=1e-5)
+    assert ring.get_label() == f"lowest: 2, {curve['entropy'].iloc[1]:.2f} nats"
 
 
 def test_the_table_counts_labels_with_shares(run):

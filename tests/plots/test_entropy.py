@@ -92,10 +92,23 @@ def test_titles_count_the_tokens(hybrid, axes):
 
 def test_marks_stand_where_they_are_and_are_missed_in_words(axes):
     assert upright(axes[0]) == [28, 39]
-    assert {r"$V_\mathrm{onset}$ = 28", "$V^*$ = 39"} <= set(texts(axes[0]))
+    assert {r"$V_\mathrm{onset}$ = 28", "$V^*$ = 39, lowest of the final rise"} <= set(texts(axes[0]))
     assert not [text for text in texts(axes[0]) if text.startswith("no ")]
     assert upright(axes[1]) == [28]
     assert "no $V^*$" in texts(axes[1])
+
+
+def test_a_lowest_layer_before_the_final_rise_is_drawn_and_named(tmp_path):
+    perturbed = np.interp(np.arange(1, 31), [1, 10, 20, 24, 28, 30], [3, 2.5, 0.4, 1.0, 0.6, 1.4])
+    run = write_run(tmp_path / "run", planted({"perturbed": perturbed, "unperturbed": np.append(perturbed[:-1], 0.2)}))
+    drawn_on = entropy_partition(run, Figure().subplots(2, 1))
+    assert "$V^*$ = 28, lowest of the final rise" in texts(drawn_on[0])
+    rings = [line for ax in drawn_on for line in ax.lines if line.get_marker() == "o"]
+    assert [ring.get_xydata()[0].tolist() for ring in rings] == [pytest.approx([20, 0.4], rel=1e-5)]
+    assert "lowest: layer 20" in legend(drawn_on[0])
+    table = entropy_table(run)
+    marks = table.dropna(subset="mark")[["group", "layer", "mark"]].to_numpy().tolist()
+    assert marks == [["perturbed", 20, "lowest"], ["perturbed", 28, "V*"]]
 
 
 def test_an_inset_enlarges_the_last_five_layers(hybrid, axes):

@@ -109,7 +109,7 @@ def test_marks_near_the_first_layer_are_labelled_on_the_page(tmp_path):
     page, _ = figure4(write_run(tmp_path / "run", planted(rising)))
     page.draw_without_rendering()
     mark, missing = (text for text in page.axes[0].texts if "V" in text.get_text())
-    assert (mark.get_text(), missing.get_text()) == ("$V^*$ = 1", r"no $V_\mathrm{onset}$")
+    assert (mark.get_text(), missing.get_text()) == ("$V^*$ = 1, lowest of the final rise", r"no $V_\mathrm{onset}$")
     assert mark.get_window_extent().x0 > page.axes[0].bbox.x0
     assert not mark.get_window_extent().overlaps(missing.get_window_extent())
 
