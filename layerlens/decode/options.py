@@ -188,8 +188,10 @@ def flag(name: str) -> str:
 
 
 def whole(name: str, value: object, least: int) -> None:
-    """OptionError where the value is no whole number from `least` on."""
+    """OptionError where the value is no whole number from `least` on that 63 bits hold."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise OptionError(f"{flag(name)} {value!r} is no whole number; give one from {least}")
     if value < least:
         raise OptionError(f"{flag(name)} {value} is too small; give a whole number from {least}")
+    if value >= 2**63:
+        raise OptionError(f"{flag(name)} {value} is too large; give a whole number below 2**63")

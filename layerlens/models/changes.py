@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from layerlens.models.adapter import SCALARS, Model, head_of
 from layerlens.models.packed import is_plain, plain_tensors
@@ -101,6 +102,7 @@ def _facts(
             # what was made from them once, in another form or on another device, does not follow them
             values = tuple(_version(tensor) for tensor in _tensors(module))
             (fixed if copied else watched)[f"{name} has other values"] = values
+    watched["torch has other hooks for all modules"] = _hooks_of_all()
     config = hf.config.get_text_config(decoder=True)
     for key in (*SCALARS, "num_hidden_layers"):
         watched[f"its config has another {key}"] = getattr(config, key, None)
@@ -137,6 +139,11 @@ def _hooks(module: nn.Module) -> tuple[object, ...]:
     """What else runs when the module is called, without what layerlens itself has put there."""
     hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
     return tuple(hook for hook in hooks if getattr(hook, "__module__", None) != _OURS)
+
+
+def _hooks_of_all() -> tuple[object, ...]:
+    """What runs whenever any module is called."""
+    return (*_global_forward_pre_hooks.values(), *_global_forward_hooks.values())
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -79,18 +79,23 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remot
         )
     if not may_be_compiled:
         refuse_unobservable(model.hf, model.source)
+    fixed, watched = changes(model)
+    if fixed:
+        raise _changed(model, fixed)
     if in_training(model.hf):
         names = [name for name, module in model.hf.named_modules() if module.training]
         what = f"{model.source} is" if model.hf.training else f"{names[0]} of {model.source} is"
         raise ModelError(f"{what} in training mode, where dropout is on; call model.hf.eval() first")
-    fixed, watched = changes(model)
-    if fixed or (watched and not _still_holds(model)):
-        phrases = fixed or watched
-        more = f" (and {len(phrases) - 2} more)" if len(phrases) > 2 else ""
-        raise ModelError(
-            f"{model.source} was changed after it was loaded: {', '.join(phrases[:2])}{more}; undo that, or load it as "
-            "it is now: ll.load(model.hf, tokenizer=model.tokenizer)"
-        )
+    if watched and not _still_holds(model):
+        raise _changed(model, watched)
+
+
+def _changed(model: Model, phrases: Sequence[str]) -> ModelError:
+    more = f" (and {len(phrases) - 2} more)" if len(phrases) > 2 else ""
+    return ModelError(
+        f"{model.source} was changed after it was loaded: {', '.join(phrases[:2])}{more}; undo that, or load it as it "
+        "is now: ll.load(model.hf, tokenizer=model.tokenizer)"
+    )
 
 
 def _still_holds(model: Model) -> bool:

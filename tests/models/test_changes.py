@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize, prune
+from torch.utils.hooks import RemovableHandle
 
 import layerlens as ll
 from layerlens.models.changes import changes
@@ -104,6 +106,9 @@ REFUSED: dict[str, Callable[[Any], object]] = {
         hf.model.layers[1], "post_attention_layernorm", nn.LayerNorm(hf.config.hidden_size)
     ),
     "the weights in another type": lambda hf: hf.to(torch.bfloat16),
+    "a hook on all modules": lambda hf: register_module_forward_hook(
+        lambda module, given, output: rotated(module, given, output) if module is hf.lm_head else None
+    ),
     "a pruned head": lambda hf: prune.random_unstructured(hf.lm_head, "weight", amount=0.5),
 }
 
@@ -114,7 +119,7 @@ def test_a_change_of_what_readings_rest_on_is_refused_at_every_door(
 ) -> None:
     hf, tokenizer = tiny_model("llama", num_hidden_layers=6), tiny_tokenizer()
     model = ll.load(hf, tokenizer)
-    change(hf)
+    left = change(hf)
     hf.eval()
     doors: list[Callable[[], object]] = [
         lambda: ll.trace(model, [TEXT], max_new_tokens=0, out=tmp_path / "run", progress=False),
@@ -122,9 +127,13 @@ def test_a_change_of_what_readings_rest_on_is_refused_at_every_door(
         lambda: ll.decoding(model, ll.Last()).__enter__(),
         lambda: ll.ablate(model, ll.dataset("sample", limit=2), out=tmp_path / "answers", max_new_tokens=2),
     ]
-    for door in doors:
-        with pytest.raises(ll.ModelError):
-            door()
+    try:
+        for door in doors:
+            with pytest.raises(ll.ModelError):
+                door()
+    finally:
+        if isinstance(left, RemovableHandle):
+            left.remove()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,6 +145,20 @@ def test_a_change_inside_the_drop_in_is_refused_by_generate() -> None:
         hf.model.norm = nn.Identity()
         with pytest.raises(ll.ModelError):
             hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)
+
+
+def test_new_values_of_the_head_are_read_within_one_drop_in() -> None:
+    hf, tokenizer = tiny_model("llama", num_hidden_layers=6), tiny_tokenizer()
+    model = ll.load(hf, tokenizer)
+    ids = torch.tensor([tokenizer(TEXT).input_ids])
+    settings: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12}
+    values = torch.randn_like(hf.lm_head.weight)
+    with ll.decoding(model, ll.Valley(window=3)):
+        hf.generate(ids, **settings)  # long enough for a copy of the head to be made
+        hf.lm_head.weight.data.copy_(values)
+        second = hf.generate(ids, **settings).tolist()
+    with ll.decoding(ll.load(hf, tokenizer), ll.Valley(window=3)):
+        assert hf.generate(ids, **settings).tolist() == second
 
 
 def shifted(module: Any, given: Any, output: Any) -> Any:

@@ -237,3 +237,13 @@ def test_what_is_no_model_is_refused() -> None:
     for door in (ll.generate, ll.trace, ll.ablate):
         with pytest.raises(ll.OptionError, match="LlamaForCausalLM"):
             door(tiny_model("llama"), ["hello"], out="nowhere")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**70])
+def test_a_seed_that_no_generator_takes_is_one_sentence(seed: int) -> None:
+    model = ll.load(tiny_model("llama"), tiny_tokenizer())
+    with pytest.raises(ll.OptionError, match="too large"):
+        ll.generate(model, "hello", max_new_tokens=1, seed=seed)
+    with pytest.raises(ll.OptionError, match="too large"), ll.decoding(model, ll.Last(), seed=seed):
+        pass
+    assert ll.generate(model, "hello", max_new_tokens=1, temperature=1.0, seed=2**63 - 1).token_ids
