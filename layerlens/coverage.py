@@ -227,6 +227,7 @@ def _traced(model: Model, mode: str | None, batch_size: int) -> dict[str, np.nda
     """The numbers of a trace by name, [positions, L] each; without a mode, of the given texts alone."""
     n_new = _N_NEW if mode else 0
     options: dict[str, Any] = {"max_new_tokens": n_new, "min_new_tokens": n_new, "mode": mode, "batch_size": batch_size}
+    options["generation_config"] = False  # the plain walk knows none
     with tempfile.TemporaryDirectory() as folder:
         run = trace(model, _TEXTS, out=Path(folder) / "run", progress=False, **options)
         next_token_id = run.positions["next_token_id"].astype("float").to_numpy()
@@ -260,7 +261,7 @@ def _plain_numbers(model: Model, generated: dict[str, np.ndarray]) -> dict[str, 
 def _check_decoding(model: Model) -> None:
     """Decoding from the valley emits the tokens, of the layers, that a plain walk finds over the same text."""
     for text in _TEXTS:
-        decoded = generate(model, text, strategy=Valley(window=_WINDOW), max_new_tokens=_N_NEW)
+        decoded = generate(model, text, strategy=Valley(window=_WINDOW), max_new_tokens=_N_NEW, generation_config=False)
         prompt = model.tokenizer(text).input_ids
         _, logits = _plain_reading(model, [*prompt, *decoded.token_ids[:-1]], min(_WINDOW, model.n_layers))
         emitted = zip(decoded.token_ids, decoded.steps["selected_layer"], strict=True)

@@ -193,5 +193,5 @@ def whole(name: str, value: object, least: int) -> None:
         raise OptionError(f"{flag(name)} {value!r} is no whole number; give one from {least}")
     if value < least:
         raise OptionError(f"{flag(name)} {value} is too small; give a whole number from {least}")
-    if value >= 2**63:
+    if int(value) >= 2**63:
         raise OptionError(f"{flag(name)} {value} is too large; give a whole number below 2**63")

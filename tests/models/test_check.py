@@ -157,7 +157,11 @@ def test_a_model_changed_after_loading_is_refused(run_of):
     training.hf.train()
     compiled.hf.compile()
     other_head.hf.lm_head = nn.Linear(48, 307, bias=False)
-    for model, words in ((training, "training mode"), (compiled, "is compiled"), (other_head, "another unembedding")):
+    for model, words in (
+        (training, "training mode"),
+        (compiled, "is compiled"),
+        (other_head, "unembedding is another"),
+    ):
         with pytest.raises(ll.ModelError, match=words):
             run_of(model, ["abc"], max_new_tokens=1)
     with pytest.raises(ll.ModelError, match="is compiled"):

@@ -158,4 +158,4 @@ def test_another_curve_is_drawn_with_its_own_valleys():
 
 def test_a_curve_without_room_for_an_earlier_valley_is_refused():
     with pytest.raises(OptionError, match="do not fit together"):
-        figure_theory(replace(PAPER, onset=37), **OPTIONS)
+        figure_theory(replace(PAPER, onset=3), **OPTIONS)

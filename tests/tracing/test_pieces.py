@@ -1,5 +1,7 @@
 """Long texts that go through a model in pieces: the numbers of one pass."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
@@ -11,17 +13,18 @@ from tests.invariants.laws import runs_agree
 TEXTS = ["Hello there, you", "a", "What is this, then? No more"]
 
 
-def lengths_of_passes(model, monkeypatch):
+@contextmanager
+def lengths_of_passes(model):
+    """Of the streams that enter the first block, where a hook is the model's own affair."""
     seen = []
-    forward = model.decoder.forward
 
-    def counted(*args, **kwargs):
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        seen.append(0 if ids is None else ids.shape[1])
-        return forward(*args, **kwargs)
+    def note(block, args, kwargs):
+        stream = args[0] if args else kwargs["hidden_states"]
+        seen.append(stream.shape[1])
 
-    monkeypatch.setattr(model.decoder, "forward", counted)
-    return seen
+    handle = model.blocks[0].register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
+    handle.remove()
 
 
 @pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"max_new_tokens": 0, "kl": True}, {"mode": "replay"}])
@@ -31,9 +34,9 @@ def test_pieces_give_the_numbers_of_one_pass(family, options, run_of, monkeypatc
     model, options = tiny(family), {"max_new_tokens": 5, **options}
     options["batch_size"] = 1 if options["max_new_tokens"] else 3  # some families generate one by one only
     whole = run_of(model, TEXTS, **options)
-    lengths = lengths_of_passes(model, monkeypatch)
     monkeypatch.setattr(passes, "_LONGEST_PASS", 4)
-    pieces = run_of(model, TEXTS, **options)
+    with lengths_of_passes(model) as lengths:
+        pieces = run_of(model, TEXTS, **options)
     is_attention = set(model.layer_kinds) <= {"full", "sliding"}
     if options["max_new_tokens"] == 0:
         assert max(lengths) == (4 if is_attention else whole.prompts["n_prompt_tokens"].max())
