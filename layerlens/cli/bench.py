@@ -84,8 +84,9 @@ def measure(
         rounds: measured after a round that is not; every second one goes in the opposite order.
 
     Returns:
-        a report for JSON: `flops` per generated token, `projections_per_token` and `mean_depth` as they were made,
-        medians of `tokens_per_second`, medians of each round's `ratios`, `extra_memory_mib` on CUDA, `machine`.
+        a report for JSON: `flops` per generated token; `projections_per_token`, `mean_depth` and `mean_read` as they
+        were made; medians of `tokens_per_second`, medians of each round's `ratios`, `extra_memory_mib` on CUDA,
+        `machine`.
     """
     from layerlens.analysis.overhead import layers_read
     from layerlens.decode.flops import decoding_flops
@@ -124,6 +125,7 @@ def measure(
         ],
         "projections_per_token": float(decisions.projections.float().mean()),
         "mean_depth": depth,
+        "mean_read": read,
         "tokens_per_second": {name: n_tokens / statistics.median(run[name] for run in seconds) for name in ways},
         "ratios": {
             "last_over_generate": paired_ratio(seconds, "last", "generate"),

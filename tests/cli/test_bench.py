@@ -56,7 +56,7 @@ def test_the_table_and_the_json_say_the_same(folder, tmp_path, capsys):
     report = json.loads(file.read_text())
     assert report["strategy"]["name"] == "valley"
     assert (report["window"], report["batch_size"], report["prompt_tokens"], report["new_tokens"]) == (4, 2, 64, 6)
-    flops = decoding_flops(tiny_model("qwen3_moe"), 4, report["mean_depth"])
+    flops = decoding_flops(tiny_model("qwen3_moe"), 4, report["mean_depth"], report["mean_read"])
     assert [row["flops"] for row in report["flops"]] == [row.flops for row in flops.rows()]
     assert report["machine"]["torch"] == torch.__version__
     assert report["extra_memory_mib"] is None
