@@ -8,7 +8,8 @@ from layerlens.evaluation.stated import ANSWER_IS, QUOTES, boxed, denied
 def settled_letter(text: str) -> str | None:
     """The letter A to D that `chosen_letter` finds in the text; None where the text settles on none."""
     for phrase in sorted([*ANSWER_IS.finditer(text), *_OPTION_IS.finditer(text)], key=re.Match.end, reverse=True):
-        if found := _AFTER_ANSWER.match(text, phrase.end()):
+        found = _AFTER_ANSWER.match(text, phrase.end())
+        if found and not denied(text, *found.span()):
             return None if _joined(text, found) else _name(found)
     in_box = boxed(text)
     if in_box is not None:
@@ -53,7 +54,7 @@ _OPENING = (
     r"(?:[\s*_$]|\\\(|\\\[|\\boxed|\\text(?:bf)?|\\mathrm|\\mathbf|\{|\[)*"
     r"(?:(?i:(?:the\s+)?(?:option|choice|letter))[\s*_]+)?"
 )
-_BEFORE, _AFTER = r"(?<![^\W_])(?<!['’-])", r"(?![^\W_]|['’-])"
+_BEFORE, _AFTER = r"(?<![^\W_])(?<![^\W_]_)(?<!['’°+^-])", r"(?!_?\{?[^\W_]|['’#+^-])"
 _ENCLOSED = (
     rf"(?:[(（]\s*|{_QUOTE}{{1,2}}[(（]?)[*_]*(?P<enclosed>[A-Da-d])[*_]*"
     rf"(?:\s*[)）]|[)）.]?{_QUOTE}){_QUOTE}?(?![^\W_])"

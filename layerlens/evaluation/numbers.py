@@ -1,6 +1,8 @@
 """Numbers as texts write them, in plain writing and in LaTeX, read as exact fractions."""
 
 import re
+import unicodedata
+from decimal import Decimal
 from fractions import Fraction
 
 from layerlens.evaluation.stated import denied_at_once
@@ -25,18 +27,57 @@ NUMBER = re.compile(
 """A number: 1450000, 1,450,000, 2.5, .5, 1/2, 3 1/2, \\frac{1}{2}, \\frac12 or 3\\frac{1}{2}, its sign and its $."""
 
 
-def joined_digits(text: str) -> str:
-    """The text without what stands between the groups of three digits of one number, except for plain commas.
+def plain_numbers(text: str) -> str:
+    """The text with its numbers in one writing, so that `NUMBER` finds each as a whole.
 
-    That is {,}, the spaces of LaTeX with or without a comma before \\!, and spaces that no line breaks at. A comma
-    before any other space separates the items of a list.
+    Signs that are a number of their own become LaTeX (½ is \\frac{1}{2}, ⁄ is /), and so do raised and lowered digits
+    (10³ is 10^{3}). What stands between the groups of three digits of one number is left out, except for plain commas:
+    {,}, the spaces of LaTeX with or without a comma before \\!, and spaces that no line breaks at. A comma before any
+    other space separates the items of a list. Powers of ten with a whole exponent are written out, alone or times a
+    number: 2 \\cdot 10^3, 2 × 10³ and 2e3 are 2000; another product before them leaves them as they are.
     """
-    return _BETWEEN_DIGITS.sub("", text)
+    text = _FRACTION_SIGN.sub(_in_latex, text).replace("⁄", "/")
+    text = _LOWERED.sub(_in_latex, _RAISED.sub(_in_latex, text))
+    return _POWER_OF_TEN.sub(_written_out, _BETWEEN_DIGITS.sub("", text))
+
+
+def is_number(text: str) -> bool:
+    """Whether the text is a number and nothing else."""
+    return NUMBER.fullmatch(plain_numbers(text.strip())) is not None
+
+
+_FRACTION_SIGN = re.compile("(?P<frac>[¼-¾⅐-⅞])")
+_RAISED = re.compile("(?P<up>[⁺⁻]?[⁰¹²³⁴-⁹]+)")
+_LOWERED = re.compile("(?P<down>[₀-₉]+)")
+
+
+def _in_latex(signs: "re.Match[str]") -> str:
+    plain = unicodedata.normalize("NFKC", signs[0]).replace("−", "-")
+    if signs.lastgroup == "frac":
+        return r"\frac{{{}}}{{{}}}".format(*plain.split("⁄"))
+    return f"{'^' if signs.lastgroup == 'up' else '_'}{{{plain}}}"
 
 
 _BETWEEN_DIGITS = re.compile(
     r"(?<=[0-9])(?:(?:\\text)?\{,\}|,?\s?\\!|\\[,:; ]|~|[\u00a0\u2009\u202f])(?:\s|\\!){0,3}(?=[0-9]{3}(?![0-9]))"
 )
+_SPACE = r"(?:\s|\\[,:;! ]|~){0,4}"
+_TIMES = r"(?:[×·]|(?<!\*)\*(?!\*)|\\times(?![A-Za-z])|\\cdot(?![A-Za-z]))"
+_NOT_RAISED = r"(?!\.?[0-9]|\s?\^(?!\s*\{?\s*\\circ))"
+_POWER_OF_TEN = re.compile(
+    rf"(?P<product>{_TIMES}{_SPACE})?"
+    rf"(?:(?<![\w.])(?P<factor>{_DECIMAL}){_SPACE}(?:{_TIMES}|x){_SPACE}|(?<![\w.]))"
+    rf"10\s?\^\s?(?:\{{\s?(?P<braced>[-−+]?[0-9]{{1,3}})\s?\}}|(?P<bare>[-−+]?[0-9]{{1,3}})){_NOT_RAISED}"
+    rf"|(?<![\w.])(?P<times>{_DECIMAL})[eE](?P<raised>[-−+]?[0-9]{{1,3}})(?!\w){_NOT_RAISED}"
+)
+
+
+def _written_out(power: "re.Match[str]") -> str:
+    if power["product"]:
+        return power[0]
+    factor = power["factor"] or power["times"] or "1"
+    exponent = power["braced"] or power["bare"] or power["raised"]
+    return f"{Decimal(factor.replace(',', '')).scaleb(int(exponent.replace('−', '-'))):f}"
 
 
 def value(number: "re.Match[str]") -> Fraction | None:
@@ -62,7 +103,7 @@ def last_value(text: str) -> Fraction | None:
     None too where that number is a part of something larger, whose value is another one: \\sqrt{2}, 2\\pi, 10^3, 1e3,
     \\frac{\\pi}{12}, x/12.
     """
-    text = joined_digits(text)
+    text = plain_numbers(text)
     for number in reversed(list(NUMBER.finditer(text))):
         before = text[max(0, number.start() - _REACH) : number.start()]
         if _UNIT_BEFORE.search(before) or denied_at_once(text, number.start()):
@@ -73,7 +114,10 @@ def last_value(text: str) -> Fraction | None:
 
 
 _REACH = 80
-_UNIT_BEFORE = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]+|\\(?:text|mbox|mathrm|textrm)\s*\{[^{}]*\})\s*[\^_]\s*\{?\s*$")
+_RAISES = r"\s*[\^_]\s*\{?\s*"
+_UNIT_BEFORE = re.compile(
+    rf"(?:(?<![A-Za-z])[A-Za-z]+{_RAISES}|(?<![A-Za-z\\])[A-Za-z]+|\\(?:text|mbox|mathrm|textrm)\s*\{{[^{{}}]*\}}{_RAISES})$"
+)
 _PART_BEFORE = re.compile(
     r"(?:[\^_]\s*\{?\s*|[0-9][eE][+-]?|(?:sqrt|√)\s*(?:\[[^\]]*\])?\s*[{(]?\s*|[\w)\]}](?:/| / )"
     r"|\\[cdst]?(?:frac|binom)\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}\s*\{?|\\[A-Za-z]+\s*\{?|\w\s*\{?|\{[^{}]*)\s*)$"

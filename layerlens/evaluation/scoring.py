@@ -9,13 +9,14 @@ A text that was cut off is scored as it stands. None of the ways reads a number 
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 from layerlens.datasets import Dataset, names
 from layerlens.datasets.source import Scoring
 from layerlens.errors import OptionError, PromptError
 from layerlens.evaluation.letters import settled_letter
-from layerlens.evaluation.numbers import NUMBER, last_value
+from layerlens.evaluation.numbers import is_number, last_value
 from layerlens.evaluation.spelling import spelled_alike
 from layerlens.evaluation.stated import boxed, denied, stated
 
@@ -47,13 +48,14 @@ def check_references(dataset: Dataset, way: Scoring) -> None:
 def last_number(text: str, reference: str) -> bool:
     """Whether the last number of the text equals that of the reference; False where either has none.
 
-    A number is written as 1450000, 1,450,000, 2.5, .5, 1/2, 3 1/2, \\frac{1}{2}, \\frac12 or 3\\frac{1}{2}, and 0.5
-    equals 1/2. Groups of three digits belong to one number where a comma, {,}, a space of LaTeX (such as \\, or \\!) or
-    a space at which no line breaks stands between them. A minus sign (- or −) right before it, or before its $, counts
-    unless a digit, a letter, a closing bracket, % or another minus sign stands before that: "5-3" ends in 3. Currency,
-    percent signs, units (12 m^2 is 12) and punctuation are passed over: 50% is 50. A number right after a denial is
-    passed over too: "12, not 13" and "12 rather than 13" end in 12. Nothing is calculated: a text whose last number is
-    a part of 10^3, 1e3, \\sqrt{2}, 2\\pi, \\frac{\\pi}{12} or x/12 has none.
+    A number is written as 1450000, 1,450,000, 2.5, .5, 1/2, 3 1/2, 3½, \\frac{1}{2}, \\frac12, 3\\frac{1}{2}, 10^3,
+    2 \\cdot 10^{-3}, 2 × 10³ or 2e3, and 0.5 equals 1/2. Groups of three digits belong to one number where a comma,
+    {,}, a space of LaTeX (such as \\, or \\!) or a space at which no line breaks stands between them. A minus sign (-
+    or −) right before it, or before its $, counts unless a digit, a letter, a closing bracket, % or another minus sign
+    stands before that: "5-3" ends in 3. Currency, percent signs, units and punctuation are passed over: 50% is 50, and
+    12 m^2 and 12 cm3 are 12. Digits right after a letter, as in H2O or B12, are passed over too, and so is a number
+    right after a denial: "12, not 13", "12 rather than 13" and "12 ≠ 13" end in 12. Nothing else is calculated: a text
+    whose last number is a part of 2^3, x \\cdot 10^3, 52_8, \\sqrt{2}, 2\\pi, \\frac{\\pi}{12} or x/12 has none.
     """
     found, wanted = last_value(text), last_value(reference)
     return found is not None and found == wanted
@@ -64,11 +66,12 @@ def chosen_letter(text: str, reference: str) -> bool:
 
     It is the letter right after the last "answer is", "answer:" or "correct option is" that has one, in brackets, bold,
     in quotes of any language or plain; where there is none, the one in the last \\boxed{}; where there is none either,
-    the last capital A to D that stands alone and is not denied. A letter stands alone with no letter, digit, apostrophe
-    or hyphen next to it, or in single quotes, and is no A that is an article, followed by a space and a small letter.
-    Denied are "not D", "neither A nor D", "rather than D", "D is wrong" and the like. Letters joined by "or", "and" or
-    a slash settle on none, and neither does a box with several. Small letters count in brackets or quotes after "answer
-    is", and in a box.
+    the last capital A to D that stands alone. A letter stands alone with no letter, digit, apostrophe, hyphen, + or ^
+    next to it, no ° before it and no # after it, or in single quotes, and is no A that is an article, followed by a
+    space and a small letter. Letters that the text denies or asks about are passed over: "not D", "neither A nor D",
+    "rather than D", "D is wrong", "D does not hold" and the like, and any in a sentence that ends in a question mark.
+    Letters joined by "or", "and" or a slash settle on none, and neither does a box with several. Small letters count
+    in brackets or quotes after "answer is", and in a box.
     """
     return settled_letter(text) == reference.strip()
 
@@ -82,7 +85,8 @@ def exact(text: str, reference: str) -> bool:
     - spaces and their commands, \\left and \\right, markup, double quotes, full stops at the end, brackets around one
       value, braces around a single character, and signs of multiplication except between digits;
     - what separates groups of three digits: 10,080, 10{,}080, 10\\,080, 10,\\!080 and 10 080 are 10080;
-    - how a fraction or a root is written: \\frac12, \\dfrac{1}{2}, 1/2 and .5; \\frac{\\sqrt3}{3}, √3/3 and sqrt(3)/3;
+    - how a fraction, a root or a power of ten is written: \\frac12, \\dfrac{1}{2}, 1/2, ½ and .5; \\frac{\\sqrt3}{3},
+      √3/3 and sqrt(3)/3; 2 \\cdot 10^3, 2e3 and 2000;
     - dollar, percent and degree signs and units, in \\text or known by name, but no other unit that is known: 5 cents
       is 5, and not 5 dollars;
     - the name of the value ("x =", "x \\in"), but no other name: x = 5 is 5, and not y = 5;
@@ -100,23 +104,29 @@ def number_or_words(text: str, reference: str) -> bool:
     """`last_number` where the reference is a number; else whether its words stand where the text ends, in any case.
 
     That is the last \\boxed{}, the line after the last "answer is" or "answer:", or the last line, as for `exact`.
-    Words that the text denies do not count: "not Paris", "isn't Paris", "rather than Paris", "neither Paris nor Rome",
-    "Paris is wrong". Words that "or" joins to others do not count either. Of "yes" and "no", the first one there
-    decides; "no doubt", "no one" and the like say neither.
+    White space of any length is one space, and an accent counts alike as a part of its letter and after it. Words that
+    the text denies do not count: "not Paris", "rather than Paris", "neither Paris nor Rome", "Paris is wrong", "Paris
+    isn't". Nor do words in a sentence that ends in a question mark, or words that "or" joins to others. Of "yes" and
+    "no", the first one there that counts decides; "no doubt", "no one" and the like say neither.
     """
-    if NUMBER.fullmatch(reference.strip()):
+    if is_number(reference):
         return last_number(text, reference)
-    ending, words = stated(text), reference.strip()
-    if words.casefold() in ("yes", "no"):
-        said = _YES_OR_NO.search(ending)
-        return said is not None and said[0].casefold() == words.casefold()
-    found = re.finditer(rf"(?<!\w)(?<!\bor ){re.escape(words)}(?!\w)(?! or\b)", ending, re.IGNORECASE)
-    return any(not denied(ending, *place.span()) for place in found)
+    ending, words = _folded(stated(text)), _folded(reference)
+    wanted = (
+        _YES_OR_NO if words in ("yes", "no") else re.compile(rf"(?<!\w)(?<!\bor ){re.escape(words)}{_ENDS}(?! or\b)")
+    )
+    said = [place[0] for place in wanted.finditer(ending) if not denied(ending, *place.span())]
+    return said[:1] == [words]
 
 
+def _folded(text: str) -> str:
+    """The text in small letters, each with its accents one character, and one space for any white space."""
+    return unicodedata.normalize("NFC", " ".join(text.casefold().split()))
+
+
+_ENDS = r"(?![\w\u0300-\u036f])"
 _YES_OR_NO = re.compile(
-    r"\b(?:yes|no(?!\s+(?:doubt|question|need|reason|problem|matter|way|longer|one|more|other|less)\b))\b",
-    re.IGNORECASE,
+    r"\b(?:yes|no(?!\s+(?:doubt|question|need|reason|problem|matter|way|longer|one|more|other|less)\b))\b"
 )
 
 WAYS: dict[Scoring, Score] = {

@@ -1,10 +1,10 @@
 """One spelling for all spellings of a short answer, plain or in LaTeX. No algebra: 2 + 3 is not 5."""
 
 import re
-from fractions import Fraction
+import unicodedata
 from typing import NamedTuple
 
-from layerlens.evaluation.numbers import NUMBER, joined_digits, value
+from layerlens.evaluation.numbers import NUMBER, plain_numbers, value
 
 
 class Reading(NamedTuple):
@@ -26,7 +26,7 @@ def read(answer: str) -> Reading:
     """The answer without its spelling; one of more than 1,000 characters is left as it stands."""
     if len(answer) > _LONGEST:
         return Reading((answer,), "", "")
-    answer = joined_digits(answer)
+    answer = plain_numbers(unicodedata.normalize("NFC", answer))
     for pattern, spelling in _SPELLINGS:
         answer = re.sub(pattern, spelling, answer, flags=re.ASCII)
     answer, unit = _without_units(_braced_fractions(answer))
@@ -55,12 +55,10 @@ _SPELLINGS: list[tuple[str, str]] = [
     (r"\\end\s*\{[pbB]matrix\}", "]"),
     (r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\\q?quad(?![a-z])|~|[\u00a0\u2009\u202f]", " "),
     (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°", r"\\text{degrees}"),
-    (r"\\\$\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?|-?\.[0-9]+)", r"\1\\text{dollars}"),
+    (r"\\\$", r"\\text{dollars}"),
     (r"\\?%", r"\\text{percent}"),
     (r"\\?\$|\\[()\[\]]|\*\*|`|[\"“”„«»]|^\s*\*|\*\s*$", " "),
     (r"[×·*]|\\times(?![a-z])|\\cdot(?![a-z])", r"\\cdot "),
-    ("²", "^2"),
-    ("³", "^3"),
     (r"\\[cdst]frac", r"\\frac"),
     (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
     (r"(?<![A-Za-z\\])(?:\\)?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
@@ -105,9 +103,9 @@ _UNITS = {
 }
 _UNIT = {word: unit for unit, others in _UNITS.items() for word in (unit, *others.split())}
 _POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cubed": "3"}
-_POWER = r"\s*(?:\^\s*\{?([23])\}?)?"
+_POWER = r"(?:\s*\^\s*\{?([23])\}?)?"
 _IN_TEXT = re.compile(_WORDING + _POWER, re.ASCII)
-_PLAIN = re.compile(rf"(?<=[0-9}}) ])()\s*([A-Za-z][A-Za-z. ]*[A-Za-z]){_POWER}[\s.,]*$", re.ASCII)
+_PLAIN = re.compile(r"(?<=[0-9}) ])()\s*([A-Za-z][A-Za-z. ]*[A-Za-z])(?:(?:\s*\^\s*\{?)?([23])\}?)?[\s.,]*$", re.ASCII)
 _UNKNOWN = re.compile(rf"(?<=[0-9}}.])\s*{_WORDING}{_POWER}[\s.,]*$", re.ASCII)
 _NO_UNIT = re.compile(
     r"(?:hundred|thousand|million|billion|trillion|dozen|or|and|to|mod|base|more|less)\b", re.IGNORECASE
@@ -177,7 +175,6 @@ def _canonical(piece: str) -> str:
     tight = re.sub(r"^\+", "", re.sub(r"\s+", " ", tight))
     if re.fullmatch(r"[1-9][0-9]{0,2}(?: [0-9]{3})+", tight):
         tight = tight.replace(" ", "")
-    tight = _POWER_OF_TEN.sub(_times_power_of_ten, tight)
     tight = _quotients(NUMBER.sub(_by_value, tight))
     tight = re.sub(r"(?<![0-9])\\cdot|\\cdot(?![0-9])", "", tight)
     return tight.casefold() if tight.isalpha() and len(tight) > 1 else tight
@@ -202,13 +199,6 @@ def _closes_at_the_end(piece: str) -> bool:
         if not depth:
             return place == len(piece) - 1
     return False
-
-
-_POWER_OF_TEN = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\\cdot10\^\{(-?[0-9]{1,3})\}")
-
-
-def _times_power_of_ten(found: "re.Match[str]") -> str:
-    return str(Fraction(found[1]) * Fraction(10) ** int(found[2]))
 
 
 def _by_value(number: "re.Match[str]") -> str:

@@ -35,14 +35,18 @@ def boxed(text: str) -> str | None:
 
 
 def denied(text: str, start: int, end: int) -> bool:
-    """Whether the text says that text[start:end] is not the answer: "not Paris", "rather than D", "D is wrong".
+    """Whether the text says that text[start:end] is not the answer, or only asks about it.
 
     The denial stands before it with at most four words between, all in one clause ("isn't the city of Paris", "neither
-    A nor D", "anything but D"), or right after it ("Paris is not correct", "D fails"). A comma, a full stop, "but",
-    "than" and "only" end what a denial reaches: "not Rome but Paris" and "not only Paris" deny no Paris.
+    A nor D", "anything but D"), or right after it: a verb that is denied ("Paris isn't", "D does not hold") or a fault
+    ("D is wrong", "D fails"). A comma, a full stop, "but", "than" and "only" end what a denial reaches: "not Rome but
+    Paris" and "not only Paris" deny no Paris. A sentence that ends in a question mark states nothing, whatever comes
+    next: "Is it Paris? No, Rome."
     """
     before = text[max(0, start - _REACH) : start]
-    return _DENIAL_NEAR.search(before) is not None or _DENIAL_AFTER.match(text, end, end + _REACH) is not None
+    if _DENIAL_NEAR.search(before) or _DENIAL_AFTER.match(text, end, end + _REACH):
+        return True
+    return _ASKED.match(text, end) is not None
 
 
 def denied_at_once(text: str, start: int) -> bool:
@@ -54,17 +58,21 @@ _REACH = 80
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 _MARKUP = rf"[\s*_$\\{{(\[{re.escape(QUOTES)}]"
 _DENIAL = (
-    r"(?:\b(?:not|never|no|cannot|neither|nor|unlike|rather\s+than|instead\s+of|other\s+than|except(?:\s+for)?"
-    rf"|(?:anything|all|everything|nothing)\s+but)|n['’]t)(?!\w){_MARKUP}*"
+    r"(?:(?:\b(?:not|never|no|cannot|neither|nor|unlike|rather\s+than|instead\s+of|other\s+than|except(?:\s+for)?"
+    rf"|(?:anything|all|everything|nothing)\s+but)|n['’]t)(?!\w)|≠|!=|\\neq?(?![A-Za-z])|\\not\s*=){_MARKUP}*"
 )
-_WORD_BETWEEN = rf"(?!(?:but|than|only|just|because|since|so)\b)[\w\\-]+(?:{_MARKUP}|[)\]}}*])+"
+_WORD_BETWEEN = (
+    r"(?!(?:but|than|only|just|because|since|so|thus|hence|therefore)\b)"
+    rf"[\w\\][\w\\-]*(?:{_MARKUP}|[)\]}}*])+"
+)
 _DENIAL_RIGHT_BEFORE = re.compile(rf"{_DENIAL}$", re.IGNORECASE)
 _DENIAL_NEAR = re.compile(rf"{_DENIAL}(?:(?<!\bno\s)(?:{_WORD_BETWEEN}){{1,4}})?$", re.IGNORECASE)
-_NOT_RIGHT = r"\s+(?:the\s+|a\s+)?(?:right|correct|true|answer|it\b)"
+_VERB = r"(?:is|are|was|were|be|do|does|did|has|have|had|can|could|will|would|should|must|may|might|seems?|looks?)\s+"
+_ADVERB = r"(?:(?:also|both|all|\w+ly)\s+)?"
+_FAULT = r"(?:wrong|incorrect|false|impossible|ruled\s+out|fails?)\b"
 _DENIAL_AFTER = re.compile(
-    rf"(?:[.)](?=\s*(?:is|was)\b))?[\s*_$)\]}}{re.escape(QUOTES)}]*"
-    r"(?:(?:is|are|was|were|seems?|looks?)\s+(?:also\s+|both\s+|all\s+|clearly\s+)?"
-    rf"(?:wrong|incorrect|false|impossible|ruled\s+out|(?:not|never){_NOT_RIGHT})"
-    rf"|(?:is|are|was|were)n['’]t{_NOT_RIGHT}|(?:can\s*not|can['’]t)\s+be{_NOT_RIGHT}|fails?\b(?!\s+to\b))",
+    rf"(?:[.)](?=\s*(?:is|was)\b))?[\s*_$)\]}}{re.escape(QUOTES)}]*{_ADVERB}(?:(?:{_VERB}{_ADVERB}){{0,2}}{_FAULT}"
+    rf"|(?:{_VERB}(?:not|never)|\w+n['’]t|can\s*not|never)\b(?!\s+(?:only\b|just\b|(?:be\s+)?{_FAULT})))",
     re.IGNORECASE,
 )
+_ASKED = re.compile(r"[^.!?\n]{0,300}\?")

@@ -36,7 +36,6 @@ NUMBERS = [
     ("12345,678", "678"),
     ("1,23", "23"),
     ("on the 3rd", "3"),
-    ("H2O", "2"),
     ("50%", "50"),
     ("16/2=8", "8"),
     ("2.0", "2"),
@@ -78,6 +77,36 @@ NUMBERS = [
     ("It isn't 13 but 12", "12"),
     ("She did not eat 12 of them", "12"),
     ("12 fail", "12"),
+    ("12 ≠ 13", "12"),
+    (r"$12 \neq 13$", "12"),
+    (r"12 \ne -13", "12"),
+    ("12 != 13", "12"),
+    (r"12 \not= 13", "12"),
+    ("3½", "7/2"),
+    ("3 ½ cups", "7/2"),
+    ("-¾", "-3/4"),
+    ("⅔ of it", "2/3"),
+    ("1⁄8", "1/8"),
+    ("12 cm3", "12"),
+    ("12 m2.", "12"),
+    ("5 m/s2", "5"),
+    ("12 cm³", "12"),
+    ("18 g of H2O and B12", "18"),
+    ("10^3", "1000"),
+    ("10^{3}$", "1000"),
+    ("**10^3**", "1000"),
+    ("10³", "1000"),
+    ("10⁻²", "0.01"),
+    (r"$2\cdot 10^3$", "2000"),
+    (r"\boxed{2 \times 10^{-3}}", "0.002"),
+    (r"-6.5\,\times\,10^{2}", "-650"),
+    ("2*10^3", "2000"),
+    ("2 x 10^−1", "0.2"),
+    (r"1{,}200 × 10²", "120000"),
+    ("2e3", "2000"),
+    ("1.5E-2", "0.015"),
+    (r"2e2^\circ", "200"),
+    ("$10^3 = 1000", "1000"),
 ]
 
 
@@ -98,10 +127,24 @@ def test_what_is_no_number_equals_nothing(text):
 
 PARTS = [
     ("10^3", "3"),
+    ("10^3", "10"),
     ("2^{9}", "9"),
+    ("2^{9}", "2"),
+    ("2^3", "8"),
     ("9^n", "9"),
     ("2e9", "9"),
+    ("2³", "2"),
+    ("10^n", "10"),
+    ("10^2^2", "100"),
+    ("2.10^2^2", "100"),
+    (r"x \cdot 10^2", "100"),
+    (r"3 \cdot 2 \cdot 10^2", "200"),
     (r"1.5 \times 10^{-9}", "-9"),
+    ("H2O", "2"),
+    ("CO₂", "2"),
+    ("52₈", "52"),
+    ("3½", "3"),
+    ("12 cm3", "3"),
     (r"\sqrt{9}", "9"),
     (r"\sqrt9", "9"),
     (r"\sqrt[3]{9}", "9"),
@@ -135,7 +178,7 @@ def plain_last_number(text):
         if text[place] not in "0123456789":
             place += 1
             continue
-        digits = ""
+        digits, glued = "", text[place - 1 : place].isalpha()
         while place < len(text) and text[place] in "0123456789":
             digits, place = digits + text[place], place + 1
         while len(digits.split(",")[0]) <= 3 and digits[0] != "0" and _is_group(text, place):
@@ -144,6 +187,8 @@ def plain_last_number(text):
             digits, place = digits + ".", place + 1
             while place < len(text) and text[place] in "0123456789":
                 digits, place = digits + text[place], place + 1
+        if glued:
+            continue
         before = text[:sign].removesuffix("$")
         negative = before[-1:] in ("-", "−") and not re.fullmatch(r"[0-9A-Za-z)\]}%−-]", before[-2:-1] or " ")
         found = -Fraction(digits.replace(",", "")) if negative else Fraction(digits.replace(",", ""))

@@ -170,6 +170,38 @@ def test_the_boxes_of_omni_math_are_right_for_their_references():
         ("There is no doubt that it follows: yes.", "yes", True),
         ("No one knows.", "no", False),
         ("No, it does not follow.", "no", True),
+        ("Not yes.", "yes", False),
+        ("Not yes.", "no", False),
+        ("I say no, not yes.", "no", True),
+        ("I wouldn't say yes.", "yes", False),
+        ("Yes, it does not follow.", "yes", True),
+        ("It does not follow - no.", "no", True),
+        ("Does it follow that no cat barks? Yes.", "yes", True),
+        ("Does it follow that no cat barks? Yes.", "no", False),
+        ("Yes or no? No.", "no", True),
+        ("Is it Paris? No, Rome.", "Paris", False),
+        ("Is it Paris? No, Rome.", "Rome", True),
+        ("Is it Paris or Rome? Rome.", "Rome", True),
+        ("It is Paris, isn't it?", "Paris", False),
+        ("Paris isn't the capital of Germany. Berlin", "Paris", False),
+        ("Paris isn't the capital of Germany. Berlin", "Berlin", True),
+        ("Paris does not fit: Lyon.", "Paris", False),
+        ("Paris never was: Lyon.", "Paris", False),
+        ("Paris is not wrong.", "Paris", True),
+        ("Paris, which is not in Spain.", "Paris", True),
+        ("It is Bogot\u00e1.", "Bogota\u0301", True),
+        ("It is Bogota\u0301.", "Bogot\u00e1", True),
+        ("It is Bogota\u0301.", "bogota", False),
+        ("It is x\u0302.", "x", False),
+        ("It is STRASSE.", "Straße", True),
+        ("It is New  York.", "New York", True),
+        ("It is New\u00a0York.", "New \t York", True),
+        ("It is x2.", "x²", False),
+        ("It is x².", "x2", False),
+        (r"It is 2\cdot 10^3.", "2000", True),
+        ("It is 2000.", r"2 \times 10^{3}", True),
+        ("It is 3½.", "3.5", True),
+        ("It is 3.5.", "3½", True),
         ("It is 12, not 13.", "12", True),
         ("It is 13, not 12.", "12", False),
     ],
@@ -201,10 +233,12 @@ def test_a_dataset_without_a_way_and_references_that_cannot_be_scored_are_refuse
         assert "\n" not in str(error.value)
 
 
+LOOPS = ["1", "1,", "1 ", "1/", r"\boxed{", "}", r"\frac{1", "answer is ", "answer:\n", "A ", "-$", "\\", "{", " "]
+LOOPS += ["A? ", "D is not ", "½", "10^", "2*10^3*", "1e", "yes ", "a_"]
+
+
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "piece", ["1", "1,", "1 ", "1/", r"\boxed{", "}", r"\frac{1", "answer is ", "answer:\n", "A ", "-$", "\\", "{", " "]
-)
+@pytest.mark.parametrize("piece", LOOPS)
 def test_a_model_that_repeats_itself_is_scored_at_once(way, piece):
     started = time.perf_counter()
     WAYS[way](piece * 30_000, "A")
