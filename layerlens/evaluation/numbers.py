@@ -63,12 +63,13 @@ _BETWEEN_DIGITS = re.compile(
 )
 _SPACE = r"(?:\s|\\[,:;! ]|~){0,4}"
 _TIMES = r"(?:[×·]|(?<!\*)\*(?!\*)|\\times(?![A-Za-z])|\\cdot(?![A-Za-z]))"
-_NOT_RAISED = r"(?!\.?[0-9]|\s?\^(?!\s*\{?\s*\\circ))"
+_ALONE = r"(?<![\w.])(?<![0-9],)"
+_NOT_RAISED = r"(?![.,]?[0-9]|\s?\^(?!\s*\{?\s*\\circ))"
 _POWER_OF_TEN = re.compile(
     rf"(?P<product>{_TIMES}{_SPACE})?"
-    rf"(?:(?<![\w.])(?P<factor>{_DECIMAL}){_SPACE}(?:{_TIMES}|x){_SPACE}|(?<![\w.]))"
+    rf"(?:{_ALONE}(?P<factor>{_DECIMAL}){_SPACE}(?:{_TIMES}|x){_SPACE}|{_ALONE})"
     rf"10\s?\^\s?(?:\{{\s?(?P<braced>[-−+]?[0-9]{{1,3}})\s?\}}|(?P<bare>[-−+]?[0-9]{{1,3}})){_NOT_RAISED}"
-    rf"|(?<![\w.])(?P<times>{_DECIMAL})[eE](?P<raised>[-−+]?[0-9]{{1,3}})(?!\w){_NOT_RAISED}"
+    rf"|{_ALONE}(?P<times>{_DECIMAL})[eE](?P<raised>[-−+]?[0-9]{{1,3}})(?!\w){_NOT_RAISED}"
 )
 
 

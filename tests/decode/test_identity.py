@@ -43,6 +43,7 @@ LONG = np.arange(5000)  # numpy shows its ends only
     [
         (LONG, np.arange(5000), np.where(LONG == 2500, 0, LONG)),
         (torch.zeros(3), torch.zeros(3), torch.zeros(3, dtype=torch.float64)),
+        (torch.zeros(3), torch.zeros(3), torch.zeros(3, dtype=torch.int32)),
         (torch.zeros(3), torch.zeros(3), torch.zeros(3, 1)),
         (torch.tensor(1.0), torch.tensor(1.0), torch.tensor(2.0)),
         (torch.zeros(5000, dtype=torch.bfloat16), torch.zeros(5000, dtype=torch.bfloat16), torch.ones(5000)),
