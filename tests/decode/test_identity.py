@@ -30,6 +30,13 @@ class Slotted:
         self.rate = rate
 
 
+class Twin:
+    __slots__ = ("rate",)
+
+    def __init__(self, rate):
+        self.rate = rate
+
+
 @dataclass(frozen=True)
 class Holder:
     weights: object
@@ -54,7 +61,9 @@ LONG = np.arange(5000)  # numpy shows its ends only
         ({"b", "a", "c"}, {"c", "b", "a"}, {"a", "b"}),
         ({1: LONG}, {1: LONG.copy()}, {1: LONG + 1}),
         ((LONG,), (LONG.copy(),), (LONG + 1,)),
+        ({0, 8}, {8, 0}, {0, 9}),
         (Slotted(1), Slotted(1), Slotted(2)),
+        (Slotted(1), Slotted(1), Twin(1)),
         (Holder(Holder(LONG)), Holder(Holder(LONG.copy())), Holder(Holder(LONG + 1))),
         (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
         (ll.Valley(window=2), ll.Valley(window=2), ll.Valley(window=4)),
@@ -121,10 +130,16 @@ def test_a_valley_s_window_is_said_also_where_it_was_left_to_it(window, n_layers
 
 
 SOURCE = '''
+from functools import cached_property
 import layerlens as ll
 _RATE = 0.5
+_DEEP = 4
 def _half(x):
-    return x / 2
+    return x / 2 if x else _half(not x)
+def _stepped(step):
+    def by_step(self):
+        return step
+    return by_step
 class Base(ll.Strategy):
     depth = 2
     def layers(self, n_layers, tied=False):
@@ -138,6 +153,18 @@ class Mine(Base):
     @property
     def twice(self):
         return 2 * self.depth
+    @cached_property
+    def thrice(self):
+        return 3 ** self.depth
+    @staticmethod
+    def shifted(x, *, by=7):
+        return x << by
+    @classmethod
+    def deep(cls):
+        return (lambda: _DEEP)()
+    def __call__(self):
+        return 11
+    stepped = _stepped(6)
 '''
 
 
@@ -155,6 +182,13 @@ def code(source):
         ("depth = 2", "depth = 3"),
         ("n_layers - self.depth", "n_layers + self.depth"),
         ("2 * self.depth", "3 * self.depth"),
+        ("2 * self.depth", "2 * self.width"),
+        ("3 ** self.depth", "4 ** self.depth"),
+        ("by=7", "by=8"),
+        ("x << by", "x >> by"),
+        ("_DEEP = 4", "_DEEP = 5"),
+        ("return 11", "return 12"),
+        ("_stepped(6)", "_stepped(7)"),
         ("tied=False", "tied=True"),
         ('not in {"b", "a", "c"}]', 'not in {"b", "a"}]'),
     ],

@@ -95,6 +95,8 @@ LETTERS = [
     ("The answer is A? Yes.", None),
     ("I don't think the answer is D. B", "B"),
     ("It is not possible, therefore the answer is D", "D"),
+    ("As for A, it is not possible therefore D", "D"),
+    ("There is no doubt it is D", "D"),
     ("D is not wrong.", "D"),
     ("D does not fail.", "D"),
     ("D is not only right", "D"),
