@@ -52,7 +52,7 @@ _LOWERED = re.compile("(?P<down>[₀-₉]+)")
 
 
 def _in_latex(signs: "re.Match[str]") -> str:
-    plain = unicodedata.normalize("NFKC", signs[0]).replace("−", "-")
+    plain = unicodedata.normalize("NFKC", signs[0])
     if signs.lastgroup == "frac":
         return r"\frac{{{}}}{{{}}}".format(*plain.split("⁄"))
     return f"{'^' if signs.lastgroup == 'up' else '_'}{{{plain}}}"

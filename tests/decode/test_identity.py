@@ -64,6 +64,7 @@ LONG = np.arange(5000)  # numpy shows its ends only
         ({0, 8}, {8, 0}, {0, 9}),
         (Slotted(1), Slotted(1), Slotted(2)),
         (Slotted(1), Slotted(1), Twin(1)),
+        (Holder(1), Holder(1), type("Holder", (Holder,), {"more": 2})(1)),
         (Holder(Holder(LONG)), Holder(Holder(LONG.copy())), Holder(Holder(LONG + 1))),
         (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
         (ll.Valley(window=2), ll.Valley(window=2), ll.Valley(window=4)),
