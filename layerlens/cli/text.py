@@ -57,6 +57,8 @@ def counts(model: Model, name: str, generation: Generation, *, sampled: bool) ->
     """How many tokens, how many of them the strategy changed, how many came from an earlier layer, at what cost."""
     steps = generation.steps
     n_tokens = len(steps)
+    if not n_tokens:
+        return f"{name}: no tokens"
     changed = len(_substituted(model, generation, sampled=sampled))
     earlier = int((steps["selected_layer"] < model.n_layers).sum())
     return (

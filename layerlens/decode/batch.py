@@ -63,12 +63,13 @@ class Decoded:
 
     Attributes:
         outputs: the tokens, end token included.
-        ended: whether an end token or a stop string was emitted.
+        finish_reasons: "stop" (an end token or a stop string), "length", or "non_finite" (the logits of the next token
+            were NaN or infinite, and nothing was emitted from there on).
         decisions: of all steps and prompts.
     """
 
     outputs: list[list[int]]
-    ended: list[bool]
+    finish_reasons: list[str]
     decisions: Decisions
 
 
@@ -118,6 +119,7 @@ class _Batch:
         self._rows = list(range(n_rows))  # the rows of the batch, as numbers of prompts
         self._outputs: list[list[int]] = [[] for _ in prompts]
         self._ended = [False] * n_rows
+        self._reasons = ["length"] * n_rows
         self._decisions: list[Decisions] = []
         self._before_pass = before_pass
         # a sliding cache counts on the host how full it is, and a replayed graph would not
@@ -151,7 +153,7 @@ class _Batch:
             torch.cat([block.numbers for block in self._decisions]),
             torch.cat([block.values for block in self._decisions]),
         )
-        return Decoded(self._outputs, self._ended, decisions)
+        return Decoded(self._outputs, self._reasons, decisions)
 
     def _advance(self) -> None:
         """One step, from a captured graph where there is one."""
@@ -207,13 +209,18 @@ class _Batch:
         tokens, numbers, values = (buffer[:n_steps].cpu() for buffer in self._recorded)
         self._slot.zero_()
         n_tokens = 0
+        is_finite = Decisions(numbers, values).is_finite
         for column, row in enumerate(self._rows):
-            for token_id in tokens[:, column].tolist():
+            for token_id, finite in zip(tokens[:, column].tolist(), is_finite[:, column].tolist(), strict=True):
                 if self._ended[row]:
+                    break
+                if not finite:
+                    self._ended[row], self._reasons[row] = True, "non_finite"
                     break
                 self._outputs[row].append(token_id)
                 n_tokens += 1
-                self._ended[row] = has_ended(self._endings, self._last_tokens(row))
+                if has_ended(self._endings, self._last_tokens(row)):
+                    self._ended[row], self._reasons[row] = True, "stop"
         everyone = Decisions(
             numbers.new_zeros(n_steps, len(self._prompts), numbers.shape[2]),
             values.new_full((n_steps, len(self._prompts), values.shape[2]), torch.nan),

@@ -22,7 +22,7 @@ from layerlens.decode.options import whole
 from layerlens.decode.prompts import refuse_unreadable
 from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Strategy
-from layerlens.errors import OptionError
+from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 from layerlens.models.compiled import recompiled
 from layerlens.models.use import alone, in_use
@@ -48,6 +48,7 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
     Raises:
         OptionError: the strategy does not fit the model; from `generate`, a way of searching that scores more than
             one continuation (beams, assistants) is asked for.
+        ModelError: from `generate`, the logits of a text that has not ended are NaN or infinite.
     """
     whole("seed", seed, 0)
 
@@ -100,7 +101,7 @@ def _followed(
     config = _effective_config(model, kwargs)
     _refuse_other_searches(config, kwargs)
     _refuse_unreadable_ids(model, config, _inputs(kwargs))
-    follower = _Follower(reader)
+    follower = _Follower(reader, model.source)
     tokenizer = kwargs.get("tokenizer") or model.tokenizer
     endings = _Endings(model, config, kwargs.get("stopping_criteria"), tokenizer, reader)
     kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), follower])
@@ -166,10 +167,15 @@ def _refuse_unreadable_ids(model: Model, config: GenerationConfig, inputs: Tenso
 
 
 class _Follower(LogitsProcessor):
-    """Keeps what was decided for each token that is about to be emitted. Changes no score."""
+    """Keeps what was decided for each token that is about to be emitted. Changes no score.
 
-    def __init__(self, reader: Reader) -> None:
+    Raises:
+        ModelError: the logits of a row that has not ended are NaN or infinite.
+    """
+
+    def __init__(self, reader: Reader, source: str) -> None:
         self._reader = reader
+        self._source = source
         self.decisions: list[Decisions] = []
         self.first = 0  # length of what generate began with
 
@@ -177,6 +183,17 @@ class _Follower(LogitsProcessor):
         if not self.decisions:
             self.first = input_ids.shape[1]
         assert self._reader.decisions is not None
+        alive = self._reader.is_alive
+        broken = ~self._reader.decisions.is_finite
+        if alive is not None:
+            broken &= alive.to(broken.device)
+        if broken.any():
+            row = int(broken.nonzero()[0])
+            raise ModelError(
+                f"{self._source} gave NaN or infinite logits for row {row} of the batch after "
+                f"{len(self.decisions)} new tokens, where no token can be drawn; check its weights, or load it with "
+                "another dtype"
+            )
         self.decisions.append(self._reader.decisions)
         return scores
 

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from layerlens.decode.strategies import Choice
 
 _NONE = -1
 _NUMBERS = ("last_token_id", "selected_layer", "valley_layer", "projections")
+_FINITE = len(_NUMBERS)
 COLUMNS = ("call", "row", "position", "next_token_id", *_NUMBERS)
 """Of the log, beside the one of the criterion's values."""
 
@@ -23,11 +24,12 @@ class Decisions:
     """What was decided about the rows of one step, or of several where the axis `steps` comes first.
 
     Attributes:
-        numbers: last layer's token, selected layer, valley layer (−1 for none), projections made.
+        numbers: last layer's token, selected layer, valley layer (−1 for none), projections made, and
+            1 where the logits that a token is drawn from are numbers (see `is_finite`).
         values: the criterion of the window's layers, L last; NaN where it was not read.
     """
 
-    numbers: Int[Tensor, "*steps rows 4"]
+    numbers: Int[Tensor, "*steps rows 5"]
     values: Float[Tensor, "*steps rows window"]
 
     @property
@@ -45,11 +47,25 @@ class Decisions:
         """How many states went through the unembedding."""
         return self.numbers[..., _NUMBERS.index("projections")]
 
+    @property
+    def is_finite(self) -> Bool[Tensor, "*steps rows"]:
+        """Whether the greatest of the logits is a number: no token can be drawn where it is NaN or infinite."""
+        return self.numbers[..., _FINITE] == 1
+
     @classmethod
-    def of(cls, choice: Choice, projections: Int[Tensor, " rows"]) -> "Decisions":
-        """The choice of one step, packed so that two tensors leave the device."""
+    def of(
+        cls, choice: Choice, projections: Int[Tensor, " rows"], greatest: Float[Tensor, " rows"] | None = None
+    ) -> "Decisions":
+        """The choice of one step, packed so that two tensors leave the device.
+
+        Args:
+            choice: of all rows.
+            projections: how many states of each row went through the unembedding.
+            greatest: of the logits of each row that a token is drawn from; None where they are known to be numbers.
+        """
         valley = torch.full_like(choice.selected_layer, _NONE) if choice.valley_layer is None else choice.valley_layer
-        numbers = torch.stack([choice.last_token_id, choice.selected_layer, valley, projections.long()], dim=1)
+        finite = torch.ones_like(valley) if greatest is None else greatest.isfinite().to(valley)
+        numbers = torch.stack([choice.last_token_id, choice.selected_layer, valley, projections.long(), finite], dim=1)
         values = numbers.new_empty(len(numbers), 0, dtype=torch.float32) if choice.values is None else choice.values
         return cls(numbers.int(), values.float())
 
@@ -112,7 +128,7 @@ def _frame(
     call: int, row: int, first: int, tokens: Sequence[int], decisions: Decisions | None, criterion: str
 ) -> pd.DataFrame:
     n_steps = len(tokens)
-    numbers = np.zeros((0, 4), dtype=np.int32)
+    numbers = np.zeros((0, len(_NUMBERS)), dtype=np.int32)
     values: Any = []
     if decisions is not None:
         numbers = decisions.numbers[:n_steps, row].numpy()

@@ -1,5 +1,6 @@
 """`generate`: text by a decoding loop of our own, in which a step never waits for the host."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -17,6 +18,7 @@ from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.decode.texts import decoded
+from layerlens.errors import Notice
 from layerlens.models import Model
 from layerlens.models.nnsight import refuse_edits
 from layerlens.models.use import uses_model
@@ -33,7 +35,8 @@ class Generation:
         prompt: the text the model was given, chat template included.
         text: the generated text without special tokens, and without ids that the tokenizer does not know.
         token_ids: the generated tokens, end token included.
-        finish_reason: "stop" (an end token or a stop string) or "length".
+        finish_reason: "stop" (an end token or a stop string), "length", or "non_finite": the logits of the next token
+            were NaN or infinite, so that the text ends before it.
         steps: one row per generated token, as `DecodingLog.steps`.
     """
 
@@ -70,7 +73,8 @@ def generate(
         **options: fields of `GenerateOptions` (max_new_tokens, temperature, top_p, stop_strings, batch_size, ...).
 
     Returns:
-        one `Generation` for a text, else a list. Several batches are made of prompts of similar length.
+        one `Generation` for a text, else a list. Several batches are made of prompts of similar length. A `Notice`
+        names the prompts for which the model gave NaN or infinite logits.
 
     Raises:
         OptionError, PromptError, ModelError: before anything is generated.
@@ -96,7 +100,26 @@ def generate(
         for index, generation in zip(batch, _generated(model, texts, strategy, settled, seed), strict=True):
             found[index] = generation
     in_order = [found[index] for index in range(len(tokenized))]
+    _tell_broken(model, tokenized, in_order)
     return in_order[0] if isinstance(prompts, str) else in_order
+
+
+def _tell_broken(model: Model, prompts: Sequence[TokenizedPrompt], generations: Sequence[Generation]) -> None:
+    """A `Notice` of the prompts whose logits were no numbers."""
+    pairs = zip(prompts, generations, strict=True)
+    broken = [prompt.prompt_id for prompt, generation in pairs if generation.finish_reason == "non_finite"]
+    if broken:
+        warnings.warn(f"{non_finite(model, broken)}; their texts end there", Notice, stacklevel=3)
+
+
+def non_finite(model: Model, prompt_ids: Sequence[str]) -> str:
+    """That the model gave no numbers for some prompts, and what to do."""
+    several = len(prompt_ids) > 1
+    ids = ", ".join(prompt_ids[:5]) + (" ..." if len(prompt_ids) > 5 else "")
+    return (
+        f"{model.source} gave NaN or infinite logits for prompt{'s' if several else ''} {ids}: check its weights, or "
+        f"load it with another dtype than {str(model.hf.dtype).removeprefix('torch.')}"
+    )
 
 
 def by_length(prompts: Sequence[TokenizedPrompt], batch_size: int) -> list[list[int]]:
@@ -125,8 +148,8 @@ def _generated(
             prompt.text,
             decoded(model.tokenizer, output, skip_special_tokens=True),
             output,
-            "stop" if ended else "length",
-            steps[row].reset_index(drop=True),
+            reason,
+            steps.get(row, log.steps.iloc[:0]).reset_index(drop=True),
         )
-        for row, (prompt, output, ended) in enumerate(zip(prompts, found.outputs, found.ended, strict=True))
+        for row, (prompt, output, reason) in enumerate(zip(prompts, found.outputs, found.finish_reasons, strict=True))
     ]

@@ -68,7 +68,8 @@ class Reader:
         if self.is_passive:
             top = own_logits.argmax(1)
             choice = Choice(own_logits, torch.full_like(top, self._model.n_layers), top)
-            self.decisions = Decisions.of(choice, torch.ones_like(top))
+            greatest = own_logits.gather(1, top.unsqueeze(1))[:, 0]  # a NaN counts as the greatest
+            self.decisions = Decisions.of(choice, torch.ones_like(top), greatest)
             return None
         readouts = Readouts(
             self._model.unembed,
@@ -82,11 +83,15 @@ class Reader:
         rows = max(1, _STATES_AT_ONCE // len(self.layers))
         parts = [readouts] if self._strategy.whole_batch or len(readouts) <= rows else readouts.split(rows)
         choices = [self._chosen(part) for part in parts]
-        decisions = [Decisions.of(choice, part.projections) for choice, part in zip(choices, parts, strict=True)]
+        answers = [choice.logits.to(own_logits.dtype) for choice in choices]
+        decisions = [
+            Decisions.of(choice, part.projections, answer.amax(1))  # which a NaN is, too
+            for choice, part, answer in zip(choices, parts, answers, strict=True)
+        ]
         self.decisions = Decisions(
             torch.cat([part.numbers for part in decisions]), torch.cat([part.values for part in decisions])
         )
-        return torch.cat([choice.logits.to(own_logits.dtype) for choice in choices]).to(own_logits.device)
+        return torch.cat(answers).to(own_logits.device)
 
     def _chosen(self, readouts: Readouts) -> Choice:
         choice = self._strategy.choose(readouts)

@@ -15,13 +15,13 @@ from layerlens.datasets import Dataset, Prompt
 from layerlens.datasets.source import Scoring
 from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.identity import code_of
-from layerlens.decode.loop import batch_seed, generate
+from layerlens.decode.loop import batch_seed, generate, non_finite
 from layerlens.decode.names import named_strategy, strategy_record, takes_option
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.strategies import Fixed, Last, Strategy, Valley, is_number, layers_of
-from layerlens.errors import OptionError
+from layerlens.errors import ModelError, OptionError
 from layerlens.evaluation import scoring
 from layerlens.evaluation.answers import AnswersWriter, condition_name
 from layerlens.models import Model
@@ -69,6 +69,7 @@ def ablate(
 
     Raises:
         OptionError, PromptError: before anything is written.
+        ModelError: the model gives NaN or infinite logits for an item.
         RunError: `out` holds something else, or cannot be written. What is complete is kept.
     """
     plan = _planned(model, dataset, arms, p, window, repeats, made(GenerateOptions, options))
@@ -266,6 +267,9 @@ def _answers(model: Model, plan: _Plan, condition: Condition, part: int) -> dict
     seed = batch_seed(repeat_seed(plan.options.seed, repeat), index)
     settings = {name: value for name, value in asdict(plan.options).items() if name not in ("seed", "do_sample")}
     found = generate(model, batch, strategy=condition.strategy, seed=seed, **settings)
+    broken = [prompt.prompt_id for prompt, one in zip(batch, found, strict=True) if one.finish_reason == "non_finite"]
+    if broken:  # which is neither right nor wrong
+        raise ModelError(f"{non_finite(model, broken)}, or leave them out of the dataset")
     seconds = (time.perf_counter() - started) / len(batch)
     outputs, references = [one.text for one in found], [str(prompt.reference) for prompt in batch]
     return {

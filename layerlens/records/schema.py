@@ -73,7 +73,7 @@ FINISH_REASONS = {
     "stop": "the model emitted an end token",
     "length": "max_new_tokens were generated",
     "given": "nothing was generated: the text was given",
-    "non_finite": "a state or a readout of this prompt was NaN or infinite; analyses leave the prompt out",
+    "non_finite": "a state or a readout was NaN or infinite: the text ends there, and analyses leave the prompt out",
 }
 
 

@@ -58,7 +58,8 @@ def generate_remotely(
         last = torch.full_like(token_ids, model.n_layers)
         choice = Choice(logits=torch.empty(len(prompts), 0), selected_layer=last, last_token_id=token_ids)
         steps.append(Decisions.of(choice, torch.ones_like(token_ids)))
-    return Decoded(outputs, [output[-1] in ends for output in outputs], Decisions.stack(steps))
+    reasons = ["stop" if output[-1] in ends else "length" for output in outputs]
+    return Decoded(outputs, reasons, Decisions.stack(steps))
 
 
 def _is_plain(options: TraceOptions) -> bool:

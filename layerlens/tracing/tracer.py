@@ -163,7 +163,7 @@ def _token_columns(
     columns: dict[str, Any] = dict(zip(meter.names, floats, strict=True))
     entropy = torch.from_numpy(columns["entropy"])
     step = position - (n_prompt[batch_row] - 1)  # the one whose token the state emitted
-    is_generated = (step >= 0) & (decoded is not None)
+    is_generated = (step >= 0) & (step < np.array([len(output) for output in outputs])[batch_row])
     selected = np.full(len(position), entropy.shape[1])
     if decoded is not None:
         selected[is_generated] = decoded.decisions.selected_layer.numpy()[step[is_generated], batch_row[is_generated]]
@@ -191,9 +191,8 @@ def _lookup(sequences: Sequence[Sequence[int]], batch_row: Array, position: Arra
 
 
 def _finish_reasons(decoded: Decoded | None, finite: Sequence[bool]) -> list[str]:
-    ended = [None] * len(finite) if decoded is None else decoded.ended
-    reasons = {None: "given", True: "stop", False: "length"}
-    return [reasons[end] if ok else "non_finite" for end, ok in zip(ended, finite, strict=True)]
+    reasons = ["given"] * len(finite) if decoded is None else decoded.finish_reasons
+    return [reason if ok else "non_finite" for reason, ok in zip(reasons, finite, strict=True)]
 
 
 def _manifest(

@@ -116,7 +116,7 @@ def test_ratios_are_paired():
 def test_mean_depth():
     from layerlens.decode.log import Decisions
 
-    numbers = torch.tensor([[[0, 4, 4, 4], [0, 2, 2, 4]]])
+    numbers = torch.tensor([[[0, 4, 4, 4, 1], [0, 2, 2, 4, 1]]])
     assert mean_depth(Decisions(numbers, torch.zeros(1, 2, 0)), 4) == 1.0
     numbers[0, 0, 2] = -1
     assert mean_depth(Decisions(numbers, torch.zeros(1, 2, 0)), 4) is None
