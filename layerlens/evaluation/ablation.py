@@ -16,6 +16,7 @@ from layerlens.datasets.source import Scoring
 from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.identity import code_of
 from layerlens.decode.loop import batch_seed, generate, non_finite
+from layerlens.decode.modules import model_record
 from layerlens.decode.names import named_strategy, strategy_record, takes_option
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
 from layerlens.decode.padding import refuse_ignored_padding
@@ -180,7 +181,7 @@ class _Plan:
         asked = [f"{prompt.text}\0{prompt.reference}" for prompt in self.tokenized]
         return new_manifest(
             seed=self.options.seed,
-            model=model.record(),
+            model=model_record(model),
             dataset=self.dataset.record() | {"items_sha256": digest("\0".join(asked))},
             options={name: value for name, value in asdict(self.options).items() if name != "seed"},
             hardware=model.hardware(),

@@ -39,6 +39,7 @@ _OPAQUE = {
     "dataset.items_sha256": "other items",
     "options.generation_config": "another generation config of --model",
     "model.fingerprint": "other weights or another config of --model",
+    "model.modules": "other modules, forwards or settings of modules in the model",
 }
 """Entries that say nothing to a user."""
 
@@ -60,6 +61,8 @@ _FOLLOWS = {
     "dataset.all_rows": _SHARD,
     "dataset.rows": ("dataset.name", "dataset.sha256", *_SHARD),
     "model.fingerprint": ("model.source", "model.dtype", "model.quantization"),
+    "model.modules": ("model.fingerprint", "model.device", "model.backend", "model.attention"),
+    "model.hooks": ("model.fingerprint", "model.backend"),
     "padding": ("mode",),
     "strategy_code": ("strategy", "ablation.arms"),
     **{f"dataset.{name}": ("dataset.name",) for name in ("config", "split", "revision", "sha256")},
@@ -82,6 +85,9 @@ def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
         differing.discard("strategy.window")  # one --window gave both
     if left.get("strategy_code") is None or right.get("strategy_code") is None:
         differing.discard("strategy_code")  # which older runs do not say
+    for key in ("model.hooks", "model.modules"):
+        if left.get(key) is None or right.get(key) is None:
+            differing.discard(key)  # likewise
     if "model.fingerprint" not in differing:
         differing.discard("model.source")  # its weights and config tell a model better than how it was named
     if not differing:
@@ -154,6 +160,8 @@ def _words(key: str, value: Any) -> str:
         return "a chat template" if value else "--no-chat-template"
     if key == "model.quantization":
         return "weights that are not quantised" if value is None else f"weights quantised by {value}"
+    if key == "model.hooks":
+        return f"the hook{'s' if len(value) > 1 else ''} {', '.join(value)}" if value else "no hooks on the model"
     if key == "dataset.all_rows":
         return "no --shard" if value is None else f"a --shard of {value} prompts"
     if key == _THREE_WAYS and value is False:

@@ -16,6 +16,7 @@ from layerlens.decode.flops import decoding_flops
 from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.identity import code_of
 from layerlens.decode.loop import batch_seed
+from layerlens.decode.modules import model_record
 from layerlens.decode.names import strategy_record
 from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
@@ -56,7 +57,8 @@ def trace(
         prompts: a dataset, or texts, or lists of chat messages.
         out: the run directory to write.
         strategy: what chooses the logits that tokens are sampled from, such as `Valley(window=10)`; None is `Last()`.
-        resume: continue the run at `out`; it must have been begun with the same model, prompts and options.
+        resume: continue the run at `out`; it must have been begun with the same model, prompts and options, and
+            with the same hooks and modules, as far as these can be told (docs/records.md).
         progress: show a progress bar on standard error.
         **options: fields of `TraceOptions` (max_new_tokens, mode, positions, window, batch_size, ...).
 
@@ -206,7 +208,7 @@ def _manifest(
     return new_manifest(
         seed=options.seed,
         model={
-            **model.record(),
+            **model_record(model),
             "layer_kinds": list(model.layer_kinds),
             "mlp_kinds": list(model.mlp_kinds),
             "multiply_adds": _multiply_adds(model),

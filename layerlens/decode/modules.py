@@ -1,0 +1,82 @@
+"""What a model does beside its weights and its config, for a record: the modules it is made of, and what hooks run."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+
+from layerlens.decode.identity import code_of, recorded
+from layerlens.models import Model
+from layerlens.records.manifest import digest
+
+_OURS_AND_THEIRS = ("layerlens", "transformers", "accelerate", "torch")
+"""Packages whose classes and hooks are told by their versions."""
+_PLAIN = (bool, int, float, str)
+
+
+def model_record(model: Model) -> dict[str, Any]:
+    """What a manifest says of a model: `Model.record`, and what tells its modules and hooks from others.
+
+    Its "modules" is a digest of the classes of all modules, of the fractions they hold (such as a scaling), of what
+    modules of other packages hold (such as whether an adapter is on), and of forwards that were replaced. Its "hooks"
+    names hooks with their modules. A function is told by its code and by numbers, texts and tensors in its closure; any
+    other object that is called, by its class.
+    """
+    return {**model.record(), "modules": _modules(model.hf), "hooks": sorted(_hooks(model.hf))}
+
+
+def _modules(hf: nn.Module) -> str:
+    told = []
+    for path, module in hf.named_modules():
+        attributes = {key: value for key, value in vars(module).items() if not key.startswith("__")}
+        kind = type(module)
+        if _is_known(kind):
+            told.append([path, kind.__qualname__, {k: v for k, v in attributes.items() if type(v) is float}])
+        else:
+            held = {key: value for key, value in attributes.items() if key != "training" and _is_plain(value)}
+            told.append([path, kind.__qualname__, code_of(kind), held])
+        if "forward" in attributes and "_hf_hook" not in attributes:  # which moves states between devices
+            told.append([path, "forward", _called(attributes["forward"])])
+    return digest(repr(told))[:16]
+
+
+def _hooks(hf: nn.Module) -> Iterator[str]:
+    everywhere = chain(_global_forward_pre_hooks.values(), _global_forward_hooks.values())
+    yield from (f"{_called(hook)} on every module" for hook in everywhere if not _is_known(hook))
+    for path, module in hf.named_modules():
+        hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
+        yield from (f"{_called(hook)} on {path or type(hf).__name__}" for hook in hooks if not _is_known(hook))
+
+
+def _is_known(what: Any) -> bool:
+    return str(getattr(what, "__module__", "")).partition(".")[0] in _OURS_AND_THEIRS
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in _PLAIN
+
+
+def _called(function: Callable[..., Any]) -> str:
+    """A name for what is called, with a digest of what of it can be told: the same in another process."""
+    if isinstance(function, partial):
+        inner = _called(function.func)
+        given = [_told(value) for value in (*function.args, *sorted(function.keywords.items()))]
+        return f"{inner.split()[0]} {digest(repr([inner, given]))[:6]}"
+    plain = getattr(function, "__func__", function)  # of a bound method
+    if isinstance(plain, FunctionType):
+        return f"{plain.__qualname__.rpartition('.')[2]} {digest(repr(recorded(plain)))[:6]}"
+    return f"{type(function).__name__} {digest(repr(code_of(type(function))))[:6]}"
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_told(one) for one in value]
+    return type(value).__qualname__ if isinstance(value, nn.Module) else recorded(value)
