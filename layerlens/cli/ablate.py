@@ -120,11 +120,12 @@ def _listed(text: str) -> list[str]:
 
 
 def _print(table: "pd.DataFrame") -> None:
-    from rich.console import Console
     from rich.table import Column, Table
 
-    console, attrs = Console(highlight=False), table.attrs
-    console.print(f"\n{attrs['n_items']:,} items of {attrs['dataset']}, scored by {attrs['scoring']}\n")
+    from layerlens.cli.grids import print_table
+
+    attrs = table.attrs
+    typer.echo(f"\n{attrs['n_items']:,} items of {attrs['dataset']}, scored by {attrs['scoring']}\n")
     heads = ("arm", "p", "% right", "minus last", "tokens", "% finished")
     shown = Table(*(Column(head, no_wrap=True) for head in heads), box=None, padding=(0, 2, 0, 0))
     for row in table[(table["p"] > 0) != (table["arm"] == "last")].to_dict("records"):
@@ -137,10 +138,9 @@ def _print(table: "pd.DataFrame") -> None:
             f"{row['generated_tokens']:,.1f}",
             f"{100 * row['finished']:.1f}",
         )
-    console.print(shown)
+    print_table(shown)
 
 
 def _percent(row: dict[Any, Any], name: str, digits: str) -> str:
     mean, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    # escaped, because rich reads square brackets as markup
-    return f"{mean:{digits}}" + ("" if low != low else f" \\[{low:{digits}}, {high:{digits}}]")
+    return f"{mean:{digits}}" + ("" if low != low else f" [{low:{digits}}, {high:{digits}}]")

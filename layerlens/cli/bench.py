@@ -264,20 +264,16 @@ def _prompts(model: "Model", text: str | None, options: "GenerateOptions") -> li
 
 
 def _print_report(report: dict[str, Any], strategy: str) -> None:
-    from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
 
     from layerlens.analysis.overhead import PAPER_CONDITIONS
     from layerlens.analysis.reported import reported, reported_value
+    from layerlens.cli.grids import print_table
 
-    console = Console(highlight=False)
-    console.print(
+    typer.echo(
         f"\n{report['model']} ({report['dtype']}), {strategy} over K = {report['window']} layers: "
         f"{report['batch_size']} x {report['new_tokens']} tokens after {report['prompt_tokens']}, "
-        f"medians of {report['rounds']} rounds",
-        markup=False,
-        soft_wrap=True,
+        f"medians of {report['rounds']} rounds"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("a generated token", no_wrap=True)
@@ -305,17 +301,13 @@ def _print_report(report: dict[str, Any], strategy: str) -> None:
         table.add_row(what, f"{_number(speeds[name])} tokens/s", against, paper_says)
     memory = report["extra_memory_mib"]
     table.add_row("memory above last's", "CUDA only" if memory is None else f"{memory:,.0f} MiB", "", "")
-    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.width = max(console.width, needed)  # a long number must not cost another one
-    console.print(table)
+    print_table(table)
     paper_model = reported("5")["model"].iloc[0]
-    console.print(
+    typer.echo(
         "The forward pass is without its unembedding and without attention over the cache, which grows with the "
         "context; a multiply-add is 2 FLOPs.\n"
         f"Paper: table 5 of arXiv 2606.21906, {paper_model}. It takes 2,560 · 151,936 multiply-adds, at 1 FLOP each, "
-        "for an unembedding, and K of them for the worst case.",
-        markup=False,
-        soft_wrap=True,
+        "for an unembedding, and K of them for the worst case."
     )
 
 

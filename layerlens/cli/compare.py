@@ -24,32 +24,29 @@ def compare(
 
     Prompts are pairs where their texts are equal; those of one dataset or file also where their ids are.
     """
-    from rich.console import Console
-
     import layerlens as ll
     from layerlens.analysis import comparison
+    from layerlens.cli.grids import print_table
 
     runs = [ll.open_run(path) for path in (first, second)]
     for run in runs:
         say_incomplete(run)
     quantities, outputs = comparison.compare(*runs), comparison.compare_outputs(*runs)
     paths = [] if out is None else _save(out, {"comparison": quantities, "outputs": outputs})
-    console = Console(highlight=False)
     for name, path in (("run", first), ("other", second)):
-        console.print(f"{name:<5}  {path}", markup=False, soft_wrap=True)
-    console.print(_table(quantities))
-    console.print(_sentence(quantities, outputs), markup=False, soft_wrap=True)
+        typer.echo(f"{name:<5}  {path}")
+    print_table(_table(quantities))
+    typer.echo(_sentence(quantities, outputs))
     for path in paths:
         typer.echo(path)
 
 
 def _table(quantities: "pd.DataFrame") -> "Table":
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("", "run", "other", "other - run", box=None, padding=(0, 1, 0, 0))
     for row in quantities.to_dict("records"):
-        table.add_row(Text(_name(row)), *(Text(_mean(row, name)) for name in ("run", "other", "difference")))
+        table.add_row(_name(row), *(_mean(row, name) for name in ("run", "other", "difference")))
     return table
 
 

@@ -21,7 +21,10 @@ def generate(
     decoding: options.Decoding,
     loading: options.Loading,
 ) -> None:
-    """Answer a prompt, and mark every token that the strategy changed: [last layer's token -> emitted token]."""
+    """Answer a prompt, and mark every token that the strategy changed: [last layer's token -> emitted token].
+
+    A pipe or file gets the text as it is, never wrapped, and the two texts of --compare one below the other.
+    """
     from layerlens.decode.options import GenerateOptions
 
     if not prompt:

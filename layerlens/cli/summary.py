@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console
+import typer
 from rich.table import Table
 
 from layerlens.analysis.valleys import marks_shown
+from layerlens.cli.grids import print_table
 
 if TYPE_CHECKING:
     from layerlens.run import Run
@@ -14,10 +15,9 @@ if TYPE_CHECKING:
 
 def print_summary(run: "Run") -> None:
     """Print what the run found: its phases, the perturbed share and the valley, each with its 95 % interval."""
-    console = Console(highlight=False)
     totals = run.manifest["totals"]
     rate = totals["positions"] / max(totals["seconds"], 1e-9)
-    console.print(
+    typer.echo(
         f"\n{_count(totals['prompts'], 'prompt')}, {_count(totals['positions'], 'position')}, "
         f"{_count(run.n_layers, 'layer')}, "
         f"{totals['seconds']:,.0f} s ({rate:,.0f} positions/s)"
@@ -25,18 +25,19 @@ def print_summary(run: "Run") -> None:
     if totals["non_finite_prompts"]:
         broken = run.prompts.loc[run.prompts["finish_reason"] == "non_finite", "prompt_id"]
         names = ", ".join(broken[:10]) + (" ..." if len(broken) > 10 else "")
-        console.print(
-            f"NaN or infinite states in {_count(len(broken), 'prompt')}, left out below: {names}", markup=False
-        )
+        typer.echo(f"NaN or infinite states in {_count(len(broken), 'prompt')}, left out below: {names}")
     if totals["non_finite_prompts"] == totals["prompts"]:
         return
     if run.n_layers == 1:
-        console.print("a single layer: no phases, and no layer before the last to compare with")
+        typer.echo("a single layer: no phases, and no layer before the last to compare with")
         return
     phases = run.phases()
-    console.print(f"no phases: {phases.attrs['note']}" if "note" in phases.attrs else _phase_table(phases))
+    if "note" in phases.attrs:
+        typer.echo(f"no phases: {phases.attrs['note']}")
+    else:
+        print_table(_phase_table(phases))
     for line in [_partition_line(run.partition()), *_valley_lines(run.valleys())]:
-        console.print(line, soft_wrap=True)
+        typer.echo(line)
 
 
 def _count(number: int, noun: str) -> str:
@@ -72,7 +73,7 @@ def _valley_lines(valleys: pd.DataFrame) -> list[str]:
         row = rows.loc[mark].to_dict()
         found = "none"
         if not pd.isna(row["layer"]):
-            bounds = "" if pd.isna(row["layer_low"]) else f" \\[{row['layer_low']}, {row['layer_high']}]"
+            bounds = "" if pd.isna(row["layer_low"]) else f" [{row['layer_low']}, {row['layer_high']}]"
             found = f"layer {row['layer']}{bounds}{meaning}"
         lines.append(f"{mark:<9}  {found} in the mean entropy of perturbed tokens")
     return lines
@@ -85,5 +86,4 @@ def _mean(row: dict[Any, Any], name: str) -> str:
 def _interval(row: dict[Any, Any], name: str, digits: str) -> str:
     if pd.isna(row[f"{name}_low"]):
         return ""
-    # escaped, because rich reads square brackets as markup
-    return f" \\[{row[f'{name}_low']:{digits}}, {row[f'{name}_high']:{digits}}]"
+    return f" [{row[f'{name}_low']:{digits}}, {row[f'{name}_high']:{digits}}]"

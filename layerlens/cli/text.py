@@ -1,4 +1,7 @@
-"""Generated texts on a terminal, with what a strategy changed."""
+"""Generated texts on standard output, with what a strategy changed."""
+
+import re
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -8,47 +11,78 @@ from layerlens.decode.loop import Generation
 from layerlens.decode.texts import decoded, is_known
 from layerlens.models import Model
 
+Pieces = list[tuple[str, str]]  # what is written, and its style on a terminal
+
+# all but tabs and line feeds: a terminal would obey them, and rich leaves some of them out
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def print_generation(model: Model, name: str, generation: Generation, *, sampled: bool) -> None:
-    """The text with its substituted tokens marked, and a line of counts."""
-    console = Console(highlight=False)
-    console.print(marked(model, generation, sampled=sampled))
-    console.print(Text(f"\n{counts(model, name, generation, sampled=sampled)}", style="dim"))
+    """The text with its substituted tokens marked, and a line of counts; as it is where no terminal shows it."""
+    text = marked(model, generation, sampled=sampled)
+    _print([*text, ("\n", "")], [counts(model, name, generation, sampled=sampled)])
 
 
 def print_side_by_side(
     model: Model, left_name: str, left: Generation, right_name: str, right: Generation, *, sampled: bool
 ) -> None:
-    """Two texts in two columns, and a line of counts for each."""
-    console = Console(highlight=False)
-    table = Table(left_name, right_name, box=None, padding=(0, 3, 0, 0), expand=True)
-    for column in table.columns:
-        column.ratio = 1
-    table.add_row(marked(model, left, sampled=sampled), marked(model, right, sampled=sampled))
-    console.print(table)
+    """Two texts in two columns, and a line of counts for each; one text below the other where no terminal shows it."""
+    both = [(left_name, left), (right_name, right)]
+    texts = [marked(model, generation, sampled=sampled) for _, generation in both]
     same = _common_length(left.token_ids, right.token_ids)
     whole = same == len(left.token_ids) == len(right.token_ids)
-    console.print(Text("\nthe texts are equal" if whole else f"\nthe first {same:,} tokens are equal", style="dim"))
-    for name, generation in ((left_name, left), (right_name, right)):
-        console.print(Text(counts(model, name, generation, sampled=sampled), style="dim"))
+    notes = ["the texts are equal" if whole else f"the first {same:,} tokens are equal"]
+    notes += [counts(model, name, generation, sampled=sampled) for name, generation in both]
+    if not sys.stdout.isatty():
+        below = [piece for (name, _), text in zip(both, texts, strict=True) for piece in _below(name, text)]
+        _print(below[:-1], notes)
+        return
+    table = Table(box=None, padding=(0, 3, 0, 0), expand=True)
+    for name, _ in both:
+        table.add_column(Text(name), ratio=1, overflow="fold")
+    table.add_row(*(_styled(text) for text in texts))
+    Console(highlight=False).print(table)
+    _print([], notes)
 
 
-def marked(model: Model, generation: Generation, *, sampled: bool) -> Text:
+def _below(name: str, text: Pieces) -> Pieces:
+    return [(f"{name}\n", ""), *text, ("\n", ""), ("\n", "")]
+
+
+def _print(text: Pieces, notes: list[str]) -> None:
+    said = "".join(f"\n{note}" for note in notes)
+    if sys.stdout.isatty():
+        # the terminal breaks long lines itself: rich would drop the spaces where it breaks them
+        Console(highlight=False).print(_styled([*text, (said, "dim")]), soft_wrap=True)
+    else:
+        sys.stdout.write("".join(piece for piece, _ in text) + f"{said}\n")
+        sys.stdout.flush()
+
+
+def _styled(text: Pieces) -> Text:
+    return Text.assemble(*((_CONTROLS.sub(_escape, piece), style) for piece, style in text))
+
+
+def _escape(control: re.Match[str]) -> str:
+    return f"\\x{ord(control[0]):02x}"
+
+
+def marked(model: Model, generation: Generation, *, sampled: bool) -> Pieces:
     """The text with [last layer's token -> emitted token] where the strategy changed it."""
     ids, steps = generation.token_ids, generation.steps
     changed = _substituted(model, generation, sampled=sampled)
-    text, done = Text(), 0
+    text, done = Pieces(), 0
     for place in [*changed, len(ids)]:
-        text.append(_piece(model, ids[:done], ids[done:place]))
+        text.append((_piece(model, ids[:done], ids[done:place]), ""))
         if place < len(ids):
             last = _piece(model, ids[:place], [int(steps["last_token_id"].iloc[place])], special=True)
             emitted = _piece(model, ids[:place], [ids[place]], special=True)
             space = " " if last[:1] == emitted[:1] == " " else ""
-            text.append(f"{space}[")
-            text.append(_visible(last.removeprefix(space)), style="red")
-            text.append(" -> ")
-            text.append(_visible(emitted.removeprefix(space)), style="bold green")
-            text.append("]")
+            text.append((f"{space}[", ""))
+            text.append((_visible(last.removeprefix(space)), "red"))
+            text.append((" -> ", ""))
+            text.append((_visible(emitted.removeprefix(space)), "bold green"))
+            text.append(("]", ""))
         done = place + 1
     return text
 
