@@ -1,24 +1,18 @@
 """What tells how sure a layer is. Each criterion maps logits [rows, vocab] to one number a row; lower is surer."""
 
-import math
 from collections.abc import Callable
 
 import torch
 
 from layerlens.axes import Logits, Scalars
+from layerlens.lens.sums import Sums
 
 Criterion = Callable[[Logits], Scalars]
 
 
 def shannon(logits: Logits) -> Scalars:
     """Entropy −Σ p ln p in nats, 0..ln V; NaN where a logit is. Eq. 5 of arXiv 2606.21906."""
-    centred = logits - logits.amax(1, keepdim=True)
-    exps = centred.exp()
-    total = exps.sum(1)
-    # a word that is banned by a logit of minus infinity has p = 0, and 0 · ln 0 = 0
-    moment = torch.linalg.vecdot(exps, centred.clamp_(min=torch.finfo(centred.dtype).min))
-    entropy: Scalars = (total.log() - moment / total).clamp_max(math.log(logits.shape[1]))
-    return entropy
+    return Sums.of_rows(logits).entropy(logits.shape[1])
 
 
 def neg_sum_sq_logp(logits: Logits) -> Scalars:

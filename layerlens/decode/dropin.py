@@ -56,7 +56,6 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
         # in whichever thread: streamers read what another thread generates
         with in_use(model, may_be_compiled=True):
             reader.thread = get_ident()
-            model.unembed.laid_out.check(model.unembed.weight)
             return _followed(model, reader, log, own_generate, *args, **kwargs)
 
     with ExitStack() as stack:

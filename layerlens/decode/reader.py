@@ -38,7 +38,6 @@ class Reader:
         self.layers = layers_of(strategy, model.n_layers, model.tied)
         self.decisions: Decisions | None = None
         self.may_branch = True
-        model.unembed.laid_out.check(model.unembed.weight)
         # another stream than the sampler's, which may have the same seed
         self.generator = torch.Generator(model.unembed.weight.device).manual_seed(seed ^ _STREAM)
         self.is_running = True
@@ -91,7 +90,7 @@ class Reader:
         self.decisions = Decisions(
             torch.cat([part.numbers for part in decisions]), torch.cat([part.values for part in decisions])
         )
-        return torch.cat(answers).to(own_logits.device)
+        return (answers[0] if len(answers) == 1 else torch.cat(answers)).to(own_logits.device)
 
     def _chosen(self, readouts: Readouts) -> Choice:
         choice = self._strategy.choose(readouts)

@@ -11,6 +11,7 @@ from layerlens.decode.criteria import Criterion, shannon
 from layerlens.errors import OptionError
 from layerlens.lens.readout import is_fused
 from layerlens.models.unembed import Unembed
+from layerlens.native.compiled import processor
 
 # How many states one product reads out in about the time of reading the weight once. Accelerators: the ratio of 16-bit
 # arithmetic to memory bandwidth, 150 to 250 on the chips of today. CPUs: measured by oneDNN, where eight prompts with
@@ -73,7 +74,7 @@ class Readouts:
             norm: with the final norm. DoLa and SLED read early layers without it.
         """
         stack = self._stacked(layers, rows)
-        logits: Tensor = self._unembed.logits(stack.flatten(0, 1), norm=norm, often=True)
+        logits: Tensor = self._unembed.logits(stack.flatten(0, 1), norm=norm)
         return logits.view(*stack.shape[:2], self._unembed.n_vocab)
 
     def measured(
@@ -83,6 +84,7 @@ class Readouts:
         if not self.measures_itself(criterion):
             logits = self.logits(layers, rows)
             at_once = _CRITERION_AT_ONCE.get(self._device.type, _CRITERION_AT_ONCE_ELSEWHERE)
+            at_once = logits.numel() if criterion is shannon and processor() is not None else at_once
             pieces = logits.flatten(0, 1).split(max(1, at_once // self._unembed.n_vocab))
             return logits, torch.cat([criterion(piece) for piece in pieces]).view(logits.shape[:2])
         from layerlens.lens.kernels import read_fused
@@ -115,7 +117,7 @@ class Readouts:
         for number in known[1:]:
             index += layer >= number
         self.projections += 1
-        return self._unembed.logits(stack[index, torch.arange(len(self), device=self._device)], often=True)
+        return self._unembed.logits(stack[index, torch.arange(len(self), device=self._device)])
 
     def split(self, rows: int) -> list["Readouts"]:
         """The same in parts of at most so many rows; each counts its own projections."""

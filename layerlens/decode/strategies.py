@@ -171,6 +171,8 @@ class Valley(Strategy):
         selected = torch.where(acts, (valley + shift).clamp(n_layers - window + 1, n_layers), n_layers)
         if self.shift:
             logits = readouts.logits_at(selected)
+        elif self.p == 1:
+            logits = walk.valley_logits
         else:
             logits = torch.where(acts.unsqueeze(1), walk.valley_logits, walk.last_logits)
         return Choice(logits, selected, walk.last_logits.argmax(1), valley, walk.values)

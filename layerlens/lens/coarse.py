@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from layerlens.axes import States
 from layerlens.errors import OptionError
-from layerlens.lens.sums import LOWEST, Reading, Sums, raise_top
+from layerlens.lens.sums import LOWEST, Reading, Sums
 from layerlens.models.unembed import Unembed, product
 
 # One candidate for the exact words comes from each block. Its words lie as far apart as the vocabulary allows: frequent
@@ -153,7 +153,7 @@ class CoarseHead:
         weight = self._unembed.weight[words].float()
         logits = self._unbanned(product(self._unembed.operand(normed), weight), words)
         lowest = torch.full((len(normed),), -torch.inf, dtype=torch.float32)
-        return Sums.of(logits, raise_top(top, logits, lowest, self._n_inside))
+        return Sums.of_tile(logits, lowest, top, self._n_inside)
 
     def _unbanned(self, products: Tensor, words: slice | Tensor) -> Tensor:
         logits = self._unembed.finished(products, words)

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from layerlens.axes import States
-from layerlens.lens.sums import LOWEST, Reading, Sums, raise_top
+from layerlens.lens.sums import LOWEST, Reading, Sums
 from layerlens.models.unembed import Unembed
 
 # On a CPU a tile and the probabilities of it stay in the cache; on an accelerator they fill the chip, at 32 MiB each.
@@ -93,9 +93,7 @@ def _read_rows(states: States, unembed: Unembed, chosen: Tensor | None, words: i
             logits.clamp_(min=LOWEST)
         if chosen is not None and chosen_logits is not None:
             _pick(logits, chosen, start, chosen_logits)
-        of_tile = raise_top(top, logits, maximum, start)
-        torch.stack(Sums.of(logits, of_tile), out=parts[:, place])
-        torch.maximum(maximum, of_tile, out=maximum)
+        torch.stack(Sums.of_tile(logits, maximum, top, start), out=parts[:, place])
     sums = Sums.joined(parts)
     log_probs = None if chosen_logits is None else chosen_logits - sums.log_normalizer.unsqueeze(1)
     return Reading(sums.entropy(unembed.n_vocab), top, sums.log_normalizer, log_probs)

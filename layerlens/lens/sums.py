@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from layerlens.axes import Scalars, TokenIds
+from layerlens.axes import Logits, Scalars, TokenIds
+from layerlens.native import row_sums
 
 LOWEST = -1e30  # a bias of minus infinity bans a word: with this in its place 0 · ln 0 is 0, not NaN
 _BLOCK = 64
@@ -55,6 +56,30 @@ class Sums(NamedTuple):
         probs = torch.softmax(logits, dim=1)
         total = 1 / probs.amax(1)
         return cls(maximum, total, total * (probs.mul_(logits).sum(1) - maximum))
+
+    @classmethod
+    def of_tile(cls, logits: Logits, greatest: Scalars, top: Tensor, start: int) -> "Sums":
+        """Of a tile's words, the first of which is `start`; where a row's maximum is above `greatest` it takes its place
+        there, and the first word that has it, on an accelerator any, takes that in `top`."""
+        found = row_sums(logits, greatest, top, start)
+        if found is not None:
+            return cls(*found)
+        maximum = raise_top(top, logits, greatest, start)
+        torch.maximum(greatest, maximum, out=greatest)
+        return cls.of(logits, maximum)
+
+    @classmethod
+    def of_rows(cls, logits: Logits) -> "Sums":
+        """Of all words, a logit of minus infinity among them, whose p = 0."""
+        found = row_sums(logits)
+        if found is not None:
+            return cls(*found)
+        maximum = logits.amax(1)
+        centred = logits - maximum.unsqueeze(1)
+        exps = centred.exp()
+        # 0 · ln 0 = 0
+        moment = torch.linalg.vecdot(exps, centred.clamp_(min=torch.finfo(centred.dtype).min))
+        return cls(maximum, exps.sum(1), moment)
 
     @classmethod
     def joined(cls, parts: Float[Tensor, "3 parts rows"] | Sequence["Sums"]) -> "Sums":

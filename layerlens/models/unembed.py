@@ -1,13 +1,13 @@
 """From a residual-stream state to logits by the model's own path, a slice of the vocabulary at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from layerlens.axes import Logits, States
-from layerlens.models.laid_out import LaidOut
+from layerlens.native import products
 
 _TILE = 8192
 
@@ -23,7 +23,6 @@ class Unembed:
         scale: factor on the logits.
         softcap: c in c·tanh(logits / c), applied after the scale; None where the model has none.
         packed: the quantised unembedding that `weight` was made from; None where `weight` is the model's own.
-        laid_out: the copy of `weight` that decoding multiplies by.
     """
 
     tail: Sequence[nn.Module]
@@ -32,7 +31,6 @@ class Unembed:
     scale: float = 1.0
     softcap: float | None = None
     packed: nn.Module | None = None
-    laid_out: LaidOut = field(default_factory=LaidOut, repr=False)
 
     @property
     def n_vocab(self) -> int:
@@ -58,19 +56,14 @@ class Unembed:
     def logits_tile(self, normed: Tensor, start: int, stop: int) -> Logits:
         """Float32 logits of the words start..stop-1: [rows, stop - start]."""
         words = slice(start, stop)
-        weight = self.weight[words]
-        weight = weight if weight.is_cuda else weight.float()
-        return self.finished(product(self.operand(normed), weight), words)
+        return self.finished(product(self.operand(normed), self.weight[words]), words)
 
-    def logits(self, states: States, *, norm: bool = True, often: bool = False) -> Logits:
-        """Float32 logits over the whole vocabulary: [rows, vocab]. For few rows; `lens.read` needs no such tensor.
-
-        `often` says that many more will be asked for, for which a copy of the weight may be made.
-        """
+    def logits(self, states: States, *, norm: bool = True) -> Logits:
+        """Float32 logits over the whole vocabulary: [rows, vocab]. For few rows; `lens.read` needs no such tensor."""
         normed = self.normed(states, norm=norm)
-        copy = self.laid_out.find(self.weight, len(normed)) if often else None
-        if copy is not None:
-            return self.finished(product(self.operand(normed), copy), slice(None))
+        few = products(self.operand(normed), self.weight)
+        if few is not None:
+            return self.finished(few, slice(None))
         if self.weight.dtype == torch.float32 or normed.device.type != "cpu":
             return self.logits_tile(normed, 0, self.n_vocab)
         logits = normed.new_empty(len(normed), self.n_vocab, dtype=torch.float32)
@@ -93,13 +86,16 @@ class Unembed:
 def product(states: Tensor, weight: Tensor) -> Tensor:
     """states [rows, d] times weight [words, d] transposed: [rows, words], added up in float32.
 
-    On a GPU it comes in float32, on a CPU in the type of both. There it is oneDNN's, which torch itself takes for
-    float32 only where MKL is missing: measured with unembeddings at 2.1 to 2.4 times MKL's speed on an AMD processor
-    of 2024 and at 1.1 to 1.4 times on one of 2022, and never below it.
+    On a GPU it comes in float32, on a CPU in the type of the states. There a few states are multiplied by our own loop,
+    many by oneDNN, which torch itself takes for float32 only where MKL is missing: measured with unembeddings at 2.1 to
+    2.4 times MKL's speed on an AMD processor of 2024 and at 1.1 to 1.4 times on one of 2022.
     """
+    few = products(states, weight)
+    if few is not None:
+        return few
     if weight.is_cuda and weight.dtype != torch.float32:
         return torch.mm(states, weight.t(), out_dtype=torch.float32)
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight.to(states.dtype), None, "none", [], "")
         return found
-    return torch.mm(states, weight.t())
+    return torch.mm(states, weight.to(states.dtype).t())

@@ -1,0 +1,81 @@
+"""What the loops are called with."""
+
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from layerlens.native import assembly
+from layerlens.native.compiled import Loop, compiled, processor
+
+_MOST_STATES = 80  # of one product: with more, oneDNN's is as fast
+_LEAST_WORDS = 64
+_KINDS = {torch.float32: "float", torch.bfloat16: "bfloat", torch.float16: "half"}
+
+
+def products(states: Tensor, weight: Tensor) -> Float[Tensor, "rows words"] | None:
+    """states [rows, d] in float32 times weight [words, d] transposed, added up in float32.
+
+    The weight is read once, in the type and order that it is in, so that a few states take as long as one. A row's
+    numbers do not depend on how many rows there are, on other rows, or on the number of threads. None where there are
+    too many states, d is not a multiple of 16, or the tensors do not lie in a CPU's memory row after row.
+    """
+    rows, d = states.shape
+    this = processor()
+    if this is None or not 0 < rows <= _MOST_STATES or len(weight) < _LEAST_WORDS or d == 0 or d % 16 != 0:
+        return None
+    if states.dtype != torch.float32 or weight.dtype not in _KINDS or not (_is_plain(states) and _is_plain(weight)):
+        return None
+    if not (states.is_contiguous() and weight.is_contiguous()):
+        return None
+    out = states.new_empty(rows, len(weight))
+    groups, rest = divmod(rows, assembly.STATES)
+    blocks = -(-len(weight) // assembly.BLOCK)
+    run = _products(_KINDS[weight.dtype], rest)
+    run(blocks, len(weight), d, groups, weight.data_ptr(), states.data_ptr(), out.data_ptr())
+    return out
+
+
+def row_sums(
+    logits: Tensor, greatest: Tensor | None = None, top: Tensor | None = None, start: int = 0
+) -> Float[Tensor, "3 rows"] | None:
+    """Of each row z of float32 logits [rows, words]: m = max z, Σ exp(z − m) and Σ exp(z − m)·(z − m).
+
+    Where m is above `greatest` [rows] it takes its place there, and `start` plus the number of the first word that has
+    it takes that in `top` [rows]. A logit of minus infinity adds nothing; NaN makes a row's sums NaN. None where rows
+    do not lie in a CPU's memory value after value.
+    """
+    rows, words = logits.shape
+    if processor() is None or rows == 0 or words == 0:
+        return None
+    if logits.dtype != torch.float32 or not _is_plain(logits) or logits.stride(1) != 1:
+        return None
+    out = logits.new_empty(3, rows)
+    places = (0, 0) if greatest is None or top is None else (greatest.data_ptr(), top.data_ptr())
+    _row_sums()(rows, words, logits.stride(0), start, logits.data_ptr(), out.data_ptr(), *places)
+    return out
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its values lie in memory, and neither a gradient nor a mode that watches operations would miss them."""
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, nn.Parameter)
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+@cache
+def _products(kind: str, rest: int) -> Loop:
+    this = processor()
+    assert this is not None
+    return compiled(assembly.products(this.lanes, kind, this.sums, rest))
+
+
+@cache
+def _row_sums() -> Loop:
+    this = processor()
+    assert this is not None
+    return compiled(assembly.row_sums(this.lanes))

@@ -1,0 +1,204 @@
+"""Compiled loops against float64, at the sizes where they change course; and what they leave to torch."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerlens.lens import sums
+from layerlens.lens.readout import read
+from layerlens.models.unembed import Unembed
+from layerlens.native import assembly, compiled, loops, products, row_sums
+
+pytestmark = pytest.mark.skipif(compiled.processor() is None, reason="no loops are compiled for this processor")
+
+
+def drawn(rows, words, d, dtype=torch.float32):
+    torch.manual_seed(rows * words + d)
+    return torch.randn(rows, d), (torch.randn(words, d) * 0.3).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("words", [64, 65, 97, 1000])
+@pytest.mark.parametrize("d", [16, 48, 576])
+def test_products_are_those_of_float64(dtype, words, d):
+    for rows in (1, 2, 9, 10, 11, 20, 33, 80):
+        states, weight = drawn(rows, words, d, dtype)
+        exact = states.double() @ weight.double().t()
+        torch.testing.assert_close(products(states, weight).double(), exact, rtol=0, atol=2e-6 * math.sqrt(d))
+
+
+def test_a_product_depends_neither_on_other_states_nor_on_the_threads():
+    states, weight = drawn(33, 1003, 64)
+    together = products(states, weight)
+    alone = torch.cat([products(state, weight) for state in states.split(1)])
+    assert torch.equal(together, alone)
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            assert torch.equal(together, products(states, weight))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_state_without_a_number_spoils_its_own_row_and_a_weight_its_own_word():
+    states, weight = drawn(12, 70, 32)
+    expected = products(states, weight)
+    states[3, 5], weight[69, 31] = math.nan, math.inf
+    found = products(states, weight)
+    rows = [row for row in range(12) if row != 3]
+    assert found[3].isnan().all()
+    assert torch.equal(found[rows][:, :69], expected[rows][:, :69])
+    assert found[rows][:, 69].isinf().all()
+
+
+@pytest.mark.parametrize(
+    ("states", "weight"),
+    [
+        (torch.randn(0, 16), torch.randn(64, 16)),
+        (torch.randn(81, 16), torch.randn(64, 16)),
+        (torch.randn(2, 24), torch.randn(64, 24)),
+        (torch.randn(2, 16), torch.randn(63, 16)),
+        (torch.randn(2, 16), torch.randn(16, 64).t()),
+        (torch.randn(2, 16), torch.randn(128, 16)[::2]),
+        (torch.randn(16, 2).t(), torch.randn(64, 16)),
+        (torch.randn(2, 16).double(), torch.randn(64, 16)),
+        (torch.randn(2, 16), torch.randn(64, 16).double()),
+        (torch.randn(2, 16, device="meta"), torch.randn(64, 16, device="meta")),
+        (torch.randn(2, 16), nn.Parameter(torch.randn(64, 16))),
+    ],
+    ids=[
+        "no state",
+        "too many states",
+        "d",
+        "few words",
+        "transposed",
+        "strided",
+        "states transposed",
+        "states in float64",
+        "weight in float64",
+        "no values",
+        "a gradient",
+    ],
+)
+def test_products_that_are_left_to_torch(states, weight):
+    assert products(states, weight) is None
+
+
+def test_a_watched_product_is_left_to_torch():
+    states, weight = drawn(2, 64, 16)
+    with FlopCounterMode(display=False):
+        assert products(states, weight) is None
+    with FakeTensorMode() as mode:
+        assert products(mode.from_tensor(states), mode.from_tensor(weight)) is None
+    with torch.no_grad():
+        assert products(states, nn.Parameter(weight)) is not None
+
+
+def exact_sums(logits):
+    """In float64, of the words that are not banned."""
+    rows = []
+    for row in logits.double().tolist():
+        m = max(row)
+        exps = [(math.exp(z - m), z - m) for z in row if z > -math.inf]
+        rows.append((m, math.fsum(e for e, _ in exps), math.fsum(e * x for e, x in exps)))
+    return torch.tensor(rows, dtype=torch.float64).t()
+
+
+@pytest.mark.parametrize("words", [1, 15, 16, 17, 1024, 1040, 1041, 3007])
+def test_row_sums_are_those_of_float64(words):
+    torch.manual_seed(words)
+    logits = (torch.randn(7, words + 5) * 8)[:, :words]  # rows lie further apart than they are long
+    logits[1] -= 1000  # an offset changes nothing
+    logits[2, : words // 2] = -math.inf
+    logits[3] *= 20  # far below the maximum exponentials are nothing
+    greatest, top = torch.full((7,), -math.inf), torch.zeros(7, dtype=torch.long)
+    found = row_sums(logits, greatest, top, 100)
+    torch.testing.assert_close(found.double(), exact_sums(logits), rtol=2e-6, atol=1e-6)
+    assert torch.equal(greatest, logits.amax(1))
+    assert torch.equal(top, logits.argmax(1) + 100)
+    assert torch.equal(found, row_sums(logits))
+
+
+def test_the_exponential_is_within_float32s_rounding():
+    pairs = torch.zeros(20_000, 2)
+    pairs[:, 1] = torch.linspace(-86.9, 0, 20_000)
+    _, _, moment = row_sums(pairs)  # of which one word has none
+    x = pairs[:-1, 1].double()
+    ratio = moment[:-1].double() / (x * x.exp())
+    assert (ratio - 1).abs().max() < 2e-7
+
+
+def test_the_first_of_equal_words_is_on_top_and_only_where_it_is_higher():
+    logits = torch.zeros(3, 40)
+    logits[:, [7, 20, 33]] = 2.0
+    logits[2, 39] = 2.5
+    greatest, top = torch.tensor([1.0, 2.0, -math.inf]), torch.tensor([-1, -2, -3])
+    row_sums(logits, greatest, top, 1000)
+    assert top.tolist() == [1007, -2, 1039]
+    assert greatest.tolist() == [2.0, 2.0, 2.5]
+
+
+def test_rows_without_a_number():
+    logits = torch.zeros(5, 33)
+    logits[1, 4], logits[2, 32], logits[3] = math.nan, math.inf, -math.inf
+    found = row_sums(logits)
+    assert found[:, [1, 2]][1:].isnan().all()
+    assert found[:, 3].tolist() == [-math.inf, 0.0, 0.0]
+    torch.testing.assert_close(found[:, [0, 4]], torch.tensor([[0.0, 0.0], [33.0, 33.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("rows", [3, 100])
+@torch.no_grad()
+def test_a_reading_is_the_same_by_torch_alone(monkeypatch, softcap, rows):
+    states, weight = drawn(rows, 1501, 32)
+    unembed = Unembed([nn.LayerNorm(32)], weight, torch.randn(1501), softcap=softcap)
+    chosen = torch.randint(0, 1501, (rows, 4))
+    ours = read(states, unembed, chosen, tile=(64, 500))
+    logits = unembed.logits(states)
+    entropy = sums.Sums.of_rows(logits).entropy(1501)
+    monkeypatch.setattr(loops, "processor", lambda: None)
+    torchs = read(states, unembed, chosen, tile=(64, 500))
+    for one, other in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(entropy, torchs.entropy, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(logits, unembed.logits(states), rtol=1e-5, atol=1e-5)
+
+
+HELD = """
+import torch
+from layerlens.native import compiled, products, row_sums
+torch.manual_seed(0)
+states, weight = torch.randn(23, 48), torch.randn(101, 48)
+this = compiled.processor()
+found = products(states, weight)
+if this is None:
+    assert found is None and row_sums(states) is None
+    print(0)
+else:
+    torch.testing.assert_close(found.double(), states.double() @ weight.double().t(), rtol=0, atol=1e-5)
+    m, total, moment = row_sums(found)
+    torch.testing.assert_close((m + total.log()).double(), found.double().logsumexp(1), rtol=1e-6, atol=0)
+    entropy = torch.distributions.Categorical(logits=found.double()).entropy()
+    torch.testing.assert_close((total.log() - moment / total).double(), entropy, rtol=1e-5, atol=1e-6)
+    print(this.lanes)
+"""
+
+
+@pytest.mark.parametrize(("capability", "lanes"), [("avx2", 8), ("default", 0)])
+def test_what_holds_torch_to_an_instruction_set_holds_the_loops(capability, lanes):
+    held = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([sys.executable, "-c", HELD], env=held, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, str(lanes)), done.stderr
+
+
+def test_blocks_hold_more_words_than_are_multiplied_at_once():
+    assert loops._LEAST_WORDS >= assembly.BLOCK > assembly._WORDS
