@@ -87,10 +87,13 @@ class Reader:
             Decisions.of(choice, part.projections, answer.amax(1))  # which a NaN is, too
             for choice, part, answer in zip(choices, parts, answers, strict=True)
         ]
+        if len(parts) == 1:
+            self.decisions = decisions[0]
+            return answers[0].to(own_logits.device)
         self.decisions = Decisions(
             torch.cat([part.numbers for part in decisions]), torch.cat([part.values for part in decisions])
         )
-        return (answers[0] if len(answers) == 1 else torch.cat(answers)).to(own_logits.device)
+        return torch.cat(answers).to(own_logits.device)
 
     def _chosen(self, readouts: Readouts) -> Choice:
         choice = self._strategy.choose(readouts)

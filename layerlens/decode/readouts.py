@@ -83,9 +83,11 @@ class Readouts:
         """`logits`, and the criterion of each; entropies in the same launch where the readout is fused."""
         if not self.measures_itself(criterion):
             logits = self.logits(layers, rows)
+            rows = logits.flatten(0, 1)
             at_once = _CRITERION_AT_ONCE.get(self._device.type, _CRITERION_AT_ONCE_ELSEWHERE)
-            at_once = logits.numel() if criterion is shannon and processor() is not None else at_once
-            pieces = logits.flatten(0, 1).split(max(1, at_once // self._unembed.n_vocab))
+            if rows.numel() <= at_once or (criterion is shannon and processor() is not None):
+                return logits, criterion(rows).view(logits.shape[:2])
+            pieces = rows.split(max(1, at_once // self._unembed.n_vocab))
             return logits, torch.cat([criterion(piece) for piece in pieces]).view(logits.shape[:2])
         from layerlens.lens.kernels import read_fused
 

@@ -59,8 +59,8 @@ class Sums(NamedTuple):
 
     @classmethod
     def of_tile(cls, logits: Logits, greatest: Scalars, top: Tensor, start: int) -> "Sums":
-        """Of a tile's words, the first of which is `start`; where a row's maximum is above `greatest` it takes its place
-        there, and the first word that has it, on an accelerator any, takes that in `top`."""
+        """Of a tile's words, the first of which is `start`. A row's maximum takes the place of a lower one in
+        `greatest`, and the first word that has it, on an accelerator any, takes that in `top`."""
         found = row_sums(logits, greatest, top, start)
         if found is not None:
             return cls(*found)

@@ -58,7 +58,8 @@ def compiled(assembly: str) -> Loop:
     import llvmlite.binding as llvm
 
     this, openmp = processor(), _openmp()
-    assert this is not None and openmp is not None
+    assert this is not None
+    assert openmp is not None
     with _LOCK:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()

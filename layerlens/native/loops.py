@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from layerlens.native import assembly
+from layerlens.native import product_loop, sum_loop
 from layerlens.native.compiled import Loop, compiled, processor
 
 _MOST_STATES = 80  # of one product: with more, oneDNN's is as fast
@@ -30,8 +30,8 @@ def products(states: Tensor, weight: Tensor) -> Float[Tensor, "rows words"] | No
     if not (states.is_contiguous() and weight.is_contiguous()):
         return None
     out = states.new_empty(rows, len(weight))
-    groups, rest = divmod(rows, assembly.STATES)
-    blocks = -(-len(weight) // assembly.BLOCK)
+    groups, rest = divmod(rows, product_loop.STATES)
+    blocks = -(-len(weight) // product_loop.BLOCK)
     run = _products(_KINDS[weight.dtype], rest)
     run(blocks, len(weight), d, groups, weight.data_ptr(), states.data_ptr(), out.data_ptr())
     return out
@@ -71,11 +71,11 @@ def _is_plain(tensor: Tensor) -> bool:
 def _products(kind: str, rest: int) -> Loop:
     this = processor()
     assert this is not None
-    return compiled(assembly.products(this.lanes, kind, this.sums, rest))
+    return compiled(product_loop.assembly(this.lanes, kind, this.sums, rest))
 
 
 @cache
 def _row_sums() -> Loop:
     this = processor()
     assert this is not None
-    return compiled(assembly.row_sums(this.lanes))
+    return compiled(sum_loop.assembly(this.lanes))

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerlens.lens import sums
 from layerlens.lens.readout import read
 from layerlens.models.unembed import Unembed
-from layerlens.native import assembly, compiled, loops, products, row_sums
+from layerlens.native import compiled, loops, product_loop, products, row_sums
 
 pytestmark = pytest.mark.skipif(compiled.processor() is None, reason="no loops are compiled for this processor")
 
@@ -201,4 +201,4 @@ def test_what_holds_torch_to_an_instruction_set_holds_the_loops(capability, lane
 
 
 def test_blocks_hold_more_words_than_are_multiplied_at_once():
-    assert loops._LEAST_WORDS >= assembly.BLOCK > assembly._WORDS
+    assert loops._LEAST_WORDS >= product_loop.BLOCK > product_loop._WORDS
