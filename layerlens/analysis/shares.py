@@ -9,9 +9,9 @@ difference is certain because nothing changed: at least 92.7 % for 8 prompts, 94
 
 A share of tokens has many tokens of each prompt. Resampling prompts (see `uncertainty`) sees what they have in common
 only where enough prompts are divided, having tokens that count and tokens that do not: a rare kind of token, seen in
-three prompts, says little of a fourth, in which every token may be of that kind. So where fewer than six prompts are
-divided (or fewer than half of them; by Kish's effective number), the share is taken as if each prompt gave one yes or
-no. Tokens of one prompt cannot be more alike than that, so the interval is rather too wide: it holds the true share in
+three prompts, says little of a fourth, in which every token may be of that kind. So where there are fewer than six
+prompts, or fewer than six are divided (or fewer than half of them; by Kish's effective number), the share is taken as if
+each prompt gave one yes or no. Tokens of one prompt cannot be more alike than that, so the interval is rather too wide: it holds the true share in
 91 % of simulations or more where resampling alone holds it in 20 to 90 %. Resampling still covers less, 87 to 92 %, of
 shares for which a few prompts in a hundred have nearly all that counts.
 """
@@ -33,7 +33,7 @@ from layerlens.analysis.uncertainty import (
 )
 
 FEW = 6
-"""Below this effective number of prompts that have both, resampling prompts is not trusted with a share."""
+"""Below this number of prompts, or effective number of those that have both, resampling is not trusted with a share."""
 
 
 def share_interval(sums: Floats, counts: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
@@ -43,7 +43,7 @@ def share_interval(sums: Floats, counts: Floats, weights: Floats) -> tuple[Float
     """
     share, low, high = mean_interval(sums, counts, weights)
     n_prompts = np.broadcast_to(effective_prompts(counts), np.shape(share))
-    few = _few(_divided(sums, counts), n_prompts)
+    few = _few(_divided(sums, counts), n_prompts) | _are_few(counts)
     exact = clopper_pearson(share[few], n_prompts[few])
     return share, *_replaced(few, (low, high), exact)
 
@@ -56,6 +56,7 @@ def share_difference(ours: Sums, theirs: Sums, weights: Floats) -> tuple[Floats,
     of_all = [ratio(counts, counts.sum(axis=0)) for _, counts in (ours, theirs)]
     moved = np.clip((change * (of_all[0] + of_all[1]) / 2).sum(axis=0), np.abs(difference), 1)
     few = _few(_divided(*ours) + _divided(*theirs), n_prompts) | _few(change > 0, n_prompts)
+    few |= _are_few(ours[1]) | _are_few(theirs[1])
     exact = bonett_price(difference[few], moved[few], n_prompts[few])
     return difference, *_replaced(few, (low, high), exact)
 
@@ -70,6 +71,12 @@ def _few(amounts: Any, n_prompts: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
     amounts = np.asarray(amounts, dtype=np.float64)
     effective = np.nan_to_num(ratio(np.square(amounts.sum(axis=0)), np.square(amounts).sum(axis=0)))
     return np.asarray((effective + 1e-9 < np.minimum(FEW, n_prompts / 2)) & (n_prompts >= 2))  # six alike are six
+
+
+def _are_few(counts: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Where so few prompts, [prompts, ...], have tokens that what they have in common cannot be seen, [...]."""
+    n_prompts = (np.asarray(counts) > 0).sum(axis=0)
+    return np.asarray((n_prompts >= 2) & (n_prompts < FEW))
 
 
 def _replaced(few: Any, ends: Sums, exact: Sums) -> Sums:

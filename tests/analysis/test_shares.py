@@ -134,6 +134,32 @@ def test_tokens_that_most_prompts_have_are_resampled(n):
     np.testing.assert_array_equal(share_interval(sums, counts, resample(n)), mean_interval(sums, counts, resample(n)))
 
 
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_prompts_that_are_divided_alike_are_not_certain_while_they_are_few(n):
+    """Three tokens of four in each of two prompts do not make 75 % of all tokens."""
+    counts = np.full(n, 4.0)
+    _, low, high = share_interval(counts - 1, counts, resample(n))
+    x = 0.75 * n
+    assert (low, high) == pytest.approx((stats.beta.ppf(0.025, x, n - x + 1), stats.beta.ppf(0.975, x + 1, n - x)))
+    difference, low, high = share_difference((counts - 1, counts), (counts - 2, counts), resample(n))
+    assert difference == -0.25
+    assert low < -0.6
+    assert high > 0.2
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
+def test_shares_of_two_to_five_prompts_are_covered(n, rate):
+    random = np.random.default_rng(n)
+    logit = np.log(rate / (1 - rate)) + 1.5 * random.normal(size=(n, 1000))
+    often = np.log(rate / (1 - rate)) + 1.5 * random.normal(size=400_000)
+    truth = (1 / (1 + np.exp(-often))).mean()
+    counts = random.integers(5, 50, size=(n, 1000)).astype(float)
+    sums = random.binomial(counts.astype(int), 1 / (1 + np.exp(-logit))).astype(float)
+    assert coverage(mean_interval, sums, counts, truth) < 0.92
+    assert coverage(share_interval, sums, counts, truth) >= 0.95
+
+
 def test_limits_rise_as_a_second_and_third_token_is_seen():
     """In a prompt that has others; none of it is certain at 0."""
     counts = np.full(30, 25.0)
