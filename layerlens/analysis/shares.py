@@ -10,10 +10,10 @@ difference is certain because nothing changed: at least 92.7 % for 8 prompts, 94
 A share of tokens has many tokens of each prompt. Resampling prompts (see `uncertainty`) sees what they have in common
 only where enough prompts are divided, having tokens that count and tokens that do not: a rare kind of token, seen in
 three prompts, says little of a fourth, in which every token may be of that kind. So where there are fewer than six
-prompts, or fewer than six are divided (or fewer than half of them; by Kish's effective number), the share is taken as if
-each prompt gave one yes or no. Tokens of one prompt cannot be more alike than that, so the interval is rather too wide: it holds the true share in
-91 % of simulations or more where resampling alone holds it in 20 to 90 %. Resampling still covers less, 87 to 92 %, of
-shares for which a few prompts in a hundred have nearly all that counts.
+prompts, or fewer than six are divided (or fewer than half of them; by Kish's effective number), the share is taken as
+if each prompt gave one yes or no. Tokens of one prompt cannot be more alike than that, so the interval is rather too
+wide: it holds the true share in 91 % of simulations or more where resampling alone holds it in 20 to 90 %. Resampling
+still covers less, 87 to 92 %, of shares for which a few prompts in a hundred have nearly all that counts.
 """
 
 from math import ceil, lgamma, sqrt
