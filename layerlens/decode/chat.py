@@ -1,14 +1,14 @@
 """Chats as texts: what a tokenizer's chat template writes, and whether it takes in all that it was given."""
 
-import re
-from collections.abc import Sequence
 from typing import Any
+
+from jinja2 import TemplateError, meta
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from layerlens.datasets import Prompt
 from layerlens.decode.options import GenerateOptions
+from layerlens.decode.turns import Messages, Turns
 from layerlens.errors import OptionError, PromptError
-
-Messages = Sequence[dict[str, str]]
 
 
 class ChatTemplate:
@@ -19,7 +19,7 @@ class ChatTemplate:
         options: of the generation.
 
     Raises:
-        OptionError: the template has no such variable.
+        OptionError: the template never reads such a variable, or the tokenizer has several templates and no default.
     """
 
     def __init__(self, tokenizer: Any, options: GenerateOptions) -> None:
@@ -27,16 +27,12 @@ class ChatTemplate:
         self._options = options
         self._variables = options.chat_template_args or {}
         self._taken_in: set[tuple[Any, ...]] = set()
-        self._special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | {
-            *tokenizer.all_special_tokens
-        }
-        code = re.sub(r"\{#.*?#\}", "", str(tokenizer.chat_template), flags=re.DOTALL)
-        for name in self._variables:
-            if not re.search(rf"\b{re.escape(name)}\b", code):
-                raise OptionError(
-                    f"--chat-template-arg {name} is no variable of this model's chat template, which never reads it; "
-                    "check the name, or leave it out"
-                )
+        read = _read_by(self._in_use())
+        if isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template and read is not None:
+            read.add("tools")  # which choose the template
+        self._refuse_never_read(read)
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | {*tokenizer.all_special_tokens}
+        self._turns = Turns(self._rendered_or_none, special)
 
     def text(self, prompt: Prompt) -> str:
         """The prompt as the template writes it.
@@ -57,16 +53,36 @@ class ChatTemplate:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PromptError(f"prompt {prompt.prompt_id} does not fit the model's chat template ({reason})") from error
         if isinstance(content, str):
-            self._refuse_rendered(prompt.prompt_id, content, text)
+            self._refuse_rendered(prompt.prompt_id, content)
         self._refuse_passed_over(prompt.prompt_id, messages, text)
         return text
 
-    def _rendered(self, messages: Messages) -> str:
+    def _in_use(self) -> str:
+        try:
+            return str(self._tokenizer.get_chat_template(tools=self._variables.get("tools")))
+        except ValueError as error:
+            names = ", ".join(sorted(self._tokenizer.chat_template))
+            raise OptionError(
+                f"this model has several chat templates ({names}) and none of them is called default; set "
+                "tokenizer.chat_template to one of them, or give --no-chat-template"
+            ) from error
+
+    def _refuse_never_read(self, read: set[str] | None) -> None:
+        """OptionError for a variable that is not among those that the template reads."""
+        for name in self._variables:
+            if read is not None and name not in read:
+                raise OptionError(
+                    f"--chat-template-arg {name} has no effect: this model's chat template never reads a variable of "
+                    f"that name that it did not set itself (it reads {', '.join(sorted(read))}); check the name, or "
+                    "leave it out"
+                )
+
+    def _rendered(self, messages: Messages, *, begins_answer: bool = True) -> str:
         ends_with_answer = messages[-1]["role"] == "assistant"
         text = self._tokenizer.apply_chat_template(
             messages,
             tokenize=False,
-            add_generation_prompt=not ends_with_answer,
+            add_generation_prompt=begins_answer and not ends_with_answer,
             # an answer that was begun is carried on; a conversation that is only looked at stays as it is
             continue_final_message=ends_with_answer and self._options.max_new_tokens > 0,
             **self._variables,
@@ -74,12 +90,12 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
-    def _refuse_rendered(self, prompt_id: str, content: str, text: str) -> None:
-        """PromptError where the prompt begins with the special token that the template begins with."""
-        opening = max((token for token in self._special if token and text.startswith(token)), key=len, default=None)
-        if opening is not None and content.lstrip().startswith(opening):
+    def _refuse_rendered(self, prompt_id: str, content: str) -> None:
+        """PromptError where the prompt has the turn markers of the template already."""
+        marker = self._turns.found_in(content)
+        if marker is not None:
             raise PromptError(
-                f"prompt {prompt_id} begins with {opening!r}, as what the chat template writes does; give "
+                f"prompt {prompt_id} holds {marker!r}, which the chat template writes itself around a message; give "
                 "--no-chat-template for a chat that is written out already, or the prompt as a list of messages"
             )
 
@@ -108,8 +124,18 @@ class ChatTemplate:
                     + "; write its text into the message of the user"
                 )
 
-    def _rendered_or_none(self, messages: Messages) -> str | None:
+    def _rendered_or_none(self, messages: Messages, *, begins_answer: bool = True) -> str | None:
         try:
-            return self._rendered(messages)
+            return self._rendered(messages, begins_answer=begins_answer)
         except Exception:  # as above
             return None
+
+
+def _read_by(template: str) -> set[str] | None:
+    """The variables that a template reads from outside; None where it cannot be parsed, which rendering it reports."""
+    try:
+        # transformers' own environment, which knows tags that jinja's does not
+        environment = _compile_jinja_template(template).environment
+        return meta.find_undeclared_variables(environment.parse(template))
+    except TemplateError:
+        return None
