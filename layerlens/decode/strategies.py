@@ -134,7 +134,8 @@ class Valley(Strategy):
     p: float = 1.0
     """Probability of using the valley, drawn for each token; otherwise the last layer."""
     shift: int = 0
-    """Layers deeper (+) or shallower (−) than the valley, for every token; kept inside the window."""
+    """Layers deeper (+) or shallower (−) than the valley, for every token; kept inside the window.
+    Smaller than the window, because no token could follow a larger one."""
     criterion: str = "shannon"
     """What is to fall: one of `CRITERIA`."""
     scan: str = "auto"
@@ -159,6 +160,12 @@ class Valley(Strategy):
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """The window's layers; none where that can only be L."""
         window = self.window_in(n_layers)
+        if abs(self.shift) >= window:
+            reach = f"from {1 - window} to {window - 1}" if window > 1 else "0"
+            raise OptionError(
+                f"shift {self.shift:+d} (valley{self.shift:+d}) can never act in a window of {window} "
+                f"layer{'s' * (window > 1)} of a model of {n_layers}; give a shift {reach}, or a larger window"
+            )
         return () if self.p == 0 or window == 1 else tuple(range(n_layers - window + 1, n_layers + 1))
 
     def choose(self, readouts: Readouts) -> Choice:
@@ -167,8 +174,7 @@ class Valley(Strategy):
         walk = walk_back(readouts, window, CRITERIA[self.criterion], self.scan, self.entropy_floor)
         valley = n_layers - walk.steps
         acts = readouts.uniform < self.p
-        shift = max(-window, min(window, self.shift))
-        selected = torch.where(acts, (valley + shift).clamp(n_layers - window + 1, n_layers), n_layers)
+        selected = torch.where(acts, (valley + self.shift).clamp(n_layers - window + 1, n_layers), n_layers)
         if self.shift:
             logits = readouts.logits_at(selected)
         elif self.p == 1:

@@ -88,21 +88,23 @@ def test_fixed_is_that_many_layers_before_the_last(offset):
         (2, 10, 11),
         (3, 10, 12),
         (4, 10, 12),
-        (99, 10, 12),
+        (9, 10, 12),
         (-1, 10, 8),
         (-2, 10, 7),
         (-6, 10, 3),
         (-7, 10, 3),
-        (-99, 10, 3),
+        (-9, 10, 3),
         (-1, 4, 9),
         (-1, 5, 8),
         (-1, 3, 10),
-        (1, 1, 12),
+        (0, 1, 12),
     ],
 )
 @pytest.mark.parametrize("scan", ["batched", "lazy"])
 def test_shift_counts_from_the_valley_and_stays_inside_the_window(shift, window, layer, scan):
-    choice = Valley(window=window, shift=shift, scan=scan).choose(sure(*VALLEY_AT_9))
+    strategy = Valley(window=window, shift=shift, scan=scan)
+    assert len(strategy.layers(N_LAYERS)) == (window if window > 1 else 0)
+    choice = strategy.choose(sure(*VALLEY_AT_9))
     assert layers_of(choice) == choice.selected_layer.tolist() == [layer]
     assert choice.valley_layer.tolist() == [max(9, 13 - window)]
 
@@ -166,6 +168,12 @@ def test_below_the_entropy_floor_no_row_walks():
         (lambda: Valley(shift=1.0), "shift 1.0"),
         (lambda: Valley(shift=None), "shift None"),
         (lambda: Valley(shift=True), "shift True"),
+        (lambda: Valley(shift=10).layers(N_LAYERS), r"shift \+10 .* window of 10 layers .*from -9 to 9"),
+        (lambda: Valley(shift=-10, p=0).layers(N_LAYERS), "shift -10"),
+        (lambda: Valley(shift=7).layers(4), r"shift \+7 .* window of 4 layers .*from -3 to 3"),
+        (lambda: Valley(window=3, shift=-3).layers(N_LAYERS), "shift -3 .*from -2 to 2"),
+        (lambda: Valley(window=1, shift=1).layers(N_LAYERS), "shift .1 .*window of 1 layer of .*give a shift 0"),
+        (lambda: Valley(shift=10**30).layers(N_LAYERS), "shift .1000"),
         (lambda: Valley(criterion="entropy"), "'entropy'.*give shannon, neg-sum-sq-logp, max-prob, margin"),
         (lambda: Valley(scan="eager"), "'eager'.*give auto, batched, lazy"),
         (lambda: Valley(entropy_floor=-0.1), "entropy_floor -0.1"),
