@@ -48,7 +48,8 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
     Raises:
         OptionError: the strategy does not fit the model; from `generate`, a way of searching that scores more than
             one continuation (beams, assistants) is asked for.
-        ModelError: from `generate`, the logits of a text that has not ended are NaN or infinite.
+        ModelError: from `generate`, the logits of a text that has not ended are NaN or infinite, or the config counts
+            fewer layers than run.
     """
     whole("seed", seed, 0)
 
@@ -108,6 +109,9 @@ def _followed(
     reader.is_running = True
     try:
         output = own_generate(**kwargs)
+    except IndexError as error:
+        _refuse_short_cache(model, error)
+        raise
     finally:
         reader.is_running = False
     sequences = output if isinstance(output, Tensor) else output.sequences
@@ -116,6 +120,17 @@ def _followed(
         emitted = [row[:length] for row, length in zip(new, endings.lengths, strict=True)]
         log.add_call(emitted, _first_positions(config, kwargs, len(emitted)), Decisions.stack(follower.decisions))
     return output
+
+
+def _refuse_short_cache(model: Model, error: IndexError) -> None:
+    """ModelError where transformers makes its cache for fewer layers than run."""
+    counted = getattr(model.hf.config.get_text_config(decoder=True), "num_hidden_layers", model.n_layers)
+    if counted < model.n_layers:
+        raise ModelError(
+            f"the config of {model.source} says num_hidden_layers={counted} and {model.n_layers} blocks run, so that "
+            f"the cache of transformers' generate is too short; set model.hf.config.num_hidden_layers to "
+            f"{model.n_layers}, or give use_cache=False, or decode by ll.generate"
+        ) from error
 
 
 _POSITIONAL = ("inputs", "generation_config", "logits_processor", "stopping_criteria")

@@ -21,6 +21,7 @@ from layerlens.models.families import Family, family_of
 from layerlens.models.hooks import Call, SubLayers, calls_in
 from layerlens.models.kinds import layer_kinds, mlp_kinds
 from layerlens.models.packed import is_plain, matrix_of, plain_tensors
+from layerlens.models.refusals import unreadable_head
 from layerlens.models.unembed import Unembed
 from layerlens.notebook import as_html
 
@@ -283,8 +284,10 @@ def _head(hf: PreTrainedModel, logits: Tensor | None, source: str) -> tuple[nn.M
     has_weight = isinstance(getattr(head, "weight", None), Tensor) or (
         isinstance(head, nn.Module) and getattr(hf, "is_quantized", False)
     )
-    if logits is None or not has_weight:
+    if logits is None or head is None:
         raise ModelError(f"{source} cannot be traced: it has no unembedding; give a model with a language-model head")
+    if not has_weight:
+        raise unreadable_head(head, source)
     assert isinstance(head, nn.Module)
     weight = getattr(head, "weight", None)
     if is_plain(weight) and not isinstance(weight, nn.Parameter):

@@ -112,7 +112,7 @@ def _still_holds(model: Model) -> bool:
         return False
     with torch.no_grad():
         worst, bias = _miss(model, model.unembed, logits, streams[-1][2])
-        if worst > _tolerance(model, packed=model.unembed.packed is not None) or bias > _LARGEST_BIAS:
+        if not _fits(model, model.unembed, worst, bias):
             return False
         return model.decoder is model.hf or _decoder_is_enough(model, ids, streams[-1][2])
 
@@ -209,17 +209,34 @@ def with_readout(model: Model, misses: Sequence[tuple[float, float]]) -> Model:
         misses: of each of `readouts`: at worst, and on average, as parts of the logits' size.
 
     Raises:
-        ModelError: none of them gives the model's logits.
+        ModelError: none of them gives the model's logits, or these are all 0.
     """
     for (worst, bias), unembed in zip(misses, readouts(model), strict=True):
-        if worst <= _tolerance(model, packed=unembed.packed is not None) and bias <= _LARGEST_BIAS:
+        if _fits(model, unembed, worst, bias):
             return replace(model, unembed=unembed)
     worst, bias = misses[0]
+    if worst == 0:  # equal, and yet without a size
+        raise ModelError(
+            f"{model.source} ({model.family}) gives a logit of 0 for every word, so that all words are equally likely "
+            f"at every layer: {_what_is_zero(model)} nothing but zeros; load it with trained weights"
+        )
     raise UnknownHead(
         f"{model.source} ({model.family}) failed the readout check: final norm and unembedding of the last block's "
         f"output differ from the model's own logits by {worst:.1e} of their size, {bias:.1e} on average; "
         f"{_reason(model)}"
     )
+
+
+def _fits(model: Model, unembed: Unembed, worst: float, bias: float) -> bool:
+    """Whether a readout misses its logits by rounding alone; a NaN does not."""
+    return worst <= _tolerance(model, packed=unembed.packed is not None) and bias <= _LARGEST_BIAS
+
+
+def _what_is_zero(model: Model) -> str:
+    weight = model.unembed.weight
+    if not weight.is_meta and not weight.any():
+        return f"its unembedding ({type(model.head).__name__}) holds"
+    return "what it reads after the last block is"
 
 
 def _reason(model: Model) -> str:

@@ -12,6 +12,7 @@ from layerlens.errors import ModelError, OptionError
 from layerlens.models import placement
 
 _ADAPTER = "adapter_config.json"
+_COMPILED = "_orig_mod"  # where torch.compile keeps what it was given
 
 
 def refuse_adapter_folder(source: str, folder: Path) -> None:
@@ -36,13 +37,33 @@ def refuse_no_model(given: object) -> NoReturn:
             f"a {name} is peft's wrapper around a model; give the model with its adapters merged "
             "(model.merge_and_unload()), or the one inside of it that carries them (model.get_base_model())"
         )
-    inner = getattr(given, "module", None)
+    inner, path, compiled = given, "model", False
+    while not isinstance(inner, PreTrainedModel) and (attribute := _inside(inner)) is not None:
+        compiled |= attribute == _COMPILED
+        inner, path = getattr(inner, attribute), f"{path}.{attribute}"
     if isinstance(inner, PreTrainedModel):
-        raise OptionError(f"a {name} is a wrapper around a {type(inner).__name__}; give that (model.module)")
+        why = " by torch.compile, in whose code hooks do not run" if compiled else ""
+        raise OptionError(f"this {name} is a wrapper around a {type(inner).__name__}{why}; give that ({path})")
     raise OptionError(
         f"a {name} is no model; give a hub id, a path, or a model of transformers, TransformerLens (a "
         "TransformerBridge) or nnsight"
     )
+
+
+def _inside(wrapper: object) -> str | None:
+    """The attribute in which a wrapper keeps what it wraps."""
+    modules = wrapper._modules if isinstance(wrapper, nn.Module) else {}
+    return next((name for name in (_COMPILED, "module") if modules.get(name) is not None), None)
+
+
+def unreadable_head(head: object, source: str) -> ModelError:
+    """What to raise where the unembedding has no weight that can be read."""
+    kind = type(head)
+    if ".quantized." in f"{kind.__module__}.":
+        what = "is quantised by torch, which packs its weight away; leave the unembedding out of the quantisation"
+    else:
+        what = "has no weight of its own; give the model an unembedding with one, such as a torch.nn.Linear"
+    return ModelError(f"{source} cannot be traced: its unembedding ({kind.__module__}.{kind.__name__}) {what}")
 
 
 def refuse_without_values(hf: nn.Module, source: str) -> None:
