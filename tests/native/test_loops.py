@@ -150,7 +150,7 @@ def test_rows_without_a_number():
     logits = torch.zeros(5, 33)
     logits[1, 4], logits[2, 32], logits[3] = math.nan, math.inf, -math.inf
     found = row_sums(logits)
-    assert found[:, [1, 2]][1:].isnan().all()
+    assert found[:, [1, 2]].isnan().all()
     assert found[:, 3].tolist() == [-math.inf, 0.0, 0.0]
     torch.testing.assert_close(found[:, [0, 4]], torch.tensor([[0.0, 0.0], [33.0, 33.0], [0.0, 0.0]]))
 
