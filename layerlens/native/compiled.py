@@ -4,8 +4,11 @@ Other threads would not do: torch's wait for their next piece of work without gi
 """
 
 import ctypes
+import mmap
+import os
 import platform
 import threading
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -14,10 +17,16 @@ from typing import NamedTuple
 
 import torch
 
+from layerlens.errors import Notice
 from layerlens.native.assembly import TEAM
 
 Loop = Callable[..., None]
 _LOCK = threading.Lock()
+# held over a fork: the child has no thread that would finish what another began
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+_READ, _EXECUTE = 1, 4
+_NO_WORK = "define void @work(ptr %arguments, i64 %begin, i64 %end) {\n  ret void\n}"
 
 
 class Processor(NamedTuple):
@@ -35,31 +44,40 @@ class Processor(NamedTuple):
 def processor() -> Processor | None:
     """The instruction set that torch itself uses, so that what holds torch to one holds the loops too.
 
-    None where there is no compiler, no instruction that multiplies and adds many values, or not the team of threads of
-    GNU's OpenMP, with which torch comes on Linux.
+    None where there is no compiler, no instruction that multiplies and adds many values, not the team of threads of
+    GNU's OpenMP, with which torch comes on Linux, or no permission to run what was compiled. A compiler that is there
+    and does not work is named in a notice.
     """
-    if find_spec("llvmlite") is None or platform.machine() not in ("x86_64", "AMD64") or _openmp() is None:
-        return None
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability == "AVX2":
-        return Processor(8, 12, "haswell", "")
-    if not capability.startswith("AVX512"):
+    if platform.machine() not in ("x86_64", "AMD64") or not capability.startswith(("AVX2", "AVX512")):
         return None
-    import llvmlite.binding as llvm
+    try:
+        if find_spec("llvmlite") is None or _openmp() is None or not _may_run_what_it_writes():
+            return None
+        import llvmlite.binding as llvm
 
-    return Processor(16, 20, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+        if capability == "AVX2":
+            found = Processor(8, 12, "haswell", "")
+        else:
+            found = Processor(16, 20, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+        compiled(_NO_WORK, found)
+    except Exception as error:  # whatever a compiler of another version, or half installed, raises
+        message = (
+            f"llvmlite cannot be used ({error}), so that torch's slower operations are; install llvmlite 0.45 or newer"
+        )
+        warnings.warn(message, Notice, stacklevel=2)
+        return None
+    return found
 
 
-def compiled(assembly: str) -> Loop:
+def compiled(assembly: str, this: Processor) -> Loop:
     """A function of 64-bit integers that runs the assembly's `work` on as many threads as torch uses.
 
     The first integer is the number of pieces that the threads share among them. Takes 10 to 40 ms.
     """
     import llvmlite.binding as llvm
 
-    this, openmp = processor(), _openmp()
-    assert this is not None
-    assert openmp is not None
+    openmp = _openmp()
     with _LOCK:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
@@ -79,6 +97,18 @@ def compiled(assembly: str) -> Loop:
 
     run.engine = engine  # type: ignore[attr-defined]  # the machine code is gone with it
     return run
+
+
+def _may_run_what_it_writes() -> bool:
+    """Whether the system lets memory that was written be run, which LLVM does not check before it is."""
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        buffer = ctypes.c_char.from_buffer(page)
+        refused: int = protect(
+            ctypes.c_void_p(ctypes.addressof(buffer)), ctypes.c_size_t(mmap.PAGESIZE), _READ | _EXECUTE
+        )
+        del buffer
+    return refused == 0
 
 
 @cache

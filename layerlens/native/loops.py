@@ -25,6 +25,8 @@ def products(states: Tensor, weight: Tensor) -> Float[Tensor, "rows words"] | No
     this = processor()
     if this is None or not 0 < rows <= _MOST_STATES or len(weight) < _LEAST_WORDS or d == 0 or d % 16 != 0:
         return None
+    if weight.dim() != 2 or weight.shape[1] != d:  # which torch refuses
+        return None
     if states.dtype != torch.float32 or weight.dtype not in _KINDS or not (_is_plain(states) and _is_plain(weight)):
         return None
     if not (states.is_contiguous() and weight.is_contiguous()):
@@ -51,6 +53,8 @@ def row_sums(
         return None
     if logits.dtype != torch.float32 or not _is_plain(logits) or logits.stride(1) != 1:
         return None
+    if not (_is_column(greatest, rows, torch.float32) and _is_column(top, rows, torch.int64)):
+        return None
     out = logits.new_empty(3, rows)
     places = (0, 0) if greatest is None or top is None else (greatest.data_ptr(), top.data_ptr())
     _row_sums()(rows, words, logits.stride(0), start, logits.data_ptr(), out.data_ptr(), *places)
@@ -62,8 +66,18 @@ def _is_plain(tensor: Tensor) -> bool:
     return (
         tensor.device.type == "cpu"
         and type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and not tensor.is_neg()
         and not (tensor.requires_grad and torch.is_grad_enabled())
         and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _is_column(tensor: Tensor | None, rows: int, dtype: torch.dtype) -> bool:
+    """Whether a number of each row can be written into it, or nothing is to be."""
+    return tensor is None or (
+        tensor.dtype == dtype and tensor.shape == (rows,) and tensor.is_contiguous() and _is_plain(tensor)
     )
 
 
@@ -71,11 +85,11 @@ def _is_plain(tensor: Tensor) -> bool:
 def _products(kind: str, rest: int) -> Loop:
     this = processor()
     assert this is not None
-    return compiled(product_loop.assembly(this.lanes, kind, this.sums, rest))
+    return compiled(product_loop.assembly(this.lanes, kind, this.sums, rest), this)
 
 
 @cache
 def _row_sums() -> Loop:
     this = processor()
     assert this is not None
-    return compiled(sum_loop.assembly(this.lanes))
+    return compiled(sum_loop.assembly(this.lanes), this)

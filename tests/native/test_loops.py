@@ -73,6 +73,10 @@ def test_a_state_without_a_number_spoils_its_own_row_and_a_weight_its_own_word()
         (torch.randn(2, 16), torch.randn(64, 16).double()),
         (torch.randn(2, 16, device="meta"), torch.randn(64, 16, device="meta")),
         (torch.randn(2, 16), nn.Parameter(torch.randn(64, 16))),
+        (torch.randn(2, 16), torch._neg_view(torch.randn(64, 16))),
+        (torch._neg_view(torch.randn(2, 16)), torch.randn(64, 16)),
+        (torch.randn(2, 32), torch.randn(64, 16)),
+        (torch.randn(2, 16), torch.randn(64, 16).to_sparse()),
     ],
     ids=[
         "no state",
@@ -86,6 +90,10 @@ def test_a_state_without_a_number_spoils_its_own_row_and_a_weight_its_own_word()
         "weight in float64",
         "no values",
         "a gradient",
+        "a weight of the other sign",
+        "states of the other sign",
+        "another width",
+        "a sparse weight",
     ],
 )
 def test_products_that_are_left_to_torch(states, weight):
@@ -100,6 +108,17 @@ def test_a_watched_product_is_left_to_torch():
         assert products(mode.from_tensor(states), mode.from_tensor(weight)) is None
     with torch.no_grad():
         assert products(states, nn.Parameter(weight)) is not None
+
+
+def test_products_under_vmap_are_left_to_torch():
+    states, weight = drawn(4, 64, 16)
+
+    def rows(state):
+        found = products(state.unsqueeze(0), weight)
+        assert found is None
+        return state @ weight.t()
+
+    torch.testing.assert_close(torch.vmap(rows)(states), states @ weight.t())
 
 
 def exact_sums(logits):
@@ -144,6 +163,23 @@ def test_the_first_of_equal_words_is_on_top_and_only_where_it_is_higher():
     row_sums(logits, greatest, top, 1000)
     assert top.tolist() == [1007, -2, 1039]
     assert greatest.tolist() == [2.0, 2.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("greatest", "top"),
+    [
+        (torch.zeros(6)[::2], torch.zeros(3, dtype=torch.long)),
+        (torch.zeros(3), torch.zeros(6, dtype=torch.long)[::2]),
+        (torch.zeros(3).double(), torch.zeros(3, dtype=torch.long)),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.int32)),
+        (torch.zeros(4), torch.zeros(4, dtype=torch.long)),
+    ],
+)
+def test_sums_whose_top_word_cannot_be_written_are_left_to_torch(greatest, top):
+    before = greatest.clone(), top.clone()
+    assert row_sums(torch.randn(3, 40), greatest, top) is None
+    assert torch.equal(greatest, before[0])
+    assert torch.equal(top, before[1])
 
 
 def test_rows_without_a_number():
@@ -202,3 +238,48 @@ def test_what_holds_torch_to_an_instruction_set_holds_the_loops(capability, lane
 
 def test_blocks_hold_more_words_than_are_multiplied_at_once():
     assert loops._LEAST_WORDS >= product_loop.BLOCK > product_loop._WORDS
+
+
+UNUSABLE = """
+import sys, types, warnings
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("llvmlite."):
+            raise OSError("cannot open shared object file")
+sys.meta_path.insert(0, Broken())
+import torch
+from layerlens.errors import Notice
+from layerlens.native import products, row_sums
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    assert products(torch.ones(3, 32), torch.ones(99, 32)) is None
+    assert row_sums(torch.ones(3, 32)) is None
+assert [one.category for one in told] == [Notice], told
+assert "cannot open shared object file" in str(told[0].message)
+"""
+# PR_SET_MDWE: memory that was written can no longer be run, as systemd's MemoryDenyWriteExecute has it
+DENIED = """
+import ctypes, torch
+denied = ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0
+from layerlens.native import products
+found = products(torch.ones(3, 32), torch.ones(99, 32))
+assert (found is None) == denied
+"""
+FORKED = """
+import os, torch
+from layerlens.native import compiled, products
+compiled._LOCK.acquire()  # as while another thread compiles
+import threading
+threading.Timer(1.0, compiled._LOCK.release).start()
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if products(torch.ones(3, 32), torch.ones(99, 32)) is not None else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.parametrize("script", [UNUSABLE, DENIED, FORKED], ids=["a broken compiler", "denied", "forked"])
+def test_what_stands_in_the_way_of_a_compiler(script):
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
