@@ -62,9 +62,8 @@ def processor() -> Processor | None:
             found = Processor(16, 20, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
         compiled(_NO_WORK, found)
     except Exception as error:  # whatever a compiler of another version, or half installed, raises
-        message = (
-            f"llvmlite cannot be used ({error}), so that torch's slower operations are; install llvmlite 0.45 or newer"
-        )
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        message = f"llvmlite cannot be used ({reason}) and torch's slower products are; install llvmlite 0.45 or newer"
         warnings.warn(message, Notice, stacklevel=2)
         return None
     return found
