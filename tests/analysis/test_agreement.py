@@ -85,9 +85,11 @@ def test_planted_layers_of_agreement(tmp_path):
     assert table["agreement"].tolist() == [0, 0.25, 0, 0.75, 1, 1]
     assert table["settled"].tolist() == [0, 0, 0, 0.75, 0.25, 0]
     assert table["flip"].tolist()[1:] == [1, 1, 1, 0.25, 0]
-    unseen = scipy.stats.binomtest(0, 3).proportion_ci().high  # of three prompts that are alike
-    assert table["agreement_low"].tolist() == pytest.approx([0, 0.25, 0, 0.75, 1 - unseen, 1])
-    assert table["agreement_high"].tolist() == pytest.approx([unseen, 0.25, unseen, 0.75, 1, 1])
+    seen = 3 * table["agreement"].to_numpy()[1:5]  # by three prompts that are alike
+    low, high = scipy.stats.beta.ppf(0.025, seen, 4 - seen), scipy.stats.beta.ppf(0.975, seen + 1, 3 - seen)
+    unseen = scipy.stats.binomtest(0, 3).proportion_ci().high
+    assert table["agreement_low"].tolist() == pytest.approx([0, low[0], 0, low[2], 1 - unseen, 1])
+    assert table["agreement_high"].tolist() == pytest.approx([unseen, high[0], unseen, high[2], 1, 1])
     earliest = earliest_agreement(run).set_index("reading")
     assert earliest["layer"].to_dict() == {"first": 3.5, "kept": 4.25}
 

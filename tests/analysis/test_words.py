@@ -6,13 +6,13 @@ import unicodedata
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerlens.analysis.reported import reported
-from layerlens.analysis.uncertainty import mean_interval, resample
 from layerlens.analysis.words import (
     BANDS,
     CLASSES,
@@ -241,15 +241,14 @@ def slow_substitutions(run):
 
 
 def slow_share(run, wanted):
-    """The share of substitutions that are wanted, with its interval from sums by prompt that were counted by hand."""
+    """The share of substitutions that are wanted, with its interval: each of two prompts, by Kish's number, is an answer."""
     found = slow_substitutions(run)
     sums = np.array([sum(one[0] == name and wanted(one) for one in found) for name in "abc"], dtype=float)
     counts = np.array([sum(one[0] == name for one in found) for name in "abc"], dtype=float)
-    share, low, high = (float(value) for value in mean_interval(sums, counts, resample(3)))
-    if not any(0 < seen < of for seen, of in zip(sums, counts, strict=True)):  # a prompt is one answer
-        seen = 2 * share  # "c" has no substitution
-        low = scipy.stats.beta.ppf(0.025, seen, 3 - seen) if seen else 0
-        high = scipy.stats.beta.ppf(0.975, seen + 1, 2 - seen) if seen < 2 else 1
+    share, n = sums.sum() / counts.sum(), counts.sum() ** 2 / (counts**2).sum()
+    seen = n * share
+    low = scipy.stats.beta.ppf(0.025, seen, n - seen + 1) if seen > 0 else 0
+    high = scipy.stats.beta.ppf(0.975, seen + 1, n - seen) if seen < n else 1
     return [share, low, high]
 
 
@@ -274,7 +273,7 @@ def test_only_the_k_most_frequent_are_given(run):
     whole = substitution_pairs(run)
     for k in (1, 2, 3, 50):
         table = substitution_pairs(run, k)
-        assert table.to_dict("list") == whole.head(k).to_dict("list")
+        pd.testing.assert_frame_equal(table, whole.head(k), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("method", "side"), [("last", 1), ("confident", 2)])
