@@ -241,7 +241,7 @@ def slow_substitutions(run):
 
 
 def slow_share(run, wanted):
-    """The share of substitutions that are wanted, and its interval: each of two prompts, by Kish's number, is an answer."""
+    """The share of substitutions that are wanted, and its interval: by Kish's number there are about two answers."""
     found = slow_substitutions(run)
     sums = np.array([sum(one[0] == name and wanted(one) for one in found) for name in "abc"], dtype=float)
     counts = np.array([sum(one[0] == name for one in found) for name in "abc"], dtype=float)
