@@ -27,6 +27,8 @@ class Foundation:
         copied: whether the readout holds copies of those ends, on another device or in another form.
         fixed: each is a phrase and a value; where one differs, the readings would be another model's.
         watched: likewise; where one differs, only a pass can tell whether the readings still hold.
+        numbers: likewise, and the pass need not be made again while they stay as it found them; hooks and forwards can
+            act otherwise the next time.
     """
 
     stack: str
@@ -36,6 +38,7 @@ class Foundation:
     copied: bool
     fixed: dict[str, object]
     watched: dict[str, object]
+    numbers: dict[str, object]
 
 
 def foundation_of(model: Model) -> Foundation:
@@ -57,8 +60,15 @@ def changes(model: Model) -> tuple[list[str], list[str]]:
     then = model.foundation
     if then is None:
         return [], []
-    fixed, watched = _facts(model, then.stack, then.ends, then.around, then.parts, then.copied)
-    return _differing(then.fixed, fixed), _differing(then.watched, watched)
+    fixed, watched, numbers = _facts(model, then.stack, then.ends, then.around, then.parts, then.copied)
+    return _differing(then.fixed, fixed), _differing(then.watched, watched) + _differing(then.numbers, numbers)
+
+
+def note_numbers(model: Model) -> None:
+    """Take the numbers as they are for those that the model was loaded with: the readings hold with them."""
+    then = model.foundation
+    if then is not None:
+        then.numbers.update(_facts(model, then.stack, then.ends, then.around, then.parts, then.copied)[2])
 
 
 def in_training(root: nn.Module) -> bool:
@@ -75,10 +85,11 @@ def in_training(root: nn.Module) -> bool:
 
 def _facts(
     model: Model, stack: str, ends: Sequence[str], around: Sequence[str], parts: Sequence[str], copied: bool
-) -> tuple[dict[str, object], dict[str, object]]:
+) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
     hf = model.hf
     fixed: dict[str, object] = {f"{stack} holds other blocks": _children(_at(hf, stack))}
     watched: dict[str, object] = {}
+    numbers: dict[str, object] = {}
     for path in (*ends, *parts):
         module = _at(hf, path)
         fixed[f"{path} is another module"] = module, type(module)
@@ -95,18 +106,18 @@ def _facts(
         watched[f"{name} has other hooks"] = _hooks(module)
         watched[f"{name} has another forward"] = _written(module.forward)
         watched[f"{name} holds other modules"] = _children(module)
-        watched[f"{name} has other numbers"] = {
+        numbers[f"{name} has other numbers"] = {
             key: value for key, value in vars(module).items() if type(value) in _PLAIN and key != "training"
         }
         if path in ends:
             # what was made from them once, in another form or on another device, does not follow them
             values = tuple(_version(tensor) for tensor in _tensors(module))
-            (fixed if copied else watched)[f"{name} has other values"] = values
+            (fixed if copied else numbers)[f"{name} has other values"] = values
     watched["torch has other hooks for all modules"] = _hooks_of_all()
     config = hf.config.get_text_config(decoder=True)
     for key in (*SCALARS, "num_hidden_layers"):
-        watched[f"its config has another {key}"] = getattr(config, key, None)
-    return fixed, watched
+        numbers[f"its config has another {key}"] = getattr(config, key, None)
+    return fixed, watched, numbers
 
 
 def _differing(then: dict[str, object], now: dict[str, object]) -> list[str]:

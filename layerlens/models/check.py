@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models.adapter import Model, named_in
-from layerlens.models.changes import changes, foundation_of, in_training
+from layerlens.models.changes import changes, foundation_of, in_training, note_numbers
 from layerlens.models.compiled import is_compiled
 from layerlens.models.families import family_of
 from layerlens.models.hooks import OnBlock, silenced, watch_blocks
@@ -86,8 +86,10 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remot
         names = [name for name, module in model.hf.named_modules() if module.training]
         what = f"{model.source} is" if model.hf.training else f"{names[0]} of {model.source} is"
         raise ModelError(f"{what} in training mode, where dropout is on; call model.hf.eval() first")
-    if watched and not _still_holds(model):
-        raise _changed(model, watched)
+    if watched:
+        if not _still_holds(model):
+            raise _changed(model, watched)
+        note_numbers(model)
 
 
 def _changed(model: Model, phrases: Sequence[str]) -> ModelError:

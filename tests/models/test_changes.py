@@ -367,3 +367,24 @@ def test_a_packed_head_that_was_written_to_is_refused(tmp_path: Path) -> None:
         next(iter(model.head.parameters())).zero_()
     with pytest.raises(ll.ModelError):
         ll.generate(model, TEXT, max_new_tokens=1)
+
+
+def test_what_transformers_notes_on_a_model_is_asked_about_once() -> None:
+    """Its generate with a static cache leaves a number there, and a number that was found to be harmless stays so."""
+    hf, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    model = ll.load(hf, tokenizer)
+    ids = torch.tensor([tokenizer(TEXT).input_ids])
+    hf.generate(ids, max_new_tokens=3, do_sample=False, cache_implementation="static")
+    assert changes(model) != ([], [])
+    passes: list[int] = []
+    hf.model.layers[0].register_forward_pre_hook(lambda block, given: passes.append(1))
+    still_as_loaded(model)
+    assert len(passes) > 0
+    assert changes(model) == ([], [])
+    passes.clear()
+    still_as_loaded(model)
+    assert passes == []
+    with torch.no_grad():
+        hf.model.norm.weight.mul_(2)
+    still_as_loaded(model)
+    assert len(passes) > 0
