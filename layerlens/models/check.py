@@ -1,5 +1,6 @@
 """What a model must fulfil before its numbers are believed, checked on the loaded model with a few short passes."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -167,10 +168,14 @@ def _check_stream(model: Model, streams: Streams, shape: list[int]) -> None:
 
 def _check_finite(model: Model, logits: Tensor) -> None:
     if not torch.isfinite(logits).all():
-        raise ModelError(
-            f"{model.source} gives NaN or infinite logits for a short probe; check the weights, or load with another "
-            f"--dtype than {str(model.hf.dtype).removeprefix('torch.')}"
-        )
+        raise _not_finite(model)
+
+
+def _not_finite(model: Model) -> ModelError:
+    return ModelError(
+        f"{model.source} gives NaN or infinite logits for a short probe; check the weights, or load with another "
+        f"--dtype than {str(model.hf.dtype).removeprefix('torch.')}"
+    )
 
 
 def stream_changed(model: Model, index: int) -> ModelError:
@@ -182,7 +187,9 @@ def stream_changed(model: Model, index: int) -> ModelError:
 
 
 def refuse_not_causal(model: Model, worst: float) -> None:
-    """ModelError where a later token moves earlier logits, at worst by so much of their size."""
+    """ModelError where a later token moves earlier logits, at worst by so much of their size; NaN is refused too."""
+    if not math.isfinite(worst):
+        raise _not_finite(model)
     if worst > _tolerance(model, packed=model.quantization is not None):
         config = model.hf.config
         why = "its config has is_decoder=False, and " if getattr(config, "is_decoder", None) is False else ""

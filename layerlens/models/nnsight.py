@@ -171,9 +171,9 @@ def _checked_there(model: Model, backend: Nnsight) -> Model:
     changed_at, moved, misses, dtype = found
     if model.hf.get_input_embeddings().weight.is_meta:
         model.hf.to(getattr(torch, dtype))
+    refuse_not_causal(model, moved)  # before the stream, in which no NaN equals another
     if changed_at:
         raise stream_changed(model, changed_at)
-    refuse_not_causal(model, moved)
     return with_readout(model, misses)
 
 

@@ -66,8 +66,8 @@ def probe_misses(
 
     Returns:
         at which block the stream is not what the one before handed on (0 for none); by how much of their size earlier
-        logits move with a later token; for each of the settings by how much the readout of the last states misses the
-        logits, at worst and on average; and the type of the weights.
+        logits move with a later token, NaN where the logits are not finite; for each of the settings by how much the
+        readout of the last states misses the logits, at worst and on average; and the type of the weights.
     """
     previous: Any = None
     changed_at = 0
@@ -85,13 +85,14 @@ def probe_misses(
     if bias is not None:
         read = read + bias[:n_vocab].detach().float()
     own = root.output.logits.detach().float().to(read.device)
-    moved = float((own[0, :-1] - own[1, :-1]).abs().max() / own.abs().max())
+    size = own.abs().max()
+    moved = float((own[0, :-1] - own[1, :-1]).abs().max() / size.clamp_min(1e-20)) if size.isfinite() else math.nan
     misses = []
     for scale, softcap in settings:
         logits = read * scale
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        worst = float((logits - own).abs().max() / torch.maximum(logits.abs().max(), own.abs().max()))
+        worst = float((logits - own).abs().max() / torch.maximum(logits.abs().max(), size).clamp_min(1e-20))
         slope = float((own * logits).double().sum() / (own * own).double().sum())
         misses.append((worst, abs(slope - 1)))
     return changed_at, moved, misses, str(weight.dtype).split(".")[-1]

@@ -132,6 +132,9 @@ def test_only_scalars_come_back(tiny_folder, run_of, monkeypatch):
         ("scale", "failed the readout check"),
         ("stream", "block 2 does not start from what block 1 handed on"),
         ("causal", "is not causal"),
+        ("nan", "NaN or infinite logits"),
+        ("infinite", "NaN or infinite logits"),
+        ("zero", "a logit of 0 for every word"),
     ],
 )
 def test_the_checks_are_made_where_the_weights_are(change, words):
@@ -141,6 +144,13 @@ def test_the_checks_are_made_where_the_weights_are(change, words):
         hf.lm_head.forward = lambda states: 2 * forward(states)
     elif change == "stream":
         hf.model.layers[2].register_forward_pre_hook(lambda _, args: (args[0] * 1.5, *args[1:]))
+    elif change == "nan":
+        hf.model.layers[1].mlp.down_proj.weight.data.fill_(torch.nan)
+    elif change == "infinite":
+        last = lambda out: torch.tensor([out.shape[-2] - 1])  # noqa: E731
+        hf.lm_head.register_forward_hook(lambda _, args, out: out.index_fill(-2, last(out), torch.inf))
+    elif change == "zero":
+        hf.lm_head.weight.data.zero_()
     else:
         hf.model.layers[0].mlp.register_forward_hook(lambda _, args, out: out + out.mean(1, keepdim=True))
     with pytest.raises(ll.ModelError, match=words):

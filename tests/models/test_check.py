@@ -1,5 +1,6 @@
 """The check at load refuses what cannot be traced truthfully, and says what did not match."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,16 @@ def test_a_model_that_sees_the_future_is_refused():
         block.self_attn.forward = _bidirectional(block.self_attn.forward)
     with pytest.raises(ll.ModelError, match="not causal"):
         checked(model)
+
+
+@pytest.mark.parametrize(
+    ("worst", "words"),
+    [(1e-4, None), (1.1e-3, "is not causal: .* 1.1e-03"), (torch.nan, "NaN or inf"), (torch.inf, "NaN or inf")],
+)
+def test_earlier_logits_that_move_by_no_number_are_refused_like_those_that_move_far(worst, words):
+    model = tiny("llama")
+    with pytest.raises(ll.ModelError, match=words) if words else nullcontext():
+        check.refuse_not_causal(model, worst)
 
 
 def test_blocks_that_do_not_hand_the_stream_on_are_refused():
