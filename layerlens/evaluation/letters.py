@@ -7,7 +7,11 @@ from layerlens.evaluation.stated import ANSWER_IS, QUOTES, boxed, denied
 
 def settled_letter(text: str) -> str | None:
     """The letter A to D that `chosen_letter` finds in the text; None where the text settles on none."""
-    for phrase in sorted([*ANSWER_IS.finditer(text), *_OPTION_IS.finditer(text)], key=re.Match.end, reverse=True):
+    phrases = sorted([*ANSWER_IS.finditer(text), *_OPTION_IS.finditer(text)], key=re.Match.end)
+    first = phrases[0].end() if phrases else text.rfind(r"\boxed")
+    if first >= 0:  # there is something to correct
+        phrases = sorted([*phrases, *_CORRECTION.finditer(text, first)], key=re.Match.end)
+    for phrase in reversed(phrases):
         found = _AFTER_ANSWER.match(text, phrase.end())
         if found and not denied(text, *found.span()):
             return None if _joined(text, found) else _name(found)
@@ -60,11 +64,16 @@ _ENCLOSED = (
     rf"(?:\s*[)）]|[)）.]?{_QUOTE}){_QUOTE}?(?![^\W_])"
 )
 _AFTER_ANSWER = re.compile(rf"{_OPENING}(?:{_ENCLOSED}|{_BEFORE}(?P<alone>[A-D]){_AFTER})")
+_END = rf"[)）*_{re.escape(QUOTES)}]*"
+_CORRECTION = re.compile(
+    r"\b(?i:no(?=[,.:;—–-])|wait|actually|correction|sorry|oops|I\s+meant?|make\s+(?:that|it)|scratch\s+that)\b"
+    r"[\s,.:;!…—–-]*(?:(?i:no|it|that|is|(?:it|that)['’]s|must|should|be)\b[\s,:]*){0,4}"
+    rf"(?={_AFTER_ANSWER.pattern}{_END}[}}$]*(?:\s*(?:[.;!]|,(?!\s*[A-D]\b)|\n|$)|\s+(?:is\s+(?:right|correct)|or)\b))"
+)
 _IN_BOX = re.compile(r"(?:\\text(?:bf)?|\\mathrm|\\mathbf)?[\s{(]*([A-Da-d])[\s.)}]*")
 _STANDING = re.compile(rf"{_BEFORE}(?:[B-D]|A(?! [a-z])){_AFTER}|(?<=(?<![^\W_])['‘’‚‛])[A-D](?=['‘’‛](?![^\W_]))")
 _LETTER = rf"[*_(（{re.escape(QUOTES)}]*(?P<other>(?<![^\W_])[A-D](?![^\W_]))(?:[)）*_]|{_QUOTE}(?![^\W_]))*"
 _PLAIN_LETTER = _LETTER.replace("?P<other>", "?:")
-_END = rf"[)）*_{re.escape(QUOTES)}]*"
 _JOINED_AFTER = re.compile(
     rf"{_END}(?:\s*,\s*{_PLAIN_LETTER})*\s*(?:,?\s*\b(?:or|and(?:/or)?)\s+|[/&]\s*)(?:(?:option|choice)\s+)?{_LETTER}"
     r"(?!\s+(?:is|was|has|does|would|can|could|cannot|fails|follows|gives)\b|\s*n['’]t)"

@@ -107,7 +107,8 @@ def last_value(text: str) -> Fraction | None:
     text = plain_numbers(text)
     for number in reversed(list(NUMBER.finditer(text))):
         before = text[max(0, number.start() - _REACH) : number.start()]
-        if _UNIT_BEFORE.search(before) or denied_at_once(text, number.start()):
+        belongs_to_a_unit = _UNIT_BEFORE.search(before) and "$" not in number[0]
+        if belongs_to_a_unit or denied_at_once(text, number.start()):
             continue
         whole = _PART_BEFORE.search(before) is None and _PART_AFTER.match(text, number.end()) is None
         return value(number) if whole else None
@@ -117,10 +118,11 @@ def last_value(text: str) -> Fraction | None:
 _REACH = 80
 _RAISES = r"\s*[\^_]\s*\{?\s*"
 _UNIT_BEFORE = re.compile(
-    rf"(?:(?<![A-Za-z])[A-Za-z]+{_RAISES}|(?<![A-Za-z\\])[A-Za-z]+|\\(?:text|mbox|mathrm|textrm)\s*\{{[^{{}}]*\}}{_RAISES})$"
+    rf"(?:(?<![A-Za-z])[A-Za-z]+{_RAISES}|(?<![A-Za-z\\])[A-Za-z]+"
+    rf"|\\(?:text|mbox|mathrm|textrm)\s*\{{[^{{}}]*\}}{_RAISES})\Z"
 )
 _PART_BEFORE = re.compile(
     r"(?:[\^_]\s*\{?\s*|[0-9][eE][+-]?|(?:sqrt|√)\s*(?:\[[^\]]*\])?\s*[{(]?\s*|[\w)\]}](?:/| / )"
-    r"|\\[cdst]?(?:frac|binom)\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}\s*\{?|\\[A-Za-z]+\s*\{?|\w\s*\{?|\{[^{}]*)\s*)$"
+    r"|\\[cdst]?(?:frac|binom)\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}\s*\{?|\\[A-Za-z]+\s*\{?|\w\s*\{?|\{[^{}]*)\s*)\Z"
 )
 _PART_AFTER = re.compile(r"\}?(?:\s*(?:\^(?!\s*\{?\s*\\circ)|\\pi(?![a-z])|π|\\sqrt|√)|_\{?[0-9]|[eE][+-]?[0-9])")

@@ -53,9 +53,10 @@ def last_number(text: str, reference: str) -> bool:
     {,}, a space of LaTeX (such as \\, or \\!) or a space at which no line breaks stands between them. A minus sign (-
     or −) right before it, or before its $, counts unless a digit, a letter, a closing bracket, % or another minus sign
     stands before that: "5-3" ends in 3. Currency, percent signs, units and punctuation are passed over: 50% is 50, and
-    12 m^2 and 12 cm3 are 12. Digits right after a letter, as in H2O or B12, are passed over too, and so is a number
-    right after a denial: "12, not 13", "12 rather than 13" and "12 ≠ 13" end in 12. Nothing else is calculated: a text
-    whose last number is a part of 2^3, x \\cdot 10^3, 52_8, \\sqrt{2}, 2\\pi, \\frac{\\pi}{12} or x/12 has none.
+    12 m^2 and 12 cm3 are 12. Digits right after a letter, as in H2O or B12, are passed over too, though not the 18 of
+    US$18, and so is a number right after a denial: "12, not 13", "12 rather than 13" and "12 ≠ 13" end in 12. Nothing
+    else is calculated: a text whose last number is a part of 2^3, x \\cdot 10^3, 52_8, \\sqrt{2}, 2\\pi,
+    \\frac{\\pi}{12} or x/12 has none.
     """
     found, wanted = last_value(text), last_value(reference)
     return found is not None and found == wanted
@@ -66,12 +67,14 @@ def chosen_letter(text: str, reference: str) -> bool:
 
     It is the letter right after the last "answer is", "answer:" or "correct option is" that has one, in brackets, bold,
     in quotes of any language or plain; where there is none, the one in the last \\boxed{}; where there is none either,
-    the last capital A to D that stands alone. A letter stands alone with no letter, digit, apostrophe, hyphen, + or ^
-    next to it, no ° before it and no # after it, or in single quotes, and is no A that is an article, followed by a
-    space and a small letter. Letters that the text denies or asks about are passed over: "not D", "neither A nor D",
-    "rather than D", "D is wrong", "D does not hold" and the like, and any in a sentence that ends in a question mark.
-    Letters joined by "or", "and" or a slash settle on none, and neither does a box with several. Small letters count
-    in brackets or quotes after "answer is", and in a box.
+    the last capital A to D that stands alone. What corrects an answer that was given counts as a later one: "no, wait:
+    B", "actually, it is B", "sorry, I meant B" and the like, where the clause ends after the letter or goes on with "is
+    right" or "is correct". A letter stands alone with no letter, digit, apostrophe, hyphen, + or ^ next to it, no °
+    before it and no # after it, or in single quotes, and is no A that is an article, followed by a space and a small
+    letter. Letters that the text denies or asks about are passed over: "not D", "neither A nor D", "rather than D", "D
+    is wrong", "D does not hold" and the like, and any in a sentence that ends in a question mark. Letters joined by
+    "or", "and" or a slash settle on none, and neither does a box with several. Small letters count in brackets or
+    quotes after "answer is", and in a box.
     """
     return settled_letter(text) == reference.strip()
 

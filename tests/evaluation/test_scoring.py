@@ -247,7 +247,7 @@ LOOPS += ["A? ", "D is not ", "½", "10^", "2*10^3*", "1e", "yes ", "a_"]
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("piece", LOOPS)
 def test_a_model_that_repeats_itself_is_scored_at_once(way, piece):
-    started = time.perf_counter()
+    started = time.process_time()
     WAYS[way](piece * 30_000, "A")
     WAYS[way](piece * 30_000, "12")
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
