@@ -107,6 +107,23 @@ def test_it_says_what_was_run_and_found(run, tmp_path):
     assert "160 tokens of 8 prompts, 95 % intervals by resampling prompts" in page.text
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"threads": 7}, "a chip, a machine, a system, 7 threads"),
+        ({"threads": 1}, "a chip, a machine, a system, 1 thread"),
+        ({"threads": 1024}, "a chip, a machine, a system, 1,024 threads"),
+        ({}, "a chip, a machine, a system"),
+    ],
+)
+def test_it_says_what_it_ran_on_and_with_how_many_threads(given, shown, tmp_path):
+    path = write_run(tmp_path / "run", planted(hybrid_curves(6), n_prompts=1)).path / "manifest.json"
+    hardware = {"system": "a system", "machine": "a machine", "processor": "a chip", **given}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": hardware}))
+    texts = page_of(open_run(path.parent), tmp_path).texts
+    assert texts[texts.index("Hardware") + 1] == shown
+
+
 def test_two_figures_are_inside(run, tmp_path):
     pictures = page_of(run, tmp_path).all("img")
     assert len(pictures) == 2
