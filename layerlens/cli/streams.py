@@ -1,4 +1,7 @@
-"""Standard output that says when it cannot be written, and standard error that does without."""
+"""Standard output that says when it cannot be written, and standard error that does without.
+
+A character that the encoding of either lacks is written as its escape: in ASCII, \\u2192 for an arrow.
+"""
 
 import io
 import os
@@ -44,9 +47,9 @@ def discard(stream: TextIO | None) -> None:
 def _over(kind: type[io.FileIO], stream: TextIO | None) -> TextIO | None:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    # "replace", because a terminal that knows only ASCII must not cost the summary
+    # escapes, because a terminal that knows only ASCII must not cost the summary
     if os.name == "nt":  # whose consoles are no files
-        stream.reconfigure(errors="replace")
+        stream.reconfigure(errors="backslashreplace")
         return stream
     binary = io.BufferedWriter(kind(stream.fileno(), "w", closefd=False))
-    return io.TextIOWrapper(binary, stream.encoding, "replace", line_buffering=stream.line_buffering)
+    return io.TextIOWrapper(binary, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)

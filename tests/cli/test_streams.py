@@ -9,7 +9,7 @@ import pytest
 
 import layerlens as ll
 import layerlens.cli
-from layerlens.cli.streams import output
+from layerlens.cli.streams import notices, output
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
@@ -19,6 +19,15 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /d
 def run(tiny_llama, tmp_path_factory):
     out = tmp_path_factory.mktemp("streams") / "run"
     return ll.trace(tiny_llama, ["one text", "another"], max_new_tokens=4, window=2, out=out, progress=False).path
+
+
+@pytest.mark.parametrize("stream", [output, notices])
+def test_what_a_stream_cannot_encode_is_written_as_escapes(stream, tmp_path):
+    with (tmp_path / "said").open("w", encoding="ascii") as file:
+        made = stream(file)
+        made.write("3 → café, \U0001f600 and \udce9")
+        made.close()
+    assert (tmp_path / "said").read_bytes() == rb"3 \u2192 caf\xe9, \U0001f600 and \udce9"
 
 
 @needs_full
