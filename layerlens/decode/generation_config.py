@@ -42,11 +42,18 @@ _OTHERS_OF_SAMPLING: dict[str, Any] = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
-# Entries that are not followed here, what is off, and what they would have.
-_SEARCHES = {
+# Entries that are not followed here, what is off besides None, and what they would have.
+_LEFT_OUT: dict[str, tuple[Any, str]] = {
     "num_beams": (1, "beams"),
+    "num_return_sequences": (1, "several texts for each prompt"),
     "guidance_scale": (1.0, "guidance"),
     "penalty_alpha": (0.0, "contrastive search"),
+    "dola_layers": (None, "transformers' DoLa"),
+    "prompt_lookup_num_tokens": (None, "candidates from the prompt"),
+    "token_healing": (False, "token healing"),
+    "constraints": (None, "constraints"),
+    "force_words_ids": (None, "words that must occur"),
+    "max_time": (None, "an end after so many seconds"),
 }
 
 
@@ -57,8 +64,7 @@ def with_generation_config(options: Options, model: Model) -> Options:
     """
     asked = options.generation_config is True and options.max_new_tokens > 0
     config = getattr(model.hf, "generation_config", None) if asked else None
-    notice = unfollowed(model, options) if asked else None
-    if notice:
+    for notice in unfollowed(config, model.source, options):
         warnings.warn(notice, Notice, stacklevel=2)
     off = _OPTIONS | _OPTIONS_OF_SAMPLING
     values = {name: value for name, value in off.items() if getattr(options, name) is None}
@@ -79,25 +85,21 @@ def acting(model: Model, options: GenerateOptions) -> dict[str, Any]:
     return {name: _for_json(value) for name, value in found.items() if value is not None and value != off[name]}
 
 
-def unfollowed(model: Model, options: GenerateOptions) -> str | None:
-    """A sentence on what the model's generation config asks for and this does not do; None where there is nothing."""
-    config = getattr(model.hf, "generation_config", None)
-    if config is None or options.generation_config is False:
-        return None
+def unfollowed(config: GenerationConfig | None, source: str, options: GenerateOptions) -> Iterator[str]:
+    """A sentence on each thing that a generation config asks for and this does not do."""
     if getattr(config, "do_sample", None) and not options.samples:
         names = ("temperature", "top_k", "top_p", "min_p")
         given = [f"{name} {value}" for name in names if (value := getattr(config, name, None)) is not None]
         how = f" ({', '.join(given)})" if given else ""
         temperature = getattr(config, "temperature", None) or 1.0
-        return (
-            f"the generation config of {model.source} samples{how}, and this takes the most probable token; give "
+        yield (
+            f"the generation config of {source} samples{how}, and this takes the most probable token; give "
             f"--temperature {temperature} to sample"
         )
-    for name, (off, what) in _SEARCHES.items():
+    for name, (off, what) in _LEFT_OUT.items():
         value = getattr(config, name, None)
         if value is not None and value != off:
-            return f"the generation config of {model.source} asks for {what} ({name} {value}), which is left out here"
-    return None
+            yield f"the generation config of {source} asks for {what} ({name} {value}), which is left out here"
 
 
 def row_processors(
@@ -164,6 +166,6 @@ def _followed(source: str) -> Iterator[None]:
 def _for_json(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
-    if isinstance(value, Mapping):  # a bias of sequences, whose keys are tuples
+    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):  # a bias of sequences of ids
         return [[list(key), number] for key, number in value.items()]
     return list(value) if isinstance(value, tuple) else value

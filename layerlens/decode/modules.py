@@ -7,10 +7,10 @@ from types import FunctionType
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from layerlens.decode.identity import code_of, recorded
 from layerlens.models import Model
+from layerlens.models.changes import hooks_of_all
 from layerlens.records.manifest import digest
 
 _OURS_AND_THEIRS = ("layerlens", "transformers", "accelerate", "torch")
@@ -45,8 +45,7 @@ def _modules(hf: nn.Module) -> str:
 
 
 def _hooks(hf: nn.Module) -> Iterator[str]:
-    everywhere = chain(_global_forward_pre_hooks.values(), _global_forward_hooks.values())
-    yield from (f"{_called(hook)} on every module" for hook in everywhere if not _is_known(hook))
+    yield from (f"{_called(hook)} on every module" for hook in hooks_of_all() if not _is_known(hook))
     for path, module in hf.named_modules():
         hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
         yield from (f"{_called(hook)} on {path or type(hf).__name__}" for hook in hooks if not _is_known(hook))

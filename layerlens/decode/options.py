@@ -154,7 +154,8 @@ class GenerateOptions:
             isinstance(entry, kind) and entry != "" and not isinstance(entry, bool) for entry in entries
         ):
             what = "texts" if kind is str else "token ids"
-            raise OptionError(f"{flag(name)} {value!r} is none; give {what}")
+            spelt = flag(name) if name == "stop_strings" else name  # the command line has no option of end tokens
+            raise OptionError(f"{spelt} {value!r} is none; give {what}")
 
 
 Options = TypeVar("Options", bound=GenerateOptions)

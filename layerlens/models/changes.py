@@ -113,7 +113,7 @@ def _facts(
             # what was made from them once, in another form or on another device, does not follow them
             values = tuple(_version(tensor) for tensor in _tensors(module))
             (fixed if copied else numbers)[f"{name} has other values"] = values
-    watched["torch has other hooks for all modules"] = _hooks_of_all()
+    watched["torch has other hooks for all modules"] = hooks_of_all()
     config = hf.config.get_text_config(decoder=True)
     for key in (*SCALARS, "num_hidden_layers"):
         numbers[f"its config has another {key}"] = getattr(config, key, None)
@@ -152,7 +152,7 @@ def _hooks(module: nn.Module) -> tuple[object, ...]:
     return tuple(hook for hook in hooks if getattr(hook, "__module__", None) != _OURS)
 
 
-def _hooks_of_all() -> tuple[object, ...]:
+def hooks_of_all() -> tuple[object, ...]:
     """What runs whenever any module is called."""
     return (*_global_forward_pre_hooks.values(), *_global_forward_hooks.values())
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models.adapter import Model, named_in
-from layerlens.models.changes import changes, foundation_of, in_training, note_numbers
+from layerlens.models.changes import changes, foundation_of, hooks_of_all, in_training, note_numbers
 from layerlens.models.compiled import is_compiled
 from layerlens.models.families import family_of
 from layerlens.models.hooks import OnBlock, silenced, watch_blocks
@@ -254,6 +254,8 @@ def _reason(model: Model) -> str:
     hooked = next((module for module in ends if module._forward_hooks or module._forward_pre_hooks), None)
     if hooked is not None:
         return f"its {type(hooked).__name__} after the last block has hooks: take them off, then load it"
+    if hooks_of_all():
+        return "torch has hooks for all modules, which may change what they compute: take them off, then load it"
     inside = [name for name, _ in model.head.named_children()]
     if inside:
         return (

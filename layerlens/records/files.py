@@ -21,20 +21,32 @@ class DamagedFile(RunError):
 
 def read_table(path: Path, columns: list[str]) -> pa.Table:
     """Some columns of a parquet file, in that order; RunError where it cannot be read or lacks one."""
+    with _opened(path) as parquet:
+        # a run has many small parts: read_table and threads within a part take twice as long as the reading
+        table = parquet.read(columns=columns, use_threads=False)
+    if table.column_names != columns:
+        missing = ", ".join(sorted(set(columns) - set(table.column_names)))
+        raise DamagedFile(f"{path} lacks the columns {missing}; {_REMEDY}")
+    return table
+
+
+def n_rows_in(path: Path) -> int:
+    """How many rows a parquet file has; RunError where it cannot be read."""
+    with _opened(path) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with path.open("rb") as handle:
-            # a run has many small parts: read_table and threads within a part take twice as long as the reading
-            table = pq.ParquetFile(handle).read(columns=columns, use_threads=False)
+        with path.open("rb") as handle:  # pyarrow takes a path for an address, and can read fewer names than the system
+            yield pq.ParquetFile(handle)
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; continue with --resume to make it again") from error
     except (OSError, pa.ArrowException) as error:
         if getattr(error, "errno", None) is not None:  # of the system, not of what the file holds
             raise RunError(f"{path} cannot be read ({first_sentence(error)}); make it readable") from error
         raise DamagedFile(f"{path} cannot be read ({first_sentence(error)}); {_REMEDY}") from error
-    if table.column_names != columns:
-        missing = ", ".join(sorted(set(columns) - set(table.column_names)))
-        raise DamagedFile(f"{path} lacks the columns {missing}; {_REMEDY}")
-    return table
 
 
 def set_aside_damaged(folder: Path, tables: Mapping[Path, list[str]]) -> None:
@@ -73,7 +85,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     partial = path.with_name(path.name + ".partial")
     # hardly a float occurs twice: a dictionary of them takes longer to write and to read, and more room
     repeating = [_path(field) for field in table.schema if not _holds_floats(field.type)]
-    with partial.open("wb") as handle:  # pyarrow would read a path in its own way
+    with partial.open("wb") as handle:
         pq.write_table(table, handle, compression="zstd", use_dictionary=repeating)
     _publish(partial, path)
 

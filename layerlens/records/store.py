@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from layerlens.errors import OptionError, RunError
 from layerlens.records.files import (
     lock,
+    n_rows_in,
     read_table,
     remove_unfinished,
     set_aside_damaged,
@@ -96,8 +96,11 @@ class RunWriter:
             named = to_table(WORDS, {"token_id": list(words), "text": list(words.values())})
             write_table(self.folder / "words.parquet", named)
             parts = [self._prompt_part(index) for index in range(len(self.manifest["batches"]))]
+            columns = arrow_schema(PROMPTS).names
             if not (self.folder / "prompts.parquet").exists():
-                write_table(self.folder / "prompts.parquet", pa.concat_tables([pq.read_table(part) for part in parts]))
+                write_table(
+                    self.folder / "prompts.parquet", pa.concat_tables([read_table(part, columns) for part in parts])
+                )
             write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
             for part in parts:
                 part.unlink(missing_ok=True)
@@ -241,7 +244,7 @@ def token_groups(folder: Path, most_rows: int) -> list[list[Path]]:
     groups: list[list[Path]] = [[]]
     rows = 0
     for part in token_parts(folder):
-        rows += pq.read_metadata(part).num_rows if part.exists() else 0
+        rows += n_rows_in(part) if part.exists() else 0
         groups[-1].append(part)
         if rows >= most_rows:
             groups.append([])

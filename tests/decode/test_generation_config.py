@@ -5,8 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig, WatermarkingConfig
 
 import layerlens as ll
+from layerlens.decode.generation_config import (
+    _LEFT_OUT,
+    _OPTIONS,
+    _OPTIONS_OF_SAMPLING,
+    _OTHERS,
+    _OTHERS_OF_SAMPLING,
+)
 from layerlens.errors import Notice
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 
@@ -105,9 +113,58 @@ def test_a_folder_that_samples_is_told(tmp_path: Path) -> None:
     model = loaded(do_sample=True, temperature=0.6, top_k=20)
     with pytest.warns(Notice, match="temperature 0.6"):
         assert ll.generate(model, SHORT, max_new_tokens=NEW).token_ids == plain_tokens()
-    with pytest.warns(Notice, match="beams"):
-        ll.generate(loaded(num_beams=4), SHORT, max_new_tokens=1)
     ll.generate(model, SHORT, max_new_tokens=1, generation_config=False)  # without a word
+
+
+LEFT_OUT: dict[str, Any] = {
+    "num_beams": 4,
+    "num_return_sequences": 2,
+    "guidance_scale": 1.5,
+    "penalty_alpha": 0.6,
+    "dola_layers": "low",
+    "prompt_lookup_num_tokens": 3,
+    "token_healing": True,
+    "constraints": [[5]],
+    "force_words_ids": [[5]],
+    "max_time": 0.3,
+}
+WITHOUT_EFFECT = {
+    # on tokens: of the cache, of speed, of what is returned, of searches that another entry asks for, of assistants
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
+    *("continuous_batching_config", "low_memory", "prefill_chunk_size", "use_mtp", "speculation_type"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+    *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "max_matching_ngram_size"),
+    *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+    *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight"),
+    *("renormalize_logits", "_from_model_config", "transformers_version", "bos_token_id", "decoder_start_token_id"),
+    # what docs/decoding.md says of them: the lengths are options, ends and pads are the tokenizer's too
+    *("max_length", "max_new_tokens", "eos_token_id", "pad_token_id", "do_sample", "temperature"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_is_told_beside_other_notices(name: str) -> None:
+    model = loaded(**{"do_sample": True, "max_time": 0.3, name: LEFT_OUT[name]})
+    with pytest.warns(Notice) as told:
+        assert ll.generate(model, SHORT, max_new_tokens=NEW).token_ids == plain_tokens()
+    assert sorted(one for one in LEFT_OUT if any(f"({one} " in str(notice.message) for notice in told)) == sorted(
+        {name, "max_time"}
+    )
+    assert any("do_sample" not in str(notice.message) and "samples" in str(notice.message) for notice in told)
+
+
+def test_every_entry_that_transformers_knows_acts_or_is_told_or_has_no_effect() -> None:
+    acts = {*_OPTIONS, *_OPTIONS_OF_SAMPLING, *_OTHERS, *_OTHERS_OF_SAMPLING}
+    assert set(vars(GenerationConfig())) - acts - set(_LEFT_OUT) <= WITHOUT_EFFECT
+    assert set(_LEFT_OUT) == set(LEFT_OUT)
+
+
+def test_a_watermark_written_as_a_dict_is_one() -> None:
+    watermark = {"greenlist_ratio": 0.5, "bias": 5.0}
+    read = loaded(watermarking_config=WatermarkingConfig(**watermark))
+    written = loaded(watermarking_config=watermark)
+    marked = ll.generate(read, SHORT, max_new_tokens=NEW).token_ids
+    assert ll.generate(written, SHORT, max_new_tokens=NEW).token_ids == marked != plain_tokens()
 
 
 def test_what_acted_is_recorded_and_a_run_is_not_resumed_under_another(tmp_path: Path) -> None:

@@ -209,3 +209,14 @@ def test_parts_that_do_not_add_up_are_found_beside_a_token_of_any_size(size):
     assert all(sublayer is not None for sublayer in intact.sublayers)
     hf.model.layers[1].register_forward_hook(lambda _, args, output: output + 0.3 * args[0].clamp(-1, 1))
     assert ll.load(hf, tokenizer=tiny_tokenizer()).sublayers == [None] * 4
+
+
+def test_a_hook_for_all_modules_is_the_reason_that_is_given_at_load():
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, _, output: 2 * output if isinstance(module, nn.Linear) and output.shape[-1] > 300 else None
+    )
+    try:
+        with pytest.raises(ll.ModelError, match="hooks for all modules"):
+            ll.load(tiny_model("llama"), tokenizer=tiny_tokenizer())
+    finally:
+        handle.remove()

@@ -1,5 +1,8 @@
 """A table that is damaged is set aside and made again; a column that nobody declared is said to be unknown."""
 
+import os
+
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,3 +87,23 @@ def test_a_column_that_is_none_is_said_with_those_there_are(tiny_llama, tmp_path
         run.layers("position")
     with pytest.raises(ll.RunError, match="trace the prompts again with --kl"):
         run.layers("kl_last_to_layer")
+
+
+def test_a_part_that_is_damaged_is_named_where_its_rows_are_counted(tiny_llama, tmp_path):
+    run = ll.trace(tiny_llama, ["a", "b"], out=tmp_path / "run", **FEW)
+    whole = store.token_groups(run.path, 1)
+    assert [len(group) for group in whole] == [1, 1]
+    cut(whole[1][0])
+    with pytest.raises(ll.RunError) as error:
+        store.token_groups(run.path, 1)
+    assert str(whole[1][0]) in str(error.value)
+
+
+def test_a_folder_whose_name_is_not_utf8_holds_a_run_like_any_other(tiny_llama, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    run = ll.trace(tiny_llama, ["a", "b"], out=out, **FEW)
+    again = ll.open_run(out)
+    plain = ll.trace(tiny_llama, ["a", "b"], out=tmp_path / "cafe", **FEW)
+    for found in (run, again):
+        pd.testing.assert_frame_equal(found.tokens, plain.tokens)
+        pd.testing.assert_frame_equal(found.by_layer(), plain.by_layer())
