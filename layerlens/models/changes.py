@@ -1,6 +1,6 @@
 """What a model's readings rest on, noted when it was loaded, and what of it is another now."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -152,7 +152,7 @@ def _hooks(module: nn.Module) -> tuple[object, ...]:
     return tuple(hook for hook in hooks if getattr(hook, "__module__", None) != _OURS)
 
 
-def hooks_of_all() -> tuple[object, ...]:
+def hooks_of_all() -> tuple[Callable[..., Any], ...]:
     """What runs whenever any module is called."""
     return (*_global_forward_pre_hooks.values(), *_global_forward_hooks.values())
 
