@@ -5,7 +5,11 @@ quantiles of beta distributions: enumerated for 8 to 200 prompts and shares of 0
 (tests/analysis/test_shares.py) it holds the true share in at least 95.0 % of all draws, 96.6 % on average. It is wider
 for 1 of n than for 0 of n, above 0 where something was seen, and holds the share that was observed. The interval of a
 paired difference is that of Bonett and Price (2012), which adds one prompt that gains and one that loses, so that no
-difference is certain because nothing changed: at least 92.7 % for 8 prompts, 94 % from 12 on, 97 % on average.
+difference is certain because nothing changed, but with Student's t of n degrees of freedom in place of the normal
+quantile, which covers too little where few prompts stay as they are. Enumerated for 8 to 200 prompts over all chances
+of a gain and a loss in steps of 0.005, finer near 0, it holds the true difference in at least 92.5 % of all draws (the
+least is 92.58 % for 16 prompts of which 57 % gain and 43 % lose; 92.95 % for 8, 93.57 % for 60) and in 95.2 % or more
+on average over the chances (98.6 % for 8 prompts, 95.8 % for 60).
 
 A share of tokens has many tokens of each prompt. Resampling prompts (see `uncertainty`) sees what they have in common
 only where enough prompts are divided, having tokens that count and tokens that do not: a rare kind of token, seen in
@@ -17,7 +21,6 @@ still covers less, 87 to 92 %, of shares for which a few prompts in a hundred ha
 """
 
 from math import ceil, lgamma, sqrt
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -97,19 +100,22 @@ def clopper_pearson(share: Floats, n: Any) -> tuple[Floats, Floats]:
 
 
 def bonett_price(difference: Floats, moved: Floats, n: Any) -> tuple[Floats, Floats]:
-    """Low and high, −1..1, of the difference of two shares in n pairs, [...].
+    """Low and high, −1..1, of the difference of two shares in n pairs, [...]; with Student's t, see the module.
 
     Args:
         difference: of the observed shares.
         moved: the share of pairs that differ, between |difference| and 1.
-        n: pairs.
+        n: pairs, at least 1.
     """
     centre = difference * n / (n + 2)  # one more pair gains, and one loses
-    width = _Z * np.sqrt(((moved * n + 2) / (n + 2) - centre**2) / (n + 2))
+    width = student(n) * np.sqrt(((moved * n + 2) / (n + 2) - centre**2) / (n + 2))
     return np.maximum(centre - width, -1), np.minimum(centre + width, 1)
 
 
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+def student(n: Any) -> Floats:
+    """What Student's t with n ≥ 1 degrees of freedom, [...], exceeds in either direction in 5 % of all draws."""
+    beyond = beta_quantile(CONFIDENCE, np.full(np.shape(n), 0.5), np.asarray(n) / 2)  # of t² / (n + t²)
+    return np.asarray(np.sqrt(n * beyond / (1 - beyond)))
 
 
 def beta_quantile(level: float, a: Floats, b: Floats) -> Floats:

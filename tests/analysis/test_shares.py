@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from layerlens.analysis.shares import beta_quantile, bonett_price, clopper_pearson, share_difference, share_interval
+from layerlens.analysis.shares import (
+    beta_quantile,
+    bonett_price,
+    clopper_pearson,
+    share_difference,
+    share_interval,
+    student,
+)
 from layerlens.analysis.uncertainty import mean_interval, resample
 
 SHARES = np.linspace(0.01, 0.99, 197)
@@ -73,42 +80,103 @@ def test_beta_quantiles_are_scipys(level, a, b):
     assert found == pytest.approx(stats.beta.ppf(level, a, b), abs=1e-10)
 
 
-def test_a_difference_of_answers_is_covered():
-    """Exactly, over every number of prompts that gain and that lose."""
-    chances = [0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 0.9]
-    for n, bar in ((8, 0.927), (12, 0.94), (20, 0.94), (40, 0.94), (64, 0.94), (100, 0.94)):
-        gained, lost = np.array([(i, j) for i in range(n + 1) for j in range(n + 1 - i)]).T
-        low, high = bonett_price((gained - lost) / n, (gained + lost) / n, n)
-        ways = special.gammaln(n + 1) - sum(special.gammaln(k + 1) for k in (gained, lost, n - gained - lost))
-        covered = []
-        for gain, loss in [(gain, loss) for gain in chances for loss in chances if gain + loss < 0.999]:
-            logs = ways + gained * np.log(gain) + lost * np.log(loss) + (n - gained - lost) * np.log(1 - gain - loss)
-            holds = (low <= gain - loss + ROOM) & (gain - loss - ROOM <= high)
-            covered.append(float((np.exp(logs) * holds).sum()))
-        assert min(covered) >= bar, n
-        assert np.mean(covered) >= 0.955, n
-        seen = (gained - lost) / n
-        assert (low <= seen).all()
-        assert (seen <= high).all()
-        by_gain = np.full((n + 1, n + 1), np.nan), np.full((n + 1, n + 1), np.nan)
-        for ends, values in zip(by_gain, (low, high), strict=True):
-            ends[gained, lost] = values
-            assert np.nanmin(np.diff(ends, axis=0)) >= -ROOM, "one more gains, and a limit falls"
+@pytest.fixture(scope="module")
+def chances():
+    """Every pair of a gain and a smaller loss in steps of 0.005, finer near 0, [pairs, 3] with what stays."""
+    steps = np.unique(np.r_[0, 0.0005, 0.001, 0.002, 0.003, np.arange(201) / 200])
+    gain, loss = (part.ravel() for part in np.meshgrid(steps, steps, indexing="ij"))
+    found = np.stack([gain, loss, 1 - gain - loss], axis=1)[(gain >= loss) & (gain + loss <= 1 + ROOM)]
+    return np.where(found < ROOM, 0, found)
+
+
+def paired_outcomes(n):
+    """Every number of n prompts that gain, lose and stay, [outcomes, 3], and the log of how often each can be."""
+    counts = np.array([(i, j, n - i - j) for i in range(n + 1) for j in range(n + 1 - i)], dtype=float)
+    return counts, special.gammaln(n + 1) - special.gammaln(counts + 1).sum(axis=1)
+
+
+def paired_coverage(n, chances):
+    """Of every pair of chances, [pairs], how often the interval of n prompts holds the true difference; exactly."""
+    counts, ways = paired_outcomes(n)
+    low, high = bonett_price((counts[:, 0] - counts[:, 1]) / n, (counts[:, 0] + counts[:, 1]) / n, n)
+    covered = []
+    for some in np.array_split(chances, 1 + len(chances) * len(counts) // 2_000_000):
+        likely = np.exp(np.log(np.maximum(some, 1e-300)) @ counts.T + ways)
+        truth = some[:, :1] - some[:, 1:2]
+        covered.append((likely * ((low <= truth + ROOM) & (truth - ROOM <= high))).sum(axis=1))
+    return np.concatenate(covered)
+
+
+# n: least coverage, and the gain and loss where it is
+LEAST = {
+    8: (0.9296, 0.505, 0.495),
+    10: (0.9278, 0.735, 0.265),
+    12: (0.9321, 0.65, 0.35),
+    16: (0.9259, 0.57, 0.43),
+    20: (0.9324, 0.585, 0.415),
+    40: (0.9379, 0.655, 0.34),
+    60: (0.9358, 0.12, 0.0),
+    100: (0.9378, 0.1, 0.0),
+}
+
+
+@pytest.mark.parametrize("n", LEAST)
+def test_a_difference_of_answers_is_covered(chances, n):
+    """Exactly: over every number of prompts that gain and lose, at every chance of either."""
+    covered = paired_coverage(n, chances)
+    at = covered.argmin()
+    assert (covered[at], *chances[at, :2]) == pytest.approx(LEAST[n], abs=6e-5)
+    assert covered.mean() >= 0.955
+
+
+def test_a_difference_of_200_answers_is_covered(chances):
+    """On a grid of 0.01, and where little moves, in all its steps."""
+    even = np.abs(chances * 100 - np.rint(chances * 100)).max(axis=1) < 1e-6
+    covered = paired_coverage(200, chances[even | (chances[:, 2] >= 0.85)])
+    assert covered.min() == pytest.approx(0.93725, abs=6e-5)
+    assert covered.mean() >= 0.952
+
+
+@pytest.mark.parametrize("n", range(8, 41))
+def test_a_difference_of_8_to_40_answers_is_covered(chances, n):
+    """No number of prompts falls below that of 16."""
+    covered = paired_coverage(n, chances)
+    assert covered.min() >= 0.9258
+    assert covered.mean() >= 0.961
+
+
+@pytest.mark.parametrize("n", [2, 8, 20, 60])
+def test_the_limits_of_a_difference_hold_it_and_rise_as_more_gain(n):
+    counts, _ = paired_outcomes(n)
+    gained, lost = counts[:, :2].astype(int).T
+    low, high = bonett_price((gained - lost) / n, (gained + lost) / n, n)
+    assert (low <= (gained - lost) / n).all()
+    assert ((gained - lost) / n <= high).all()
+    for ends in (low, high):
+        by_gain = np.full((n + 1, n + 1), np.nan)
+        by_gain[gained, lost] = ends
+        assert np.nanmin(np.diff(by_gain, axis=0)) >= -ROOM, "one more gains, and a limit falls"
+
+
+@given(st.floats(1, 2000))
+@settings(deadline=None)
+def test_students_t_is_scipys(n):
+    assert student(n) == pytest.approx(stats.t.ppf(0.975, n), rel=1e-6)
 
 
 def test_a_paired_difference_is_that_of_the_prompts_that_changed():
-    """10 gain, 3 lose, 47 stay: Bonett and Price's (2012) formula written out; nothing changed still has a width."""
+    """10 gain, 3 lose, 47 stay: the formula written out; nothing changed still has a width."""
     first = np.r_[np.zeros(10), np.ones(3), np.ones(20), np.zeros(27)]
     second = np.r_[np.ones(10), np.zeros(3), np.ones(20), np.zeros(27)]
     ours, theirs = (first, np.ones(60)), (second, np.ones(60))
     gain, loss = 11 / 62, 4 / 62
-    width = stats.norm.ppf(0.975) * np.sqrt((gain + loss - (gain - loss) ** 2) / 62)
+    width = stats.t.ppf(0.975, 60) * np.sqrt((gain + loss - (gain - loss) ** 2) / 62)
     expected = [7 / 60, gain - loss - width, gain - loss + width]
     assert np.array(share_difference(ours, theirs, resample(60))) == pytest.approx(expected)
     turned = np.array(share_difference(theirs, ours, resample(60)))
     assert turned == pytest.approx([-expected[0], -expected[2], -expected[1]])
     none = np.array(share_difference(ours, ours, resample(60)))
-    half = stats.norm.ppf(0.975) * np.sqrt(2) / 62
+    half = stats.t.ppf(0.975, 60) * np.sqrt(2) / 62
     assert none == pytest.approx([0, -half, half])
 
 

@@ -91,7 +91,7 @@ def test_the_difference_is_paired(made):
         if sum(0 < statistics.fmean(of_item) < 1 for of_item in arm) < 6:
             change = [statistics.fmean(a) - b for a, (b,) in zip(arm, last, strict=True)]
             gain, loss = ((1 + sum(max(sign * part, 0) for part in change)) / 16 for sign in (1, -1))
-            half = scipy.stats.norm.ppf(0.975) * np.sqrt((gain + loss - (gain - loss) ** 2) / 16)
+            half = scipy.stats.t.ppf(0.975, 14) * np.sqrt((gain + loss - (gain - loss) ** 2) / 16)
             expected = gain - loss - half, gain - loss + half
         else:
             draws = [mean([arm[i] for i in items]) - mean([last[i] for i in items]) for items in resamples(14)]
@@ -105,7 +105,7 @@ def test_pairs_that_agree_have_a_narrow_difference_and_wide_accuracies(tmp_path)
     """Items differ, conditions do not: an interval of the difference that forgot the pairs would be wider."""
     last = {f"i{n:02d}": [(n % 2 == 0, 5, "stop")] for n in range(30)}
     row = ablation_table(write_ablation(tmp_path / "a", {("last", 0.0): last, ("valley", 1.0): last})).iloc[-1]
-    half = scipy.stats.norm.ppf(0.975) * np.sqrt(2) / 32
+    half = scipy.stats.t.ppf(0.975, 30) * np.sqrt(2) / 32
     assert row["accuracy_high"] - row["accuracy_low"] > 0.3 > 2 * half
     assert row[["difference_low", "difference", "difference_high"]].tolist() == pytest.approx([-half, 0, half])
 
@@ -121,7 +121,7 @@ def test_items_that_are_all_alike_leave_the_doubt_of_their_number(tmp_path):
     assert table.loc[("valley", 0.5), columns].tolist() == pytest.approx([1, every.low, every.high])
     assert table.loc[("valley", 0.5), ["finished_low", "finished_high"]].tolist() == pytest.approx([every.low, 1])
     gain, loss = 13 / 14, 1 / 14
-    low = gain - loss - scipy.stats.norm.ppf(0.975) * np.sqrt((gain + loss - (gain - loss) ** 2) / 14)
+    low = gain - loss - scipy.stats.t.ppf(0.975, 12) * np.sqrt((gain + loss - (gain - loss) ** 2) / 14)
     assert table.loc[("valley", 0.5), ["difference_low", "difference_high"]].tolist() == pytest.approx([low, 1])
     assert table.loc[("last", 0.0), ["difference_low", "difference_high"]].tolist() == [0, 0], "with itself"
     assert table.loc[("last", 0.0), ["generated_tokens_low", "generated_tokens_high"]].tolist() == [5, 5]
