@@ -179,7 +179,7 @@ def instruct(tables: Tables) -> Iterator[tuple[str, list[Statement]]]:
         [Statement(tables.row("smollm2-sample/claims.csv", "right answers, valley less last layer"), "above", 0.0)],
     )
     fixed = [tables.arm(figure3, f"last-{layers}", 1.0, "difference") for layers in (1, 2, 4)]
-    yield "fixed layers are far worse than the last", [Statement(number, "below", 0.0) for number in fixed]
+    yield "fixed layers are worse than the last", [Statement(number, "below", 0.0) for number in fixed]
     best = tables.arm(figure3, "valley", 1.0, "accuracy")
     neighbours = [tables.arm(figure3, f"valley{shift:+d}", 1.0, "accuracy") for shift in (-2, -1, 1, 2)]
     yield "layers beside the valley are worse than it", [Statement(number, "below", best) for number in neighbours]

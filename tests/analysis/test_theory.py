@@ -1,6 +1,7 @@
 """The theory's simulation against loops, closed forms and scipy, and its parameters read off planted runs."""
 
 import math
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from layerlens.analysis.theory import (
     walk_depths,
 )
 from layerlens.errors import OptionError, RunError
+from layerlens.tables.save import cell
 from tests.made_up_run import hybrid_curves, planted, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -510,3 +512,32 @@ def test_the_page_shows_the_numbers_of_the_committed_table():
     shown = [line for line in page.splitlines() if line[:2] == "| " and line[2:3].isdigit() and line[3:5] == " |"]
     assert len(shown) > 15
     assert set(shown) <= set(rows)
+
+
+def test_the_page_predicts_for_a_run_what_the_committed_tables_say():
+    page = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+    (paragraph,) = re.findall(r"\*\*Your model\.\*\*(.*)", " ".join(page.split()))
+    quoted = re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", paragraph)
+    known = set()
+    for name, kinds in (("parameters", ["value"]), ("prediction", ["predicted", "measured"])):
+        table = pd.read_csv(ROOT / "figures" / "smollm2-gsm8k" / "last" / f"{name}.csv")
+        for kind in kinds:
+            ends = ("low", "high") if kind == "value" else (f"{kind}_low", f"{kind}_high")
+            known |= {tuple(cell(value) for value in row) for row in table[[kind, *ends]].to_numpy()}
+    assert len(quoted) == 5
+    assert set(quoted) <= known
+
+
+def test_the_page_says_which_intervals_miss_their_closed_form():
+    table = pd.read_csv(ROOT / "figures" / "theory" / "claims.csv")
+    table = table[table["expected"].notna() & table["low"].notna() & ~table["what"].str.endswith("of the others")]
+    missed = table[(table["expected"] < table["low"]) | (table["high"] < table["expected"])]
+    assert len(table) == 27
+    assert missed[["claim", "setting"]].to_numpy().tolist() == [
+        [2, "V* = 39, s = 0.98, σ = 1.48"],
+        [3, "V* = 39, s = 0.98, σ = 1.48"],
+        [4, "V* = 36, s = 0.98, σ = 0.37"],
+    ]
+    page = " ".join((ROOT / "docs" / "theory.md").read_text(encoding="utf-8").split())
+    assert "Three of the 27 intervals" in page
+    assert f"{missed['expected'].iloc[2]:g} is below {missed['low'].iloc[2]:g}" in page
