@@ -31,14 +31,16 @@ def plain_numbers(text: str) -> str:
     """The text with its numbers in one writing, so that `NUMBER` finds each as a whole.
 
     Signs that are a number of their own become LaTeX (½ is \\frac{1}{2}, ⁄ is /), and so do raised and lowered digits
-    (10³ is 10^{3}). What stands between the groups of three digits of one number is left out, except for plain commas:
-    {,}, the spaces of LaTeX with or without a comma before \\!, and spaces that no line breaks at. A comma before any
-    other space separates the items of a list. Powers of ten with a whole exponent are written out, alone or times a
-    number: 2 \\cdot 10^3, 2 × 10³ and 2e3 are 2000; another product before them leaves them as they are.
+    (10³ is 10^{3}). What stands between the groups of three digits of one number is left out: {,}, the spaces of LaTeX
+    with or without a comma before \\!, and spaces that no line breaks at. A plain comma or space is left out where one
+    of the groups begins with 0, because no item of a list does: 1,080 and 10 080. A comma before any other space
+    separates the items of a list. Powers of ten with a whole exponent are written out, alone or times a number:
+    2 \\cdot 10^3, 2 × 10³ and 2e3 are 2000; another product before them leaves them as they are.
     """
     text = _FRACTION_SIGN.sub(_in_latex, text).replace("⁄", "/")
     text = _LOWERED.sub(_in_latex, _RAISED.sub(_in_latex, text))
-    return _POWER_OF_TEN.sub(_written_out, _BETWEEN_DIGITS.sub("", text))
+    text = _GROUP_FROM_ZERO.sub(lambda number: number[0].replace(number["apart"], ""), _BETWEEN_DIGITS.sub("", text))
+    return _POWER_OF_TEN.sub(_written_out, text)
 
 
 def is_number(text: str) -> bool:
@@ -59,7 +61,11 @@ def _in_latex(signs: "re.Match[str]") -> str:
 
 
 _BETWEEN_DIGITS = re.compile(
-    r"(?<=[0-9])(?:(?:\\text)?\{,\}|,?\s?\\!|\\[,:; ]|~|[\u00a0\u2009\u202f])(?:\s|\\!){0,3}(?=[0-9]{3}(?![0-9]))"
+    r"(?<=[0-9])(?:(?:\\text)?\{,\}|,?\s?(?:\\!|\{\\!\})|\\[,:; ]|~|[\u00a0\u2009\u202f])(?:\s|\\!){0,3}"
+    r"(?=[0-9]{3}(?![0-9]))"
+)
+_GROUP_FROM_ZERO = re.compile(
+    r"(?<![\w.,])[1-9][0-9]{0,2}(?P<apart>[ ,])(?:[0-9]{3}(?P=apart)){0,9}0[0-9]{2}(?:(?P=apart)[0-9]{3})*(?![0-9])"
 )
 _SPACE = r"(?:\s|\\[,:;! ]|~){0,4}"
 _TIMES = r"(?:[×·]|(?<!\*)\*(?!\*)|\\times(?![A-Za-z])|\\cdot(?![A-Za-z]))"
@@ -101,8 +107,9 @@ def value(number: "re.Match[str]") -> Fraction | None:
 def last_value(text: str) -> Fraction | None:
     """The last number of the text that is neither denied nor belongs to a unit; None where there is none.
 
-    None too where that number is a part of something larger, whose value is another one: \\sqrt{2}, 2\\pi, 10^3, 1e3,
-    \\frac{\\pi}{12}, x/12.
+    None too where that number is a part of something larger, whose value is another one: \\sqrt{2}, 2\\pi, 2^3,
+    \\frac{\\pi}{12}, \\binom52, f(2), x/12, 2**3. A number beside a command of LaTeX is such a part, unless the command
+    is one of those in `_STANDS_ALONE`, which set text, give space, relate or name a unit.
     """
     text = plain_numbers(text)
     for number in reversed(list(NUMBER.finditer(text))):
@@ -121,8 +128,23 @@ _UNIT_BEFORE = re.compile(
     rf"(?:(?<![A-Za-z])[A-Za-z]+{_RAISES}|(?<![A-Za-z\\])[A-Za-z]+"
     rf"|\\(?:text|mbox|mathrm|textrm)\s*\{{[^{{}}]*\}}{_RAISES})\Z"
 )
-_PART_BEFORE = re.compile(
-    r"(?:[\^_]\s*\{?\s*|[0-9][eE][+-]?|(?:sqrt|√)\s*(?:\[[^\]]*\])?\s*[{(]?\s*|[\w)\]}](?:/| / )"
-    r"|\\[cdst]?(?:frac|binom)\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}\s*\{?|\\[A-Za-z]+\s*\{?|\w\s*\{?|\{[^{}]*)\s*)\Z"
+_STANDS_ALONE = (
+    r"[a-z]*box(?:ed)?|[a-z]*color|(?:text|math)[a-z]*|underline|emph|bf|bm|boldsymbol|[Ll]arge|LARGE|[Hh]uge"
+    r"|left|right|[Bb]igg?[lr]?|begin|end|item|hline|newline|par|q?quad|[hv]space|displaystyle|approx|sim(?:eq)?|cong"
+    r"|equiv|doteq|[lg](?:eq?|eqslant|t)|n(?:ot|eq?)|in|[A-Za-z]*arrow|to|implies|iff|therefore|because|colon|mid|land|lor|cup"
+    r"|[lc]?dots|circ|degree|percent|Omega|mu|square|blacksquare|Box|qed|checkmark"
 )
-_PART_AFTER = re.compile(r"\}?(?:\s*(?:\^(?!\s*\{?\s*\\circ)|\\pi(?![a-z])|π|\\sqrt|√)|_\{?[0-9]|[eE][+-]?[0-9])")
+"""The commands of LaTeX that leave the number beside them a number of its own; all others make it a part."""
+_COMMAND = rf"\\(?!(?:{_STANDS_ALONE})(?![A-Za-z]))[A-Za-z]+"
+_GAP = r"[^\S\n]*"
+_GROUPED = r"(?:[^{}]|\{[^{}]*\})*"
+_ARGUMENTS = rf"(?:{_GAP}(?:\{{{_GROUPED}\}}|\[[^\]]*\]|[\^_]?\w)){{0,3}}"
+_PART_BEFORE = re.compile(
+    rf"(?:[\^_]\s*\{{?\s*|[0-9][eE][+-]?|(?:sqrt|√)\s*(?:\[[^\]]*\])?\s*[{{(]?\s*|(?<![A-Za-z])[A-Za-z]\([^()]*"
+    rf"|[0-9]\.\(|±\s*|[\w)\]}}](?:[/÷×·]|(?<![A-Za-z]{{2}})\*\*| (?:[/÷×·]|\*\*|mod|choose) )"
+    rf"|{_COMMAND}{_ARGUMENTS}{_GAP}(?:\{{{_GROUPED}|\([^()]*)?)\Z"
+)
+_PART_AFTER = re.compile(
+    r"\}?(?:\s*(?:\^(?!\s*\{?\s*\\circ)|π|√)|_\{?[0-9]|[eE][+-]?[0-9])"
+    rf"|{_GAP}{_COMMAND}|!{_GAP}(?:[}}$]|\\[)\]])|\u0305|{_GAP}[÷×·]| (?:mod|choose) (?=[\w(])"
+)

@@ -50,13 +50,18 @@ def last_number(text: str, reference: str) -> bool:
 
     A number is written as 1450000, 1,450,000, 2.5, .5, 1/2, 3 1/2, 3½, \\frac{1}{2}, \\frac12, 3\\frac{1}{2}, 10^3,
     2 \\cdot 10^{-3}, 2 × 10³ or 2e3, and 0.5 equals 1/2. Groups of three digits belong to one number where a comma,
-    {,}, a space of LaTeX (such as \\, or \\!) or a space at which no line breaks stands between them. A minus sign (-
-    or −) right before it, or before its $, counts unless a digit, a letter, a closing bracket, % or another minus sign
-    stands before that: "5-3" ends in 3. Currency, percent signs, units and punctuation are passed over: 50% is 50, and
-    12 m^2 and 12 cm3 are 12. Digits right after a letter, as in H2O or B12, are passed over too, though not the 18 of
-    US$18, and so is a number right after a denial: "12, not 13", "12 rather than 13" and "12 ≠ 13" end in 12. Nothing
-    else is calculated: a text whose last number is a part of 2^3, x \\cdot 10^3, 52_8, \\sqrt{2}, 2\\pi,
-    \\frac{\\pi}{12} or x/12 has none.
+    {,}, a space of LaTeX (such as \\, or \\!) or a space at which no line breaks stands between them, and at a plain
+    space where one of the groups begins with 0, as in 10 080. A minus sign (- or −) right before it, or before its $,
+    counts unless a digit, a letter, a closing bracket, % or another minus sign stands before that: "5-3" ends in 3.
+    Currency, percent signs, units and punctuation are passed over: 50% is 50, and 12 m^2 and 12 cm3 are 12. Digits
+    right after a letter, as in H2O or B12, are passed over too, though not the 18 of US$18, and so is a number right
+    after a denial: "12, not 13", "12 rather than 13" and "12 ≠ 13" end in 12. A number of more than 1,000 characters is
+    not read.
+
+    Nothing else is calculated: a text whose last number is a part of something larger has none. Such are 2^3, 2**3,
+    x \\cdot 10^3, 52_8, 2\\pi, \\sqrt{2}, \\frac{\\pi}{12}, \\binom52, \\log_2 8, 0.\\overline{3}, f(2), x/12, 1 ÷ 2,
+    3 × 4, ±2, 12 mod 5, 5 choose 2, and 5! in a box or between dollars. The signs +, -, * and x also write ranges,
+    lists and sizes, so that "5-3" and "2 * 3" end in 3.
     """
     found, wanted = last_value(text), last_value(reference)
     return found is not None and found == wanted
@@ -87,7 +92,8 @@ def exact(text: str, reference: str) -> bool:
 
     - spaces and their commands, \\left and \\right, markup, double quotes, full stops at the end, brackets around one
       value, braces around a single character, and signs of multiplication except between digits;
-    - what separates groups of three digits: 10,080, 10{,}080, 10\\,080, 10,\\!080 and 10 080 are 10080;
+    - what separates groups of three digits: 10,080, 10{,}080, 10\\,080, 10,\\!080 and 10 080 are 10080, in brackets
+      too where one of the groups begins with 0: (1,080) is 1080, and (1,234) is a pair;
     - how a fraction, a root or a power of ten is written: \\frac12, \\dfrac{1}{2}, 1/2, ½ and .5; \\frac{\\sqrt3}{3},
       √3/3 and sqrt(3)/3; 2 \\cdot 10^3, 2e3 and 2000;
     - dollar, percent and degree signs and units, in \\text or known by name, but no other unit that is known: 5 cents

@@ -113,6 +113,32 @@ NUMBERS = [
     ("1.5E-2", "0.015"),
     (r"2e2^\circ", "200"),
     ("$10^3 = 1000", "1000"),
+    (r"\boxed{10,{\!}080}", "10080"),
+    ("the 10 080", "10080"),
+    ("the 1 000 500.5", "1000500.5"),
+    ("in 2019 007", "7"),
+    ("the 4 500", "500"),
+    ("5!", "5"),
+    ("**5!**", "5"),
+    (r"\boxed{5}!", "5"),
+    (r"\boxed{\text{it is }5}", "5"),
+    (r"\boxed{\$5}\blacksquare", "5"),
+    (r"\textcolor{blue}{5}", "5"),
+    (r"\color{red} 5", "5"),
+    (r"\pi \approx 5", "5"),
+    (r"$\theta$ is 5", "5"),
+    (r"\log_2 32 = 5", "5"),
+    (r"\begin{array}{c} 5 \end{array}", "5"),
+    (r"\pi \\ 5 \quad x", "5"),
+    (r"5\,\Omega", "5"),
+    (r"\left( 5 \right)", "5"),
+    ("**Total** 5", "5"),
+    ("**Total**5", "5"),
+    ("8 tickets (5)", "5"),
+    ("tickets(5)", "5"),
+    ("2 * 5", "5"),
+    ("a 2 x 5", "5"),
+    ("a modest 5", "5"),
 ]
 
 
@@ -170,6 +196,42 @@ PARTS = [
     ("x/9", "9"),
     ("(1+2)/9", "9"),
     ("52_9", "9"),
+    (r"\binom92", "92"),
+    (r"\nicefrac19", "19"),
+    (r"\sfrac x9", "9"),
+    (r"\log_2 9", "9"),
+    (r"\log_{2}{9}", "9"),
+    (r"\sin 9^\circ", "9"),
+    (r"\gcd(12, 9)", "9"),
+    (r"\operatorname{lcm}(3, 9)", "9"),
+    (r"\lfloor 9 \rfloor", "9"),
+    (r"\sqrt{b^{2} + 9}", "9"),
+    (r"0.\overline{9}", "9"),
+    (r"0.\bar9", "9"),
+    ("0.(9)", "9"),
+    ("0.9\u0305", "0.9"),
+    (r"{1 \over 9}", "9"),
+    (r"{9 \choose k}", "9"),
+    (r"9\theta", "9"),
+    (r"9 \cdot x", "9"),
+    (r"\pm 9", "9"),
+    ("±9", "9"),
+    ("f(9)", "9"),
+    ("f(x, 9)", "9"),
+    ("2**9", "9"),
+    ("x**9", "9"),
+    ("2 ** 9", "9"),
+    ("1÷9", "9"),
+    ("9 ÷ x", "9"),
+    ("3 × 9", "9"),
+    ("12 mod 9", "9"),
+    ("9 mod n", "9"),
+    (r"12 \bmod 9", "9"),
+    ("12 choose 9", "9"),
+    (r"\boxed{9!}", "9"),
+    ("$9!$", "9"),
+    (r"\(9!\)", "9"),
+    (r"\frac12 9", "9"),
 ]
 
 
@@ -222,8 +284,10 @@ def _is_group(text, place):
 )
 def test_the_last_number_as_read_sign_by_sign(parts):
     text = " ".join("".join(parts).split(" "))
-    if re.search(r"(?<![0-9A-Za-z.])\.[0-9]|[0-9]{4},[0-9]{3}|,[0-9]{3},[0-9]{3}[0-9]|,[0-9]{4}", text):
-        return  # a number that begins with its point, and commas that set off no groups: cases above
+    if re.search(
+        r"(?<![0-9A-Za-z.])\.[0-9]|[0-9]{4},[0-9]{3}|,[0-9]{3},[0-9]{3}[0-9]|,[0-9]{4}| 0[0-9]{2}|[a.]\(", text
+    ):
+        return  # a number that begins with its point, commas that set off no groups, groups after a space, f(2): above
     value = plain_last_number(text)
     if value is None:
         assert not last_number(text, "5")

@@ -260,7 +260,7 @@ def test_a_dataset_without_a_way_and_references_that_cannot_be_scored_are_refuse
 
 
 LOOPS = ["1", "1,", "1 ", "1/", r"\boxed{", "}", r"\frac{1", "answer is ", "answer:\n", "A ", "-$", "\\", "{", " "]
-LOOPS += ["A? ", "D is not ", "½", "10^", "2*10^3*", "1e", "yes ", "a_"]
+LOOPS += ["A? ", "D is not ", "½", "10^", "2*10^3*", "1e", "yes ", "a_", "f(", "111 ", "1 000 ", "\\log ", "2**", "{1}"]
 
 
 @pytest.mark.parametrize("way", WAYS)
