@@ -1,30 +1,40 @@
 """The letter of a multiple choice on which a text settles."""
 
 import re
+from collections.abc import Iterable
 
-from layerlens.evaluation.stated import ANSWER_IS, QUOTES, boxed, denied
+from layerlens.evaluation.stated import ANSWER_IS, CORRECTS, QUOTES, boxed, denied
 
 
 def settled_letter(text: str) -> str | None:
     """The letter A to D that `chosen_letter` finds in the text; None where the text settles on none."""
     phrases = sorted([*ANSWER_IS.finditer(text), *_OPTION_IS.finditer(text)], key=re.Match.end)
+    choices = list(_CHOOSES.finditer(text))
     first = phrases[0].end() if phrases else text.rfind(r"\boxed")
+    if first < 0 and choices:
+        first = choices[0].end()
     if first >= 0:  # there is something to correct
         phrases = sorted([*phrases, *_CORRECTION.finditer(text, first)], key=re.Match.end)
-    for phrase in reversed(phrases):
-        found = _AFTER_ANSWER.match(text, phrase.end())
-        if found and not denied(text, *found.span()):
-            return None if _joined(text, found) else _name(found)
+    if found := _given(text, reversed(phrases)):
+        return None if _joined(text, found) else _name(found)
     in_box = boxed(text)
     if in_box is not None:
         if found := _IN_BOX.fullmatch(in_box.strip()):
             return found[1].upper()
         if letters := set(_STANDING.findall(in_box)):
             return letters.pop() if len(letters) == 1 else None
+    if found := _given(text, choices):
+        return None if _joined(text, found) else _name(found)
     for found in reversed(list(_STANDING.finditer(text))):
-        if not _is_denied(text, found):
+        if not _is_denied(text, found) and not _COMPARED.search(text[max(0, found.start() - 80) : found.start()]):
             return None if _joined(text, found) else found[0]
     return None
+
+
+def _given(text: str, phrases: Iterable["re.Match[str]"]) -> "re.Match[str] | None":
+    """The letter right after the first of the phrases that has one which is not denied."""
+    letters = (_AFTER_ANSWER.match(text, phrase.end()) for phrase in phrases)
+    return next((found for found in letters if found and not denied(text, *found.span())), None)
 
 
 def _name(found: "re.Match[str]") -> str:
@@ -54,8 +64,16 @@ _OPTION_IS = re.compile(
     re.IGNORECASE,
 )
 _QUOTE = f"[{re.escape(QUOTES)}]"
+_CHOOSES = re.compile(
+    r"(?<!\bif )\b(?:I|we)(?:['’](?:d|ll|m|re))?\s+(?:(?:will|would|shall|have\s+to|am|are|therefore|thus|so)\s+)?"
+    r"(?:choose|pick|select|go(?:ing)?\s+(?:with|for))\b",
+    re.IGNORECASE,
+)
+_COMPARED = re.compile(
+    r"(?<!\w)[A-D]\b(?:(?!\bnot?\b|n['’]t\b)[^.;!?\n]){0,60}\b(?:over|beats?|(?:better|more\s+\w+)\s+than)[\s*_(\"']+$"
+)
 _OPENING = (
-    r"(?:[\s*_$]|\\\(|\\\[|\\boxed|\\text(?:bf)?|\\mathrm|\\mathbf|\{|\[)*"
+    r"(?:\\(?:boxed|text(?:bf)?|mathrm|mathbf)|[^\w?]|_)*"
     r"(?:(?i:(?:the\s+)?(?:option|choice|letter))[\s*_]+)?"
 )
 _BEFORE, _AFTER = r"(?<![^\W_])(?<![^\W_]_)(?<!['’°+^-])", r"(?!_?\{?[^\W_]|['’#+^-])"
@@ -64,15 +82,16 @@ _ENCLOSED = (
     rf"(?:\s*[)）]|[)）.]?{_QUOTE}){_QUOTE}?(?![^\W_])"
 )
 _AFTER_ANSWER = re.compile(rf"{_OPENING}(?:{_ENCLOSED}|{_BEFORE}(?P<alone>[A-D]){_AFTER})")
-_END = rf"[)）*_{re.escape(QUOTES)}]*"
+_END = rf"[)）>〉》】\]}}$*_{re.escape(QUOTES)}]*"
 _CORRECTION = re.compile(
-    r"\b(?i:no(?=[,.:;—–-])|wait|actually|correction|sorry|oops|I\s+meant?|make\s+(?:that|it)|scratch\s+that)\b"
-    r"[\s,.:;!…—–-]*(?:(?i:no|it|that|is|(?:it|that)['’]s|must|should|be)\b[\s,:]*){0,4}"
+    rf"{CORRECTS}"
     rf"(?={_AFTER_ANSWER.pattern}{_END}[}}$]*(?:\s*(?:[.;!]|,(?!\s*[A-D]\b)|\n|$)|\s+(?:is\s+(?:right|correct)|or)\b))"
 )
 _IN_BOX = re.compile(r"(?:\\text(?:bf)?|\\mathrm|\\mathbf)?[\s{(]*([A-Da-d])[\s.)}]*")
 _STANDING = re.compile(rf"{_BEFORE}(?:[B-D]|A(?! [a-z])){_AFTER}|(?<=(?<![^\W_])['‘’‚‛])[A-D](?=['‘’‛](?![^\W_]))")
-_LETTER = rf"[*_(（{re.escape(QUOTES)}]*(?P<other>(?<![^\W_])[A-D](?![^\W_]))(?:[)）*_]|{_QUOTE}(?![^\W_]))*"
+_LETTER = (
+    rf"[*_(（<〈《【\[{{$\\{re.escape(QUOTES)}]*(?P<other>(?<![^\W_])[A-D](?![^\W_]))(?:[)）*_]|{_QUOTE}(?![^\W_]))*"
+)
 _PLAIN_LETTER = _LETTER.replace("?P<other>", "?:")
 _JOINED_AFTER = re.compile(
     rf"{_END}(?:\s*,\s*{_PLAIN_LETTER})*\s*(?:,?\s*\b(?:or|and(?:/or)?)\s+|[/&]\s*)(?:(?:option|choice)\s+)?{_LETTER}"

@@ -70,9 +70,11 @@ def last_number(text: str, reference: str) -> bool:
 def chosen_letter(text: str, reference: str) -> bool:
     """Whether the letter that the text settles on is the reference, one of A, B, C, D.
 
-    It is the letter right after the last "answer is", "answer:" or "correct option is" that has one, in brackets, bold,
-    in quotes of any language or plain; where there is none, the one in the last \\boxed{}; where there is none either,
-    the last capital A to D that stands alone. What corrects an answer that was given counts as a later one: "no, wait:
+    It is the letter right after the last "answer is", "answer:", "answer →", "<answer>" or "correct option is" that has
+    one, with nothing but signs between; where there is none, the one in the last \\boxed{}; where there is none either,
+    the one after the first "I choose", "we pick", "I'd select", "I will go with" and the like; and without that, the
+    last capital A to D that stands alone and is not what another letter is compared with ("B over D", "B beats D", "B
+    is better than D"). What corrects an answer that was given counts as a later one: "no, wait:
     B", "actually, it is B", "sorry, I meant B" and the like, where the clause ends after the letter or goes on with "is
     right" or "is correct". A letter stands alone with no letter, digit, apostrophe, hyphen, + or ^ next to it, no °
     before it and no # after it, or in single quotes, and is no A that is an article, followed by a space and a small
@@ -88,7 +90,8 @@ def exact(text: str, reference: str) -> bool:
     """Whether what the text states in the end is the reference, but for its spelling.
 
     A text states what is in its last complete \\boxed{}; without one, the rest of the line after its last "answer is"
-    or "answer:"; without that, its last line that is not blank. Passed over are
+    or "answer:"; without that, its last line that is not blank. Of the last two, what corrects an answer counts alone,
+    as for `number_or_words`. Passed over are
 
     - spaces and their commands, \\left and \\right, markup, double quotes, full stops at the end, brackets around one
       value, braces around a single character, and signs of multiplication except between digits;
@@ -112,7 +115,9 @@ def exact(text: str, reference: str) -> bool:
 def number_or_words(text: str, reference: str) -> bool:
     """`last_number` where the reference is a number; else whether its words stand where the text ends, in any case.
 
-    That is the last \\boxed{}, the line after the last "answer is" or "answer:", or the last line, as for `exact`.
+    That is the last \\boxed{}, the line after the last "answer is" or "answer:", or the last line, as for `exact`; and
+    of the last two, what corrects them: Rome in "Paris. No, wait: Rome", where the clause is a name or a number of one
+    to three words, or one word after a colon.
     White space of any length is one space, and an accent counts alike as a part of its letter and after it. Words that
     the text denies do not count: "not Paris", "rather than Paris", "neither Paris nor Rome", "Paris is wrong", "Paris
     isn't". Nor do words in a sentence that ends in a question mark, or words that "or" joins to others. Of "yes" and

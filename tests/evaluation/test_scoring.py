@@ -228,6 +228,29 @@ def test_the_boxes_of_omni_math_are_right_for_their_references():
         ("It is 2000.", r"2 \times 10^{3}", True),
         ("It is 3½.", "3.5", True),
         ("It is 3.5.", "3½", True),
+        ("I doubt it is Paris.", "Paris", False),
+        ("We seriously doubt that it is Paris.", "Paris", False),
+        ("There is no doubt it is Paris.", "Paris", True),
+        ("I do not doubt it is Paris.", "Paris", True),
+        ("It is no longer Paris.", "Paris", False),
+        ("Paris no longer is.", "Paris", False),
+        ("The answer is not, as many think, Paris.", "Paris", False),
+        ("It isn't, however, Paris.", "Paris", False),
+        ("No, as I said, Paris.", "Paris", True),
+        ("Rome is not, Lyon is not, Paris is.", "Paris", True),
+        ("Le résultat n'est pas Paris.", "Paris", False),
+        ("Paris n’est pas.", "Paris", False),
+        ("Ce n'est pas Rome mais Paris.", "Paris", True),
+        ("Ce n'est pas seulement Paris.", "Paris", True),
+        ("Paris. No, wait: Rome", "Paris", False),
+        ("Paris. No, wait: Rome", "Rome", True),
+        ("Paris, sorry, I meant New York.", "Paris", False),
+        ("The answer is Paris.\nNo, wait: it is Rome.", "Paris", False),
+        ("The answer is Paris.\nNo, wait: it is Rome.", "Rome", True),
+        ("A knight. Correction: the knave.", "knight", False),
+        ("Paris. Wait, let me check.", "Paris", True),
+        ("Paris. Actually, Rome is not far.", "Paris", True),
+        ("The answer is:\nNo, Tom.", "no", True),
         ("It is 12, not 13.", "12", True),
         ("It is 13, not 12.", "12", False),
     ],
@@ -260,7 +283,26 @@ def test_a_dataset_without_a_way_and_references_that_cannot_be_scored_are_refuse
 
 
 LOOPS = ["1", "1,", "1 ", "1/", r"\boxed{", "}", r"\frac{1", "answer is ", "answer:\n", "A ", "-$", "\\", "{", " "]
-LOOPS += ["A? ", "D is not ", "½", "10^", "2*10^3*", "1e", "yes ", "a_", "f(", "111 ", "1 000 ", "\\log ", "2**", "{1}"]
+LOOPS += [
+    "A? ",
+    "D is not ",
+    "½",
+    "10^",
+    "2*10^3*",
+    "1e",
+    "yes ",
+    "a_",
+    "f(",
+    "111 ",
+    "1 000 ",
+    "\\log ",
+    "2**",
+    "{1}",
+    "wait, ",
+    "I pick ",
+    "not, a, ",
+    "B over ",
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
