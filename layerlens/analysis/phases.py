@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MARGIN = 1.2
 MIN_LAYERS = 8
 MIN_QUARTER = 4
+TENTH, QUARTER = 0.1, 0.25
+"""Of the layers, how many may be uneven: by the rule, and where the uneven ones that hide a phase are looked for."""
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -35,7 +37,9 @@ def phases(run: "Run", rule: str = "plateau") -> pd.DataFrame:
       down, at least four layers): phase I is the longest run of layers from layer 1 on that stand out of it, phase III
       the longest that ends at layer L. Then both are cut back until their layers stand out of all the layers between
       them. Either may be absent. With fewer than 8 layers a quarter says nothing: all three phases are then absent and
-      `attrs["note"]` says why.
+      `attrs["note"]` says why. Where a tenth to a quarter of the layers are uneven, such as those of another kind of
+      attention, they can hide a phase that stands out of all others: `attrs["note"]` then names them, and says which
+      phases the rule finds without them.
     - "paper": I up to 0.15 L (rounded down), III from 0.95 L (rounded up), as in the text of arXiv 2606.21906; for
       fewer than 7 layers there is no phase I.
 
@@ -59,23 +63,51 @@ def phases(run: "Run", rule: str = "plateau") -> pd.DataFrame:
     table = found.frame(rows, layers=("first", "last", "first_low", "first_high"))
     table.attrs |= {"rule": rule}
     if table["first"].isna().all():
-        table.attrs |= {
-            "note": f"{run.n_layers} layers are too few to tell a plateau: at least {MIN_LAYERS} are needed"
-        }
+        table.attrs["note"] = (
+            f"no phases: {run.n_layers} layers are too few to tell a plateau: at least {MIN_LAYERS} are needed"
+        )
+    elif rule == "plateau":
+        curves = (resampled_means(*measure, every)[0] for measure in (ratios, cosines))
+        uneven, without = hidden_phases(*curves)
+        if uneven:
+            table.attrs["note"] = _hidden(uneven, without)
     return table
 
 
-def plateau_bounds(ratios: Floats, cosines: Floats) -> Ints:
+def hidden_phases(ratios: Floats, cosines: Floats) -> tuple[list[int], list[int]]:
+    """The uneven layers that hide layers of phase I or III in mean curves, [L], and the bounds, [4], without them.
+
+    Uneven are layers of the middle that stand out of it once its largest quarter, and not its largest tenth, is left
+    out; more layers than that are what the middle is made of. Both lists are empty where the phases without them are no
+    longer than with them.
+    """
+    bounds, among = plateau_bounds(ratios, cosines), plateau_bounds(ratios, cosines, QUARTER)
+    middle = slice(among[1], among[2])
+    measures = _measures(ratios, cosines)[:, middle]
+    heights = _height(measures, np.asarray(measures.shape[-1]), QUARTER)
+    uneven = among[1] + np.flatnonzero((measures > MARGIN * heights[:, None]).all(axis=0))
+    kept = np.setdiff1d(np.arange(len(ratios)), uneven)
+    if len(kept) < MIN_LAYERS or len(kept) == len(ratios):
+        return [], []
+    _, first, last, _ = plateau_bounds(ratios[kept], cosines[kept])
+    first, last = (kept[first - 1] + 1 if first else 0), (kept[last] if last < len(kept) else len(ratios))
+    if first <= bounds[1] and last >= bounds[2]:
+        return [], []
+    return [int(layer) + 1 for layer in uneven], [0, int(first), int(last), len(ratios)]
+
+
+def plateau_bounds(ratios: Floats, cosines: Floats, left_out: float = TENTH) -> Ints:
     """Bounds of the phases by the rule "plateau", [..., 4], from mean curves [..., L]; see `phases`.
 
-    Phase k (from 0) is the layers bounds[k] + 1 .. bounds[k + 1]; it is absent where the two are equal.
+    Phase k (from 0) is the layers bounds[k] + 1 .. bounds[k + 1]; it is absent where the two are equal. `left_out` is
+    the share of layers that may be uneven.
     """
     layers = ratios.shape[-1]
     if layers < MIN_LAYERS:
         return np.zeros((*ratios.shape[:-1], 4), np.int64)
-    measures = np.stack([ratios, np.arccos(np.clip(cosines, -1, 1))])
+    measures = _measures(ratios, cosines)
     quarters = sliding_window_view(measures, max(MIN_QUARTER, layers // 4), axis=-1)
-    heights = _height(quarters, np.asarray(quarters.shape[-1])).min(axis=-1, keepdims=True)
+    heights = _height(quarters, np.asarray(quarters.shape[-1]), left_out).min(axis=-1, keepdims=True)
     first, last = np.full(ratios.shape[:-1], layers), np.zeros(ratios.shape[:-1], np.int64)
     while True:
         out = (measures > MARGIN * heights).all(axis=0)
@@ -86,7 +118,7 @@ def plateau_bounds(ratios: Floats, cosines: Floats) -> Ints:
         first, last = shorter, later
         at = np.arange(layers)
         between = (at >= first[..., None]) & (at < last[..., None])
-        heights = _height(np.where(between, measures, -np.inf), last - first)[..., None]
+        heights = _height(np.where(between, measures, -np.inf), last - first, left_out)[..., None]
 
 
 def paper_bounds(ratios: Floats, cosines: Floats) -> Ints:
@@ -97,13 +129,18 @@ def paper_bounds(ratios: Floats, cosines: Floats) -> Ints:
     return np.broadcast_to(bounds, (*ratios.shape[:-1], 4))
 
 
-def _height(values: Floats, n_layers: Ints) -> Floats:
-    """The largest of the n layers' values, [...] from [..., layers], less a tenth of them and at least one.
+def _measures(ratios: Floats, cosines: Floats) -> Floats:
+    """Norm ratio and turn angle, [2, ..., L]."""
+    return np.stack([ratios, np.arccos(np.clip(cosines, -1, 1))])
+
+
+def _height(values: Floats, n_layers: Ints, left_out: float) -> Floats:
+    """The largest of the n layers' values, [...] from [..., layers], less a share of them, but at least one.
 
     Values of layers that are not among the n are minus infinity.
     """
-    left_out = np.maximum(1, n_layers // 10)[..., None]
-    at = np.broadcast_to(values.shape[-1] - 1 - left_out, (*values.shape[:-1], 1))
+    n_out = np.maximum(1, (n_layers * left_out).astype(np.int64))[..., None]
+    at = np.broadcast_to(values.shape[-1] - 1 - n_out, (*values.shape[:-1], 1))
     return np.asarray(np.take_along_axis(np.sort(values, axis=-1), at, axis=-1)[..., 0])
 
 
@@ -125,6 +162,17 @@ def _row(found: Gathered, index: int, bounds: Ints, drawn: Ints, measures: dict[
         mean, below, above = mean_interval(inside[0], inside[1], found.weights)
         row |= {name: float(mean), f"{name}_low": float(below), f"{name}_high": float(above)}
     return row | {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
+
+
+def _hidden(uneven: list[int], without: list[int]) -> str:
+    """The note of `phases` on uneven layers."""
+    found = []
+    for phase, before, last in zip(("I", "II", "III"), without, without[1:], strict=False):
+        if before < last:
+            found.append(f"{phase} {f'layers {before + 1}–{last}' if before + 1 < last else f'layer {last}'}")
+    names = ", ".join(map(str, uneven))
+    those = f"layers {names} stand out of the middle and hide" if uneven[1:] else f"layer {names} stands out and hides"
+    return f"{those} phases that are lower: without them there are {', '.join(found)}"
 
 
 def _whole(value: Any) -> Any:

@@ -32,10 +32,10 @@ def print_summary(run: "Run") -> None:
         typer.echo("a single layer: no phases, and no layer before the last to compare with")
         return
     phases = run.phases()
-    if "note" in phases.attrs:
-        typer.echo(f"no phases: {phases.attrs['note']}")
-    else:
+    if phases["first"].notna().any():
         print_table(_phase_table(phases))
+    if "note" in phases.attrs:
+        typer.echo(phases.attrs["note"])
     for line in [_partition_line(run.partition()), *_valley_lines(run.valleys())]:
         typer.echo(line)
 

@@ -121,8 +121,8 @@ def _phase_table(phases: pd.DataFrame) -> Markup:
         for row in _rows(phases)
     ]
     table = _table("Phases of the layers", ("Phase", "Layers", "Norm ratio", "I/O cosine"), rows, _basis(phases))
-    missing = phases.attrs.get("note")
-    return element("div", table, note(f"No phases: {missing}.")) if missing else table
+    said = phases.attrs.get("note")
+    return element("div", table, note(f"{said[0].upper()}{said[1:]}.")) if said else table
 
 
 def _partition_table(partition: pd.DataFrame) -> Markup:

@@ -1,6 +1,7 @@
 """Phases on planted curves whose answer is known."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from layerlens.analysis.phases import plateau_bounds
+from layerlens.analysis.phases import hidden_phases, plateau_bounds
 from layerlens.errors import OptionError
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def curves(n_layers, plateau, ends):
@@ -91,6 +94,66 @@ def test_full_attention_layers_that_stick_out_do_not_break_the_plateau(tmp_path)
     assert table["last"].tolist() == [4, 39, 40]
     assert (table["norm_ratio_low"] < table["norm_ratio"]).all()
     assert (table["norm_ratio"] < table["norm_ratio_high"]).all()
+
+
+UNEVEN = {
+    "five to one": (40, range(6, 37, 6), 2, 40),
+    "three to one": (40, range(4, 37, 4), 2, 40),
+    "in a block": (40, range(15, 22), 2, 40),
+    "scattered": (40, [8, 9, 16, 23, 24, 37], 2, 40),
+    "five to one of 18": (18, [6, 12], 2, 18),
+    "five to one of 62": (62, range(6, 61, 6), 2, 62),
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_many_uneven_layers_are_named_with_the_phases_that_they_hide(tmp_path, case):
+    """They write and turn more than the last layer, whose phase III vanishes, and than layer 2."""
+    n_layers, uneven, last_of_one, first_of_three = UNEVEN[case]
+    ends = {1: (5, 0.3), 2: (1.2, 0.65), n_layers: (0.85, 0.69)}
+    ratio, cosine = curves(n_layers, [(0.35, 0.95)], ends | dict.fromkeys(uneven, (1.3, 0.55)))
+    assert hidden_phases(ratio, cosine) == (list(uneven), [0, last_of_one, first_of_three - 1, n_layers])
+    assert plateau_bounds(ratio, cosine).tolist() == [0, 1, n_layers, n_layers]
+    flat = {"perturbed": np.ones(n_layers), "unperturbed": np.ones(n_layers)}
+    run = write_run(tmp_path / "run", planted({"norm_ratio": ratio, "io_cosine": cosine, **flat}, n_prompts=4))
+    table = run.phases()
+    assert table["first"].isna().tolist() == [False, False, True]
+    names = ", ".join(map(str, uneven))
+    assert table.attrs["note"] == (
+        f"layers {names} stand out of the middle and hide phases that are lower: without them there are "
+        f"I layers 1–2, II layers 3–{n_layers - 1}, III layer {n_layers}"
+    )
+    assert "note" not in run.phases(rule="paper").attrs
+    without = np.setdiff1d(np.arange(1, n_layers + 1), list(uneven)) - 1
+    left = len(without)
+    assert plateau_bounds(ratio[without], cosine[without]).tolist() == [0, 2, left - 1, left]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "the last layer only has full attention"])
+def test_where_no_phase_is_hidden_nothing_is_said(case):
+    assert hidden_phases(*CASES[case][0]) == ([], [])
+
+
+def test_layers_as_high_as_the_last_are_named():
+    """Full attention in every fourth layer, the last among them: alone it would be a phase III."""
+    (ratio, cosine), *_ = CASES["the last layer only has full attention"]
+    assert hidden_phases(ratio, cosine) == ([4, 8, 12, 16, 20], [0, 1, 23, 24])
+
+
+@pytest.mark.parametrize("n_layers", [8, 16, 24, 40, 80])
+@pytest.mark.parametrize("climb", [1.0, 1.5, 2.0, 4.0])
+def test_a_steady_climb_hides_no_phase(n_layers, climb):
+    turn = np.geomspace(0.2, 0.2 * climb, n_layers)
+    assert hidden_phases(turn, np.cos(turn)) == ([], [])
+    assert hidden_phases(turn[::-1], np.cos(turn[::-1])) == ([], [])
+
+
+@pytest.mark.parametrize("folder", ["smollm2-gsm8k", "smollm2-sample", "gemma3-sample"])
+def test_the_committed_curves_have_the_phases_of_the_findings(folder):
+    table = pd.read_csv(ROOT / "figures" / folder / "figure2.csv").drop_duplicates("layer")
+    means = table["norm_ratio"].to_numpy(), table["io_cosine"].to_numpy()
+    assert plateau_bounds(*means).tolist() == ([0, 2, 18, 18] if folder == "gemma3-sample" else [0, 2, 29, 30])
+    assert hidden_phases(*means) == ([], [])
 
 
 def slow_rule(ratio, cosine):
@@ -194,7 +257,7 @@ def test_few_layers_have_no_phases_and_it_is_said(tmp_path, n_layers):
     )
     table = run.phases()
     assert table[["first", "last", "norm_ratio"]].isna().all(axis=None)
-    assert table.attrs["note"] == f"{n_layers} layers are too few to tell a plateau: at least 8 are needed"
+    assert table.attrs["note"] == f"no phases: {n_layers} layers are too few to tell a plateau: at least 8 are needed"
     paper = run.phases(rule="paper")
     assert paper["last"].max() == n_layers
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from layerlens.analysis.decoding import by_entropy_band, by_relative_position, valley_statistics
+from layerlens.cli.summary import print_summary
 from layerlens.errors import OptionError, RunError
 from layerlens.report import explorer_html, write_report
 from layerlens.report.markup import Markup, element, escaped, join
@@ -217,6 +218,20 @@ def test_a_complete_run_without_texts_is_to_be_traced_again(tmp_path):
 def test_few_layers_have_no_phases(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(6)))
     assert "No phases: 6 layers are too few" in page_of(run, tmp_path).text
+
+
+def test_layers_that_hide_a_phase_are_named(tmp_path, capsys):
+    """Every sixth layer writes and turns more than the last, on the page and at the end of a trace."""
+    made = hybrid_curves(40)
+    made["norm_ratio"][5::6], made["io_cosine"][5::6] = 2.0, 0.3
+    run = write_run(tmp_path / "run", planted(made))
+    said = "ayers 6, 12, 18, 24, 30, 36 stand out of the middle and hide phases"
+    assert f"L{said}" in page_of(run, tmp_path).text
+    run.manifest["totals"] |= {"prompts": 8, "positions": 320, "seconds": 1, "non_finite_prompts": 0}
+    print_summary(run)
+    printed = capsys.readouterr().out
+    assert f"l{said}" in printed
+    assert "III" in printed.partition("stand out")[0], "the table is above"
 
 
 def test_a_single_layer_has_an_explorer_and_no_statistics(tmp_path):
