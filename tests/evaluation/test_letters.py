@@ -174,6 +174,7 @@ LETTERS = [
     ("The answer is ... B. D is close.", "B"),
     ("Final Answer → B. D is close.", "B"),
     ("Answer => B. D is close.", "B"),
+    ("Answer -> B. D is close.", "B"),
     ("The answer is <A> or <B>", None),
 ]
 
