@@ -247,7 +247,7 @@ def test_the_boxes_of_omni_math_are_right_for_their_references():
         ("Paris, sorry, I meant New York.", "Paris", False),
         ("The answer is Paris.\nNo, wait: it is Rome.", "Paris", False),
         ("The answer is Paris.\nNo, wait: it is Rome.", "Rome", True),
-        ("The answer is Paris\nSorry, I meant Rome.", "Rome", True),
+        ("The answer is Paris\nMake that Rome.", "Rome", True),
         ("A knight. Correction: the knave.", "knight", False),
         ("Paris. Wait, let me check.", "Paris", True),
         ("Paris. Actually, Rome is not far.", "Paris", True),
