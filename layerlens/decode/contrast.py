@@ -12,6 +12,7 @@ from layerlens.axes import Logits
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.strategies import Choice, Strategy, is_number, true_or_false, whole_number
 from layerlens.errors import OptionError
+from layerlens.lens.sums import arg_max
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class DoLa(Strategy):
         scores = last - lower[rows, differing.argmax(1)]  # of candidates that differ alike, the one named first
         threshold = math.log(self.relative_top) if self.relative_top > 0 else -math.inf
         implausible = last < last.amax(1, keepdim=True) + threshold
-        token_id = last.argmax(1)
+        token_id = arg_max(last)
         return Choice(scores.masked_fill(implausible, -torch.inf), torch.full_like(token_id, n_layers), token_id)
 
 
@@ -131,7 +132,7 @@ class SLED(Strategy):
         for step in range(self.steps):
             gradient = (evolved.softmax(1) - latent) * (total > 0)  # no layer points anywhere: the logits stay
             evolved = evolved - self.rate * (1 - step / self.steps) * gradient
-        token_id = last.argmax(1)
+        token_id = arg_max(last)
         kept = evolved.gather(1, top)
         below = kept.amin(1, keepdim=True) + self.lower_bound
         logits = below.expand_as(last).scatter(1, top, kept)

@@ -64,8 +64,8 @@ class Decisions:
             greatest: of the logits of each row that a token is drawn from; None where they are known to be numbers.
         """
         valley = torch.full_like(choice.selected_layer, _NONE) if choice.valley_layer is None else choice.valley_layer
-        finite = torch.ones_like(valley) if greatest is None else greatest.isfinite().to(valley)
-        numbers = torch.stack([choice.last_token_id, choice.selected_layer, valley, projections.long(), finite], dim=1)
+        finite = torch.ones_like(valley) if greatest is None else greatest.abs() < torch.inf
+        numbers = torch.stack([choice.last_token_id, choice.selected_layer, valley, projections, finite], dim=1)
         values = numbers.new_empty(len(numbers), 0, dtype=torch.float32) if choice.values is None else choice.values
         return cls(numbers.int(), values.float())
 

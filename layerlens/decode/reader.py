@@ -13,6 +13,7 @@ from layerlens.decode.log import Decisions
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.strategies import Choice, Strategy, layers_of
 from layerlens.errors import OptionError
+from layerlens.lens.sums import arg_max
 from layerlens.models import Model
 from layerlens.models.hooks import reading_out
 
@@ -65,7 +66,7 @@ class Reader:
     @torch.no_grad()
     def _answer(self, states: dict[int, Tensor], own_logits: Tensor) -> Tensor | None:
         if self.is_passive:
-            top = own_logits.argmax(1)
+            top = arg_max(own_logits)
             choice = Choice(own_logits, torch.full_like(top, self._model.n_layers), top)
             greatest = own_logits.gather(1, top.unsqueeze(1))[:, 0]  # a NaN counts as the greatest
             self.decisions = Decisions.of(choice, torch.ones_like(top), greatest)
@@ -74,7 +75,7 @@ class Reader:
             self._model.unembed,
             states,
             self._model.n_layers,
-            self._draw(len(next(iter(states.values())))),
+            lambda: self._draw(len(next(iter(states.values())))),
             tied=self._model.tied,
             may_branch=self.may_branch,
             alive=None if self.is_alive is None else self.is_alive.to(self.generator.device),
@@ -109,7 +110,7 @@ class Reader:
             found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             if found != shape:
                 raise OptionError(f"{name}.choose gave {field} of shape {found}; let it be {shape}")
-        if self.may_branch and not ((choice.selected_layer >= 1) & (choice.selected_layer <= model.n_layers)).all():
+        if self.may_branch and not all(1 <= layer <= model.n_layers for layer in choice.selected_layer.tolist()):
             raise OptionError(f"{name}.choose selected a layer that is not; let selected_layer be 1..{model.n_layers}")
         return choice
 

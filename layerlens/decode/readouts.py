@@ -1,6 +1,6 @@
 """What a strategy sees of one step: the layers' states of the tokens about to be emitted, readable as logits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,10 +29,8 @@ class Readouts:
     Attributes:
         n_layers: L.
         tied: whether the unembedding is the embedding.
-        uniform: [rows], a number 0 <= u < 1 drawn for each row; for strategies that act with a probability.
         may_branch: whether the host may look at values to decide what to read next; not while a graph is captured.
         alive: bool [rows], which rows still emit tokens; None where all do.
-        projections: int32 [rows], how many states of each row went through the unembedding so far.
     """
 
     def __init__(
@@ -40,7 +38,7 @@ class Readouts:
         unembed: Unembed,
         states: Mapping[int, States],
         n_layers: int,
-        uniform: Scalars,
+        uniform: Scalars | Callable[[], Scalars],
         *,
         tied: bool = False,
         may_branch: bool = True,
@@ -50,13 +48,29 @@ class Readouts:
         self._states = states
         self.n_layers = n_layers
         self.tied = tied
-        self.uniform = uniform
+        self._uniform = uniform
         self.may_branch = may_branch
         self.alive = alive
-        self.projections = torch.zeros(len(uniform), dtype=torch.int32, device=uniform.device)
+        self._n_rows = len(next(iter(states.values())))
+        self._of_each = 0  # projections that every row had, and those that some rows had besides
+        self._of_some: Int[Tensor, " rows"] | None = None
 
     def __len__(self) -> int:
-        return len(self.uniform)
+        return self._n_rows
+
+    @property
+    def uniform(self) -> Scalars:
+        """A number 0 <= u < 1 for each row, drawn when it is first asked for; to act with a probability."""
+        if not isinstance(self._uniform, Tensor):
+            self._uniform = self._uniform()
+        return self._uniform
+
+    @property
+    def projections(self) -> Int[Tensor, " rows"]:
+        """How many states of each row went through the unembedding so far, in int32."""
+        if self._of_some is None:
+            return torch.full((len(self),), self._of_each, dtype=torch.int32, device=self._device)
+        return self._of_some + self._of_each
 
     @property
     def rows_at_balance(self) -> int:
@@ -106,7 +120,7 @@ class Readouts:
 
         order = wanted.long().argsort(descending=True, stable=True)
         stack = self._stacked(layers)[order]
-        self.projections -= len(layers) * (~wanted).int()
+        self._some().sub_(len(layers) * (~wanted).int())
         reading = read_fused(stack.flatten(0, 1), self._unembed, n_live=wanted.sum() * len(layers))
         found = reading.entropy.view(stack.shape[:2])
         return torch.empty_like(found).index_copy_(0, order, found)
@@ -118,7 +132,7 @@ class Readouts:
         index = torch.zeros_like(layer)  # by comparisons: a table of layers would be copied from the host
         for number in known[1:]:
             index += layer >= number
-        self.projections += 1
+        self._of_each += 1
         return self._unembed.logits(stack[index, torch.arange(len(self), device=self._device)])
 
     def split(self, rows: int) -> list["Readouts"]:
@@ -128,7 +142,7 @@ class Readouts:
                 self._unembed,
                 {layer: states[start : start + rows] for layer, states in self._states.items()},
                 self.n_layers,
-                self.uniform[start : start + rows],
+                lambda start=start: self.uniform[start : start + rows],  # type: ignore[misc]
                 tied=self.tied,
                 may_branch=self.may_branch,
                 alive=None if self.alive is None else self.alive[start : start + rows],
@@ -145,10 +159,15 @@ class Readouts:
             raise OptionError(f"layer {unasked[0]} was not asked for; let the strategy's `layers` name it")
         stack = torch.stack([self._states[layer].to(self._device) for layer in layers], dim=1)
         if rows is None:
-            self.projections += len(layers)
+            self._of_each += len(layers)
             return stack
-        self.projections.index_add_(0, rows, torch.full_like(rows, len(layers), dtype=torch.int32))
+        self._some().index_add_(0, rows, torch.full_like(rows, len(layers), dtype=torch.int32))
         return stack[rows]
+
+    def _some(self) -> Int[Tensor, " rows"]:
+        if self._of_some is None:
+            self._of_some = torch.zeros(len(self), dtype=torch.int32, device=self._device)
+        return self._of_some
 
     @property
     def _device(self) -> torch.device:

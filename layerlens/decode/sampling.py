@@ -15,6 +15,7 @@ from transformers import (
 
 from layerlens.decode.generation_config import processed
 from layerlens.decode.options import GenerateOptions
+from layerlens.lens.sums import arg_max
 
 
 class Sampler:
@@ -77,12 +78,12 @@ class Sampler:
             barred = torch.where(step < self._options.min_new_tokens, -torch.inf, 0.0).to(scores.dtype)
             scores = scores.index_add(1, self._ends, barred.expand(len(scores), len(self._ends)))
         if not self._options.samples:
-            token_ids = scores.argmax(1)
+            token_ids = arg_max(scores)
         else:
             # what torch.multinomial does for one draw, except that it asks the host whether the numbers are valid
             probs = self._warpers(None, scores).softmax(1)  # type: ignore[arg-type]
             noise = probs.new_empty(self._n_rows, probs.shape[1]).exponential_(generator=self.generator)
-            token_ids = (probs / (noise if self._alive is None else noise[self._alive])).argmax(1)
+            token_ids = arg_max(probs / (noise if self._alive is None else noise[self._alive]))
         if self._seen is not None:
             self._seen.scatter_(1, token_ids.unsqueeze(1), True)
         if self._processors is not None:

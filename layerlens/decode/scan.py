@@ -1,5 +1,6 @@
 """The walk back from the last layer: all candidates in one product, or one layer at a time."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,9 +50,15 @@ def walk_back(readouts: Readouts, window: int, criterion: Criterion, scan: str =
 
 def _whole_window(readouts: Readouts, window: int, criterion: Criterion, floor: float) -> Walk:
     logits, values = readouts.measured(_candidates(readouts, window), criterion)
-    steps = _steps(values)
-    if floor > 0:
-        steps = steps.where(values[:, -1] >= floor, 0)
+    if readouts.may_branch:
+        walked = [_n_steps(row) for row in values.tolist()]  # where the host may look it is done before a kernel starts
+        steps = torch.tensor(walked, device=values.device)
+        if len(set(walked)) == 1:  # nothing to copy
+            return Walk(steps, logits[:, window - 1 - walked[0]], logits[:, -1], values)
+    else:
+        steps = _steps(values)
+        if floor > 0:
+            steps = steps.where(values[:, -1] >= floor, 0)
     rows = torch.arange(len(logits), device=logits.device)
     return Walk(steps, logits[rows, window - 1 - steps], logits[:, -1], values)
 
@@ -121,6 +128,13 @@ def _start(readouts: Readouts, window: int, criterion: Criterion) -> Walk:
 
 def _candidates(readouts: Readouts, window: int) -> list[int]:
     return list(range(readouts.n_layers - window + 1, readouts.n_layers + 1))
+
+
+def _n_steps(values: Sequence[float]) -> int:
+    steps = 0
+    while steps + 1 < len(values) and values[-steps - 2] < values[-steps - 1]:
+        steps += 1
+    return steps
 
 
 def _steps(values: Float[Tensor, "rows window"]) -> Int[Tensor, " rows"]:

@@ -16,6 +16,7 @@ from layerlens.decode.criteria import CRITERIA
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import SCANS, walk_back
 from layerlens.errors import OptionError
+from layerlens.lens.sums import arg_max
 
 DEFAULT_WINDOW = 10
 
@@ -88,7 +89,7 @@ class Last(Strategy):
     def choose(self, readouts: Readouts) -> Choice:
         """Layer L of every row."""
         logits = readouts.logits([readouts.n_layers])[:, 0]
-        top = logits.argmax(1)
+        top = arg_max(logits)
         return Choice(logits, torch.full_like(top, readouts.n_layers), top)
 
 
@@ -121,7 +122,7 @@ class Fixed(Strategy):
         return Choice(
             torch.where(acts.unsqueeze(1), logits[:, 0], logits[:, 1]),
             torch.where(acts, n_layers - self.offset, n_layers),
-            logits[:, 1].argmax(1),
+            arg_max(logits[:, 1]),
         )
 
 
@@ -173,15 +174,16 @@ class Valley(Strategy):
         n_layers, window = readouts.n_layers, self.window_in(readouts.n_layers)
         walk = walk_back(readouts, window, CRITERIA[self.criterion], self.scan, self.entropy_floor)
         valley = n_layers - walk.steps
+        last_token_id = arg_max(walk.last_logits)
+        if self.p == 1 and self.shift == 0:
+            return Choice(walk.valley_logits, valley, last_token_id, valley, walk.values)
         acts = readouts.uniform < self.p
         selected = torch.where(acts, (valley + self.shift).clamp(n_layers - window + 1, n_layers), n_layers)
         if self.shift:
             logits = readouts.logits_at(selected)
-        elif self.p == 1:
-            logits = walk.valley_logits
         else:
             logits = torch.where(acts.unsqueeze(1), walk.valley_logits, walk.last_logits)
-        return Choice(logits, selected, walk.last_logits.argmax(1), valley, walk.values)
+        return Choice(logits, selected, last_token_id, valley, walk.values)
 
     def window_in(self, n_layers: int) -> int:
         """The window in a model of so many layers; OptionError where it does not fit."""

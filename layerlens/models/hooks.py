@@ -136,12 +136,12 @@ def reading_out(
 
     def keep_input(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_on():
-            kept[0] = _stream_argument(args, kwargs)[:, -1]
+            kept[0] = _stream_argument(args, kwargs)
 
     def keep_output(layer: int) -> Callable[..., None]:
         def hook(_block: nn.Module, _args: Any, output: Any) -> None:
             if is_on():
-                kept[layer] = first_tensor(output)[:, -1]
+                kept[layer] = first_tensor(output)
 
         return hook
 
@@ -156,7 +156,7 @@ def reading_out(
     def answer(_root: nn.Module, _args: Any, output: Any) -> Any:
         if not is_on():
             return output
-        states = dict(kept)
+        states = {layer: stream.select(1, -1) for layer, stream in kept.items()}  # all at once: half the time
         kept.clear()
         own = output.logits
         logits = on_logits(states, own.flatten(0, 1) if own.shape[1] == 0 else own[:, -1])

@@ -2,10 +2,12 @@
 
 from layerlens.native.assembly import unpacked
 
-BLOCK = 32  # words whose products with all states are made before the next ones': they stay in the cache
+BLOCK = 128  # words whose products with all states are made before the next ones': they stay in the cache
 STATES = 10  # multiplied at once
-_WORDS = 2  # multiplied at once, so that a state's values are loaded once for both
-_AHEAD = 8192  # bytes of the weight by which they are asked for before they are needed
+# Words multiplied at once, so that a state's values are loaded once for both. They are half a block apart: in two long
+# runs through memory the processor fetches ahead by itself, in two of alternating words it does not.
+_WORDS = 2
+_AHEAD = 4096  # bytes of the weight by which they are asked for before they are needed
 
 
 def assembly(lanes: int, kind: str, sums: int, rest: int) -> str:
@@ -75,23 +77,24 @@ def _call(rows: int, first: str) -> str:
 
 
 def _some(rows: int, lanes: int, kind: str, sums: int) -> list[str]:
-    """`some<rows>`: products of so many states with the words first..last - 1, two words at a time.
+    """`some<rows>`: products of so many states with the words first..last - 1, one of each half at a time.
 
-    Where one is left the word before it is multiplied again.
+    Where the number of words is odd the halves share the middle one.
     """
     out = [
         f"define internal void @some{rows}(ptr %weight, ptr %states, ptr %out, i64 %row, i64 %first, i64 %last, i64 %d,"
         " i64 %n) #0 {",
         "entry:",
-        f"  %final = sub i64 %last, {_WORDS}",
+        "  %all = sub i64 %last, %first",
+        "  %apart = lshr i64 %all, 1",
+        "  %middle = sub i64 %last, %apart",
         "  br label %word",
         "word:",
-        "  %next = phi i64 [ %first, %entry ], [ %after, %finished ]",
-        "  %at = call i64 @llvm.umin.i64(i64 %next, i64 %final)",
+        "  %word0 = phi i64 [ %first, %entry ], [ %after, %finished ]",
+        "  %word1 = add i64 %word0, %apart",
     ]
     for word in range(_WORDS):
         out += [
-            f"  %word{word} = add i64 %at, {word}",
             f"  %value{word} = mul i64 %word{word}, %d",
             f"  %weight{word} = getelementptr {kind}, ptr %weight, i64 %value{word}",
         ]
@@ -111,8 +114,8 @@ def _some(rows: int, lanes: int, kind: str, sums: int) -> list[str]:
         *out,
         "  br label %finished",
         "finished:",
-        f"  %after = add i64 %next, {_WORDS}",
-        "  %goes_on = icmp ult i64 %after, %last",
+        "  %after = add i64 %word0, 1",
+        "  %goes_on = icmp ult i64 %after, %middle",
         "  br i1 %goes_on, label %word, label %finish",
         "finish:",
         "  ret void",

@@ -23,7 +23,6 @@ def assembly(lanes: int) -> str:
     return "\n".join(
         [
             f"declare {v} @llvm.fma.v{lanes}f32({v}, {v}, {v})",
-            f"declare {v} @llvm.maxnum.v{lanes}f32({v}, {v})",
             f"declare {v} @llvm.rint.v{lanes}f32({v})",
             f"declare float @llvm.vector.reduce.fadd.v{lanes}f32(float, {v})",
             f"declare float @llvm.vector.reduce.fmax.v{lanes}f32({v})",
@@ -60,14 +59,14 @@ def assembly(lanes: int) -> str:
             "  br i1 %more_copies, label %copy, label %copied",
             "copied:",
             f"  %left = load {v}, ptr %spare",
-            f"  %left_high = call {v} @llvm.maxnum.v{lanes}f32({v} %left, {v} {nothing})",
+            *_greater(lanes, "%left_high", "%left", nothing),
             "  br i1 %has_whole, label %highest, label %maximum",
             "highest:",
             "  %i = phi i64 [ 0, %copied ], [ %i_next, %highest ]",
             f"  %high = phi {v} [ %left_high, %copied ], [ %higher, %highest ]",
             "  %zi = getelementptr float, ptr %z, i64 %i",
             f"  %these = load {v}, ptr %zi, align 4",
-            f"  %higher = call {v} @llvm.maxnum.v{lanes}f32({v} %these, {v} %high)",
+            *_greater(lanes, "%higher", "%these", "%high"),
             f"  %i_next = add i64 %i, {lanes}",
             "  %more_high = icmp ult i64 %i_next, %whole",
             "  br i1 %more_high, label %highest, label %maximum",
@@ -162,7 +161,7 @@ def _exponential(lanes: int, of: str, name: str) -> list[str]:
         f"  {n}x = select {bools} {n}below, {v} zeroinitializer, {v} {n}centred",
         f"  {n}powers = fmul {v} {n}x, {all_lanes(lanes, 1 / math.log(2))}",
         f"  {n}rounded = call {v} @llvm.rint.v{lanes}f32({v} {n}powers)",
-        f"  {n}n = call {v} @llvm.maxnum.v{lanes}f32({v} {n}rounded, {v} {all_lanes(lanes, -127.0)})",
+        *_greater(lanes, f"{n}n", f"{n}rounded", all_lanes(lanes, -127.0)),
         f"  {n}most = {fma}({v} {n}n, {v} {all_lanes(lanes, -high)}, {v} {n}x)",
         f"  {n}rest = {fma}({v} {n}n, {v} {all_lanes(lanes, high - math.log(2))}, {v} {n}most)",
     ]
@@ -179,4 +178,13 @@ def _exponential(lanes: int, of: str, name: str) -> list[str]:
         f"  {n}scale = bitcast {ints} {n}bits to {v}",
         f"  {n}scaled = fmul {v} {n}p0, {n}scale",
         f"  {n}e = select {bools} {n}below, {v} zeroinitializer, {v} {n}scaled",
+    ]
+
+
+def _greater(lanes: int, name: str, first: str, second: str) -> list[str]:
+    """The greater of both, and the second where one is NaN: a single instruction, which no function of LLVM's is."""
+    v = f"<{lanes} x float>"
+    return [
+        f"  {name}_first = fcmp ogt {v} {first}, {second}",
+        f"  {name} = select <{lanes} x i1> {name}_first, {v} {first}, {v} {second}",
     ]

@@ -1,5 +1,6 @@
 """The laws of the design as checks that raise AssertionError; `test_seeded_mistakes.py` shows that each can fail."""
 
+import itertools
 import math
 
 import numpy as np
@@ -189,8 +190,9 @@ def walk_is_equation_7(scan: str) -> None:
     values = torch.tensor(curves, dtype=torch.float32)
     unembed = Unembed(tail=[], weight=torch.ones(2, 1))  # each state is its own logit
     states = {layer + 1: values[:, layer : layer + 1] for layer in range(3)}
-    for window in (1, 2, 3):
-        walk = walk_back(Readouts(unembed, states, 3, torch.zeros(9)), window, lambda logits: logits[:, 0], scan)
+    for window, may_branch in itertools.product((1, 2, 3), (True, False)):
+        readouts = Readouts(unembed, states, 3, torch.zeros(9), may_branch=may_branch)
+        walk = walk_back(readouts, window, lambda logits: logits[:, 0], scan)
         expected = [plain.walk(curve, window) for curve in curves]
         assert (3 - walk.steps).tolist() == expected
         chosen = [curve[layer - 1] for curve, layer in zip(curves, expected, strict=True)]

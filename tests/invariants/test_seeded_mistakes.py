@@ -1,6 +1,7 @@
 """Law 11: each law turns red when the mistake it guards against is made."""
 
 import contextlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import layerlens as ll
 from layerlens import lens
-from layerlens.decode import batch, contrast, padding, readouts
+from layerlens.decode import batch, contrast, padding, readouts, scan
 from layerlens.decode.reader import Reader
 from layerlens.models import Unembed, hooks
 from layerlens.tracing import meter, passes, tracer
@@ -195,6 +196,17 @@ def test_a_tie_that_goes_on_walking(monkeypatch, way):
     monkeypatch.setattr(readouts.Readouts, "measured", lenient)
     with pytest.raises(AssertionError):
         laws.walk_is_equation_7(way)
+
+
+def test_a_tie_that_goes_on_walking_where_the_host_looks(monkeypatch):
+    laws.walk_is_equation_7("batched")
+
+    def lenient(values):
+        return next((n for n, (here, below) in enumerate(pairwise(values[::-1])) if not below <= here), len(values) - 1)
+
+    monkeypatch.setattr(scan, "_n_steps", lenient)
+    with pytest.raises(AssertionError):
+        laws.walk_is_equation_7("batched")
 
 
 def test_candidates_without_the_final_norm(monkeypatch):

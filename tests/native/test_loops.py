@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerlens.lens import sums
 from layerlens.lens.readout import read
 from layerlens.models.unembed import Unembed
-from layerlens.native import compiled, loops, product_loop, products, row_sums
+from layerlens.native import compiled, loops, products, row_sums
 
 pytestmark = pytest.mark.skipif(compiled.processor() is None, reason="no loops are compiled for this processor")
 
@@ -25,7 +25,7 @@ def drawn(rows, words, d, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("words", [64, 65, 97, 1000])
+@pytest.mark.parametrize("words", [64, 65, 97, 129, 1000])
 @pytest.mark.parametrize("d", [16, 48, 576])
 def test_products_are_those_of_float64(dtype, words, d):
     for rows in (1, 2, 9, 10, 11, 20, 33, 80):
@@ -234,10 +234,6 @@ def test_what_holds_torch_to_an_instruction_set_holds_the_loops(capability, lane
     held = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
     done = subprocess.run([sys.executable, "-c", HELD], env=held, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, str(lanes)), done.stderr
-
-
-def test_blocks_hold_more_words_than_are_multiplied_at_once():
-    assert loops._LEAST_WORDS >= product_loop.BLOCK > product_loop._WORDS
 
 
 UNUSABLE = """
