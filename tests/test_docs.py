@@ -13,7 +13,7 @@ import torch
 import layerlens as ll
 from layerlens.decode import names
 from layerlens.decode.criteria import CRITERIA
-from tests.conftest import tiny
+from layerlens.models.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODING = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", DECODING, re.DOTALL)
 def test_a_strategy_of_your_own_works_in_every_door(monkeypatch, run_of):
     """The one that the documentation shows, by its name, in the loop, in a trace and inside transformers' generate."""
     monkeypatch.setattr(names, "_STRATEGIES", dict(names._STRATEGIES))
-    model = tiny("llama")
+    model = ll.load(tiny_model("llama"), tokenizer=tiny_tokenizer())
     exec(compile(BLOCKS[1], "decoding.md", "exec"), {"model": model, "__name__": "docs"})
     strategy = ll.named_strategy("mean-of-two")
     found = ll.generate(model, "Hello there", strategy=strategy, max_new_tokens=12)
