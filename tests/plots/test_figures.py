@@ -8,11 +8,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import FIGURES, draw, figure2, figure4
 from layerlens.plots.dynamics import contributions_table
 from layerlens.plots.entropy import entropy_table
+from layerlens.plots.save import save
+from layerlens.plots.style import look
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
@@ -42,6 +46,25 @@ def test_the_same_run_gives_the_same_bytes(tmp_path, number):
     run = hybrid(tmp_path / "run")
     first, second = (draw(number, run, tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_picture_has_few_colours_that_are_near_those_drawn(tmp_path):
+    figure = Figure(figsize=(4, 3))
+    axes = figure.add_subplot()
+    axes.imshow(np.linspace(0, 1, 600).reshape(20, 30), cmap="viridis")
+    axes.text(3, 3, "a word", color="#d55e00")
+    table = pd.DataFrame({"x": [1.0]})
+    png = save(figure, table, tmp_path / "saved", "one")[0]
+    with look():
+        figure.savefig(tmp_path / "drawn.png")
+    with Image.open(png) as saved, Image.open(tmp_path / "drawn.png") as drawn:
+        assert (saved.mode, saved.size) == ("P", drawn.size)
+        assert saved.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
+        pixels, wanted = (np.asarray(picture.convert("RGB"), dtype=int) for picture in (saved, drawn))
+        assert len(np.unique(wanted.reshape(-1, 3), axis=0)) > 256
+    assert np.abs(pixels - wanted).max() <= 20
+    assert (pixels[wanted.min(2) == 255] == 255).all(), "white stays white"
+    assert png.stat().st_size < 0.6 * (tmp_path / "drawn.png").stat().st_size
 
 
 def clipped(folder, n_layers, values):
