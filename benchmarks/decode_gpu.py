@@ -125,7 +125,7 @@ def main() -> int:
 
     for name, check in checks(model, tiny).items():
         report["checks"][name] = _outcome(name, check)
-    n_prompt, n_new = (8, 12) if tiny else (64, 64)
+    n_prompt, n_new = (8, 5) if tiny else (64, 64)
     for batch_size in (1, 3) if tiny else ROUNDS:
         if time.perf_counter() < deadline:
             report["scans"].append(scan_cost(model, batch_size, has_bar=not tiny))

@@ -71,7 +71,7 @@ def test_end_ids_that_are_asked_for(tiny_llama, run_of, tmp_path):
         with pytest.raises(ll.OptionError, match=r"0\.\.306"):
             ll.trace(tiny_llama, ["hello"], max_new_tokens=4, eos_token_id=wrong, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ll.OptionError, match="--eos-token-id"):
+    with pytest.raises(ll.OptionError, match="eos_token_id"):
         ll.generate(tiny_llama, "hello", max_new_tokens=4, eos_token_id=True)
 
 

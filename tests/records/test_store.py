@@ -122,18 +122,17 @@ def test_resuming_a_complete_run_changes_nothing(folder, tmp_path, cli):
 
 
 def test_ctrl_c_keeps_what_is_complete(folder, tmp_path):
-    process = subprocess.Popen(
-        command(folder, tmp_path / "run"), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    arguments = command(folder, tmp_path / "run", "--max-new-tokens", "100", "--batch-size", "1")  # time for the signal
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("run/prompts/part-*")):
-        time.sleep(0.01)
+        time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "of 24 prompts are complete" in errors
     assert "--resume" in errors
-    assert run_cli(command(folder, tmp_path / "run", "--resume")).returncode == 0
+    assert run_cli([*arguments, "--resume"]).returncode == 0
     assert len(ll.open_run(tmp_path / "run").prompts) == 24
 
 
