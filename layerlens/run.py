@@ -1,38 +1,17 @@
-"""A run directory, opened: its tables as pandas frames and the analyses of them."""
+"""A run as a user holds it: its tables, and every analysis of them as a method."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from layerlens import analysis, records
 from layerlens.notebook import Framed, as_html
-from layerlens.records import store
-
-_PIECE = 500_000  # tokens, of which 40 layers of a measure are 80 MB
-
-Floats = np.ndarray[Any, np.dtype[np.float32]]
+from layerlens.records.reader import Records
 
 
-class Run:
-    """What one trace recorded. Reads only what is asked for, and only once.
-
-    Attributes:
-        path: the run directory.
-        manifest: what made the run.
-        sums: over prompts, which several analyses need; by name.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
-        self.manifest: dict[str, Any] = records.read_manifest(self.path)
-        self.sums: dict[str, Any] = {}
-        self._layers: dict[str, np.ndarray[Any, Any]] = {}
-        self._parts: list[Path] | None = None
+class Run(Records):
+    """What one trace recorded, with the analyses of it."""
 
     def __repr__(self) -> str:
         model, dataset = self.manifest["model"], self.manifest["dataset"]
@@ -51,72 +30,6 @@ class Run:
 
     def _repr_html_(self) -> str:
         return as_html(repr(self))
-
-    @property
-    def n_layers(self) -> int:
-        """L, the number of blocks."""
-        return int(self.manifest["model"]["n_layers"])
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every prompt of the run is there."""
-        return self.manifest["totals"] is not None
-
-    @cached_property
-    def prompts(self) -> pd.DataFrame:
-        """One row per complete prompt; columns as declared in `records.PROMPTS`."""
-        frame: pd.DataFrame = store.read_prompts_table(self.path).to_pandas()
-        return frame
-
-    @cached_property
-    def tokens(self) -> pd.DataFrame:
-        """One row per traced position; columns as declared in `records.TOKENS`."""
-        frame: pd.DataFrame = store.read_tokens_table(self.path, parts=self._parts).to_pandas()
-        return frame
-
-    @cached_property
-    def words(self) -> "pd.Series[str]":
-        """What each token id that occurs in the run says, by id; empty for a run that is not complete."""
-        frame: pd.DataFrame = store.read_words_table(self.path).to_pandas()
-        words: pd.Series[str] = frame.set_index("token_id")["text"]
-        return words
-
-    @cached_property
-    def _texts(self) -> dict[int, str]:
-        return dict(zip(self.words.index.tolist(), self.words.tolist(), strict=True))
-
-    @cached_property
-    def positions(self) -> pd.DataFrame:
-        """`tokens` without the per-layer columns: quick to read, however many layers there are."""
-        names = [column.name for column in records.TOKENS if not column.per_layer]
-        frame: pd.DataFrame = store.read_tokens_table(self.path, names, self._parts).to_pandas()
-        return frame
-
-    def text_of(self, token_ids: Iterable[int]) -> list[str]:
-        """The text of each id; "#123" for one whose text the run does not hold."""
-        return [str(self._texts.get(int(token_id), f"#{token_id}")) for token_id in token_ids]
-
-    def layers(self, column: str) -> np.ndarray[Any, Any]:
-        """A per-layer column as an array [positions, L], rows as in `positions`; NaN where a block has no such part."""
-        self.read_layers(column)
-        return self._layers[column]
-
-    def pieces(self, most_tokens: int = _PIECE) -> Iterator["Run"]:
-        """The run itself or, of a long one, runs of whole prompts, one after the other, of about so many tokens."""
-        groups = store.token_groups(self.path, most_tokens) if self._parts is None else [self._parts]
-        if len(groups) == 1:
-            yield self
-            return
-        for group in groups:
-            piece = Run(self.path)
-            piece.prompts, piece._parts = self.prompts, group
-            yield piece
-
-    def read_layers(self, *columns: str) -> None:
-        """Read several per-layer columns at once, which is quicker than one after the other as `layers` is asked."""
-        missing = [column for column in columns if column not in self._layers]
-        if missing:
-            self._layers |= store.read_layers(self.path, missing, self.n_layers, self._parts)
 
     def show(self, height: int = 720) -> Framed:
         """The token explorer of `layerlens report`, for the last line of a notebook's cell; height in pixels."""

@@ -12,7 +12,7 @@ from layerlens.analysis.reported import reported
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Floats, mean_interval, resample
 from layerlens.errors import OptionError, RunError
-from layerlens.evaluation.answers import condition_name, read_answers, read_manifest
+from layerlens.records.answers import condition_name, read_answers, read_manifest
 
 MEASURES = ("accuracy", "generated_tokens", "finished")
 BENCHMARKS = {"gpqa": "GPQA-Diamond", "math500": "MATH-500", "gsm8k": "GSM8K"}

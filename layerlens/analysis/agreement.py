@@ -1,6 +1,6 @@
 """How early the layers agree with the last one about the next token."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,12 +8,10 @@ import pandas as pd
 from layerlens.analysis.layers import layer_kinds
 from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Sample, gathered
 from layerlens.records import KL, token_columns
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 
-def agreement(run: "Run") -> pd.DataFrame:
+def agreement(run: Records) -> pd.DataFrame:
     """One row per layer 1..L: how many tokens have the last layer's first choice there; all traced tokens count.
 
     Columns: layer; kind; agreement, the share of tokens for which this layer ranks the same token first as layer L;
@@ -29,7 +27,7 @@ def agreement(run: "Run") -> pd.DataFrame:
     """
     with_kl = KL in token_columns(run.manifest)
 
-    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+    def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         top = tokens.of(piece.layers("top_token_id"))
         agrees, kept = _agreement(top)
         before = np.concatenate([np.zeros_like(kept[:, :1]), kept[:, :-1]], axis=1)
@@ -49,7 +47,7 @@ def agreement(run: "Run") -> pd.DataFrame:
     return found.frame(columns | {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts})
 
 
-def earliest_agreement(run: "Run") -> pd.DataFrame:
+def earliest_agreement(run: Records) -> pd.DataFrame:
     """Two rows: the mean earliest layer with the last layer's first choice; all traced tokens count.
 
     Readings: "first", the first layer that ranks that token first, even if a later one does not; "kept", the first from
@@ -62,7 +60,7 @@ def earliest_agreement(run: "Run") -> pd.DataFrame:
         RunError: no token of the run can be counted.
     """
 
-    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+    def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         agrees, kept = _agreement(tokens.of(piece.layers("top_token_id")))
         layers = {"first": 1 + agrees.argmax(axis=1), "kept": 1 + kept.argmax(axis=1)}
         return {reading: tokens.per_prompt(layer.astype(np.float64)) for reading, layer in layers.items()}

@@ -1,7 +1,7 @@
 """Two runs of the same prompts side by side: instruct and base, two criteria, two windows."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,10 @@ from layerlens.analysis.pairing import paired_ids, texts_of
 from layerlens.analysis.sample import Sample, generated
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Sums, mean_difference, mean_interval
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 
-def compare(run: "Run", other: "Run") -> pd.DataFrame:
+def compare(run: Records, other: Records) -> pd.DataFrame:
     """One row per quantity of the generated tokens, in both runs, over the prompts that both have; see `pairing`.
 
     Quantities: valley_rate and substitution_rate, as in `valley_statistics`: what decoding from the valley does or
@@ -41,7 +39,7 @@ def compare(run: "Run", other: "Run") -> pd.DataFrame:
     return _with_pairs(table, (run, first), (other, second))
 
 
-def compare_outputs(run: "Run", other: "Run") -> pd.DataFrame:
+def compare_outputs(run: Records, other: Records) -> pd.DataFrame:
     """Two rows on how far the outputs of two runs are the same, over the prompts that both have; see `pairing`.
 
     Statistics: identical, the share of prompts whose generated token ids are the same to the end; common_prefix, how
@@ -73,7 +71,7 @@ def compare_outputs(run: "Run", other: "Run") -> pd.DataFrame:
     return table
 
 
-def paired_samples(run: "Run", other: "Run", tokens_of: Callable[["Run"], Sample]) -> tuple[Sample, Sample]:
+def paired_samples(run: Records, other: Records, tokens_of: Callable[[Records], Sample]) -> tuple[Sample, Sample]:
     """Some tokens of the prompts that count in both runs, in the same order of prompts; see `pairing`."""
     first, second = tokens_of(run), tokens_of(other)
     ids, other_ids = first.prompt_ids(run).tolist(), second.prompt_ids(other).tolist()
@@ -82,7 +80,7 @@ def paired_samples(run: "Run", other: "Run", tokens_of: Callable[["Run"], Sample
     return first.in_order([places[name] for name, _ in pairs]), second.in_order([other_places[its] for _, its in pairs])
 
 
-def _with_pairs(table: pd.DataFrame, *pair: tuple["Run", Sample]) -> pd.DataFrame:
+def _with_pairs(table: pd.DataFrame, *pair: tuple[Records, Sample]) -> pd.DataFrame:
     """The table with how many prompts have no partner, and how many have one of another text, in `attrs`."""
     in_all = sum(generated(run).n_prompts for run, _ in pair)
     texts = [list(map(texts_of(run).get, tokens.prompt_ids(run))) for run, tokens in pair]
@@ -93,7 +91,7 @@ def _with_pairs(table: pd.DataFrame, *pair: tuple["Run", Sample]) -> pd.DataFram
     return table
 
 
-def _quantities(run: "Run", tokens: Sample) -> list[tuple[str, str, Sums]]:
+def _quantities(run: Records, tokens: Sample) -> list[tuple[str, str, Sums]]:
     """Name, unit, and per-prompt sums and counts of what is compared."""
     found = steps(run, tokens)
     measures = [
@@ -123,7 +121,7 @@ def _means(tokens: Sample, unit: str, ours: Sums, theirs: Sums) -> dict[str, flo
 _ESTIMATES = {False: (mean_interval, mean_difference), True: (share_interval, share_difference)}
 
 
-def _same_vocabulary(run: "Run", other: "Run") -> bool:
+def _same_vocabulary(run: Records, other: Records) -> bool:
     """Whether every id whose text both runs hold says the same in both."""
     common = run.words.index.intersection(other.words.index)
     same_size = run.manifest["model"]["n_vocab"] == other.manifest["model"]["n_vocab"]
@@ -132,7 +130,7 @@ def _same_vocabulary(run: "Run", other: "Run") -> bool:
     return bool((run.words.loc[common] == other.words.loc[common]).all())
 
 
-def _outputs(run: "Run", tokens: Sample) -> list[np.ndarray[Any, Any]]:
+def _outputs(run: Records, tokens: Sample) -> list[np.ndarray[Any, Any]]:
     """The generated token ids of each prompt."""
     emitted = run.positions["next_token_id"].to_numpy(dtype=np.float64)[tokens.rows]
     return [emitted[prompt] for prompt in tokens.prompts]

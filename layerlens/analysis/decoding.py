@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,7 @@ import pandas as pd
 from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Sample, gathered, generated
 from layerlens.analysis.uncertainty import Floats, holding, interval, mean_interval, ratio
 from layerlens.errors import OptionError, RunError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 SURE = 0.01
 """Below this entropy at layer L, in nats, section 6.1 takes a token for sure."""
@@ -82,7 +80,7 @@ class Steps:
         return np.asarray(self.depth > 0)
 
 
-def steps(run: "Run", tokens: Sample | None = None) -> Steps:
+def steps(run: Records, tokens: Sample | None = None) -> Steps:
     """The generated tokens of a run, or the given ones; RunError where there are none, or the model has one layer."""
     if run.n_layers < 2:
         raise RunError(f"{run.path} traces a single layer, and a valley lies below another: trace a model with more")
@@ -100,7 +98,7 @@ def steps(run: "Run", tokens: Sample | None = None) -> Steps:
     )
 
 
-def valley_statistics(run: "Run") -> pd.DataFrame:
+def valley_statistics(run: Records) -> pd.DataFrame:
     """One row per statistic of section 6.1, over the generated tokens; see the module for valley and substitution.
 
     Statistics (H is the entropy, in nats; shares are 0..1):
@@ -140,7 +138,7 @@ def valley_statistics(run: "Run") -> pd.DataFrame:
     return _frame(run, found, [count, *means, _ratio_of_means(found), *apart, *others])
 
 
-def by_entropy_band(run: "Run", edges: Sequence[float] = BANDS) -> pd.DataFrame:
+def by_entropy_band(run: Records, edges: Sequence[float] = BANDS) -> pd.DataFrame:
     """One row per band of the entropy at layer L: how often there are valleys and substitutions, of generated tokens.
 
     Args:
@@ -166,7 +164,7 @@ def by_entropy_band(run: "Run", edges: Sequence[float] = BANDS) -> pd.DataFrame:
     return _frame(run, found, rows)
 
 
-def by_relative_position(run: "Run", bins: int = DECILES) -> pd.DataFrame:
+def by_relative_position(run: Records, bins: int = DECILES) -> pd.DataFrame:
     """One row per part of the generated sequences: how often there are valleys and substitutions.
 
     Token i (from 0) of the n that were generated for its prompt falls into bin floor(bins * i / n), counted from 0. A
@@ -190,7 +188,7 @@ def by_relative_position(run: "Run", bins: int = DECILES) -> pd.DataFrame:
     return _frame(run, found, rows)
 
 
-def walk_depths(run: "Run") -> pd.DataFrame:
+def walk_depths(run: Records) -> pd.DataFrame:
     """One row per depth of the walk back from layer L, 0 .. window - 1, over the generated tokens.
 
     Columns: depth, L less the valley layer, in layers; n_tokens; n_prompts that have such tokens; share of the
@@ -214,8 +212,8 @@ Columns = Iterable[tuple[str, np.ndarray[Any, Any], Bools | None]]
 """Name, values and, where not all are, the tokens counted."""
 
 
-def _gathered(run: "Run", columns_of: Callable[[Steps], Columns]) -> Gathered:
-    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+def _gathered(run: Records, columns_of: Callable[[Steps], Columns]) -> Gathered:
+    def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         columns = columns_of(steps(piece, tokens))
         return {name: tokens.per_prompt(np.asarray(values), among) for name, values, among in columns}
 
@@ -305,7 +303,7 @@ def _counted(found: PerPrompt) -> dict[str, int]:
     return {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
 
 
-def _frame(run: "Run", found: Gathered, rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _frame(run: Records, found: Gathered, rows: list[dict[str, Any]]) -> pd.DataFrame:
     counts = ["n_tokens", "n_prompts"]
     table = found.frame(rows)
     ordered: pd.DataFrame = table[[name for name in table if name not in counts] + counts]

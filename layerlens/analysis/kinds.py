@@ -1,6 +1,6 @@
 """Whether the entropy jumps where one kind of layer follows another: the type noise of Appendix E."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,10 @@ from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Sample, gather
 from layerlens.analysis.uncertainty import Floats, effective_prompts, holding, interval, resampled_means
 from layerlens.analysis.valleys import onset_layers
 from layerlens.errors import RunError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 
-def kind_jumps(run: "Run") -> pd.DataFrame:
+def kind_jumps(run: Records) -> pd.DataFrame:
     """Three rows per stretch of layers: how far the entropy jumps between kinds, within a kind, and the difference.
 
     A transition l-1 -> l lies *between kinds* where the manifest's layer_kinds of the two differ. Only transitions
@@ -53,12 +51,12 @@ def kind_jumps(run: "Run") -> pd.DataFrame:
 Sums = tuple[Floats, Floats]
 
 
-def _entropies_and_jumps(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+def _entropies_and_jumps(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
     entropy = tokens.of(piece.layers("entropy"))
     return {"levels": tokens.per_prompt(entropy), "steps": tokens.per_prompt(np.abs(np.diff(entropy, axis=1)))}
 
 
-def _stretches(run: "Run", prompts: Gathered, levels: Sums) -> dict[str, tuple[int, int]]:
+def _stretches(run: Records, prompts: Gathered, levels: Sums) -> dict[str, tuple[int, int]]:
     """First and last layer of each stretch, by name."""
     middle = phases(run).set_index("phase").loc["II"]
     name, bounds = "all layers", (1, run.n_layers)

@@ -1,21 +1,19 @@
 """What each layer does to the stream, averaged over tokens."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from layerlens.analysis.sample import Gathered, PerPrompt, Prompts, Sample, gathered, groups
 from layerlens.analysis.uncertainty import Floats
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 MEASURES = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
 
 
-def by_layer(run: "Run") -> pd.DataFrame:
+def by_layer(run: Records) -> pd.DataFrame:
     """One row per layer 1..L with the mean of every measure over tokens.
 
     Columns: layer; kind (as in the manifest: full, sliding, linear, ...); for each of norm_ratio, io_cosine,
@@ -34,7 +32,7 @@ def by_layer(run: "Run") -> pd.DataFrame:
     return sums.frame(columns | {"n_tokens": sums.n_tokens, "n_prompts": sums.n_prompts})
 
 
-def entropy_curves(run: "Run") -> pd.DataFrame:
+def entropy_curves(run: Records) -> pd.DataFrame:
     """One row per group (perturbed, unperturbed, all) and layer 1..L with the group's mean entropy in nats.
 
     Columns: group; layer; kind; entropy with `_low`, `_high` (95 %, prompts resampled) and `_sd` (over tokens);
@@ -53,16 +51,16 @@ def entropy_curves(run: "Run") -> pd.DataFrame:
     return sums.frame(pd.concat(frames, ignore_index=True))
 
 
-def layer_kinds(run: "Run") -> list[str]:
+def layer_kinds(run: Records) -> list[str]:
     """The kind of each layer 1..L; "full" throughout where the manifest names none."""
     return list(run.manifest["model"].get("layer_kinds") or ["full"] * run.n_layers)
 
 
-def layer_sums(run: "Run", *measures: str) -> Gathered:
+def layer_sums(run: Records, *measures: str) -> Gathered:
     """Of per-layer measures over all tokens, [prompts, L] each; summed up once for a run."""
     missing = [measure for measure in measures if measure not in run.sums]
 
-    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+    def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         piece.read_layers(*missing)
         return {measure: tokens.per_prompt(tokens.of(piece.layers(measure))) for measure in missing}
 
@@ -73,10 +71,10 @@ def layer_sums(run: "Run", *measures: str) -> Gathered:
     return replace(first, found={measure: run.sums[measure][measure] for measure in measures})
 
 
-def entropy_by_group(run: "Run") -> Gathered:
+def entropy_by_group(run: Records) -> Gathered:
     """Of the entropy of perturbed, unperturbed and all tokens, [prompts, L] each; summed up once for a run."""
 
-    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+    def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         values = tokens.of(piece.layers("entropy"))
         return {group: tokens.per_prompt(values, among) for group, among in groups(piece, tokens).items()}
 

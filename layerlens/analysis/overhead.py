@@ -1,7 +1,6 @@
 """What decoding from the valley adds to a generated token (Table 5 of arXiv 2606.21906)."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,30 +8,8 @@ import pandas as pd
 from layerlens.analysis.sample import sample
 from layerlens.analysis.uncertainty import mean_interval
 from layerlens.errors import RunError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
-
-
-class FlopsRow(NamedTuple):
-    """One line of what a token costs."""
-
-    name: str
-    """A short name."""
-    what: str
-    """In words."""
-    multiply_adds: float
-    """Per generated token of one row of the batch."""
-    percent_of_forward: float
-    """Of the forward pass without unembedding, which is what the paper's Table 5 divides by."""
-    percent_of_last: float
-    """Of what a token from the last layer costs: the forward pass and one unembedding."""
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations: a multiply-add is two."""
-        return 2 * self.multiply_adds
-
+from layerlens.records.cost import DecodingFlops
+from layerlens.records.reader import Records
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -47,65 +24,6 @@ counts each as one operation, and takes another width and vocabulary than the ch
 248,320). Its worst case is K unembeddings, not the K − 1 that come on top."""
 
 
-@dataclass(frozen=True)
-class DecodingFlops:
-    """What one generated token costs, in multiply-adds; FLOPs are twice as many.
-
-    Counted are products with parameters: linear layers, convolutions, routers, and of routed experts the active ones.
-    Looking up an embedding costs nothing, norms and activations are left out. So is what attention does with the
-    cache (and linear attention with its state): that has no parameters, and over a cache it grows with the context.
-
-    Attributes:
-        forward: of the forward pass without unembedding.
-        unembedding: of one state through the unembedding.
-        window: K, the candidate layers, the last one included.
-        mean_depth: layers a walk goes back from the last one, on average over tokens; None where not known.
-        mean_read: layers that a lazy walk reads beside the last one, on average over tokens; None where not known.
-    """
-
-    forward: int
-    unembedding: int
-    window: int
-    mean_depth: float | None = None
-    mean_read: float | None = None
-
-    @property
-    def worst(self) -> int:
-        """Of the K − 1 unembeddings beside the model's own: the whole window is read out."""
-        return (self.window - 1) * self.unembedding
-
-    @property
-    def lazy(self) -> float | None:
-        """Of reading one layer after the other; see `layers_read`. Where only the mean depth is known this is the most
-        that walks of that mean depth can read, 1 + depth or K − 1: those that go to the window's end read one less."""
-        if self.mean_read is not None:
-            return self.mean_read * self.unembedding
-        if self.mean_depth is None:
-            return None
-        return min(1 + self.mean_depth, self.window - 1) * self.unembedding
-
-    @property
-    def depth(self) -> float | None:
-        """The paper's count: the depth of the walk without the layer that ended it."""
-        return None if self.mean_depth is None else self.mean_depth * self.unembedding
-
-    def rows(self) -> list[FlopsRow]:
-        """Everything as lines of a table; those that need the mean depth only where it is known."""
-        lines = [
-            ("forward", "forward pass", self.forward),
-            ("unembedding", "one unembedding", self.unembedding),
-            ("worst", f"whole window, K - 1 = {self.window - 1}", self.worst),
-            ("lazy", "lazily, 1 + depth, at most K - 1", self.lazy),
-            ("depth", "depth alone", self.depth),
-        ]
-        last = self.forward + self.unembedding
-        return [
-            FlopsRow(name, what, count, 100 * count / self.forward, 100 * count / last)
-            for name, what, count in lines
-            if count is not None
-        ]
-
-
 def layers_read(depth: Ints, window: int) -> Ints:
     """How many layers lazy walks of these depths, 0..K − 1, read beside the last one.
 
@@ -114,7 +32,7 @@ def layers_read(depth: Ints, window: int) -> Ints:
     return np.minimum(depth + 1, window - 1)
 
 
-def overhead(run: "Run") -> pd.DataFrame:
+def overhead(run: Records) -> pd.DataFrame:
     """What a walk back costs beside the forward pass, for the model and the walks of a run.
 
     Columns: name, as in `DecodingFlops.rows`; what; mflops, 10^6 floating-point operations for a generated token, a

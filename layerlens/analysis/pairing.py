@@ -2,17 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from layerlens.errors import RunError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 _SHOWN = 60  # characters of a text
 
 
-def paired_ids(run: "Run", other: "Run", ids: Sequence[str], other_ids: Sequence[str]) -> list[tuple[str, str]]:
+def paired_ids(run: Records, other: Records, ids: Sequence[str], other_ids: Sequence[str]) -> list[tuple[str, str]]:
     """The ids, in either run, of the prompts among some that both runs have, in the order of `ids`.
 
     Two prompts are one where the texts that the models were given are equal; a text that a run has twice is paired by
@@ -42,12 +39,12 @@ def paired_ids(run: "Run", other: "Run", ids: Sequence[str], other_ids: Sequence
     return pairs
 
 
-def texts_of(run: "Run") -> dict[str, str]:
+def texts_of(run: Records) -> dict[str, str]:
     """What the model was given, by prompt id."""
     return dict(zip(run.prompts["prompt_id"], run.prompts["prompt"], strict=True))
 
 
-def _same_source(run: "Run", other: "Run") -> bool:
+def _same_source(run: Records, other: Records) -> bool:
     """Whether both read their prompts from one file, or from one dataset of the hub, so that ids identify them."""
     pair = [one.manifest["dataset"] for one in (run, other)]
     digests = [dataset.get("sha256") for dataset in pair]
@@ -57,7 +54,7 @@ def _same_source(run: "Run", other: "Run") -> bool:
     return bool(names[0] == names[1] and names[0][0] != "prompts")  # a list in Python numbers whatever it holds
 
 
-def _rendering(run: "Run") -> list[object]:
+def _rendering(run: Records) -> list[object]:
     """What made texts of the messages of a run."""
     options = run.manifest.get("options", {})
     return [run.manifest.get("chat_template_sha256"), *map(options.get, ("system", "chat_template_args"))]
@@ -67,7 +64,7 @@ def _holds(text: str, other: str) -> bool:
     return text.strip() in other or other.strip() in text
 
 
-def _refuse(run: "Run", other: "Run", alike: list[tuple[str, str, str]]) -> None:
+def _refuse(run: Records, other: Records, alike: list[tuple[str, str, str]]) -> None:
     advice = "trace both with the same --dataset or --prompts"
     if not alike:
         raise RunError(f"{run.path} and {other.path} have no prompt in common: {advice}")
@@ -81,7 +78,7 @@ def _refuse(run: "Run", other: "Run", alike: list[tuple[str, str, str]]) -> None
     )
 
 
-def _refuse_other_references(run: "Run", other: "Run", pairs: list[tuple[str, str]]) -> None:
+def _refuse_other_references(run: Records, other: Records, pairs: list[tuple[str, str]]) -> None:
     known = (one.prompts.dropna(subset=["reference"]) for one in (run, other))
     ours, theirs = (dict(zip(some["prompt_id"], some["reference"], strict=True)) for some in known)
     for name, its in pairs:

@@ -1,6 +1,6 @@
 """Tokens that the last layer makes less certain, and the others."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,10 @@ from layerlens.analysis.shares import share_interval
 from layerlens.analysis.uncertainty import mean_interval, resampled_means
 from layerlens.analysis.valleys import valley_layers
 from layerlens.errors import RunError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 
-def partition(run: "Run") -> pd.DataFrame:
+def partition(run: Records) -> pd.DataFrame:
     """Three rows: perturbed tokens, those with H(L) > H(L-1), the unperturbed ones, and all.
 
     Columns: group; n_tokens; n_prompts that have such tokens; share of all tokens (0..1); entropy_change, the mean of

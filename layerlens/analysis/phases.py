@@ -1,7 +1,7 @@
 """Where reading in ends and writing out begins: three phases of layers."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,7 @@ from layerlens.analysis.layers import layer_sums
 from layerlens.analysis.sample import Gathered
 from layerlens.analysis.uncertainty import Floats, interval, mean_interval, resampled_means
 from layerlens.errors import OptionError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 MARGIN = 1.2
 MIN_LAYERS = 8
@@ -24,7 +22,7 @@ TENTH, QUARTER = 0.1, 0.25
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def phases(run: "Run", rule: str = "plateau") -> pd.DataFrame:
+def phases(run: Records, rule: str = "plateau") -> pd.DataFrame:
     """Three rows, phases I, II and III, with their layers, mean norm ratio and mean I/O cosine.
 
     Two rules divide the layers 1..L:

@@ -4,7 +4,7 @@ from functools import cache
 
 import pandas as pd
 
-from layerlens.shipped import shipped_file
+from layerlens.sources.shipped import shipped_file
 
 
 def reported(source: str) -> pd.DataFrame:

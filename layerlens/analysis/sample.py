@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,7 @@ import pandas as pd
 from layerlens.analysis.shares import share_interval
 from layerlens.analysis.uncertainty import Floats, mean_interval, ratio, resample
 from layerlens.errors import RunError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -144,7 +142,7 @@ class Sample(Prompts):
         """Where in `rows` the tokens of each prompt lie."""
         return [slice(*bounds) for bounds in pairwise([*self.starts.tolist(), len(self.rows)])]
 
-    def prompt_ids(self, run: "Run") -> np.ndarray[Any, Any]:
+    def prompt_ids(self, run: Records) -> np.ndarray[Any, Any]:
         """Of each prompt, [prompts]; the run is the one whose tokens these are."""
         found: np.ndarray[Any, Any] = run.positions["prompt_id"].to_numpy()[self.rows[self.starts]]
         return found
@@ -223,7 +221,7 @@ class Sample(Prompts):
         return int((self.by_prompt(among) > 0).sum())
 
 
-def sample(run: "Run") -> Sample:
+def sample(run: Records) -> Sample:
     """The tokens of every prompt whose states and readouts were finite; RunError where there are none."""
     prompts = run.prompts
     unusable = set(prompts.loc[prompts["finish_reason"] == "non_finite", "prompt_id"])
@@ -241,7 +239,7 @@ def sample(run: "Run") -> Sample:
     return Sample(kept[order], starts, len(unusable))
 
 
-def generated(run: "Run") -> Sample:
+def generated(run: Records) -> Sample:
     """The tokens of `sample` whose states emitted a token; RunError where there are none."""
     tokens = sample(run)
     emitted = run.positions["is_generated"].to_numpy(dtype=bool)[tokens.rows]
@@ -250,16 +248,16 @@ def generated(run: "Run") -> Sample:
     return tokens.only(emitted)
 
 
-def groups(run: "Run", tokens: Sample) -> dict[str, Bools]:
+def groups(run: Records, tokens: Sample) -> dict[str, Bools]:
     """Which tokens are perturbed, unperturbed and any of the two, [tokens] each, in the order of `tokens.rows`."""
     perturbed = run.positions["perturbed"].to_numpy(dtype=bool)[tokens.rows]
     return {"perturbed": perturbed, "unperturbed": ~perturbed, "all": np.ones_like(perturbed)}
 
 
 def gathered(
-    run: "Run",
-    sums_of: Callable[["Run", Sample], Mapping[str, PerPrompt]],
-    tokens_of: Callable[["Run"], Sample] = sample,
+    run: Records,
+    sums_of: Callable[[Records, Sample], Mapping[str, PerPrompt]],
+    tokens_of: Callable[[Records], Sample] = sample,
 ) -> Gathered:
     """Sums over the tokens of every prompt, of a long run piece by piece; prompts in the order of their ids.
 
@@ -281,7 +279,7 @@ def gathered(
     return Gathered(len(order), left_out, n_tokens, joined)
 
 
-def counted_pieces(run: "Run", tokens_of: Callable[["Run"], Sample] = sample) -> Iterator[tuple["Run", Sample]]:
+def counted_pieces(run: Records, tokens_of: Callable[[Records], Sample] = sample) -> Iterator[tuple[Records, Sample]]:
     """The pieces of a run, itself where it is short, that have tokens which count, each with these.
 
     Raises:

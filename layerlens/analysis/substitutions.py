@@ -1,18 +1,16 @@
 """Which tokens decoding from the valley would change, and at which another layer than the last one was decoded from."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from layerlens.analysis.sample import Sample, counted_pieces, generated, sample
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 
-def substitutions(run: "Run") -> pd.DataFrame:
+def substitutions(run: Records) -> pd.DataFrame:
     """One row per substitution: a generated token at which the valley layer ranks another token first than layer L.
 
     These are the events that `substitution_pairs` and `valley_statistics` count, whichever layer the run was decoded
@@ -28,7 +26,7 @@ def substitutions(run: "Run") -> pd.DataFrame:
     return _rows(run, generated, "valley")
 
 
-def replacements(run: "Run") -> pd.DataFrame:
+def replacements(run: Records) -> pd.DataFrame:
     """One row per replacement: a token whose selected layer ranks another token first than the last layer does.
 
     The selected layer is the one whose logits the sampler got. Where a run was decoded from the valley at every token,
@@ -46,7 +44,7 @@ def replacements(run: "Run") -> pd.DataFrame:
     return _rows(run, sample, "selected")
 
 
-def _rows(run: "Run", tokens_of: Callable[["Run"], Sample], by: str) -> pd.DataFrame:
+def _rows(run: Records, tokens_of: Callable[[Records], Sample], by: str) -> pd.DataFrame:
     """The tokens at which the layer "valley" or "selected" disagrees with the last one."""
     tables, n_prompts, n_tokens, left_out = [], 0, 0, 0
     for piece, tokens in counted_pieces(run, tokens_of):
@@ -58,7 +56,7 @@ def _rows(run: "Run", tokens_of: Callable[["Run"], Sample], by: str) -> pd.DataF
     return table
 
 
-def _of_piece(run: "Run", tokens: Sample, by: str) -> pd.DataFrame:
+def _of_piece(run: Records, tokens: Sample, by: str) -> pd.DataFrame:
     layer = run.positions[f"{by}_layer"].to_numpy(dtype=np.int64)
     top = run.layers("top_token_id")
     differs = top[np.arange(len(layer)), layer - 1] != top[:, -1]

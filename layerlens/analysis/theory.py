@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from math import sqrt
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,9 +40,7 @@ from layerlens.analysis.sample import Bools, Sample, groups, sample
 from layerlens.analysis.uncertainty import CONFIDENCE, Floats, interval, mean_interval, resampled_means
 from layerlens.analysis.valleys import onset_layers, valley_layers
 from layerlens.errors import OptionError, RunError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -374,7 +372,7 @@ def dominance_table(
     return table
 
 
-def parameters_table(run: "Run", group: str = "all") -> pd.DataFrame:
+def parameters_table(run: Records, group: str = "all") -> pd.DataFrame:
     """One row per parameter of the theory as a run shows it, for tokens of a group: all, perturbed or unperturbed.
 
     On the group's mean entropy curve m(1..L):
@@ -422,7 +420,7 @@ def parameters_table(run: "Run", group: str = "all") -> pd.DataFrame:
     return table
 
 
-def parameters_from(run: "Run", group: str = "all") -> Parameters:
+def parameters_from(run: Records, group: str = "all") -> Parameters:
     """The parameters of the theory as a run shows them, with independent noise; see `parameters_table`."""
     value = parameters_table(run, group).set_index("parameter")["value"].to_dict()
     return Parameters(
@@ -438,7 +436,7 @@ def parameters_from(run: "Run", group: str = "all") -> Parameters:
 
 
 def prediction_table(
-    run: "Run", group: str = "all", *, n_draws: int = DRAWS, seed: int = SEED, window: int | None = None
+    run: Records, group: str = "all", *, n_draws: int = DRAWS, seed: int = SEED, window: int | None = None
 ) -> pd.DataFrame:
     """One row per measure: what the theory predicts with a run's own parameters, beside what the run shows.
 
@@ -527,7 +525,7 @@ def over_draws(name: str, values: np.ndarray[Any, Any]) -> dict[str, float]:
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _members(run: "Run", group: str) -> tuple[Sample, Bools]:
+def _members(run: Records, group: str) -> tuple[Sample, Bools]:
     if run.n_layers < MIN_LAYERS:
         raise RunError(
             f"{run.path} traces {run.n_layers} layers, too few to tell noise from a curve: "

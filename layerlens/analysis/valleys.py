@@ -1,6 +1,6 @@
 """Where the mean entropy curve leaves its plateau, where its final rise begins, and where it is lowest."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,9 +8,7 @@ import pandas as pd
 from layerlens.analysis.layers import entropy_by_group
 from layerlens.analysis.sample import Prompts
 from layerlens.analysis.uncertainty import Floats, interval, mean_interval, resampled_means
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 CLIMB = 0.01
 BAND = 0.1
@@ -18,7 +16,7 @@ BUMP = 0.05
 MIN_LAYERS = 8
 
 
-def valleys(run: "Run") -> pd.DataFrame:
+def valleys(run: Records) -> pd.DataFrame:
     """Nine rows: V_onset, V* and the lowest layer of the mean entropy curves of perturbed, unperturbed and all tokens.
 
     The paper names these layers without a formula. The rules here, on a mean curve m(1..L):

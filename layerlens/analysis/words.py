@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,8 @@ import pandas as pd
 from layerlens.analysis.sample import Bools, Gathered, PerPrompt, Prompts, Sample, counted_pieces, gathered, generated
 from layerlens.analysis.shares import share_interval
 from layerlens.errors import OptionError, RunError
-from layerlens.shipped import shipped_file
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
+from layerlens.sources.shipped import shipped_file
 
 CLASSES = ("content", "function", "punctuation", "other")
 BANDS = (
@@ -177,12 +175,12 @@ class Choices:
         return differ
 
 
-def choices(run: "Run") -> Choices:
+def choices(run: Records) -> Choices:
     """The first choices of last layer and valley for all generated tokens that count; RunError where there are none."""
     return choices_among(run, generated(run))
 
 
-def choices_among(run: "Run", tokens: Sample) -> Choices:
+def choices_among(run: Records, tokens: Sample) -> Choices:
     """The same, of some of the generated tokens."""
     top = run.layers("top_token_id")
     valley = run.positions["valley_layer"].to_numpy(dtype=np.int64)[tokens.rows]
@@ -190,7 +188,7 @@ def choices_among(run: "Run", tokens: Sample) -> Choices:
     return Choices(tokens, last, confident)
 
 
-def _no_substitution(run: "Run", n_tokens: int) -> RunError:
+def _no_substitution(run: Records, n_tokens: int) -> RunError:
     return RunError(
         f"{run.path} has no substitution: at none of its {n_tokens:,} generated tokens does the "
         "valley rank another token first than the last layer; trace more tokens, or with a larger --window"
@@ -228,7 +226,7 @@ class Substituted(Prompts):
         return {"share": share, "share_low": low, "share_high": high, "n_prompts": (counts > 0).sum(axis=0)}
 
 
-def substituted(run: "Run") -> Substituted:
+def substituted(run: Records) -> Substituted:
     """The substitutions of a run; RunError where there is none."""
     ids, parts, n_prompts, n_tokens, left_out = [], [], 0, 0, 0
     for piece, tokens in counted_pieces(run, generated):
@@ -245,7 +243,7 @@ def substituted(run: "Run") -> Substituted:
     return Substituted(n_prompts, left_out, n_tokens, place[prompt], last, confident)
 
 
-def refuse_without_texts(run: "Run") -> None:
+def refuse_without_texts(run: Records) -> None:
     """RunError where a run does not hold what its tokens say: it is not complete, or an earlier version traced it."""
     if run.words.empty:
         advice = "trace it again" if run.is_complete else "continue it with --resume"
@@ -255,7 +253,7 @@ def refuse_without_texts(run: "Run") -> None:
         )
 
 
-def substitution_pairs(run: "Run", k: int = 20) -> pd.DataFrame:
+def substitution_pairs(run: Records, k: int = 20) -> pd.DataFrame:
     """The k most frequent substitutions of one token by another, the most frequent first, ties by token ids.
 
     Columns: standard_token_id and standard, what the last layer ranked first and its text; confident_token_id and
@@ -278,7 +276,7 @@ def substitution_pairs(run: "Run", k: int = 20) -> pd.DataFrame:
     return _table(found, texts | columns, len(found.last))
 
 
-def substituted_tokens(run: "Run", method: str, k: int = 20) -> pd.DataFrame:
+def substituted_tokens(run: Records, method: str, k: int = 20) -> pd.DataFrame:
     """The k tokens that one method ranks first most often where the two disagree, ties by token id.
 
     Columns: token_id; token, its text; count; share of all substitutions (0..1) with `_low` and `_high` (95 %, prompts
@@ -300,7 +298,7 @@ def substituted_tokens(run: "Run", method: str, k: int = 20) -> pd.DataFrame:
     return _table(found, {"token_id": ranked[:, 0], "token": run.text_of(ranked[:, 0])} | columns, len(found.last))
 
 
-def class_shares(run: "Run", whole_words: bool = False, by: str = "class") -> pd.DataFrame:
+def class_shares(run: Records, whole_words: bool = False, by: str = "class") -> pd.DataFrame:
     """Shares of the kinds of words among standard tokens, confident tokens and all generated tokens.
 
     Columns: method ("last" and "confident", the two sides of the substitutions, and "generated", what the model
@@ -323,7 +321,7 @@ def class_shares(run: "Run", whole_words: bool = False, by: str = "class") -> pd
         raise OptionError(f"words cannot be sorted by {by!r}; choose from {', '.join(_KINDS)}")
     labels, classify = _KINDS[by]
 
-    def sums_of(piece: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+    def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         refuse_without_texts(run)
         found = choices_among(piece, tokens)
         emitted = piece.positions["next_token_id"].iloc[tokens.rows].to_numpy(dtype=np.int64)
@@ -355,7 +353,7 @@ def class_shares(run: "Run", whole_words: bool = False, by: str = "class") -> pd
     return _table(found, rows, n_substitutions)
 
 
-def substituted_classes(run: "Run", whole_words: bool = False, by: str = "class") -> pd.DataFrame:
+def substituted_classes(run: Records, whole_words: bool = False, by: str = "class") -> pd.DataFrame:
     """The rows of the paper's Table 8 as this run has them, named as the reported values of source 8 are.
 
     Columns: method; condition; quantity; value, with value_low and value_high (95 %, prompts resampled; NaN for
@@ -435,7 +433,7 @@ def _most_frequent(found: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[st
     return distinct[order], columns | {"n_substitutions": len(ids)}
 
 
-def _words_in_place(run: "Run", tokens: Sample, emitted: Ints, ids: Ints, among: Bools) -> list[str]:
+def _words_in_place(run: Records, tokens: Sample, emitted: Ints, ids: Ints, among: Bools) -> list[str]:
     """The whole word of every id among some tokens, each in its place in what the model emitted for the prompt."""
     texts, own = run.text_of(emitted), iter(run.text_of(ids[among]))
     words = []

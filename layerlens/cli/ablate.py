@@ -45,7 +45,7 @@ def ablate(
     _refuse_what_cannot_be(names, grid, window, repeats, settings)
 
     import layerlens as ll
-    from layerlens.evaluation.answers import refuse_unless_free
+    from layerlens.records.answers import refuse_unless_free
 
     items = ll.dataset(dataset, limit=limit, data_file=data_file, seed=decoding.seed)
     refuse_unless_free(out, resume=resume)

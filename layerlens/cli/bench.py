@@ -63,7 +63,7 @@ def decode(
     chosen = strategy_options.strategy(strategy, window)
     refuse_unwritable(json)
     loaded = loading.load(model)
-    options.refuse_unfit(chosen, strategy, loaded)
+    chosen.fit(loaded.n_layers, loaded.tied, f"--strategy {strategy}")
     settings = with_generation_config(settings, loaded)
     report = measure(loaded, chosen, _prompts(loaded, prompt, settings), settings, rounds)
     _print_report(report, strategy)

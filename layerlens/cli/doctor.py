@@ -8,7 +8,7 @@ from layerlens.cli import options
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
-    from layerlens.estimate import Estimate
+    from layerlens.support.estimate import Estimate
 
 
 @options.grouped
@@ -30,7 +30,7 @@ def doctor(
         _print_versions()
         return 0
     from layerlens.decode.options import whole
-    from layerlens.estimate import estimate
+    from layerlens.support.estimate import estimate
 
     whole("batch_size", batch_size, 1)
     whole("tokens", tokens, 1)

@@ -34,7 +34,7 @@ def say_incomplete(run: "Run") -> None:
 
 def say_unfinished(ablation: Path) -> None:
     """On standard error, that not everything of an ablation was answered; RunError where there is none."""
-    from layerlens.evaluation.answers import read_manifest
+    from layerlens.records.answers import read_manifest
 
     if read_manifest(ablation.expanduser())["totals"] is None:
         typer.echo(f"layerlens: {ablation} is not complete: continue it with `layerlens ablate --resume`", err=True)

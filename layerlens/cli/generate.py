@@ -37,7 +37,7 @@ def generate(
     from layerlens.cli.text import print_generation, print_side_by_side
 
     loaded, sampled = loading.load(model), decoding.temperature > 0
-    options.refuse_unfit(chosen, strategy, loaded)
+    chosen.fit(loaded.n_layers, loaded.tied, f"--strategy {strategy}")
     found = ll.generate(loaded, prompt, strategy=chosen, **settings)
     if compare:
         last = ll.generate(loaded, prompt, strategy=ll.Last(), **settings)

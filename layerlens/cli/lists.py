@@ -10,7 +10,7 @@ import typer
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
-    from layerlens.coverage import Coverage
+    from layerlens.support.coverage import Coverage
 
 
 def models(
@@ -36,7 +36,7 @@ def models(
         return _list_families()
     if json and markdown:
         raise OptionError("--json and --markdown are two ways to print the same; give one of them")
-    from layerlens.coverage import as_table, check_families
+    from layerlens.support.coverage import as_table, check_families
 
     shown = _as_json if json else as_table if markdown else _as_lines
     found: list[Coverage] = []
@@ -82,7 +82,7 @@ def _as_json(found: "Iterable[Coverage]") -> Iterator[str]:
 
 def _as_lines(found: "Iterable[Coverage]") -> Iterator[str]:
     """A line for each family, of steps that hold or of the reason why not, and one that counts them."""
-    from layerlens.coverage import STEPS, summed_up
+    from layerlens.support.coverage import STEPS, summed_up
 
     yield f"{'family':<24}  verdict    seconds  {'  '.join(STEPS)}  parts  layers of the tiny model"
     kept: list[Coverage] = []

@@ -202,18 +202,6 @@ def variables_of(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def refuse_unfit(strategy: "Strategy", name: str, model: "LoadedModel") -> None:
-    """OptionError that names --strategy where the strategy needs a layer that the model does not have."""
-    from layerlens.decode.strategies import Fixed, layers_of
-
-    last = model.n_layers - 1
-    if isinstance(strategy, Fixed) and strategy.offset > last:
-        raise OptionError(
-            f"--strategy {name} does not fit a model of {model.n_layers} layers; give last-0 to last-{last}"
-        )
-    layers_of(strategy, model.n_layers, model.tied)
-
-
 def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
     """The command as typer is to see it: in place of each parameter that is a group of options, the options."""
     parameters = inspect.signature(command).parameters.values()

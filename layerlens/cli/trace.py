@@ -91,7 +91,7 @@ def trace(
 
     try:
         loaded = loading.load(model)
-        options.refuse_unfit(chosen, strategy, loaded)
+        chosen.fit(loaded.n_layers, loaded.tied, f"--strategy {strategy}")
         run = ll.trace(loaded, asked, out=out, strategy=chosen, resume=resume, **settings)
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from layerlens import hub
 from layerlens.datasets.source import Source
 from layerlens.errors import PromptError, first_sentence
+from layerlens.sources import hub
 
 
 def read_rows(source: Source, revision: str | None, limit: int | None) -> list[dict[str, object]]:

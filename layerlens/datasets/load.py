@@ -9,7 +9,7 @@ from layerlens.datasets.prompt import Dataset, Prompt, check_limit, check_unique
 from layerlens.datasets.registry import find
 from layerlens.datasets.source import Source
 from layerlens.errors import OptionError, PromptError
-from layerlens.shipped import shipped_file
+from layerlens.sources.shipped import shipped_file
 
 
 def dataset(

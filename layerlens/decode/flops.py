@@ -7,9 +7,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from layerlens.analysis.overhead import DecodingFlops
 from layerlens.errors import ModelError, OptionError
 from layerlens.models.adapter import head_of
+from layerlens.records.cost import DecodingFlops
 
 _ACTIVE_EXPERTS = (
     "num_experts_per_tok",

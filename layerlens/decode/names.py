@@ -88,14 +88,14 @@ def strategy_record(strategy: Strategy, n_layers: int | None = None) -> dict[str
 
     Args:
         strategy: any.
-        n_layers: L of the model, so that a valley's window that was left to it is said.
+        n_layers: L of the model, so that a window that was left to it is said.
     """
     kind = type(strategy)
     names = [name for name, make in _STRATEGIES.items() if make is kind]
     own_name = f"{kind.__module__}.{kind.__name__}" if kind.__name__ in _STRATEGIES else kind.__name__
     options = {name: recorded(value) for name, value in attributes_of(strategy).items()}
-    if type(strategy) is Valley and n_layers is not None:
-        options["window"] = strategy.window_in(n_layers)
+    if "window" in options and n_layers is not None:
+        options["window"] = strategy.window_in(n_layers) or options["window"]
     return {"name": names[0] if names else own_name} | options
 
 

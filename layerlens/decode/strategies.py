@@ -17,8 +17,7 @@ from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import SCANS, walk_back
 from layerlens.errors import OptionError
 from layerlens.lens.sums import arg_max
-
-DEFAULT_WINDOW = 10
+from layerlens.records.schema import DEFAULT_WINDOW
 
 
 class Choice(NamedTuple):
@@ -44,6 +43,21 @@ class Strategy(ABC):
     column of that name, and "entropy" for "shannon"."""
     whole_batch: bool = False
     """Whether the rows of a batch depend on each other; otherwise a large batch is read out in parts."""
+    is_untouched: bool = False
+    """Whether the model's own logits are left as they are, whatever the model and the options."""
+
+    @property
+    def label(self) -> str | None:
+        """The name in figures, such as "valley+1"; None for the one that it was registered by."""
+        return None
+
+    def window_in(self, n_layers: int) -> int | None:
+        """How many layers of a model of L a walk back chooses among, the last one included; None where none walks."""
+        return None
+
+    def fit(self, n_layers: int, tied: bool, asked: str) -> None:
+        """OptionError where the strategy does not fit a model of L layers; `asked` is how it was asked for."""
+        layers_of(self, n_layers, tied)
 
     @abstractmethod
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
@@ -81,6 +95,12 @@ class Last(Strategy):
     """The model's own logits, untouched."""
 
     criterion = "shannon"
+    is_untouched = True
+
+    @property
+    def label(self) -> str | None:
+        """last."""
+        return "last" if type(self) is Last else None
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """None: the model's own logits."""
@@ -107,6 +127,19 @@ class Fixed(Strategy):
     def __post_init__(self) -> None:
         whole_number("offset", self.offset, 0)
         _probability(self.p)
+
+    @property
+    def label(self) -> str | None:
+        """last-N, for N layers before the last; "last" where that is the last one."""
+        if type(self) is not Fixed:
+            return None
+        return f"last-{self.offset}" if self != Fixed(0) else "last"
+
+    def fit(self, n_layers: int, tied: bool, asked: str) -> None:
+        """As of every strategy, with the names of those that fit."""
+        if self.offset >= n_layers:
+            raise OptionError(f"{asked} does not fit a model of {n_layers} layers; give last-0 to last-{n_layers - 1}")
+        super().fit(n_layers, tied, asked)
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """L − offset, and L to compare with; none where that is L."""
@@ -157,6 +190,13 @@ class Valley(Strategy):
             raise OptionError(f"entropy_floor {floor!r} is out of range; give nats, 0 or more")
         if floor > 0 and self.criterion != "shannon":
             raise OptionError(f"entropy_floor {floor} is in nats and has no meaning for {self.criterion}; leave it out")
+
+    @property
+    def label(self) -> str | None:
+        """valley, with the shift where there is one: valley+1."""
+        if type(self) is not Valley:
+            return None
+        return f"valley{self.shift:+d}" if self.shift else "valley"
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """The window's layers; none where that can only be L."""

@@ -21,13 +21,13 @@ from layerlens.decode.names import named_strategy, strategy_record, takes_option
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
-from layerlens.decode.strategies import Fixed, Last, Strategy, Valley, is_number, layers_of
+from layerlens.decode.strategies import Last, Strategy, is_number
 from layerlens.errors import ModelError, OptionError
 from layerlens.evaluation import scoring
-from layerlens.evaluation.answers import AnswersWriter, condition_name
 from layerlens.models import Model
 from layerlens.models.use import uses_model
 from layerlens.records import Manifest, new_manifest
+from layerlens.records.answers import AnswersWriter, condition_name
 from layerlens.records.manifest import digest
 
 ARMS = ("last", "last-1", "last-2", "last-4", "valley", "valley-2", "valley-1", "valley+1", "valley+2")
@@ -97,7 +97,7 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
     found: dict[str, Strategy] = {}
     for arm in arms:
         strategy = _strategy_of(arm, window)
-        name = _name_of(arm, strategy)
+        name = strategy.label or arm
         if name in found:
             same = "" if arm == name else f" is {name}, which"
             raise OptionError(f"--arms {arm}{same} is given already; leave one of them out")
@@ -210,7 +210,7 @@ def _planned(
     strategies, grid = arm_strategies(arms, window), probabilities(p)
     whole("repeats", repeats, 1)
     for arm, strategy in strategies.items():
-        _refuse_unfit(arm, strategy, model)
+        strategy.fit(model.n_layers, model.tied, f"--arms {arm}")
     settled = settle_chat_template(options, bool(getattr(model.tokenizer, "chat_template", None)))
     settled = with_generation_config(settled, model)
     way = scoring.way_of_scoring(dataset.name)
@@ -219,13 +219,6 @@ def _planned(
     if settled.batch_size > 1 and len({len(prompt.token_ids) for prompt in tokenized}) > 1:
         refuse_ignored_padding(model)
     return _Plan(dataset, tokenized, way, strategies, grid, repeats, settled)
-
-
-def _refuse_unfit(arm: str, strategy: Strategy, model: Model) -> None:
-    last = model.n_layers - 1
-    if isinstance(strategy, Fixed) and strategy.offset > last:
-        raise OptionError(f"--arms {arm} does not fit a model of {model.n_layers} layers; give last-0 to last-{last}")
-    layers_of(strategy, model.n_layers, model.tied)
 
 
 def _shown(pending: Sequence[tuple[Condition, int]], *, progress: bool) -> Iterable[tuple[Condition, int]]:
@@ -244,20 +237,9 @@ def _strategy_of(arm: str, window: int | None) -> Strategy:
     except OptionError as error:
         reason = str(error).partition(";")[0].replace("--strategy", "--arms")
         raise OptionError(f"{reason}; {advice}") from error
-    if type(strategy) is not Last and not (hasattr(strategy, "p") and is_dataclass(strategy)):
+    if strategy.label != "last" and not (hasattr(strategy, "p") and is_dataclass(strategy)):
         raise OptionError(f"--arms {arm} has no probability p; {advice}")
     return strategy
-
-
-def _name_of(arm: str, strategy: Strategy) -> str:
-    """What figures call it; a strategy that derives from one of these is another one."""
-    if type(strategy) is Last or strategy == Fixed(0):
-        return "last"
-    if type(strategy) is Fixed:
-        return f"last-{strategy.offset}"
-    if type(strategy) is Valley:
-        return f"valley{strategy.shift:+d}" if strategy.shift else "valley"
-    return arm
 
 
 def _answers(model: Model, plan: _Plan, condition: Condition, part: int) -> dict[str, Any]:

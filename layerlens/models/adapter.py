@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,13 @@ from layerlens.errors import ModelError, first_sentence
 from layerlens.models import machine, placement
 from layerlens.models.backend import TRANSFORMERS, Backend
 from layerlens.models.families import Family, family_of
+from layerlens.models.foundation import Foundation
 from layerlens.models.hooks import Call, SubLayers, calls_in
 from layerlens.models.kinds import layer_kinds, mlp_kinds
 from layerlens.models.packed import is_plain, matrix_of, plain_tensors
 from layerlens.models.refusals import unreadable_head
 from layerlens.models.unembed import Unembed
 from layerlens.notebook import as_html
-
-if TYPE_CHECKING:
-    from layerlens.models.changes import Foundation
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")
 _FACTORS, _DIVISORS = (
@@ -70,7 +68,7 @@ class Model:
     layer_kinds: Sequence[str]
     mlp_kinds: Sequence[str]
     backend: Backend = TRANSFORMERS
-    foundation: "Foundation | None" = None
+    foundation: Foundation | None = None
 
     @property
     def n_layers(self) -> int:

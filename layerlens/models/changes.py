@@ -1,7 +1,6 @@
-"""What a model's readings rest on, noted when it was loaded, and what of it is another now."""
+"""Notes what a model's readings rest on, and finds what of it is another now."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -9,36 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from layerlens.models.adapter import SCALARS, Model, head_of
+from layerlens.models.foundation import Foundation
 from layerlens.models.packed import is_plain, plain_tensors
 
 _OURS = "layerlens.models.hooks"
 _PLAIN = (bool, int, float)
-
-
-@dataclass(frozen=True, eq=False)
-class Foundation:
-    """What the readings of a model rest on.
-
-    Attributes:
-        stack: path of the list of its blocks.
-        ends: paths of the modules between the last block and the logits, with the modules inside of them.
-        around: paths of the modules that hold the blocks or the head: what they run decides which states there are.
-        parts: paths of the modules at which attention and MLP part are told apart.
-        copied: whether the readout holds copies of those ends, on another device or in another form.
-        fixed: each is a phrase and a value; where one differs, the readings would be another model's.
-        watched: likewise; where one differs, only a pass can tell whether the readings still hold.
-        numbers: likewise, and the pass need not be made again while they stay as it found them; hooks and forwards can
-            act otherwise the next time.
-    """
-
-    stack: str
-    ends: tuple[str, ...]
-    around: tuple[str, ...]
-    parts: tuple[str, ...]
-    copied: bool
-    fixed: dict[str, object]
-    watched: dict[str, object]
-    numbers: dict[str, object]
 
 
 def foundation_of(model: Model) -> Foundation:

@@ -26,7 +26,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from layerlens import hub
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.garbage import uncollected
 from layerlens.models import bridge, gguf, memory, nnsight, packed_gguf
@@ -41,6 +40,7 @@ from layerlens.models.refusals import (
     refuse_without_values,
 )
 from layerlens.models.use import alone, own_terms
+from layerlens.sources import hub
 
 if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel

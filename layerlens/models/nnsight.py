@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from layerlens import hub
 from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
 from layerlens.models import reduction
 from layerlens.models.adapter import Model, adapt
 from layerlens.models.backend import Backend
 from layerlens.models.check import checked, probe, readouts, refuse_not_causal, stream_changed, with_readout
 from layerlens.models.families import FAMILIES
+from layerlens.sources import hub
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -1,6 +1,6 @@
 """Figures drawn from a run. Each function reads a table, draws on matplotlib axes and hands the axes back."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,9 +13,7 @@ from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NUMBERS, draw, figure2, figure4
 from layerlens.plots.grids import figure_grid
 from layerlens.plots.save import save
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 __all__ = [
     "DISTINCT",
@@ -35,7 +33,7 @@ __all__ = [
 ]
 
 
-def contributions(run: "Run", ax: Axes | None = None) -> Axes:
+def contributions(run: Records, ax: Axes | None = None) -> Axes:
     """The axes with the mean norm ratio of every layer as bars (Figure 2a); new ones where none are given."""
     table = contributions_table(run)
     drawn_on = _new_axes(1)[0] if ax is None else ax
@@ -43,7 +41,7 @@ def contributions(run: "Run", ax: Axes | None = None) -> Axes:
         return draw_contributions(table, drawn_on)
 
 
-def io_cosine(run: "Run", ax: Axes | None = None) -> Axes:
+def io_cosine(run: Records, ax: Axes | None = None) -> Axes:
     """The axes with the mean I/O cosine of every layer as bars (Figure 2b); new ones where none are given."""
     table = contributions_table(run)
     drawn_on = _new_axes(1)[0] if ax is None else ax
@@ -51,7 +49,7 @@ def io_cosine(run: "Run", ax: Axes | None = None) -> Axes:
         return draw_io_cosine(table, drawn_on)
 
 
-def entropy_partition(run: "Run", axes: Any = None) -> np.ndarray[Any, Any]:
+def entropy_partition(run: Records, axes: Any = None) -> np.ndarray[Any, Any]:
     """Two axes with the mean entropy by layer of perturbed and of unperturbed tokens (Figure 4), as an array.
 
     Args:

@@ -1,6 +1,6 @@
 """Tokens that the valley chose and those of the last layer, over the entropy curve (Figure 1 of arXiv 2606.21906)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,7 @@ from layerlens.analysis.valleys import lowest_layers, valley_layers
 from layerlens.analysis.words import METHODS, Substituted, choices_among, refuse_without_texts, substituted, word_class
 from layerlens.plots import style
 from layerlens.plots.grids import FONT, ink_box, label
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 MOST_LABELS = 60
 SEED = 0
@@ -28,7 +26,7 @@ _SMALLEST, _LARGEST = 5.0, 34.0  # points
 _LONGEST = 24  # characters of a label
 
 
-def figure1(run: "Run") -> tuple[Figure, pd.DataFrame]:
+def figure1(run: Records) -> tuple[Figure, pd.DataFrame]:
     """Two clouds of substituted tokens over the entropy by layer, and the table drawn; see `clouds_table`.
 
     Left, in blue, what the valley ranks first at the substitutions; right what the last layer does, in red where that
@@ -52,7 +50,7 @@ def figure1(run: "Run") -> tuple[Figure, pd.DataFrame]:
     return figure, table
 
 
-def clouds_table(run: "Run") -> pd.DataFrame:
+def clouds_table(run: Records) -> pd.DataFrame:
     """Everything Figure 1 draws, one row per label of a cloud and per point of a curve.
 
     Columns: part ("confident" and "last", the clouds; "substituted" and "generated", the curves); label, what is
@@ -135,7 +133,7 @@ _COLUMNS = (
 )
 
 
-def _labels(run: "Run", found: Substituted, method: str) -> pd.DataFrame:
+def _labels(run: Records, found: Substituted, method: str) -> pd.DataFrame:
     distinct, which, counts = np.unique(getattr(found, method), return_inverse=True, return_counts=True)
     texts = run.text_of(distinct)
     tokens = pd.DataFrame({"label": [_short(label(text)) for text in texts], "text": texts, "count": counts})
@@ -152,7 +150,7 @@ def _labels(run: "Run", found: Substituted, method: str) -> pd.DataFrame:
     return frame
 
 
-def _entropies(run: "Run", tokens: Sample) -> dict[str, PerPrompt]:
+def _entropies(run: Records, tokens: Sample) -> dict[str, PerPrompt]:
     entropy = tokens.of(run.layers("entropy"))
     among = choices_among(run, tokens).substituted
     return {"substituted": tokens.per_prompt(entropy, among), "generated": tokens.per_prompt(entropy)}

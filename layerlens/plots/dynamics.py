@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,7 @@ from matplotlib.axes import Axes
 
 from layerlens.analysis import by_layer, phases
 from layerlens.plots import style
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 DWARFS = 1.5
 MOST_CLIPPED = 3
@@ -21,7 +19,7 @@ TREND_LAYERS = 8
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def contributions_table(run: "Run") -> pd.DataFrame:
+def contributions_table(run: Records) -> pd.DataFrame:
     """One row per layer 1..L with everything Figure 2 draws.
 
     Columns: layer; kind; phase (I, II, III by the rule "plateau", NA where it finds none); norm_ratio and
@@ -44,7 +42,7 @@ def contributions_table(run: "Run") -> pd.DataFrame:
     return table
 
 
-def phase_of_layers(run: "Run") -> list[str | None]:
+def phase_of_layers(run: Records) -> list[str | None]:
     """The phase of each layer 1..L by the rule "plateau"; None throughout where there are too few layers for it."""
     found: list[str | None] = [None] * run.n_layers
     for phase in phases(run).dropna(subset="first").itertuples():

@@ -1,6 +1,6 @@
 """How sure the model would be after each layer, perturbed tokens or not (Figures 4 and 6 of arXiv 2606.21906)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,7 @@ from layerlens.analysis import entropy_curves, partition, valleys
 from layerlens.analysis.valleys import marks_shown
 from layerlens.plots import style
 from layerlens.plots.dynamics import name_phases, phase_of_layers
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 GROUPS = ("perturbed", "unperturbed")
 ZOOM_LAYERS = 5
@@ -24,7 +22,7 @@ _COLOURS = {"perturbed": style.PERTURBED, "unperturbed": style.UNPERTURBED}
 _SIGNS = {"V_onset": (r"$V_\mathrm{onset}$", ""), "V*": ("$V^*$", ", lowest of the final rise")}
 
 
-def entropy_table(run: "Run") -> pd.DataFrame:
+def entropy_table(run: Records) -> pd.DataFrame:
     """One row per group (perturbed, unperturbed) and layer 1..L with everything Figure 4 draws.
 
     Columns: group; layer; kind; entropy in nats with `_low`, `_high` and `_sd`; n_tokens; n_prompts; phase (NA

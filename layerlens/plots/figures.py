@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,12 +15,10 @@ from layerlens.plots.dynamics import contributions_table, draw_contributions, dr
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.grids import figure_grid
 from layerlens.plots.save import save
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 
-def figure2(run: "Run") -> tuple[Figure, pd.DataFrame]:
+def figure2(run: Records) -> tuple[Figure, pd.DataFrame]:
     """Norm ratio (a) and I/O cosine (b) of every layer, and the table drawn; see `contributions_table`."""
     table = contributions_table(run)
     with style.look():
@@ -34,7 +31,7 @@ def figure2(run: "Run") -> tuple[Figure, pd.DataFrame]:
     return figure, table
 
 
-def figure4(run: "Run") -> tuple[Figure, pd.DataFrame]:
+def figure4(run: Records) -> tuple[Figure, pd.DataFrame]:
     """Mean entropy by layer of perturbed (a) and unperturbed (b) tokens, and the table drawn; see `entropy_table`."""
     table = entropy_table(run)
     with style.look():
@@ -47,10 +44,10 @@ def figure4(run: "Run") -> tuple[Figure, pd.DataFrame]:
 
 def draw(
     number: int,
-    run: "Run | None",
+    run: Records | None,
     out_dir: Path,
     *,
-    beside: "Run | None" = None,
+    beside: Records | None = None,
     ablation: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
     """The files of the paper's figure of that number: PNG, PDF and the csv they draw.
@@ -86,7 +83,7 @@ def draw(
 
 
 GRIDS = (7, 8, 9, 10, 11, 12)
-FIGURES: dict[int, Callable[["Run"], tuple[Figure, pd.DataFrame]]] = {
+FIGURES: dict[int, Callable[[Records], tuple[Figure, pd.DataFrame]]] = {
     1: figure1,
     2: figure2,
     4: figure4,

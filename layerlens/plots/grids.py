@@ -4,7 +4,7 @@ from collections.abc import Callable
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,9 +20,7 @@ from PIL import ImageFont
 from layerlens.analysis.words import Choices, choices, visible
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import style
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 FONT = "DejaVu Sans"  # comes with matplotlib, so that every machine draws the same
 COLUMNS = 14
@@ -35,8 +33,8 @@ _ROOM = 0.86  # of a box's width may be text
 
 
 def figure_grid(
-    last_run: "Run | None",
-    valley_run: "Run",
+    last_run: Records | None,
+    valley_run: Records,
     prompt_id: str | None = None,
     choice: int = 1,
     most_tokens: int = MOST_TOKENS,
@@ -87,8 +85,8 @@ def figure_grid(
 
 
 def grid_table(
-    last_run: "Run | None",
-    valley_run: "Run",
+    last_run: Records | None,
+    valley_run: Records,
     prompt_id: str | None = None,
     choice: int = 1,
     most_tokens: int = MOST_TOKENS,
@@ -257,7 +255,7 @@ def _as_share(inches: tuple[float, float, float, float], across: float, up: floa
     return x / across, y / up, wide / across, high / up
 
 
-def _substituted(run: "Run") -> str:
+def _substituted(run: Records) -> str:
     """What became of a run's substitutions: nothing where every token was sampled from the last layer."""
     layers = run.positions.loc[run.positions["is_generated"], "selected_layer"]
     return "would be substituted" if (layers == run.n_layers).all() else "substituted"
@@ -279,17 +277,17 @@ def _colour_bar(figure: Figure, norm: Normalize, height: float) -> None:
     axes.text(1.06, 0.5, "entropy (nats) at the layer whose logits were sampled", **place)
 
 
-def _ids(run: "Run", found: Choices) -> "pd.Series[str]":
+def _ids(run: Records, found: Choices) -> "pd.Series[str]":
     """The prompt of every token of a sample, in its order."""
     return run.positions["prompt_id"].iloc[found.tokens.rows].reset_index(drop=True)
 
 
-def _with_text(runs: list["Run"], found: list[Choices]) -> set[str]:
+def _with_text(runs: list[Records], found: list[Choices]) -> set[str]:
     """Prompts for which every run generated something."""
     return set.intersection(*(set(_ids(run, of).unique()) for run, of in zip(runs, found, strict=True)))
 
 
-def _choose(runs: list["Run"], found: list[Choices], choice: int) -> str:
+def _choose(runs: list[Records], found: list[Choices], choice: int) -> str:
     common = _with_text(runs, found)
     if not common:
         raise RunError(f"{runs[0].path} and {runs[-1].path} share no prompt; trace the same prompts in both")
@@ -307,7 +305,7 @@ def _asked(choice: int) -> str:
     return f"figure {choice + 6} shows the {_ORDINALS[choice - 1]} text"
 
 
-def _holding(runs: list["Run"], n_texts: int) -> str:
+def _holding(runs: list[Records], n_texts: int) -> str:
     """How many prompts with a generated text a run has, or two have in common."""
     verb = "has" if len(runs) == 1 else "have"
     shared = "" if len(runs) == 1 else " in common"
@@ -315,7 +313,7 @@ def _holding(runs: list["Run"], n_texts: int) -> str:
     return f"{where} {verb} {n_texts} {'prompt' if n_texts == 1 else 'prompts'}{shared}"
 
 
-def _check(runs: list["Run"], found: list[Choices], prompt_id: str) -> str:
+def _check(runs: list[Records], found: list[Choices], prompt_id: str) -> str:
     for run, of in zip(runs, found, strict=True):
         if prompt_id not in _with_text([run], [of]):
             few = ", ".join(sorted(_with_text([run], [of]))[:4])
@@ -323,7 +321,7 @@ def _check(runs: list["Run"], found: list[Choices], prompt_id: str) -> str:
     return prompt_id
 
 
-def _refuse_unlike(last_run: "Run", valley_run: "Run") -> None:
+def _refuse_unlike(last_run: Records, valley_run: Records) -> None:
     strategy = last_run.manifest["strategy"]["name"]
     if strategy != "last":
         raise RunError(
@@ -335,7 +333,7 @@ def _refuse_unlike(last_run: "Run", valley_run: "Run") -> None:
         raise RunError(f"{last_run.path} and {valley_run.path} are of two models; trace the same one in both")
 
 
-def _refuse_other_prompts(runs: list["Run"], prompt_id: str) -> None:
+def _refuse_other_prompts(runs: list[Records], prompt_id: str) -> None:
     first, second = (run.prompts.set_index("prompt_id")["prompt"][prompt_id] for run in runs)
     if first != second:
         raise RunError(
@@ -343,7 +341,7 @@ def _refuse_other_prompts(runs: list["Run"], prompt_id: str) -> None:
         )
 
 
-def _tokens_of(run: "Run", found: Choices, prompt_id: str) -> pd.DataFrame:
+def _tokens_of(run: Records, found: Choices, prompt_id: str) -> pd.DataFrame:
     among = (_ids(run, found) == prompt_id).to_numpy()
     rows = found.tokens.rows[among]
     positions = run.positions.iloc[rows]

@@ -4,6 +4,8 @@ import json
 import shlex
 from typing import Any
 
+from layerlens.records.schema import DEFAULT_WINDOW
+
 _CIRCUMSTANCES = {
     "created",
     "command",
@@ -12,7 +14,6 @@ _CIRCUMSTANCES = {
     "merged_from",
 }  # may differ between the sessions of one run
 _STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "entropy_floor": 0.0}
-_DEFAULT_WINDOW = 10  # of a valley, or all layers where there are fewer
 _PYTHON_ONLY = ("options.do_sample", "options.eos_token_id")
 _THREE_WAYS = "options.add_special_tokens"  # None is the default, and False is another choice
 
@@ -127,7 +128,7 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _default_window(n_layers: Any) -> int:
-    return min(_DEFAULT_WINDOW, n_layers) if isinstance(n_layers, int) else _DEFAULT_WINDOW
+    return min(DEFAULT_WINDOW, n_layers) if isinstance(n_layers, int) else DEFAULT_WINDOW
 
 
 def _of_strategy(record: dict[str, Any], n_layers: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 FORMAT = 1
+DEFAULT_WINDOW = 10  # candidate layers of Eq. 7, or all layers where there are fewer
 
 _layer_floats = pa.list_(pa.float32())
 _layer_ids = pa.list_(pa.int32())

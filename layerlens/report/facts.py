@@ -2,16 +2,14 @@
 
 import json
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from layerlens.records.reader import Records
 from layerlens.report.findings import count
 from layerlens.report.markup import Markup, element, join
 
-if TYPE_CHECKING:
-    from layerlens.run import Run
 
-
-def heading(run: "Run") -> Markup:
+def heading(run: Records) -> Markup:
     """The model as title, and one line that says how much of what was traced."""
     generated = int(run.positions["is_generated"].sum())
     amounts = [
@@ -23,7 +21,7 @@ def heading(run: "Run") -> Markup:
     return join(element("h1", str(run.manifest["model"]["source"])), element("p", " · ".join(amounts)))
 
 
-def facts(run: "Run") -> Markup:
+def facts(run: Records) -> Markup:
     """What the manifest says of the run: what matters at once, the rest to be opened."""
     manifest = run.manifest
     model, dataset, hardware = manifest["model"], manifest["dataset"], manifest.get("hardware", {})

@@ -2,42 +2,42 @@
 
 from collections.abc import Sequence
 from math import isinf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from layerlens.analysis.decoding import by_entropy_band, by_relative_position, valley_statistics
-from layerlens.analysis.valleys import marks_shown
+from layerlens.analysis.partition import partition
+from layerlens.analysis.phases import phases
+from layerlens.analysis.valleys import marks_shown, valleys
 from layerlens.errors import RunError
+from layerlens.records.reader import Records
 from layerlens.report.markup import Markup, element, join
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
 
 Row = dict[Any, Any]
 
 
-def findings(run: "Run") -> Markup:
+def findings(run: Records) -> Markup:
     """The statistics of a run with their 95 % intervals; one sentence instead where the run lacks what they need."""
     if run.n_layers == 1:
         return note("The model has a single layer: no phases, and no layer before the last to compare with.")
     try:
-        phases, partition, valleys = run.phases(), run.partition(), run.valleys()
+        phase_table, partitioned, valley_table = phases(run), partition(run), valleys(run)
     except RunError as error:
         return note(f"No statistics: {error}.")
     try:
         steps, why_not = valley_statistics(run), ""
     except RunError as error:
         steps, why_not = None, f"No statistics of generated tokens: {error}."
-    tables = [_phase_table(phases), _valley_table(valleys), _partition_table(partition)]
+    tables = [_phase_table(phase_table), _valley_table(valley_table), _partition_table(partitioned)]
     return join(
-        _highlights(phases, partition, valleys, steps),
+        _highlights(phase_table, partitioned, valley_table, steps),
         element("div", *tables, attributes={"class": "tables"}),
         note(why_not) if steps is None else _generated_tables(run, steps),
     )
 
 
-def caveats(run: "Run") -> list[str]:
+def caveats(run: Records) -> list[str]:
     """What a reader of the numbers must know, a sentence each; none for a complete run of many sound prompts."""
     n_broken = int((run.prompts["finish_reason"] == "non_finite").sum())
     counted = len(run.prompts) - n_broken
@@ -135,7 +135,7 @@ def _partition_table(partition: pd.DataFrame) -> Markup:
     return _table("Entropy partition, nats", head, rows, _basis(partition))
 
 
-def _generated_tables(run: "Run", steps: pd.DataFrame) -> Markup:
+def _generated_tables(run: Records, steps: pd.DataFrame) -> Markup:
     """Valleys and substitutions of the generated tokens: as a whole, by final entropy and by place in the text."""
     shown = [(name, _rows(steps, statistic=statistic)[0]) for statistic, name in _STATISTICS.items()]
     rows = [[name, with_interval(row, "value", _DIGITS[row["unit"]]), f"{row['n_tokens']:,}"] for name, row in shown]

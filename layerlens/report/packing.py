@@ -10,15 +10,13 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from math import log2
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from layerlens.analysis.layers import layer_kinds
 from layerlens.errors import OptionError, RunError
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
+from layerlens.records.reader import Records
 
 BUDGET = 4_300_000
 STEPS = (65535, 255, 127)
@@ -38,7 +36,7 @@ _CURVES: dict[str, tuple[str, Curve, Curve]] = {
 }
 
 
-def pack(run: "Run", prompt_ids: Sequence[str] | None = None) -> Packed:
+def pack(run: Records, prompt_ids: Sequence[str] | None = None) -> Packed:
     """Everything the explorer shows, ready for `json.dumps`, at most about `BUDGET` bytes unless one prompt has more.
 
     Of a prompt the first 4,096 positions are held. Where not all prompts fit even in the fewest steps, the first ones
@@ -68,7 +66,7 @@ def pack(run: "Run", prompt_ids: Sequence[str] | None = None) -> Packed:
     return packed | {"prompts_left_out": n_prompts - len(packed["prompts"])}
 
 
-def _rows_by_prompt(run: "Run", prompt_ids: Sequence[str] | None) -> dict[str, Array]:
+def _rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str, Array]:
     """The rows of `run.positions` of every prompt, in the order of its positions."""
     traced: dict[str, Array] = run.positions.groupby("prompt_id", sort=False).indices  # type: ignore[assignment]
     if not traced:
@@ -87,7 +85,7 @@ def _most_cells(steps: int) -> float:
     return BUDGET * 0.75 / (3 * 0.9 * log2(steps + 1) / 8)
 
 
-def _packed(run: "Run", rows_of: dict[str, Array], steps: int) -> Packed:
+def _packed(run: Records, rows_of: dict[str, Array], steps: int) -> Packed:
     every = np.concatenate(list(rows_of.values()))
     frame, top = run.positions, run.layers("top_token_id")
     ids = {name: frame[name].fillna(_NONE).to_numpy(np.int64) for name in ("token_id", "next_token_id")}

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import pandas as pd
@@ -22,16 +21,14 @@ from matplotlib.figure import Figure
 from layerlens import plots
 from layerlens.errors import OptionError, RunError
 from layerlens.plots.style import look
+from layerlens.records.reader import Records
 from layerlens.report.facts import facts, heading
 from layerlens.report.findings import caveats, findings, note
 from layerlens.report.markup import Markup, element, escaped, join
 from layerlens.report.packing import pack
 
-if TYPE_CHECKING:
-    from layerlens.run import Run
 
-
-def write_report(run: "Run", path: str | os.PathLike[str], prompt_ids: Sequence[str] | None = None) -> Path:
+def write_report(run: Records, path: str | os.PathLike[str], prompt_ids: Sequence[str] | None = None) -> Path:
     """The path of an HTML file about a run: what was run, its statistics, Figures 2 and 4, and the token explorer.
 
     Args:
@@ -54,7 +51,7 @@ def write_report(run: "Run", path: str | os.PathLike[str], prompt_ids: Sequence[
     return out
 
 
-def explorer_html(run: "Run", prompt_ids: Sequence[str] | None = None) -> str:
+def explorer_html(run: Records, prompt_ids: Sequence[str] | None = None) -> str:
     """The token explorer alone, as a whole HTML page; it works within an iframe's srcdoc.
 
     Args:
@@ -68,7 +65,7 @@ def explorer_html(run: "Run", prompt_ids: Sequence[str] | None = None) -> str:
     return _document(run, _data(run, prompt_ids), _section("explorer", "Token explorer", _fragment("explorer.html")))
 
 
-def _report_html(run: "Run", prompt_ids: Sequence[str] | None) -> str:
+def _report_html(run: Records, prompt_ids: Sequence[str] | None) -> str:
     data = _data(run, prompt_ids)
     return _document(
         run,
@@ -80,7 +77,7 @@ def _report_html(run: "Run", prompt_ids: Sequence[str] | None) -> str:
     )
 
 
-def _document(run: "Run", data: Markup, *sections: Markup) -> str:
+def _document(run: Records, data: Markup, *sections: Markup) -> str:
     style, script = _fragment("report.css"), _fragment("explorer.js")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
@@ -111,7 +108,7 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
 
 
-def _data(run: "Run", prompt_ids: Sequence[str] | None) -> Markup:
+def _data(run: Records, prompt_ids: Sequence[str] | None) -> Markup:
     """The explorer's data as JSON that no HTML parser can take for markup."""
     text = json.dumps(pack(run, prompt_ids), allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
@@ -119,7 +116,7 @@ def _data(run: "Run", prompt_ids: Sequence[str] | None) -> Markup:
     return element("script", Markup(text), attributes={"type": "application/json", "id": "explorer-data"})
 
 
-def _figures(run: "Run") -> list[Markup]:
+def _figures(run: Records) -> list[Markup]:
     return [
         _figure(
             run, 2, plots.figure2, "How strongly each layer writes into the residual stream (a), and turns it (b)."
@@ -130,7 +127,7 @@ def _figures(run: "Run") -> list[Markup]:
     ]
 
 
-def _figure(run: "Run", number: int, draw: Callable[["Run"], tuple[Figure, pd.DataFrame]], caption: str) -> Markup:
+def _figure(run: Records, number: int, draw: Callable[[Records], tuple[Figure, pd.DataFrame]], caption: str) -> Markup:
     try:
         figure, _ = draw(run)
     except RunError as error:

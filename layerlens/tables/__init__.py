@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from layerlens.analysis.ablation import table7
 from layerlens.errors import OptionError
+from layerlens.records.reader import Records
 from layerlens.tables.decoding import table6_1
 from layerlens.tables.overhead import table5
 from layerlens.tables.save import latex, markdown, save
 from layerlens.tables.words import table8
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
 
 __all__ = ["LATER", "TABLES", "TITLES", "composed", "latex", "markdown", "save"]
 
@@ -30,7 +27,7 @@ LATER = ("1", "2", "3", "4", "9", "10")
 _OF_A_RUN = {"5": table5, "6.1": table6_1, "8": table8}
 
 
-def composed(number: str, run: "Run | None", ablations: Sequence[str | PathLike[str]] = ()) -> pd.DataFrame:
+def composed(number: str, run: Records | None, ablations: Sequence[str | PathLike[str]] = ()) -> pd.DataFrame:
     """One of `TABLES`; its columns are described in `compose.beside` and `analysis.ablation.table7`.
 
     Raises:

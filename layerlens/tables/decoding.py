@@ -1,18 +1,14 @@
 """The numbers of section 6.1: what decoding from the valley does to tokens."""
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from layerlens.analysis.decoding import REPORTED, valley_statistics
 from layerlens.analysis.reported import reported_value
+from layerlens.records.reader import Records
 from layerlens.tables.compose import Measured, beside
 
-if TYPE_CHECKING:
-    from layerlens.run import Run
 
-
-def table6_1(run: "Run") -> pd.DataFrame:
+def table6_1(run: Records) -> pd.DataFrame:
     """The statistics of `analysis.valley_statistics` beside those of section 6.1; columns as in `compose.beside`.
 
     The paper's are of Qwen3.5-35B-A3B decoded from the valley. Shares are in percent, as there.

@@ -1,15 +1,11 @@
 """Table 5: what decoding from the valley costs."""
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from layerlens.analysis.overhead import PAPER_CONDITIONS, overhead
 from layerlens.analysis.reported import reported_value
+from layerlens.records.reader import Records
 from layerlens.tables.compose import Measured, beside
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
 
 _UNITS = {
     "mflops": ("MFLOPs per token", "MFLOPs"),
@@ -19,7 +15,7 @@ _UNITS = {
 """What the paper calls each column, and its unit: the paper gives no share of a token from the last layer."""
 
 
-def table5(run: "Run") -> pd.DataFrame:
+def table5(run: Records) -> pd.DataFrame:
     """The costs of `analysis.overhead` beside the paper's; columns as in `compose.beside`.
 
     The paper counts a multiply-add as one operation, here it is two. Its latency was measured end to end in a

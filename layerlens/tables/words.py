@@ -1,22 +1,20 @@
 """Table 8: what kinds of words decoding from the valley substitutes."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from layerlens.analysis.reported import reported
 from layerlens.analysis.words import substituted_classes
+from layerlens.records.reader import Records
 from layerlens.tables.compose import Measured, beside
-
-if TYPE_CHECKING:
-    from layerlens.run import Run
 
 PAPER_MODEL = "Qwen3.5-35B-A3B"
 _UNITS = {"percent of substituted tokens": "% of substituted", "substitutions": "tokens", "tokens": "tokens"}
 _METHODS = {"last": "standard token", "confident": "confident token", "": ""}
 
 
-def table8(run: "Run") -> pd.DataFrame:
+def table8(run: Records) -> pd.DataFrame:
     """The word classes of `analysis.words.substituted_classes` beside the paper's for Qwen3.5-35B-A3B on GPQA-Diamond.
 
     Columns as in `compose.beside`. The paper gives no rule for its classes, so that a difference can be one of rules:

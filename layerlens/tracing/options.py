@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from layerlens.decode.options import GenerateOptions, flag, settle_chat_template, whole
 from layerlens.errors import OptionError
-
-DEFAULT_WINDOW = 10
+from layerlens.records.schema import DEFAULT_WINDOW
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class TraceOptions(GenerateOptions):
     positions: str | None = None
     """Keep the states that emitted a token ("generated") or every one ("all"); None: all of given text only."""
     window: int | None = None
-    """Candidate layers of Eq. 7, the last one included, for `valley_layer`; None: those of the strategy where it is a
-    `Valley` that was given some, else 10, or all layers where there are fewer. A strategy decodes from its own."""
+    """Candidate layers of Eq. 7, the last one included, for `valley_layer`; None: those of the strategy where it
+    walks, else 10, or all layers where there are fewer. A strategy decodes from its own."""
     kl: bool = False
     """Also record KL(last layer ‖ layer), for which the states of all layers wait for those of the last one: of given
     text and in replay the whole pass' states at once."""

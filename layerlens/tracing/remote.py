@@ -7,7 +7,7 @@ import torch
 from layerlens.decode.batch import Decoded
 from layerlens.decode.log import Decisions
 from layerlens.decode.prompts import end_token_ids
-from layerlens.decode.strategies import Choice, Last, Strategy
+from layerlens.decode.strategies import Choice, Strategy
 from layerlens.errors import OptionError
 from layerlens.lens import refuse_without_bfloat16
 from layerlens.models import Model
@@ -33,7 +33,7 @@ def refuse_unable(model: Model, options: TraceOptions, strategy: Strategy) -> No
     if options.max_new_tokens == 0:
         return
     refuse_edits(model)
-    if not backend.is_here and not (isinstance(strategy, Last) and _is_plain(options)):
+    if not backend.is_here and not (strategy.is_untouched and _is_plain(options)):
         raise OptionError(
             f"--backend {backend.name} generates greedily from the last layer alone; leave out strategy, temperature, "
             "repetition penalty, stop strings and a generation config that changes logits, or trace given text with "

@@ -21,7 +21,7 @@ from layerlens.decode.names import strategy_record
 from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
-from layerlens.decode.strategies import Last, Strategy, Valley, layers_of
+from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.decode.texts import decoded as text_of
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
@@ -69,14 +69,14 @@ def trace(
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
     strategy = Last() if strategy is None else strategy
     layers_of(strategy, model.n_layers, model.tied)
-    if isinstance(strategy, Valley) and strategy.window is not None:
-        options = {"window": strategy.window, **options}
+    if options.get("window") is None:
+        options["window"] = strategy.window_in(model.n_layers)
     if options.get("mode") is None and "generate" not in model.backend.modes:
         options["mode"] = "replay"
     settled = made(TraceOptions, options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
     settled = with_generation_config(settled, model)
     refuse_unable(model, settled, strategy)
-    if settled.max_new_tokens == 0 and not isinstance(strategy, Last):
+    if settled.max_new_tokens == 0 and not strategy.is_untouched:
         raise OptionError(
             f"--strategy {strategy_record(strategy)['name']} has no effect with --max-new-tokens 0; drop one of them"
         )

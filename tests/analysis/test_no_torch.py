@@ -27,7 +27,7 @@ def imports_torch(module: str) -> bool:
         "layerlens.tables",
         "layerlens.analysis.theory",
         "layerlens.evaluation.scoring",
-        "layerlens.evaluation.answers",
+        "layerlens.records.answers",
     ],
 )
 def test_no_torch_is_imported(module):

@@ -30,7 +30,7 @@ from layerlens.analysis.words import (
     word_class,
 )
 from layerlens.errors import OptionError, RunError
-from layerlens.shipped import shipped_file
+from layerlens.sources.shipped import shipped_file
 from tests.made_up_run import hybrid_curves, planted, write_run
 
 CASES = {

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
-from layerlens import estimate as estimates
 from layerlens.lens.readout import read, tile_bytes
 from layerlens.models import memory, tiny_model, tiny_tokenizer
 from layerlens.models.placement import place_for
+from layerlens.support import estimate as estimates
 from tests.conftest import needs_smollm2, tiny
 from tests.models.tiny_gguf import tiny_lfm2, write_gguf
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from layerlens import coverage
-from layerlens.coverage import STEPS, Coverage
+from layerlens.support import coverage
+from layerlens.support.coverage import STEPS, Coverage
 from layerlens.tracing import meter
 
 NAMES = ("qwen3_next", "bart", "bert", "llava")

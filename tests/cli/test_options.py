@@ -10,7 +10,7 @@ import typer
 import layerlens as ll
 from layerlens.cli import app, options
 from layerlens.decode.options import GenerateOptions
-from layerlens.evaluation.answers import read_manifest as read_answers_manifest
+from layerlens.records.answers import read_manifest as read_answers_manifest
 from layerlens.records.manifest import read_manifest
 
 GROUPS = {
@@ -108,8 +108,8 @@ def test_a_strategy_that_cannot_be_is_refused_by_its_flag(cli, tiny_folder, tmp_
 
 
 def test_the_farthest_layer_that_is_offered_fits(tiny_llama):
-    options.refuse_unfit(ll.Fixed(3), "last-3", tiny_llama)
-    options.refuse_unfit(ll.Fixed(0), "last-0", tiny_llama)
+    for offset in (0, 3):
+        ll.Fixed(offset).fit(tiny_llama.n_layers, tiny_llama.tied, f"--strategy last-{offset}")
 
 
 def test_variables_of_a_chat_template_are_json(cli, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import layerlens.datasets as ld
-import layerlens.hub
+import layerlens.sources.hub
 
 NOTHING_LISTENS = "http://127.0.0.1:9"
 COMMIT = "a" * 40
@@ -153,7 +153,7 @@ def test_what_is_asked_of_the_hub(monkeypatch, name, config, split, revision):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("layerlens.hub.answers", lambda *_, **__: True)
+    monkeypatch.setattr("layerlens.sources.hub.answers", lambda *_, **__: True)
     dataset = ld.dataset(name, limit=3, revision=revision)
     hub_id = {card.name: card.hub_id for card in ld.names()}[name]
     assert asked == [((hub_id, config), {"split": split, "revision": revision}, False)]
@@ -168,7 +168,7 @@ def test_a_release_that_has_changed_its_columns(monkeypatch, refused):
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.Dataset.from_list([{"q": "a?"}]))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("layerlens.hub.answers", lambda *_, **__: True)
+    monkeypatch.setattr("layerlens.sources.hub.answers", lambda *_, **__: True)
     with refused("openai/gsm8k, row 1", "'question', 'answer'", "'q'"):
         ld.dataset("gsm8k")
 
@@ -185,7 +185,7 @@ def test_any_failure_of_the_library_is_one_sentence_and_leaves_its_setting(monke
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for offline in (False, True):
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
-        monkeypatch.setattr("layerlens.hub.answers", lambda *_, **__: True)
+        monkeypatch.setattr("layerlens.sources.hub.answers", lambda *_, **__: True)
         with refused("openai/gsm8k", "--data-file FILE"):
             ld.dataset("gsm8k")
         assert datasets.config.HF_HUB_OFFLINE is offline
@@ -199,5 +199,5 @@ def test_the_question_whether_the_hub_answers_is_short(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
     start = time.monotonic()
-    assert not layerlens.hub.answers("openai/gsm8k", "README.md", repo_type="dataset")
+    assert not layerlens.sources.hub.answers("openai/gsm8k", "README.md", repo_type="dataset")
     assert time.monotonic() - start < 1

@@ -10,7 +10,7 @@ import layerlens as ll
 from layerlens.decode import names
 from layerlens.decode.names import named_strategy, register_strategy, takes_option
 from layerlens.evaluation.ablation import ablate, arm_strategies
-from layerlens.evaluation.answers import read_manifest as read_ablation
+from layerlens.records.answers import read_manifest as read_ablation
 
 FEW = {"max_new_tokens": 6, "progress": False, "batch_size": 1}
 ITEMS = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"),))

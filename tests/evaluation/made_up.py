@@ -3,8 +3,8 @@
 import random
 from pathlib import Path
 
-from layerlens.evaluation.answers import AnswersWriter, condition_name
 from layerlens.records import new_manifest
+from layerlens.records.answers import AnswersWriter, condition_name
 
 Answer = tuple[bool, int, str]
 """Whether it is right, its tokens, how it ended."""

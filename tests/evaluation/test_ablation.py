@@ -14,8 +14,8 @@ from layerlens.cli import ablate as command
 from layerlens.decode.loop import batch_seed
 from layerlens.evaluation import ablation
 from layerlens.evaluation.ablation import ablate, arm_strategies, repeat_seed
-from layerlens.evaluation.answers import ANSWERS
 from layerlens.evaluation.scoring import last_number
+from layerlens.records.answers import ANSWERS
 from layerlens.records.schema import arrow_schema
 from tests.conftest import tiny
 from tests.killed import kill_while_working

@@ -6,12 +6,10 @@ from dataclasses import MISSING, fields
 import pytest
 
 import layerlens as ll
-from layerlens.decode.strategies import DEFAULT_WINDOW
 from layerlens.evaluation import ablation
-from layerlens.evaluation.answers import read_manifest as read_ablation
-from layerlens.records.disagreement import _DEFAULT_WINDOW, _STRATEGY_DEFAULTS, disagreement
+from layerlens.records.answers import read_manifest as read_ablation
+from layerlens.records.disagreement import _STRATEGY_DEFAULTS, disagreement
 from layerlens.records.manifest import read_manifest
-from layerlens.tracing import options as tracing_options
 
 CIRCUMSTANCES = {"created", "command", "hardware", "totals"}
 OTHER = {"strategy__name": "another", "strategy__shift": 2, "ablation__strategies": [{"name": "last"}]}
@@ -167,7 +165,6 @@ def test_an_option_that_is_off_is_not_missed_in_an_older_run(manifests):
 def test_what_a_valley_is_without_options():
     declared = {field.name: field.default for field in fields(ll.Valley) if field.default is not MISSING}
     assert {name: declared[name] for name in _STRATEGY_DEFAULTS} == _STRATEGY_DEFAULTS
-    assert _DEFAULT_WINDOW == DEFAULT_WINDOW == tracing_options.DEFAULT_WINDOW
 
 
 def test_a_run_can_be_continued_with_what_the_refusal_names(tiny_llama, tmp_path):

@@ -14,12 +14,20 @@ import transformers
 from transformers import AutoConfig
 
 import layerlens as ll
-from layerlens.coverage import STEPS, VERDICTS, as_table, check_families, check_family, families, picture_families
 from layerlens.decode import scan
 from layerlens.models import adapter, tiny_model, tiny_tokenizer
+from layerlens.support.coverage import (
+    STEPS,
+    VERDICTS,
+    as_table,
+    check_families,
+    check_family,
+    families,
+    picture_families,
+)
 from layerlens.tracing import meter, tracer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROSE, TABLE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").split("## Every family\n")
 VERSION = re.search(r"Made with transformers (\S+) by", TABLE)[1]
 
@@ -202,8 +210,8 @@ def test_it_fails_where_readouts_lack_the_final_norm(monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 @pytest.mark.parametrize("by", [-1, 1])
 def test_it_fails_where_the_walk_is_off_by_one(monkeypatch, family, by):
-    right = scan._steps
-    monkeypatch.setattr(scan, "_steps", lambda values: (right(values) + by).clamp(0, values.shape[1] - 1))
+    right = scan._n_steps
+    monkeypatch.setattr(scan, "_n_steps", lambda values: min(max(right(values) + by, 0), len(values) - 1))
     assert " where a plain walk finds " in fails_at("valley", family)
 
 

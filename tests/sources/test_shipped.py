@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from layerlens import shipped
 from layerlens.errors import LayerlensError
+from layerlens.sources import shipped
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def test_a_file_is_found_where_a_wheel_puts_it(tmp_path, monkeypatch):
     installed = tmp_path / "site-packages" / "layerlens"
     (installed / "data").mkdir(parents=True)
-    monkeypatch.setattr(shipped, "__file__", str(installed / "shipped.py"))
+    monkeypatch.setattr(shipped, "__file__", str(installed / "sources" / "shipped.py"))
     with pytest.raises(LayerlensError, match="install layerlens again"):
         shipped.shipped_file("sample.jsonl")
     (installed / "data" / "sample.jsonl").write_text("here")

@@ -1,0 +1,1 @@
+"""Where files come from: the model hub, and what comes with layerlens."""

@@ -1,0 +1,1 @@
+"""Which families of models work, and what a model will take."""
