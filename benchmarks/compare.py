@@ -69,8 +69,8 @@ def measured(way: str, model: str, n_tokens: int, threads: int) -> Numbers:
 
     torch.set_num_threads(threads)
     import layerlens as ll
-    from layerlens.cli.bench import machine
-    from layerlens.cli.bench_trace import give_back_heap
+    from layerlens.bench.machine import machine
+    from layerlens.bench.memory import give_back_heap
 
     loaded = ll.load(model, dtype="float32", device="cpu")
     ids = _text(loaded, n_tokens)

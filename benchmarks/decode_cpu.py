@@ -30,7 +30,7 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     import layerlens as ll
-    from layerlens.cli.bench import machine
+    from layerlens.bench.machine import machine
 
     model = ll.load(arguments.model, dtype="float32", device="cpu")
     prompts = token_ids(model, arguments.prompts, arguments.new_tokens)
@@ -80,35 +80,19 @@ def token_ids(model: Any, n_prompts: int, n_new: int) -> list[list[int]]:
 
 def make_ways(model: Any, n_new: int) -> dict[str, Callable[[list[int]], Any]]:
     """Each way decodes one prompt, and gives what was decided where there is something to decide."""
-    import torch
-
     import layerlens as ll
-    from layerlens.decode.batch import decode_batch
+    from layerlens.bench.decoding import decoding_way, generate_way
     from layerlens.decode.generation_config import with_generation_config
     from layerlens.decode.options import GenerateOptions
-    from layerlens.decode.prompts import pad_token_id
-    from layerlens.decode.reader import Reader
 
     window = min(WINDOW, model.n_layers)
     options = with_generation_config(GenerateOptions(max_new_tokens=n_new, min_new_tokens=n_new), model)
 
-    def generate(prompt: list[int]) -> None:
-        ids = torch.tensor([prompt])
-        out = model.hf.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=n_new,
-            min_new_tokens=n_new,
-            do_sample=False,
-            pad_token_id=pad_token_id(model),
-        )
-        assert out.shape[1] == len(prompt) + n_new
-
     def loop(strategy: Any) -> Callable[[list[int]], Any]:
-        return lambda prompt: decode_batch(model, [prompt], Reader(model, strategy), options, seed=0).decisions
+        return lambda prompt: decoding_way(model, strategy, [prompt], options)()
 
     return {
-        "generate": generate,
+        "generate": lambda prompt: generate_way(model, [prompt], options)(),
         "last": loop(ll.Last()),
         "valley, batched": loop(ll.Valley(window, scan="batched")),
         "valley, lazy": loop(ll.Valley(window, scan="lazy")),
@@ -132,7 +116,7 @@ def one_round(ways: dict[str, Callable[[list[int]], Any]], prompts: list[list[in
 def _summary(
     name: str, rounds: list[dict[str, float]], made: list[Any], n_layers: int, n_tokens: int
 ) -> dict[str, Any]:
-    from layerlens.cli.bench import mean_depth
+    from layerlens.bench.decoding import mean_depth
 
     speeds = [n_tokens / one[name] for one in rounds]
     summary: dict[str, Any] = {"tokens_per_second": statistics.median(speeds)}

@@ -20,6 +20,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -34,12 +35,13 @@ if not torch.cuda.is_available():
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import layerlens as ll
-from layerlens.cli.bench import machine, mean_depth, paired_ratio
+from layerlens.bench.decoding import generate_way, mean_depth
+from layerlens.bench.machine import machine
+from layerlens.bench.timing import in_turns, paired_ratio, seconds_of
 from layerlens.decode.batch import Decoded, _Batch, decode_batch
 from layerlens.decode.criteria import shannon
 from layerlens.decode.flops import decoding_flops
 from layerlens.decode.options import GenerateOptions
-from layerlens.decode.prompts import pad_token_id
 from layerlens.decode.reader import Reader
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import walk_back
@@ -409,9 +411,10 @@ def measure(
         once(name, 4)
     memory = {name: once(name, n_new, fresh=True) for name in ways}
     rounds: list[dict[str, dict[str, Any]]] = []
-    while len(rounds) < n_rounds and (not rounds or time.perf_counter() < deadline):
-        order = list(ways) if len(rounds) % 2 == 0 else list(reversed(ways))
-        rounds.append({name: once(name, n_new) for name in order})
+    for one in in_turns({name: partial(once, name, n_new) for name in ways}, n_rounds, lambda way: way()):
+        rounds.append(one)
+        if time.perf_counter() > deadline:
+            break
     seconds = [{name: run["seconds"] for name, run in one.items()} for one in rounds]
     steady = [{name: run["seconds_per_steady_token"] for name, run in one.items()} for one in rounds]
     is_cuda = model.device.type == "cuda"
@@ -503,20 +506,10 @@ def run(
 
 def generate(model: Model, prompts: list[list[int]], n_new: int) -> float:
     """Tokens per second of transformers' own `generate`, once after a short call; to place the others by."""
-    hf: Any = model.hf
-    ids = torch.tensor(prompts, device=model.device)
     for n_tokens in (2, n_new):
-        started = time.perf_counter()
-        out = hf.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=n_tokens,
-            min_new_tokens=n_tokens,
-            do_sample=False,
-            pad_token_id=pad_token_id(model),
-        )
-        out.tolist()
-    return ids.shape[0] * n_new / (time.perf_counter() - started)
+        options = GenerateOptions(max_new_tokens=n_tokens, min_new_tokens=n_tokens)
+        seconds = seconds_of(generate_way(model, prompts, options), model.device)
+    return len(prompts) * n_new / seconds
 
 
 def random_prompts(model: Model, n_rows: int, n_tokens: int) -> list[list[int]]:

@@ -100,8 +100,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     from decode_cpu import make_ways, one_round, token_ids
 
     import layerlens as ll
-    from layerlens.cli.bench import machine
-    from layerlens.cli.bench_trace import measure_trace
+    from layerlens.bench.machine import machine
+    from layerlens.bench.tracing import measure_trace
 
     model = ll.load(arguments.model, dtype="float32", device="cpu")
     prompts = token_ids(model, 2, arguments.new_tokens)

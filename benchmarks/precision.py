@@ -16,7 +16,7 @@ import torch
 from arguments import count, out_file, run_main
 
 import layerlens as ll
-from layerlens.cli.bench import machine
+from layerlens.bench.machine import machine
 from layerlens.lens import coarse
 from layerlens.models import Model, Unembed
 from layerlens.models.hooks import watch_blocks

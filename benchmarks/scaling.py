@@ -21,7 +21,9 @@ import torch
 from arguments import count, out_folder, run_main
 
 import layerlens as ll
-from layerlens.cli.bench_trace import _timed
+from layerlens.bench.memory import MIB
+from layerlens.bench.timing import timed_with_memory
+from layerlens.bench.tracing import products
 from layerlens.decode.batch import decode_batch
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.reader import Reader
@@ -95,22 +97,19 @@ def traced(sizes: dict[str, int]) -> dict[str, float]:
     def floor() -> None:
         with torch.no_grad():
             model.decoder(input_ids=given, use_cache=False)
-            for _ in range(model.n_layers):
-                for rows in states.split(512):
-                    for words in model.unembed.weight.split(1024):
-                        product(rows, words)
+            products(states, model.unembed.weight, model.n_layers, product)
 
     trace()
     floor()
-    took, added = _timed(trace, model.device)
-    least, plain = _timed(floor, model.device)
+    took, added = timed_with_memory(trace, model.device)
+    least, plain = timed_with_memory(floor, model.device)
     n_tokens = given.numel()
     return {
         "seconds": took,
         "floor_seconds": least,
         "milliseconds_per_token": 1e3 * took / n_tokens,
         "over_floor": took / least,
-        "added_mib": max(0.0, added - plain),
+        "added_mib": max(0.0, added - plain) / MIB,
     }
 
 
@@ -126,7 +125,7 @@ def decoded(sizes: dict[str, int]) -> dict[str, float]:
     ways = [way(ll.Valley(window=sizes["window"])), way(ll.Last())]
     for one in ways:
         one()
-    took, last = (_timed(one, model.device)[0] for one in ways)
+    took, last = (timed_with_memory(one, model.device).seconds for one in ways)
     return {
         "seconds": took,
         "floor_seconds": last,

@@ -12,14 +12,16 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import typer
 from arguments import count, out_file, run_main
 
+from layerlens.bench.machine import machine
+from layerlens.bench.timing import in_turns
 from layerlens.cli import app
-from layerlens.cli.bench import machine
 
 RESULTS = Path(__file__).parent / "results" / "start.json"
 LAYERLENS = """
@@ -55,16 +57,10 @@ def main() -> int:
         "load by layerlens": [*python, LAYERLENS, str(arguments.folder)],
         "load by transformers": [*python, TRANSFORMERS, str(arguments.folder)],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in (*whole, *loading)}
-    for number in range(arguments.rounds):
-        order = [*whole, *loading]
-        for name in order if number % 2 == 0 else reversed(order):
-            started = time.perf_counter()
-            done = subprocess.run(
-                {**whole, **loading}[name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
-            )
-            took = time.perf_counter() - started
-            seconds[name].append(float(done.stdout.splitlines()[-1]) if name in loading else took)
+    ways = {name: partial(seconds_of_process, command) for name, command in whole.items()}
+    ways |= {name: partial(seconds_said, command) for name, command in loading.items()}
+    rounds = list(in_turns(ways, arguments.rounds, lambda way: way()))
+    seconds = {name: [one[name] for one in rounds] for name in ways}
     report = {
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "least_and_most": {name: [min(values), max(values)] for name, values in seconds.items()},
@@ -75,6 +71,23 @@ def main() -> int:
         print(f"{name:<28} {report['seconds'][name]:.2f} s [{least:.2f}, {most:.2f}]")
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     return 0
+
+
+def seconds_of_process(command: list[str]) -> float:
+    """From its start to its end."""
+    started = time.perf_counter()
+    done(command)
+    return time.perf_counter() - started
+
+
+def seconds_said(command: list[str]) -> float:
+    """What it prints in its last line."""
+    return float(done(command).splitlines()[-1])
+
+
+def done(command: list[str]) -> str:
+    """What it prints."""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

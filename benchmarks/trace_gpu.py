@@ -13,7 +13,6 @@ a small model and Triton's interpreter, whose speeds mean nothing; it writes no 
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,9 @@ from arguments import count, out_file, run_main
 from decode_gpu import QWEN3_5_35B_A3B, TINY, build, fused
 
 import layerlens as ll
-from layerlens.cli.bench import machine
+from layerlens.bench.machine import machine
+from layerlens.bench.timing import in_turns, seconds_of, timed
+from layerlens.bench.tracing import products, torch_product
 from layerlens.lens import read
 from layerlens.models import Model, Unembed, tiny_tokenizer
 from layerlens.tracing import meter as metering
@@ -194,12 +195,6 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
     states = states_of(model, n_tokens)
     normed = model.unembed.normed(states)
 
-    def products() -> None:
-        for _ in range(model.n_layers):
-            for rows in normed.split(1024):
-                for words in model.unembed.weight.split(16384):
-                    torch.mm(rows, words.t())
-
     def forward() -> None:
         model.decoder(input_ids=given, use_cache=False)
 
@@ -219,7 +214,7 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
         return run
 
     ways: dict[str, Callable[[], None]] = {
-        "products": products,
+        "products": lambda: products(normed, model.unembed.weight, model.n_layers, torch_product, (1024, 16384)),
         "tiled readouts": readouts(False),
         "fused readouts": readouts(True),
         "forward pass": forward,
@@ -228,17 +223,13 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
         "tiled trace, beside": trace(False, True),
         "fused trace, beside": trace(True, True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks = {}
     with torch.no_grad():
         for way in ways.values():
             way()
-        for number in range(n_rounds):
-            for name in ways if number % 2 == 0 else reversed(ways):
-                took, peaks[name] = _timed(ways[name], model.device)
-                seconds[name].append(took)
+        found = list(in_turns(ways, n_rounds, lambda way: timed(way, model.device)))
+    peaks = {name: timing.n_bytes for name, timing in found[-1].items()}
     return {
-        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "seconds": {name: statistics.median(one[name].seconds for one in found) for name in ways},
         "added_bytes": {name: peak - peaks["forward pass"] for name, peak in peaks.items() if "trace" in name},
     }
 
@@ -261,7 +252,7 @@ def measure_shapes(model: Model, sizes: tuple[int, ...]) -> list[dict[str, Any]]
             reading = partial(read_fused, states, model.unembed, shape=shape)
             try:
                 reading()
-                seconds = statistics.median(_timed(reading, model.device)[0] for _ in range(5))
+                seconds = statistics.median(seconds_of(reading, model.device) for _ in range(5))
             except Exception as error:  # such as too little room for the tile
                 seconds = None
                 print(f"{n_rows} rows, {shape}: {type(error).__name__}", flush=True)
@@ -271,18 +262,6 @@ def measure_shapes(model: Model, sizes: tuple[int, ...]) -> list[dict[str, Any]]
             print(one, flush=True)
         found += timed
     return found
-
-
-def _timed(way: Callable[[], object], device: torch.device) -> tuple[float, int]:
-    is_cuda = device.type == "cuda"
-    if is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    way()
-    if is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, torch.cuda.max_memory_allocated() if is_cuda else 0
 
 
 if __name__ == "__main__":

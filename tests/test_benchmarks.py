@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import layerlens as ll
+from layerlens.models import tiny_model, tiny_tokenizer
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -101,3 +105,58 @@ def test_both_bars_in_each_instruction_set(tmp_path, tiny_folder):
             value = one[bar]
             assert 0 < value["least"] <= value["median"] <= value["most"]
             assert ("missed" if value["median"] > most else "met") in out
+
+
+@pytest.fixture
+def decode_gpu(monkeypatch):
+    return module("decode_gpu", monkeypatch)
+
+
+def test_decode_gpu_runs_to_its_end_with_a_tiny_model(tmp_path):
+    pytest.importorskip("triton", reason="pip install triton")
+    out = run("decode_gpu.py", "--tiny", "--rounds", 1, "--out", tmp_path / "gpu.json")
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(report["checks"]) >= 3
+    assert all(check["passed"] for check in report["checks"].values())
+    assert [case["batch_size"] for case in report["cases"]] == [1, 3]
+    for case in report["cases"]:
+        ways = case["ways"]
+        assert list(ways) == ["valley", "fused", "fused, lazy"]
+        assert all(way["mean_depth"] > 0 for way in ways.values())
+        assert [ways[name]["projections_per_token"] for name in ("valley", "fused")] == [10, 10]
+    assert [scan["batch_size"] for scan in report["scans"]] == [1, 3]
+    assert "0 failed" in out
+
+
+def test_decode_gpu_starts_no_case_after_its_budget_and_still_writes(decode_gpu, tmp_path, monkeypatch, capsys):
+    arguments = ["--tiny", "--budget-seconds", "0", "--out", str(tmp_path / "gpu.json")]
+    monkeypatch.setattr("sys.argv", ["decode_gpu.py", *arguments])
+    assert decode_gpu.main() == 0
+    assert "no time left for batch size 3" in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu.json").read_text())["cases"] == []
+
+
+def test_decode_gpu_notices_a_wrong_scan_and_a_wrong_graph(decode_gpu, monkeypatch):
+    model = ll.load(decode_gpu.build(decode_gpu.TINY, torch.device("cpu")), tokenizer=tiny_tokenizer())
+    prompts = decode_gpu.random_prompts(model, 8, 8)
+    assert decode_gpu.check_scans(model, prompts)[0]
+    right = decode_gpu.shannon
+    monkeypatch.setattr(decode_gpu, "shannon", lambda logits: -right(logits))
+    passed, detail = decode_gpu.check_scans(model, prompts)
+    assert not passed
+    assert "steps instead of" in detail
+    assert not decode_gpu.check_graph(model, prompts[:1], ll.Last())[0]  # on a CPU nothing is captured
+
+
+def test_decode_cpu_runs_to_its_end(tmp_path):
+    tiny_model("llama", num_hidden_layers=12, max_position_embeddings=1024).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    out = run(
+        "decode_cpu.py", "--model", tmp_path / "model", "--rounds", 2, "--prompts", 2, "--new-tokens", 3,
+        "--threads", 1, "--out", tmp_path / "cpu.json",
+    )  # fmt: skip
+    ways = json.loads((tmp_path / "cpu.json").read_text())["ways"]
+    assert list(ways) == ["generate", "last", "valley, batched", "valley, lazy"]
+    assert ways["valley, batched"]["projections_per_token"] == 10
+    assert ways["valley, batched"]["mean_depth"] == ways["valley, lazy"]["mean_depth"]
+    assert f"{ways['last']['over_generate']:.3f}" in out

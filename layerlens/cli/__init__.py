@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerlens.cli import ablate, bench, bench_trace, compare, doctor, figure, lists, merge, mistakes, report, table
+from layerlens.cli import ablate, bench, compare, doctor, figure, lists, merge, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.cli.streams import CannotPrintError, discard, notices, output
@@ -42,7 +42,7 @@ def _options(
 
 app.command("trace")(tracing.trace)
 app.command("generate")(generating.generate)
-app.add_typer(bench_trace.with_runs(bench.bench), name="bench")
+app.add_typer(bench.bench, name="bench")
 app.command("figure")(figure.figure)
 app.command("table")(table.table)
 app.command("report")(report.report)

@@ -1,23 +1,25 @@
-"""`layerlens bench decode` as a user sees it: one table, the same as JSON, one sentence for what cannot be."""
+"""`layerlens bench` as a user sees it: one table, the same as JSON, one sentence for what cannot be."""
 
-import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import layerlens as ll
-from layerlens.cli.bench import _print_report, bench, mean_depth, measure, paired_ratio
+from layerlens.bench.decoding import measure_decoding
+from layerlens.cli.bench import _print_decoding, bench
 from layerlens.decode.flops import decoding_flops
 from layerlens.decode.options import GenerateOptions
 from layerlens.errors import LayerlensError
-from layerlens.models import tiny_model, tiny_tokenizer
+from layerlens.lens import coarse
+from layerlens.models import tiny_model
+from layerlens.records import store
+from layerlens.run import Run
 from tests.conftest import tiny
+from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 
 
 @pytest.fixture
@@ -25,17 +27,14 @@ def folder(tiny_folder):
     return tiny_folder("qwen3_moe")
 
 
-@pytest.fixture
-def model():
-    return tiny("qwen3_moe")
-
-
-def test_fast_machines_cost_no_number(model, capsys):
+def test_fast_machines_cost_no_number(capsys):
     prompts = [[5, 6, 7]]
-    report = measure(model, ll.Valley(window=2), prompts, GenerateOptions(max_new_tokens=2, min_new_tokens=2), 1)
+    report = measure_decoding(
+        tiny("qwen3_moe"), ll.Valley(window=2), prompts, GenerateOptions(max_new_tokens=2, min_new_tokens=2), 1
+    )
     report["tokens_per_second"] = dict.fromkeys(report["tokens_per_second"], 1234567.0)
     report["flops"][0]["flops"] = 1.5e18
-    _print_report(report, "valley")
+    _print_decoding(report, "valley")
     out = capsys.readouterr().out
     assert "1,234,567 tokens/s" in out
     assert "1,500,000,000,000 MFLOPs" in out
@@ -70,58 +69,6 @@ def test_the_table_and_the_json_say_the_same(folder, tmp_path, capsys):
     assert "…" not in out  # nothing is cut off on a terminal of 80 columns
 
 
-def test_projections_and_depth_are_those_that_were_made(model):
-    """The scan in one product makes K; layer by layer, one more than the depth, except at the window's end."""
-    prompts = [list(range(20, 40)), list(range(60, 80))]
-    options = GenerateOptions(max_new_tokens=12, min_new_tokens=12, batch_size=2)
-    batched, lazy = (
-        measure(model, ll.Valley(window=3, scan=scan), prompts, options, 1) for scan in ("batched", "lazy")
-    )
-    assert batched["projections_per_token"] == 3
-    assert batched["mean_depth"] == lazy["mean_depth"] > 0
-    assert 1 < lazy["projections_per_token"] <= min(3, 2 + lazy["mean_depth"])
-    costs = {row["name"]: row["multiply_adds"] for row in lazy["flops"]}
-    assert costs["lazy"] == pytest.approx((lazy["projections_per_token"] - 1) * 48 * 307)
-    walked = [row["multiply_adds"] for row in lazy["flops"] if row["name"] == "depth"]
-    assert walked == [lazy["mean_depth"] * 48 * 307]
-
-
-def test_a_strategy_that_does_not_walk_has_no_depth(model):
-    options = GenerateOptions(max_new_tokens=3, min_new_tokens=3)
-    report = measure(model, ll.Fixed(1), [[20, 21]], options, 1)
-    assert report["mean_depth"] is None
-    assert [row["name"] for row in report["flops"]] == ["forward", "unembedding", "worst"]
-    assert report["projections_per_token"] == report["window"] == 2
-    assert measure(model, ll.Last(), [[20, 21]], options, 1)["projections_per_token"] == 1
-
-
-def test_every_way_emits_the_same_number_of_tokens_past_an_end_token(model, monkeypatch):
-    """Otherwise the speeds would be of different work."""
-    greedy = ll.generate(model, "abc", max_new_tokens=1).token_ids[0]
-    monkeypatch.setattr(model.hf.generation_config, "eos_token_id", greedy)
-    passes = []
-    handle = model.hf.register_forward_hook(lambda *_: passes.append(1))
-    options = GenerateOptions(max_new_tokens=20, min_new_tokens=20)
-    measure(model, ll.Valley(window=4), [model.tokenizer("abc").input_ids], options, 2)
-    handle.remove()
-    assert len(passes) == 20 * 3 * 3  # tokens, ways, rounds and the one before
-
-
-def test_ratios_are_paired():
-    seconds = [{"a": 1.0, "b": 2.0}, {"a": 10.0, "b": 30.0}, {"a": 5.0, "b": 5.0}]
-    assert paired_ratio(seconds, "a", "b") == 2.0
-    assert paired_ratio(seconds, "b", "a") == 0.5
-
-
-def test_mean_depth():
-    from layerlens.decode.log import Decisions
-
-    numbers = torch.tensor([[[0, 4, 4, 4, 1], [0, 2, 2, 4, 1]]])
-    assert mean_depth(Decisions(numbers, torch.zeros(1, 2, 0)), 4) == 1.0
-    numbers[0, 0, 2] = -1
-    assert mean_depth(Decisions(numbers, torch.zeros(1, 2, 0)), 4) is None
-
-
 def test_a_text_of_ones_own(folder, capsys):
     assert run("--model", folder, "--prompt", "hello", "--window", 2, "--max-new-tokens", 2, "--rounds", 1) == 0
     assert "2 tokens after 5" in capsys.readouterr().out
@@ -143,7 +90,7 @@ def test_a_text_of_ones_own(folder, capsys):
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(folder, monkeypatch, arguments, words):
-    monkeypatch.setattr("layerlens.cli.bench.measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("layerlens.bench.decoding.measure_decoding", lambda *_: pytest.fail("measured"))
     with pytest.raises(LayerlensError, match=re.escape(words)):
         run("--model", folder, *arguments)
 
@@ -152,8 +99,8 @@ def test_help_imports_nothing_heavy():
     program = (
         "import sys\n"
         "from layerlens.cli.bench import bench\n"
-        "for arguments in (['--help'], ['decode', '--help']):\n"
-        "    bench(arguments, standalone_mode=False)\n"
+        "for arguments in ([], ['decode'], ['trace'], ['analysis']):\n"
+        "    bench([*arguments, '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'matplotlib'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
@@ -161,75 +108,72 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
 
 
-# ---------------------------------------------------------------------------------- the benchmarks that are run by hand
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def script(name: str, *arguments: object) -> str:
-    program = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
-    done = subprocess.run(
-        program, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def decode_gpu():
-    spec = importlib.util.spec_from_file_location("decode_gpu", BENCHMARKS / "decode_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))  # as where a script is run
-        spec.loader.exec_module(module)
-    return module
+def test_a_trace_beside_its_floor(cli, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(coarse, "_HAVE_BFLOAT16", (lambda: True,))
+    file = tmp_path / "report.json"
+    asked = ["bench", "trace", "--model", tiny_folder("llama"), "--device", "cpu", "--tokens", 40, "--rounds", 2]
+    code, out, err = cli(*asked, "--lens-precision", "bfloat16", "--json", file)
+    assert (code, err) == (0, "")
+    report = json.loads(file.read_text())
+    assert (report["tokens"], report["layers"], report["vocabulary"]) == (40, 4, 307)
+    assert report["lens_precision"] == "bfloat16"
+    seconds = report["seconds"]
+    assert set(seconds) == {"forward", "products, torch", "products, ours", "trace"}
+    assert all(value > 0 for value in seconds.values())
+    low, high = (bound * seconds["trace"] / (seconds["forward"] + seconds["products, torch"]) for bound in (0.2, 5))
+    assert low < report["over_floor"]["torch"] < high
+    assert f"trace = {report['over_floor']['torch']:.2f} x (forward + torch's products)" in out
+    if sys.platform == "linux":
+        assert f"{report['added_mib']['trace']:,.0f} MiB" in out
 
 
-def test_decode_gpu_runs_to_its_end_with_a_tiny_model(tmp_path):
-    pytest.importorskip("triton", reason="pip install triton")
-    out = script("decode_gpu.py", "--tiny", "--rounds", 1, "--out", tmp_path / "gpu.json")
-    report = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(report["checks"]) >= 3
-    assert all(check["passed"] for check in report["checks"].values())
-    assert [case["batch_size"] for case in report["cases"]] == [1, 3]
-    for case in report["cases"]:
-        ways = case["ways"]
-        assert list(ways) == ["valley", "fused", "fused, lazy"]
-        assert all(way["mean_depth"] > 0 for way in ways.values())
-        assert [ways[name]["projections_per_token"] for name in ("valley", "fused")] == [10, 10]
-    assert [scan["batch_size"] for scan in report["scans"]] == [1, 3]
-    assert "0 failed" in out
+def test_the_statistics_of_a_run(cli, tmp_path):
+    run = write_run(tmp_path / "run", planted(hybrid_curves()), layer_kinds=hybrid_kinds())
+    file = tmp_path / "report.json"
+    code, out, err = cli("bench", "analysis", "--run", run.path, "--json", file)
+    assert code == 0
+    report = json.loads(file.read_text())
+    assert (report["tokens"], report["layers"]) == (8 * 40, 40)
+    assert "class_shares left out:" in err
+    assert f"{report['seconds']['by_layer']:.2f} s" in out
 
 
-def test_decode_gpu_starts_no_case_after_its_budget_and_still_writes(decode_gpu, tmp_path, monkeypatch, capsys):
-    arguments = ["--tiny", "--budget-seconds", "0", "--out", str(tmp_path / "gpu.json")]
-    monkeypatch.setattr("sys.argv", ["decode_gpu.py", *arguments])
-    assert decode_gpu.main() == 0
-    assert "no time left for batch size 3" in capsys.readouterr().out
-    assert json.loads((tmp_path / "gpu.json").read_text())["cases"] == []
+def test_a_long_run_is_not_read_as_a_whole(cli, tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", planted(hybrid_curves()), layer_kinds=hybrid_kinds())
+    pieces_of = Run.pieces
+    monkeypatch.setattr(Run, "pieces", lambda self: pieces_of(self, 100))
+    read, parts_read = store.read_tokens_table, []
+
+    def noted(path, columns, parts=None):
+        parts_read.append(parts)
+        return read(path, columns, parts)
+
+    monkeypatch.setattr(store, "read_tokens_table", noted)
+    code, out, _ = cli("bench", "analysis", "--run", run.path)
+    assert code == 0
+    assert "substitutions" in out
+    assert "kind_jumps" in out
+    assert parts_read
+    assert all(parts is not None for parts in parts_read)
 
 
-def test_decode_gpu_notices_a_wrong_scan_and_a_wrong_graph(decode_gpu, monkeypatch):
-    model = ll.load(decode_gpu.build(decode_gpu.TINY, torch.device("cpu")), tokenizer=tiny_tokenizer())
-    prompts = decode_gpu.random_prompts(model, 8, 8)
-    assert decode_gpu.check_scans(model, prompts)[0]
-    right = decode_gpu.shannon
-    monkeypatch.setattr(decode_gpu, "shannon", lambda logits: -right(logits))
-    passed, detail = decode_gpu.check_scans(model, prompts)
-    assert not passed
-    assert "steps instead of" in detail
-    assert not decode_gpu.check_graph(model, prompts[:1], ll.Last())[0]  # on a CPU nothing is captured
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trace", "--model", "M", "--tokens", 0], "--tokens 0 is too small"),
+        (["trace", "--model", "M", "--rounds", 0], "--rounds 0 is too small"),
+        (["trace", "--model", "M", "--json", "/no/such/file"], "--json /no/such/file cannot be written there"),
+        (["analysis", "--run", "/no/such/run"], "/no/such/run"),
+    ],
+)
+def test_what_cannot_be_measured(cli, arguments, said):
+    code, _, err = cli("bench", *arguments)
+    assert code == 2
+    assert said in err
+    assert len(err.splitlines()) == 1
 
 
-def test_decode_cpu_runs_to_its_end(tmp_path):
-    tiny_model("llama", num_hidden_layers=12, max_position_embeddings=1024).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    out = script(
-        "decode_cpu.py", "--model", tmp_path / "model", "--rounds", 2, "--prompts", 2, "--new-tokens", 3,
-        "--threads", 1, "--out", tmp_path / "cpu.json",
-    )  # fmt: skip
-    ways = json.loads((tmp_path / "cpu.json").read_text())["ways"]
-    assert list(ways) == ["generate", "last", "valley, batched", "valley, lazy"]
-    assert ways["valley, batched"]["projections_per_token"] == 10
-    assert ways["valley, batched"]["mean_depth"] == ways["valley, lazy"]["mean_depth"]
-    assert f"{ways['last']['over_generate']:.3f}" in out
+def test_a_text_that_the_model_cannot_read_is_not_tried(cli, tiny_folder):
+    code, _, err = cli("bench", "trace", "--model", tiny_folder("llama"), "--tokens", 129)
+    assert code == 2
+    assert err == "layerlens: --tokens 129 is more than the model's context of 128; lower it\n"

@@ -1,0 +1,1 @@
+"""What decoding, a trace and the statistics of a run cost, as reports that can be written as JSON."""
