@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from layerlens.errors import ModelError, OptionError
-from layerlens.models.adapter import head_of
+from layerlens.models.model import head_of
 from layerlens.records.cost import DecodingFlops
 
 _ACTIVE_EXPERTS = (

@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerlens.models.adapter import Model, adapt
+    from layerlens.models.adapter import adapt
     from layerlens.models.check import checked
     from layerlens.models.families import FAMILIES
     from layerlens.models.loading import load
+    from layerlens.models.model import Model
     from layerlens.models.tiny import tiny_model, tiny_names, tiny_tokenizer
     from layerlens.models.unembed import Unembed
 
@@ -15,7 +16,7 @@ __all__ = ["FAMILIES", "Model", "Unembed", "adapt", "checked", "load", "tiny_mod
 
 _HOME_OF = {
     "FAMILIES": "families",
-    "Model": "adapter",
+    "Model": "model",
     "Unembed": "unembed",
     "adapt": "adapter",
     "checked": "check",

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from layerlens.models.adapter import SCALARS, Model, head_of
+from layerlens.models.adapter import SCALARS
 from layerlens.models.foundation import Foundation
+from layerlens.models.model import Model, head_of
 from layerlens.models.packed import is_plain, plain_tensors
 
 _OURS = "layerlens.models.hooks"

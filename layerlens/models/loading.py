@@ -1,42 +1,28 @@
 """Loading a model from wherever it lies: hub id, folder, .gguf file, built-in name, or already in memory."""
 
-import contextlib
-import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import transformers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.errors import ModelError, OptionError
 from layerlens.garbage import uncollected
-from layerlens.models import bridge, gguf, memory, nnsight, packed_gguf
-from layerlens.models.adapter import Model, adapt
+from layerlens.models import bridge, checkpoints, gguf, memory, nnsight, packed_gguf, sizes
+from layerlens.models.adapter import adapt
 from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
-from layerlens.models.check import checked, refuse_unobservable
+from layerlens.models.causal import is_known, refuse_other_kinds
+from layerlens.models.check import checked
+from layerlens.models.model import Model
 from layerlens.models.placement import Place, place_for
+from layerlens.models.quiet import quiet
 from layerlens.models.refusals import (
     refuse_adapter_folder,
-    refuse_dropped_weights,
     refuse_no_model,
+    refuse_unobservable,
     refuse_without_values,
 )
 from layerlens.models.use import alone, own_terms
@@ -46,13 +32,7 @@ if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel
     from transformer_lens.model_bridge import TransformerBridge
 
-_OTHER_SOURCES = (
-    f"give a hub id that exists and can be reached, a folder, a .gguf file, or {' or '.join(gguf.BUILT_IN)}"
-)
-# a model for images and text is traced through its language model
-_CLASSES = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_BITS = ("4bit", "8bit")
 
 
 @uncollected()
@@ -125,12 +105,14 @@ def load(
         _refuse_other_formats(source, gguf_file, quantize, keep_quantized)
         if gguf_file is not None:
             kind = _DTYPES.get(dtype, torch.float32)
-            memory.refuse_unfit(memory.of_gguf(source, folder / gguf_file, kind, packed=keep_quantized), place)
+            memory.refuse_unfit(sizes.of_gguf(source, folder / gguf_file, kind, packed=keep_quantized), place)
             load_file = packed_gguf.load_packed if keep_quantized else gguf.load_gguf
             hf, tokenizer = load_file(source, folder / gguf_file, kind, **place.arguments)
         else:
             safety = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
-            hf, tokenizer = _load_checkpoint(source, dtype, safety, allow_pickle, quantize, place)
+            hf, tokenizer = checkpoints.load_checkpoint(
+                source, _DTYPES.get(dtype), safety, allow_pickle, quantize, place
+            )
     is_hub_id = gguf_file is None and not folder.is_dir()
     commit = hub.commit_of(source, "config.json", revision or "main") if is_hub_id else None
     return _backed(hf.eval(), tokenizer, source, commit, backend or TRANSFORMERS.name)
@@ -143,7 +125,7 @@ class Sized(NamedTuple):
     config: Any
     loader: Any
     dtype: torch.dtype
-    weights: memory.Weights | None
+    weights: sizes.Weights | None
 
 
 def sized(
@@ -165,17 +147,19 @@ def sized(
         kind = _DTYPES.get(dtype, torch.float32)
         if keep_quantized:
             packed_gguf.refuse_other_architectures(source, folder / gguf_file)
-        weights = memory.of_gguf(source, folder / gguf_file, kind, packed=keep_quantized)
+        weights = sizes.of_gguf(source, folder / gguf_file, kind, packed=keep_quantized)
         return Sized(gguf.config_of(source, folder / gguf_file), AutoModelForCausalLM, kind, weights)
-    config, loader, _ = _config(source, {"trust_remote_code": trust_remote_code, "revision": revision or "main"})
-    scheme, given = _scheme(source, config, quantize, dtype), _DTYPES.get(dtype)
-    weights = memory.of_checkpoint(source, config, loader, given, scheme, revision or "main", place)
-    return Sized(config, loader, given or memory.dtype_of(config) or torch.float32, weights)
+    safety = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
+    config, loader, _ = checkpoints.config_and_loader(source, safety)
+    given = _DTYPES.get(dtype)
+    scheme = checkpoints.scheme_for(source, config, quantize, given)
+    weights = sizes.of_checkpoint(source, config, loader, given, scheme, revision or "main", place)
+    return Sized(config, loader, given or sizes.dtype_of(config) or torch.float32, weights)
 
 
 def _refuse_no_name(source: str) -> None:
     if not source:
-        raise ModelError(f"the model's name is empty; {_OTHER_SOURCES}")
+        raise ModelError(f"the model's name is empty; {checkpoints.OTHER_SOURCES}")
 
 
 def _refuse_unknown_dtype(dtype: str) -> None:
@@ -231,7 +215,7 @@ def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backe
             f"a model in memory needs its tokenizer, {given} was given; call load(model, tokenizer=tokenizer)"
         )
     source = hf.name_or_path or type(hf).__name__
-    _refuse_other_kinds(source, hf.config, known=type(hf).__name__ in _CLASSES or _loader(hf.config) is not None)
+    refuse_other_kinds(source, hf.config, known=is_known(hf))
     refuse_unobservable(hf, source)
     refuse_without_values(hf, source)
     with alone(hf):
@@ -275,145 +259,3 @@ def _locate(source: str) -> tuple[Path, str | None]:
             raise ModelError(f"{source} holds {len(ggufs)} .gguf files ({', '.join(ggufs[:4])}); give the path of one")
         raise ModelError(f"{source} holds no model: it has no config.json and no .gguf file; give a folder that does")
     return path, None
-
-
-def _load_checkpoint(
-    source: str, dtype: str, safety: dict[str, Any], allow_pickle: bool, quantize: Any, place: Place
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    config, loader, safety = _config(source, safety)
-    scheme = _scheme(source, config, quantize, dtype)
-    weights = memory.of_checkpoint(source, config, loader, _DTYPES.get(dtype), scheme, safety["revision"], place)
-    memory.refuse_unfit(weights, place)
-    place = memory.with_room_for_head(place, weights, config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safety)
-    except Exception as error:
-        raise ModelError(
-            f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add tokenizer.json"
-        ) from error
-    try:
-        loaded: Any = loader.from_pretrained(
-            source,
-            config=config,
-            dtype=_DTYPES.get(dtype, "auto"),
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            quantization_config=scheme,
-            **place.arguments,
-            **safety,
-        )
-    except Exception as error:
-        lacks_package = isinstance(error, ImportError)  # of a way of quantising
-        advice = "install the package that it names" if lacks_package else weights_advice(source)
-        raise ModelError(f"{source} could not be loaded ({first_sentence(error)}); {advice}") from error
-    hf, loading = loaded
-    refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
-    return hf, tokenizer
-
-
-def _config(source: str, safety: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-    """The config of a checkpoint, the class of transformers that loads it, and how it is to be reached."""
-    is_folder = Path(source).expanduser().is_dir()
-    online = not is_folder and hub.answers(source, "config.json", revision=safety["revision"])
-    safety = safety | {"local_files_only": not online}
-    try:
-        config = AutoConfig.from_pretrained(source, **safety)
-    except Exception as error:
-        advice = "check its config.json" if is_folder else _OTHER_SOURCES
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{source} comes with code of its own; give --trust-remote-code if you trust it"
-            ) from error
-        why = first_sentence(error) if is_folder or online else "no such folder, not in the cache, hub not reached"
-        raise ModelError(f"{source!r} is no model that can be loaded ({why}); {advice}") from error
-    loader = _loader(config)
-    _refuse_other_kinds(source, config, known=loader is not None)
-    return config, loader, safety
-
-
-def _scheme(source: str, config: Any, quantize: Any, dtype: str) -> Any:
-    """The quantisation config to load with, or None for what the checkpoint itself says.
-
-    Raises:
-        OptionError: an unknown name, no bitsandbytes, or a checkpoint that is quantised already.
-    """
-    if not isinstance(quantize, str):
-        return quantize
-    if quantize not in _BITS:
-        raise OptionError(f"--quantize {quantize} is unknown; give {' or '.join(_BITS)}")
-    own = getattr(config, "quantization_config", None)
-    if own is not None:
-        raise OptionError(f"{source} is quantised already ({memory.method_of(own)}); leave --quantize {quantize} out")
-    if find_spec("bitsandbytes") is None:
-        raise OptionError(f"--quantize {quantize} needs bitsandbytes; get it with: pip install bitsandbytes")
-    if quantize == "8bit":
-        # said in every layer of every pass, and true of all models in float32 or bfloat16
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
-        return BitsAndBytesConfig(load_in_8bit=True)
-    computes_in = _DTYPES.get(dtype, config.dtype or torch.float32)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computes_in)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
-
-
-def _loader(config: Any) -> Any:
-    """The class of transformers that loads a checkpoint with this config, or None."""
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "auto_map", None):
-        return AutoModelForCausalLM
-    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return AutoModelForImageTextToText
-    architectures = config.architectures or [None]  # the text half of some models, saved alone, has a type of its own
-    return getattr(transformers, architectures[0]) if architectures[0] in _CLASSES else None
-
-
-def _refuse_other_kinds(source: str, config: Any, *, known: bool) -> None:
-    """ModelError for what is no decoder. `known`: transformers lists it as one, or it comes with code of its own."""
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
-        raise ModelError(
-            f"{source} ({config.model_type}) is an encoder-only model: its config has is_decoder=False, so that every "
-            "token sees the whole text; layerlens traces decoder-only language models, give one of those"
-        )
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"{source} ({config.model_type}) is an encoder-decoder model; layerlens traces decoder-only language models"
-        )
-    if not known:
-        raise ModelError(
-            f"{source} ({config.model_type}) is not a causal language model in this transformers; layerlens traces "
-            "decoder-only language models"
-        )
-
-
-def weights_advice(source: str) -> str:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if any(folder.glob("*.safetensors")):
-            return "check the files of that folder"
-        if any(folder.glob("*.bin")):
-            return "its weights are pickles, which can run code: convert them to safetensors, or give --allow-pickle"
-        return "the folder has no weights: add model.safetensors"
-    return "layerlens reads safetensors or GGUF; pickles only with --allow-pickle"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Progress bars and advice of transformers and others would stand between a user and what was asked for."""
-    from transformers.utils import logging as transformers_logging
-
-    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    others = [logging.getLogger(name) for name in ("accelerate", "bitsandbytes")]
-    levels = [logger.level for logger in others]
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    for logger in others:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-        for logger, level in zip(others, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -14,10 +14,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
 from layerlens.models import reduction
-from layerlens.models.adapter import Model, adapt
+from layerlens.models.adapter import adapt
 from layerlens.models.backend import Backend
-from layerlens.models.check import checked, probe, readouts, refuse_not_causal, stream_changed, with_readout
+from layerlens.models.check import checked, refuse_not_causal, stream_changed
+from layerlens.models.check_readout import readouts, with_readout
 from layerlens.models.families import FAMILIES
+from layerlens.models.model import Model
+from layerlens.models.probing import probe
 from layerlens.sources import hub
 
 Array = np.ndarray[Any, np.dtype[Any]]

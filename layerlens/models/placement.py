@@ -37,6 +37,31 @@ class Place:
         given = {"max_memory": self.max_memory, "offload_folder": self.offload_folder}
         return {"device_map": self.device_map} | {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def device_names(self) -> list[str]:
+        """The devices that a model at this place can lie on, without the disk."""
+        if isinstance(self.device_map, str):
+            return [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu"]
+        places = dict.fromkeys(_name(one) for one in self.device_map.values())
+        return [name for name in places if name != "disk"]
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether a model at this place can lie on more than the CPU."""
+        return any(name != "cpu" for name in self.device_names)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether a model at this place can lie on several devices."""
+        return isinstance(self.device_map, str) or set(self.device_map) != {""}
+
+    @property
+    def may_use_disk(self) -> bool:
+        """Whether what fits on no device can stay on disk."""
+        return self.offload_folder is not None or (
+            not isinstance(self.device_map, str) and "disk" in map(str, self.device_map.values())
+        )
+
 
 def place_for(
     device: str | None,
@@ -74,6 +99,12 @@ def _device(device: str | None) -> torch.device:
             f"--device {device} cannot be used here ({first_sentence(error)}); try --device cpu"
         ) from error
     return where
+
+
+def _name(device: Any) -> str:
+    if isinstance(device, int) or str(device) == "cuda":
+        return f"cuda:{0 if str(device) == 'cuda' else device}"
+    return str(device)
 
 
 def is_spread(hf: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import placement
+from layerlens.models.compiled import is_compiled
 
 _ADAPTER = "adapter_config.json"
 _COMPILED = "_orig_mod"  # where torch.compile keeps what it was given
@@ -64,6 +65,12 @@ def unreadable_head(head: object, source: str) -> ModelError:
     else:
         what = "has no weight of its own; give the model an unembedding with one, such as a torch.nn.Linear"
     return ModelError(f"{source} cannot be traced: its unembedding ({kind.__module__}.{kind.__name__}) {what}")
+
+
+def refuse_unobservable(hf: nn.Module, source: str) -> None:
+    """ModelError for a compiled model: hooks do not run in code that was compiled without them."""
+    if is_compiled(hf):
+        raise ModelError(f"{source} is compiled, and hooks do not run in compiled code; load it without torch.compile")
 
 
 def refuse_without_values(hf: nn.Module, source: str) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from layerlens.errors import ModelError, OptionError
-from layerlens.models.adapter import Model
-from layerlens.models.check import still_as_loaded
+from layerlens.models.model import Model
+from layerlens.models.unchanged import still_as_loaded
 
 Door = TypeVar("Door", bound=Callable[..., Any])
 

@@ -29,9 +29,9 @@ from layerlens.decode.loop import generate
 from layerlens.decode.strategies import Valley
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models import Model, load, tiny_model, tiny_tokenizer
-from layerlens.models.check import UnknownHead
+from layerlens.models.check_readout import UnknownHead
 from layerlens.models.hooks import replaced, watch_blocks
-from layerlens.models.loading import quiet
+from layerlens.models.quiet import quiet
 from layerlens.tracing.tracer import trace
 
 VERDICTS = ("works", "refused", "not tried", "fails")

@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from layerlens.errors import ModelError
 from layerlens.lens.readout import tile_bytes
-from layerlens.models import loading, memory
+from layerlens.models import checkpoints, loading, memory, sizes
 from layerlens.models.placement import Place, place_for
+from layerlens.models.quiet import quiet
 from layerlens.tracing.meter import states_bytes
 
 _MEMORIES = ("past_key_values", "cache_params", "state")
@@ -33,7 +34,7 @@ class Estimate:
         may_use_disk: whether what fits on no device can stay on disk.
     """
 
-    weights: memory.Weights
+    weights: sizes.Weights
     shape: str
     cache_bytes: int | None
     tracer_bytes: int
@@ -73,13 +74,13 @@ def estimate(
         OptionError: the options do not fit each other.
     """
     place = place or place_for(None)
-    with loading.quiet():
+    with quiet():
         config, loader, dtype, weights = loading.sized(model, place, **options)
         if weights is None:
-            raise ModelError(f"{model} holds no weights that can be read; {loading.weights_advice(model)}")
+            raise ModelError(f"{model} holds no weights that can be read; {checkpoints.weights_advice(model)}")
         cache_bytes = _cache_bytes(config, loader, dtype, batch_size, n_tokens)
     text = config.get_text_config(decoder=True)
-    device = torch.device("cuda" if memory.uses_gpu(place) else "cpu")
+    device = torch.device("cuda" if place.uses_gpu else "cpu")
     waiting = states_bytes(text.num_hidden_layers, text.hidden_size, dtype, batch_size * n_tokens)
     return Estimate(
         weights,
@@ -89,13 +90,13 @@ def estimate(
         batch_size,
         n_tokens,
         memory.room(place),
-        memory.may_use_disk(place) and weights.may_lie_on_disk,
+        place.may_use_disk and weights.may_lie_on_disk,
     )
 
 
 def _cache_bytes(config: Any, loader: Any, dtype: torch.dtype, batch_size: int, n_tokens: int) -> int | None:
     """What a pass over so many tokens leaves for the next one, from a pass without numbers."""
-    hf = memory.skeleton(config, loader)
+    hf = sizes.skeleton(config, loader)
     if hf is None:
         return None
     ids = torch.zeros(batch_size, n_tokens, dtype=torch.long, device="meta")

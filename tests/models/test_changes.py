@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 import layerlens as ll
 from layerlens.models.changes import changes
-from layerlens.models.check import still_as_loaded
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
+from layerlens.models.unchanged import still_as_loaded
 from tests.models.tiny_gguf import tiny_lfm2, write_gguf
 
 TEXT = "hello there"

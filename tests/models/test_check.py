@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import layerlens as ll
-from layerlens.models import FAMILIES, adapt, check, checked, tiny_model, tiny_names, tiny_tokenizer
+from layerlens.models import FAMILIES, adapt, check, checked, probing, tiny_model, tiny_names, tiny_tokenizer
 from layerlens.models.families import Family
 from tests.conftest import tiny
 from tests.reference import MIXER_ALONE
@@ -185,7 +185,7 @@ def test_a_decoder_that_is_wrong_when_called_alone_is_not_believed(harm):
     hf, inside = tiny_model("llama"), []
     hf.register_forward_pre_hook(lambda *_: inside.append(True))
     hf.register_forward_hook(lambda *_: inside.clear())
-    last_token = check.probe(tiny("llama"))[1, -1]
+    last_token = probing.probe(tiny("llama"))[1, -1]
 
     def spoil(_module, args, output):
         if inside:
@@ -202,7 +202,7 @@ def test_a_decoder_that_is_wrong_when_called_alone_is_not_believed(harm):
 @pytest.mark.parametrize("size", [1.0, 3000.0])
 def test_parts_that_do_not_add_up_are_found_beside_a_token_of_any_size(size):
     hf = tiny_model("llama")
-    first = check.probe(tiny("llama"))[0, 0]
+    first = probing.probe(tiny("llama"))[0, 0]
     with torch.no_grad():
         hf.model.embed_tokens.weight[first] *= size
     intact = ll.load(hf, tokenizer=tiny_tokenizer())

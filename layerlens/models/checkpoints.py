@@ -1,0 +1,127 @@
+"""Checkpoints of safetensors or pickles, with their tokenizers: read by transformers from a folder or the hub."""
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.models import memory, sizes
+from layerlens.models.causal import loader_of, refuse_other_kinds
+from layerlens.models.gguf import BUILT_IN
+from layerlens.models.placement import Place
+from layerlens.models.refusals import refuse_dropped_weights
+from layerlens.sources import hub
+
+OTHER_SOURCES = f"give a hub id that exists and can be reached, a folder, a .gguf file, or {' or '.join(BUILT_IN)}"
+_BITS = ("4bit", "8bit")
+
+
+def load_checkpoint(
+    source: str, dtype: torch.dtype | None, safety: dict[str, Any], allow_pickle: bool, quantize: Any, place: Place
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer of a checkpoint.
+
+    Args:
+        source: a folder or hub id.
+        dtype: what to load it in; None for what the checkpoint says.
+        safety: for `from_pretrained`: trust_remote_code and revision.
+        allow_pickle: read pickled weights.
+        quantize: as of `load`.
+        place: where it is to lie.
+
+    Raises:
+        ModelError: it is not there, no causal decoder, or its weights do not fit into memory or its class.
+        OptionError: see `scheme_for`.
+    """
+    config, loader, safety = config_and_loader(source, safety)
+    scheme = scheme_for(source, config, quantize, dtype)
+    weights = sizes.of_checkpoint(source, config, loader, dtype, scheme, safety["revision"], place)
+    memory.refuse_unfit(weights, place)
+    place = memory.with_room_for_head(place, weights, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **safety)
+    except Exception as error:
+        raise ModelError(
+            f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add tokenizer.json"
+        ) from error
+    try:
+        loaded: Any = loader.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            quantization_config=scheme,
+            **place.arguments,
+            **safety,
+        )
+    except Exception as error:
+        lacks_package = isinstance(error, ImportError)  # of a way of quantising
+        advice = "install the package that it names" if lacks_package else weights_advice(source)
+        raise ModelError(f"{source} could not be loaded ({first_sentence(error)}); {advice}") from error
+    hf, loading = loaded
+    refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
+    return hf, tokenizer
+
+
+def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The config of a checkpoint, the class of transformers that loads it, and how it is to be reached."""
+    is_folder = Path(source).expanduser().is_dir()
+    online = not is_folder and hub.answers(source, "config.json", revision=safety["revision"])
+    safety = safety | {"local_files_only": not online}
+    try:
+        config = AutoConfig.from_pretrained(source, **safety)
+    except Exception as error:
+        advice = "check its config.json" if is_folder else OTHER_SOURCES
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source} comes with code of its own; give --trust-remote-code if you trust it"
+            ) from error
+        why = first_sentence(error) if is_folder or online else "no such folder, not in the cache, hub not reached"
+        raise ModelError(f"{source!r} is no model that can be loaded ({why}); {advice}") from error
+    loader = loader_of(config)
+    refuse_other_kinds(source, config, known=loader is not None)
+    return config, loader, safety
+
+
+def scheme_for(source: str, config: Any, quantize: Any, dtype: torch.dtype | None) -> Any:
+    """The quantisation config to load with, or None for what the checkpoint itself says.
+
+    Raises:
+        OptionError: an unknown name, no bitsandbytes, or a checkpoint that is quantised already.
+    """
+    if not isinstance(quantize, str):
+        return quantize
+    if quantize not in _BITS:
+        raise OptionError(f"--quantize {quantize} is unknown; give {' or '.join(_BITS)}")
+    own = getattr(config, "quantization_config", None)
+    if own is not None:
+        raise OptionError(f"{source} is quantised already ({sizes.method_of(own)}); leave --quantize {quantize} out")
+    if find_spec("bitsandbytes") is None:
+        raise OptionError(f"--quantize {quantize} needs bitsandbytes; get it with: pip install bitsandbytes")
+    if quantize == "8bit":
+        # said in every layer of every pass, and true of all models in float32 or bfloat16
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    computes_in = dtype or config.dtype or torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computes_in)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
+
+
+def weights_advice(source: str) -> str:
+    """What to do about a folder or hub id whose weights cannot be loaded."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if any(folder.glob("*.safetensors")):
+            return "check the files of that folder"
+        if any(folder.glob("*.bin")):
+            return "its weights are pickles, which can run code: convert them to safetensors, or give --allow-pickle"
+        return "the folder has no weights: add model.safetensors"
+    return "layerlens reads safetensors or GGUF; pickles only with --allow-pickle"

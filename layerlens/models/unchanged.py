@@ -1,0 +1,73 @@
+"""Whether a model that is used again is still the one that was loaded and checked."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from layerlens.errors import ModelError, OptionError
+from layerlens.models.changes import changes, in_training, note_numbers
+from layerlens.models.check_parts import decoder_is_enough
+from layerlens.models.check_readout import readout_holds
+from layerlens.models.hooks import watch_blocks
+from layerlens.models.model import Model
+from layerlens.models.probing import Streams, probe
+from layerlens.models.refusals import refuse_unobservable
+
+
+def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remote: bool = False) -> None:
+    """Refuse a model whose readings would not be its own: one that was changed in what they rest on after it was loaded
+    and checked, or is in training mode, or compiled; and one whose weights are not here, where they are needed.
+
+    What was changed inside of blocks is the model's own affair, and is measured. A change around them is believed
+    once a short pass has shown that the readout still gives the model's own logits.
+
+    Raises:
+        ModelError: what is another than it was.
+        OptionError: the weights lie on a server.
+    """
+    if not model.backend.is_here:
+        if may_be_remote:
+            return
+        raise OptionError(
+            f"--backend {model.backend.name} leaves the weights of {model.source} on a server, and this decodes here; "
+            "load it with --backend transformers"
+        )
+    if not may_be_compiled:
+        refuse_unobservable(model.hf, model.source)
+    fixed, watched = changes(model)
+    if fixed:
+        raise _changed(model, fixed)
+    if in_training(model.hf):
+        names = [name for name, module in model.hf.named_modules() if module.training]
+        what = f"{model.source} is" if model.hf.training else f"{names[0]} of {model.source} is"
+        raise ModelError(f"{what} in training mode, where dropout is on; call model.hf.eval() first")
+    if watched:
+        if not _still_holds(model):
+            raise _changed(model, watched)
+        note_numbers(model)
+
+
+def _changed(model: Model, phrases: Sequence[str]) -> ModelError:
+    more = f" (and {len(phrases) - 2} more)" if len(phrases) > 2 else ""
+    return ModelError(
+        f"{model.source} was changed after it was loaded: {', '.join(phrases[:2])}{more}; undo that, or load it as it "
+        "is now: ll.load(model.hf, tokenizer=model.tokenizer)"
+    )
+
+
+def _still_holds(model: Model) -> bool:
+    """Whether the blocks run one after the other, and the readout of the last one gives the model's own logits."""
+    ids, order, streams = probe(model), [], Streams()
+
+    def keep(index: int, h_in: Tensor, _: Tensor | None, h_out: Tensor) -> None:
+        order.append(index)
+        streams.append((h_in.to(h_out.device), None, h_out))
+
+    with torch.no_grad(), watch_blocks(model.blocks, [None] * model.n_layers, keep):
+        logits = model.hf(input_ids=ids, use_cache=False).logits
+    if order != list(range(model.n_layers)):
+        return False
+    last = streams[-1][2]
+    with torch.no_grad():
+        return readout_holds(model, logits, last) and (model.decoder is model.hf or decoder_is_enough(model, ids, last))
