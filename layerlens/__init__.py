@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from layerlens.decode.readouts import Readouts
     from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
-    from layerlens.evaluation.ablation import ablate
+    from layerlens.evaluation.runner import ablate
     from layerlens.models import Model, load
     from layerlens.run import Run, merge, open_run
     from layerlens.tracing.options import TraceOptions
@@ -70,7 +70,7 @@ _HOMES = {
     "layerlens.decode.readouts": ("Readouts",),
     "layerlens.decode.strategies": ("Choice", "Fixed", "Last", "Strategy", "Valley"),
     "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
-    "layerlens.evaluation.ablation": ("ablate",),
+    "layerlens.evaluation.runner": ("ablate",),
     "layerlens.models": ("Model", "load"),
     "layerlens.run": ("Run", "merge", "open_run"),
     "layerlens.tracing.options": ("TraceOptions",),

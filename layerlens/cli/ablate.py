@@ -73,10 +73,10 @@ def _refuse_what_cannot_be(
     arms: list[str], p: list[float], window: int | None, repeats: int, settings: dict[str, Any]
 ) -> None:
     from layerlens.decode.options import GenerateOptions, whole
-    from layerlens.evaluation import ablation
+    from layerlens.evaluation import plan
 
-    ablation.arm_strategies(arms, window)
-    ablation.probabilities(p)
+    plan.arm_strategies(arms, window)
+    plan.probabilities(p)
     whole("repeats", repeats, 1)
     GenerateOptions(**settings)
 

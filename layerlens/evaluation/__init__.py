@@ -1,1 +1,8 @@
-"""Answers and whether they are right. `ablation` needs a model; `scoring` and `answers` never import torch."""
+"""Answers to the same items under several conditions, and whether they are right.
+
+    plan      what is asked: arms of strategies, probabilities, items; needs no model
+    scoring   what is right: two texts in, yes or no out; needs no torch
+    runner    asks our own loop, and keeps the answers
+
+A plan and its scoring serve whoever asks: the runner here, or an evaluation library that brings its own.
+"""

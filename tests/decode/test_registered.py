@@ -9,7 +9,8 @@ import torch
 import layerlens as ll
 from layerlens.decode import names
 from layerlens.decode.names import named_strategy, register_strategy, takes_option
-from layerlens.evaluation.ablation import ablate, arm_strategies
+from layerlens.evaluation.plan import arm_strategies
+from layerlens.evaluation.runner import ablate
 from layerlens.records.answers import read_manifest as read_ablation
 
 FEW = {"max_new_tokens": 6, "progress": False, "batch_size": 1}

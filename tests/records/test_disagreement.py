@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 import pytest
 
 import layerlens as ll
-from layerlens.evaluation import ablation
+from layerlens.evaluation.runner import ablate
 from layerlens.records.answers import read_manifest as read_ablation
 from layerlens.records.disagreement import _STRATEGY_DEFAULTS, disagreement
 from layerlens.records.manifest import read_manifest
@@ -24,7 +24,7 @@ def manifests(tiny_llama, tmp_path_factory):
     few = {"max_new_tokens": 2, "progress": False}
     ll.trace(tiny_llama, ["a", "b"], out=folder / "run", strategy=ll.Valley(window=3, shift=-1), **few)
     item = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"),))
-    ablation.ablate(tiny_llama, item, out=folder / "ablation", arms=["valley", "last-1"], p=[0.5, 1], **few)
+    ablate(tiny_llama, item, out=folder / "ablation", arms=["valley", "last-1"], p=[0.5, 1], **few)
     return {"run": read_manifest(folder / "run"), "ablation": read_ablation(folder / "ablation")}
 
 

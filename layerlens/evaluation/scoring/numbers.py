@@ -5,7 +5,7 @@ import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
-from layerlens.evaluation.stated import denied_at_once
+from layerlens.evaluation.scoring.stated import denied_at_once
 
 LONGEST = 1000
 """Characters of the longest number that is read."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from layerlens.evaluation.stated import ANSWER_IS, CORRECTS, QUOTES, boxed, denied
+from layerlens.evaluation.scoring.stated import ANSWER_IS, CORRECTS, QUOTES, boxed, denied
 
 
 def settled_letter(text: str) -> str | None:

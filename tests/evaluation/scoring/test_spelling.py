@@ -7,7 +7,7 @@ import random
 import pytest
 
 from layerlens.evaluation.scoring import exact
-from layerlens.evaluation.spelling import read, spelled_alike
+from layerlens.evaluation.scoring.spelling import read, spelled_alike
 
 SAME = [
     (r"\frac{1}{2}", r"\dfrac12"),

@@ -1,12 +1,4 @@
-"""Whether an answer is right, by the way of scoring that its dataset declares. Each way compares texts alone.
-
-    last number       the last number of the text that it does not deny equals the reference's
-    chosen letter     the text settles on the reference's letter, A to D
-    exact             what the text states in the end is the reference, but for its spelling
-    number or words   as "last number" where the reference is one; else its words stand, not denied, where the text ends
-
-A text that was cut off is scored as it stands. None of the ways reads a number of more than 1,000 characters.
-"""
+"""The ways of scoring, and which of them a dataset declares."""
 
 import re
 import unicodedata
@@ -15,10 +7,10 @@ from collections.abc import Callable
 from layerlens.datasets import Dataset, names
 from layerlens.datasets.source import Scoring
 from layerlens.errors import OptionError, PromptError
-from layerlens.evaluation.letters import settled_letter
-from layerlens.evaluation.numbers import is_number, last_value
-from layerlens.evaluation.spelling import spelled_alike
-from layerlens.evaluation.stated import boxed, denied, stated
+from layerlens.evaluation.scoring.letters import settled_letter
+from layerlens.evaluation.scoring.numbers import is_number, last_value
+from layerlens.evaluation.scoring.spelling import spelled_alike
+from layerlens.evaluation.scoring.stated import boxed, denied, stated
 
 Score = Callable[[str, str], bool]
 

@@ -20,7 +20,7 @@ from layerlens.evaluation.scoring import (
     number_or_words,
     way_of_scoring,
 )
-from layerlens.evaluation.spelling import read
+from layerlens.evaluation.scoring.spelling import read
 from tests.conftest import REAL_DATA
 
 

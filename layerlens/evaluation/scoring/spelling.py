@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from layerlens.evaluation.numbers import NUMBER, plain_numbers, value
+from layerlens.evaluation.scoring.numbers import NUMBER, plain_numbers, value
 
 
 class Reading(NamedTuple):

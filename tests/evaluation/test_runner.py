@@ -12,8 +12,9 @@ import layerlens.cli
 from layerlens.analysis.ablation import ablation_table
 from layerlens.cli import ablate as command
 from layerlens.decode.loop import batch_seed
-from layerlens.evaluation import ablation
-from layerlens.evaluation.ablation import ablate, arm_strategies, repeat_seed
+from layerlens.evaluation import runner
+from layerlens.evaluation.plan import repeat_seed
+from layerlens.evaluation.runner import ablate
 from layerlens.evaluation.scoring import last_number
 from layerlens.records.answers import ANSWERS
 from layerlens.records.schema import arrow_schema
@@ -124,7 +125,7 @@ def test_resume_redoes_only_what_is_missing(tiny_llama, tmp_path, monkeypatch):
     ablate(tiny_llama, ITEMS, out=tmp_path / "whole", **options)
     whole = answers(tmp_path / "whole")
     asked = []
-    generate = ablation.generate
+    generate = runner.generate
 
     def counted(model, batch, **more):
         if len(asked) == 2:
@@ -132,7 +133,7 @@ def test_resume_redoes_only_what_is_missing(tiny_llama, tmp_path, monkeypatch):
         asked.append([prompt.prompt_id for prompt in batch])
         return generate(model, batch, **more)
 
-    monkeypatch.setattr(ablation, "generate", counted)
+    monkeypatch.setattr(runner, "generate", counted)
     with pytest.raises(KeyboardInterrupt):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", **options)
     assert asked.pop() == ["q2", "q3"]
@@ -221,16 +222,6 @@ def test_two_processes_cannot_write_one_ablation(tiny_llama, tmp_path):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["last"], max_new_tokens=2, progress=False)
     held.close()
     ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["last"], max_new_tokens=2, progress=False)
-
-
-def test_names_of_arms():
-    found = arm_strategies(["trough-p1", "last-m2", "trough", "valley-0002", "last-0"])
-    assert list(found) == ["last", "valley+1", "last-2", "valley", "valley-2"]
-    assert arm_strategies(["valley", "last-1"], window=4) == {
-        "last": ll.Last(),
-        "valley": ll.Valley(window=4),
-        "last-1": ll.Fixed(1),
-    }
 
 
 @pytest.mark.parametrize(
@@ -344,11 +335,3 @@ def test_p_in_steps():
     assert command.probabilities("0,0.2,...,1") == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert command.probabilities("0.1, 0.2,...,0.4,1") == [0.1, 0.2, 0.3, 0.4, 1.0]
     assert command.probabilities("1") == [1.0]
-
-
-def test_the_defaults_are_figure_3():
-    import inspect
-
-    defaults = {name: field.default for name, field in inspect.signature(command.ablate).parameters.items()}
-    assert tuple(defaults["arms"].split(",")) == ablation.ARMS
-    assert tuple(command.probabilities(defaults["p"])) == ablation.P

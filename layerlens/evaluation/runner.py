@@ -1,0 +1,153 @@
+"""Which layer should speak, and how often: every item of a plan is answered by our own loop, scored, and kept."""
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from layerlens.analysis.ablation import ablation_table
+from layerlens.datasets import Dataset
+from layerlens.decode.generation_config import with_generation_config
+from layerlens.decode.identity import code_of
+from layerlens.decode.loop import batch_seed, generate, non_finite
+from layerlens.decode.modules import model_record
+from layerlens.decode.options import GenerateOptions, made, settle_chat_template
+from layerlens.decode.padding import refuse_ignored_padding
+from layerlens.decode.prompts import TokenizedPrompt, tokenize
+from layerlens.errors import ModelError
+from layerlens.evaluation.plan import ARMS, Condition, P, Plan, planned, repeat_seed
+from layerlens.evaluation.scoring import WAYS
+from layerlens.models import Model
+from layerlens.models.use import uses_model
+from layerlens.records import Manifest, new_manifest
+from layerlens.records.answers import AnswersWriter
+from layerlens.records.manifest import digest
+
+
+@uses_model()
+def ablate(
+    model: Model,
+    dataset: Dataset,
+    *,
+    out: str | os.PathLike[str],
+    arms: Sequence[str] = ARMS,
+    p: Sequence[float] = P,
+    window: int | None = None,
+    repeats: int = 1,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """Answer the same items with every arm at every p, score and keep the answers, and return `ablation_table(out)`.
+
+    The last layer is always an arm; at p = 0 every arm is the last layer, which is run once. All conditions draw from
+    the same seeds, so that they differ by their layers alone.
+
+    Args:
+        model: from `load`.
+        dataset: one whose card declares a way of scoring; every prompt has a reference.
+        out: the directory to write.
+        arms: names of strategies that have a p: last-N, valley, valley-N, valley+N, their aliases, registered ones.
+        p: probabilities of an arm's layer, drawn for each token.
+        window: candidate layers of the arms that take a window; None: their own, for a valley 10 or all layers of a
+            smaller model.
+        repeats: how often to answer, with other seeds, where something is drawn: p between 0 and 1, or sampling.
+        resume: continue the ablation at `out`; it must have been begun with the same model, items and options.
+        progress: show a progress bar on standard error.
+        **options: fields of `GenerateOptions` (max_new_tokens, temperature, batch_size, seed, ...).
+
+    Raises:
+        OptionError, PromptError: before anything is written.
+        ModelError: the model gives NaN or infinite logits for an item.
+        RunError: `out` holds something else, or cannot be written. What is complete is kept.
+    """
+    given = made(GenerateOptions, options)
+    plan = _settled(planned(dataset, arms=arms, p=p, window=window, repeats=repeats, options=given), model)
+    manifest = _manifest(plan, model, _tokenized(plan, model))
+    with AnswersWriter(out, manifest, resume=resume) as writer:
+        started = time.perf_counter()
+        for condition, part in _shown(_pending(plan, writer), progress=progress):
+            writer.write(condition.name, part, _answers(model, plan, condition, part))
+        for condition in plan.conditions:
+            writer.join(condition.name)
+        seconds = round(time.perf_counter() - started, 3)
+        writer.finish({"conditions": len(plan.conditions), "answers": plan.n_answers, "session_seconds": seconds})
+    return ablation_table(out)
+
+
+def _settled(plan: Plan, model: Model) -> Plan:
+    """The plan with the options that this model fills; OptionError where an arm does not fit it."""
+    for arm, strategy in plan.strategies.items():
+        strategy.fit(model.n_layers, model.tied, f"--arms {arm}")
+    settled = settle_chat_template(plan.options, bool(getattr(model.tokenizer, "chat_template", None)))
+    return replace(plan, options=with_generation_config(settled, model))
+
+
+def _tokenized(plan: Plan, model: Model) -> list[TokenizedPrompt]:
+    """The items as the model reads them; an error where it cannot read them, one by one or together."""
+    tokenized = tokenize(model, plan.dataset.prompts, plan.options)
+    if plan.options.batch_size > 1 and len({len(prompt.token_ids) for prompt in tokenized}) > 1:
+        refuse_ignored_padding(model)
+    return tokenized
+
+
+def _manifest(plan: Plan, model: Model, tokenized: Sequence[TokenizedPrompt]) -> Manifest:
+    """What makes the answers."""
+    codes = [code_of(type(strategy)) for strategy in plan.strategies.values()]
+    asked = [f"{prompt.text}\0{prompt.reference}" for prompt in tokenized]
+    return new_manifest(
+        seed=plan.options.seed,
+        model=model_record(model),
+        dataset=plan.dataset.record() | {"items_sha256": digest("\0".join(asked))},
+        options={name: value for name, value in asdict(plan.options).items() if name != "seed"},
+        hardware=model.hardware(),
+        strategy_code=codes if any(codes) else None,
+        ablation=plan.record(model.n_layers),
+    )
+
+
+def _pending(plan: Plan, writer: AnswersWriter) -> list[tuple[Condition, int]]:
+    """The parts of conditions that have not been written: batch after batch, repeat after repeat."""
+    n_batches = len(plan.batches)
+    return [
+        (condition, part)
+        for condition in plan.conditions
+        for part in writer.pending(condition.name, n_batches * condition.repeats(plan.repeats, plan.options))
+    ]
+
+
+def _shown(pending: Sequence[tuple[Condition, int]], *, progress: bool) -> Iterable[tuple[Condition, int]]:
+    """The same, with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
+    return track(pending, "answering", console=console, transient=True, disable=hidden)
+
+
+def _answers(model: Model, plan: Plan, condition: Condition, part: int) -> dict[str, Any]:
+    """The columns of `ANSWERS` for a part of a condition: one batch of items, answered for one of the repeats."""
+    repeat, index = divmod(part, len(plan.batches))
+    batch = plan.batches[index]
+    started = time.perf_counter()
+    seed = batch_seed(repeat_seed(plan.options.seed, repeat), index)
+    settings = {name: value for name, value in asdict(plan.options).items() if name not in ("seed", "do_sample")}
+    found = generate(model, batch, strategy=condition.strategy, seed=seed, **settings)
+    broken = [prompt.prompt_id for prompt, one in zip(batch, found, strict=True) if one.finish_reason == "non_finite"]
+    if broken:  # which is neither right nor wrong
+        raise ModelError(f"{non_finite(model, broken)}, or leave them out of the dataset")
+    seconds = (time.perf_counter() - started) / len(batch)
+    outputs, references = [one.text for one in found], [str(prompt.reference) for prompt in batch]
+    return {
+        "prompt_id": [prompt.prompt_id for prompt in batch],
+        "repeat": [repeat] * len(batch),
+        "reference": references,
+        "output": outputs,
+        "is_correct": [WAYS[plan.scoring](*pair) for pair in zip(outputs, references, strict=True)],
+        "n_generated_tokens": [len(one.token_ids) for one in found],
+        "finish_reason": [one.finish_reason for one in found],
+        "seconds": [seconds] * len(batch),
+    }
