@@ -8,11 +8,41 @@
 
 The command line prints the message on standard error and exits with status 2; from Python they are ordinary
 exceptions. Anything else that escapes is a fault of layerlens.
+
+A message spells options and commands for whoever called: `spelled("window", 12)` is "window 12" in Python and
+"--window 12" on the command line, which says so by `spelling` while a command runs.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike, fspath
+from typing import TypeVar
+
+Error = TypeVar("Error", bound="LayerlensError")
 
 
 class LayerlensError(Exception):
-    """Root of the errors that a user can cause and mend."""
+    """Root of the errors that a user can cause and mend.
+
+    Attributes:
+        problem: what cannot be, with what was given.
+        advice: what to do; "" where the error was raised with one text.
+        option: the option or argument it is about, as Python calls it, such as "max_new_tokens"; None where it is about
+            none.
+        given: the value of that option, or whatever else was given that cannot be.
+    """
+
+    def __init__(self, problem: str, advice: str = "", *, option: str | None = None, given: object = None) -> None:
+        super().__init__(f"{problem}; {advice}" if advice else problem)
+        self.problem = problem
+        self.advice = advice
+        self.option = option
+        self.given = given
+
+    @classmethod
+    def about(cls: "type[Error]", option: str, given: object, what: str, advice: str) -> "Error":
+        """An option with its value, what is wrong with it, and what to do: "window 12 does not fit ...; give 1..8"."""
+        return cls(f"{spelled(option, given)} {what}", advice, option=option, given=given)
 
 
 class ModelError(LayerlensError):
@@ -33,6 +63,49 @@ class RunError(LayerlensError):
 
 class Notice(UserWarning):
     """What a user should know of a result that is made all the same; the command line prints it on standard error."""
+
+
+class Spelling:
+    """How messages write options and commands: here as in Python."""
+
+    def name(self, option: str) -> str:
+        """An option without a value: window."""
+        return option
+
+    def with_value(self, option: str, value: object) -> str:
+        """An option as it was given: window 12, resume=True."""
+        if value is None or isinstance(value, bool):
+            return f"{option}={value}"
+        return f"{option} {fspath(value) if isinstance(value, PathLike) else repr(value)}"
+
+    def command(self, name: str) -> str:
+        """What does that: ll.trace."""
+        return f"ll.{name}"
+
+
+_spelling = Spelling()
+_ALONE = object()
+
+
+def spelled(option: str, value: object = _ALONE) -> str:
+    """An option, alone or with its value, as whoever called writes it: "window 12" in Python."""
+    return _spelling.name(option) if value is _ALONE else _spelling.with_value(option, value)
+
+
+def spelled_command(name: str) -> str:
+    """A function of `layerlens` as whoever called writes it: "ll.trace" in Python."""
+    return _spelling.command(name)
+
+
+@contextmanager
+def spelling(other: Spelling) -> Iterator[None]:
+    """While open, messages of the whole process are spelled in another way."""
+    global _spelling
+    before, _spelling = _spelling, other
+    try:
+        yield
+    finally:
+        _spelling = before
 
 
 def first_sentence(error: BaseException) -> str:

@@ -9,8 +9,9 @@ import typer
 from layerlens.cli import ablate, bench, compare, doctor, figure, lists, merge, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
+from layerlens.cli.spelling import CommandLine
 from layerlens.cli.streams import CannotPrintError, discard, notices, output
-from layerlens.errors import LayerlensError, Notice
+from layerlens.errors import LayerlensError, Notice, spelling
 from layerlens.garbage import collect_rarely
 
 app = typer.Typer(
@@ -86,7 +87,8 @@ def _status(arguments: list[str]) -> int:
     try:
         mistakes.refuse_not_utf8(arguments)
         mistakes.refuse_missing_values(command_line, arguments)
-        done = command_line.main(args=arguments or ["--help"], prog_name="layerlens", standalone_mode=False)
+        with spelling(CommandLine(command_line, arguments)):
+            done = command_line.main(args=arguments or ["--help"], prog_name="layerlens", standalone_mode=False)
         return int(done or 0)
     except LayerlensError as error:
         return _refuse(str(error))

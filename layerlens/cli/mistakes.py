@@ -1,7 +1,7 @@
 """What the parser of the command line refuses: one sentence that repeats what was given and says what to do."""
 
 import difflib
-import re
+import shlex
 import sys
 from typing import Any
 
@@ -24,7 +24,7 @@ def refuse_missing_values(group: Any, arguments: list[str]) -> None:
         group: the command line as the parser has it.
         arguments: what was given, without the program's name.
     """
-    command, _ = _command(group, arguments)
+    command, _ = called(group, arguments)
     options = _options(command)
     for place, word in enumerate(arguments):
         if word == "--":
@@ -36,7 +36,12 @@ def refuse_missing_values(group: Any, arguments: list[str]) -> None:
         is_option = not assigned and (following or "").partition("=")[0] in (*options, "--help")
         if following is None or is_option or (following == "" and options[name].type.name == "path"):
             given = "nothing" if following is None else following or "an empty text"
-            raise OptionError(f"{name} is followed by {given}; give it a value ({_help(options[name])})")
+            raise OptionError(
+                f"{name} is followed by {given}",
+                f"give it a value ({_help(options[name])})",
+                option=options[name].name,
+                given=following,
+            )
 
 
 def refuse_not_utf8(arguments: list[str]) -> None:
@@ -44,7 +49,7 @@ def refuse_not_utf8(arguments: list[str]) -> None:
     for before, word in zip(["", *arguments], arguments, strict=False):
         if not is_utf8(word):
             option = f"{before} " if before.startswith("--") else ""
-            raise OptionError(f"{option}{word!a} is not UTF-8 text; give it in UTF-8, or rename the file")
+            raise OptionError(f"{option}{word!a} is not UTF-8 text", "give it in UTF-8, or rename the file", given=word)
 
 
 def sentence(error: Any, group: Any, arguments: list[str]) -> str:
@@ -55,11 +60,11 @@ def sentence(error: Any, group: Any, arguments: list[str]) -> str:
         group: the command line as the parser has it.
         arguments: what was given, without the program's name.
     """
-    command, path = _command(group, arguments)
+    command, path = called(group, arguments)
     if isinstance(error, _ERRORS.MissingParameter):
         return _missing(error.param, command, path, arguments)
     if isinstance(error, _ERRORS.BadParameter) and error.param is not None:
-        return _bad_value(error)
+        return _bad_value(error, arguments)
     if isinstance(error, _ERRORS.NoSuchOption):
         return _no_such_option(error.option_name, command, path)
     if isinstance(error, _ERRORS.BadOptionUsage):
@@ -67,10 +72,10 @@ def sentence(error: Any, group: Any, arguments: list[str]) -> str:
         return f"{given} gives a value to an option that takes none; write {error.option_name}"
     if hasattr(command, "commands"):
         return _no_such_command(command, path, arguments)
-    if extra := re.search(r"extra arguments?(?:\(s\))? \((.*)\)", error.format_message(), re.DOTALL):
+    if extra := _extra(error, command, path, arguments):
         return (
-            f"{path} has no place for '{extra[1]}'; leave it out, write its option before it, or put quotes around a "
-            "text with spaces"
+            f"{path} has no place for '{' '.join(extra)}'; leave it out, write its option before it, or put quotes "
+            "around a text with spaces"
         )
     return str(error.format_message())
 
@@ -83,15 +88,24 @@ def _missing(first: Any, command: Any, path: str, arguments: list[str]) -> str:
     return f"{path} lacks {described}; add {'it' if len(lacking) == 1 else 'them'}, or see {path[:-1]} --help`"
 
 
-def _bad_value(error: Any) -> str:
-    name, kind = _name(error.param), error.param.type
-    value, _, said = error.message.rpartition(" is not ")
+def _bad_value(error: Any, arguments: list[str]) -> str:
+    kind, given = error.param.type, f"{_name(error.param)} {shlex.quote(_value(error.param, arguments))}"
     if choices := getattr(kind, "choices", None):
-        return f"{name} {value} is unknown; give {' or '.join(map(str, choices))}"
-    if value and kind.name in _NUMBERS:
+        return f"{given} is unknown; give {' or '.join(map(str, choices))}"
+    if kind.name in _NUMBERS:
         what, _, example = _NUMBERS[kind.name].partition(",")
-        return f"{name} {value} is no {what}; give one,{example}"
-    return f"{name}: {value} is not {said}" if value else f"{name}: {error.message}"
+        return f"{given} is no {what}; give one,{example}"
+    return f"{given} cannot be used: {error.message}"
+
+
+def _value(option: Any, arguments: list[str]) -> str:
+    """What was given for an option, as it was typed; the last one counts where there are several."""
+    values = []
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, assigned, value = word.partition("=")
+        if name in option.opts:
+            values.append(value if assigned else following)
+    return values[-1] if values else ""
 
 
 def _no_such_option(option: str, command: Any, path: str) -> str:
@@ -113,6 +127,16 @@ def _no_such_command(group: Any, path: str, arguments: list[str]) -> str:
     return f"{path} has no command {given!r}; {_meant(given.lower(), known) or 'give ' + ', '.join(known)}"
 
 
+def _extra(error: Any, command: Any, path: str, arguments: list[str]) -> list[str]:
+    """Words that no argument of the command takes."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return []
+    own = arguments[len(path.split()) - 1 :]
+    left: list[str] = command.make_parser(context).parse_args(list(own))[1]
+    return left
+
+
 def _meant(given: str, known: list[str]) -> str | None:
     """A guess at what was meant; None where nothing is like it."""
     longer = [name for name in known if len(given) > 3 and name.startswith(given)]
@@ -120,7 +144,7 @@ def _meant(given: str, known: list[str]) -> str | None:
     return f"did you mean {' or '.join(found)}?" if found else None
 
 
-def _command(group: Any, arguments: list[str]) -> tuple[Any, str]:
+def called(group: Any, arguments: list[str]) -> tuple[Any, str]:
     """The command that is called, and how it is written."""
     command, words = group, ["layerlens"]
     for word in arguments:

@@ -15,15 +15,16 @@ from layerlens.errors import PromptError, first_sentence
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file that is there, can be read and is not empty."""
     if path.is_dir():
-        raise PromptError(f"{path} is a directory; give a file")
+        raise PromptError(f"{path} is a directory", "give a file", given=path)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise PromptError(f"there is no file {path}; check the path") from error
+        raise PromptError(f"there is no file {path}", "check the path", given=path) from error
     except OSError as error:
-        raise PromptError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
+        reason = f"{path} cannot be read ({error.strerror})"
+        raise PromptError(reason, "check that it is a file you may read", given=path) from error
     if not content:
-        raise PromptError(f"{path} is empty; give a file with something in it")
+        raise PromptError(f"{path} is empty", "give a file with something in it", given=path)
     return content
 
 
@@ -38,7 +39,7 @@ def decode(content: bytes, path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise PromptError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
+        raise PromptError(f"{path}, line {line}: not UTF-8 text", "save the file as UTF-8", given=path) from error
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -55,11 +56,11 @@ def json_object(line: str, where: str) -> dict[str, object]:
         value = _parsed(line)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at column {error.colno}"
-        raise PromptError(f"{where}: not JSON ({reason}); write one JSON object per line") from error
+        raise PromptError(f"{where}: not JSON ({reason})", "write one JSON object per line") from error
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"{where}: JSON that cannot be used ({error}); write it as UTF-8 text") from error
+        raise PromptError(f"{where}: JSON that cannot be used ({error})", "write it as UTF-8 text") from error
     if not isinstance(value, dict):
-        raise PromptError(f"{where}: JSON, but not an object; write one JSON object per line")
+        raise PromptError(f"{where}: JSON, but not an object", "write one JSON object per line", given=value)
     return value
 
 
@@ -73,10 +74,11 @@ def _parsed(text: str) -> Any:
 def read_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     """The rows of a table in JSON (a list of objects), JSON lines, CSV or Parquet; the suffix says which."""
     if path.suffix.lower() not in _READERS:
-        raise PromptError(f"{path} ends with {path.suffix!r}; give a file that ends with {', '.join(_READERS)}")
+        known = ", ".join(_READERS)
+        raise PromptError(f"{path} ends with {path.suffix!r}", f"give a file that ends with {known}", given=path)
     rows = _READERS[path.suffix.lower()](content, path)
     if not rows:
-        raise PromptError(f"{path} has no rows; give a file with at least one")
+        raise PromptError(f"{path} has no rows", "give a file with at least one", given=path)
     return rows
 
 
@@ -84,9 +86,12 @@ def _json_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     try:
         rows = _parsed(decode(content, path))
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"{path}: not JSON ({error}); give a list of objects, or name JSON lines .jsonl") from error
+        advice = "give a list of objects, or name JSON lines .jsonl"
+        raise PromptError(f"{path}: not JSON ({error})", advice, given=path) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise PromptError(f"{path}: JSON, but not a list of objects; give one object per row, in one list")
+        raise PromptError(
+            f"{path}: JSON, but not a list of objects", "give one object per row, in one list", given=path
+        )
     return rows
 
 
@@ -101,7 +106,8 @@ def _csv_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     try:
         return [dict(row) for row in reader]
     except csv.Error as error:
-        raise PromptError(f"{path}, line {reader.line_num}: not CSV ({error}); write it with a header row") from error
+        where = f"{path}, line {reader.line_num}"
+        raise PromptError(f"{where}: not CSV ({error})", "write it with a header row", given=path) from error
 
 
 def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
@@ -111,7 +117,8 @@ def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     try:
         rows: list[dict[str, object]] = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: not Parquet ({first_sentence(error)}); give the file as it was released") from error
+        reason = f"{path}: not Parquet ({first_sentence(error)})"
+        raise PromptError(reason, "give the file as it was released", given=path) from error
     return rows
 
 

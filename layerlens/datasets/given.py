@@ -27,10 +27,12 @@ def from_prompts(items: Iterable[str | Sequence[Message] | Prompt], limit: int |
     """
     check_limit(limit)
     if isinstance(items, (str, bytes, dict)) or not isinstance(items, Iterable):
-        raise PromptError(f"the prompts are {kind(items)}; give a list, also of a single one")
+        raise PromptError(
+            f"the prompts are {kind(items)}", "give a list, also of a single one", option="prompts", given=items
+        )
     prompts = [_from_item(item, index) for index, item in enumerate(items)]
     if not prompts:
-        raise PromptError("the list of prompts is empty; give at least one")
+        raise PromptError("the list of prompts is empty", "give at least one", option="prompts", given=items)
     check_unique(prompts, [f"prompts[{index}]" for index in range(len(prompts))])
     return Dataset("prompts", None, None, None, None, tuple(prompts[:limit]))
 
@@ -40,7 +42,9 @@ def _from_item(item: object, index: int) -> Prompt:
     if isinstance(item, Prompt):
         if not isinstance(item.prompt_id, str) or not isinstance(item.reference, (str, type(None))):
             raise PromptError(
-                f"{where}: the id {item.prompt_id!r} or the reference {item.reference!r} is not a text; give texts"
+                f"{where}: the id {item.prompt_id!r} or the reference {item.reference!r} is not a text",
+                "give texts",
+                given=item,
             )
         return Prompt(item.prompt_id, _checked_content(item.content, where), item.reference)
     return Prompt(str(index), _checked_content(item, where))
@@ -52,8 +56,10 @@ def _checked_content(value: object, where: str) -> Content:
     if isinstance(value, (list, tuple)):
         return checked_messages(value, where)
     if isinstance(value, dict):
-        raise PromptError(f"{where} is a dict; give a chat as a list of messages, also where it has only one")
-    raise PromptError(f"{where} is {kind(value)}; give a text, a list of messages, or a layerlens Prompt")
+        advice = "give a chat as a list of messages, also where it has only one"
+        raise PromptError(f"{where} is a dict", advice, given=value)
+    advice = "give a text, a list of messages, or a layerlens Prompt"
+    raise PromptError(f"{where} is {kind(value)}", advice, given=value)
 
 
 def read_prompts(path: str | PathLike[str], limit: int | None = None) -> Dataset:
@@ -68,13 +74,16 @@ def read_prompts(path: str | PathLike[str], limit: int | None = None) -> Dataset
     content = files.read_bytes(path)
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise PromptError(
-            f"{path} ends with {path.suffix!r}; give a .txt file with a prompt on each line, "
-            "or a .jsonl file with an object on each line"
+            f"{path} ends with {path.suffix!r}",
+            "give a .txt file with a prompt on each line, or a .jsonl file with an object on each line",
+            option="prompts",
+            given=path,
         )
     from_line = _from_json if path.suffix.lower() == ".jsonl" else _from_text
     lines = list(files.numbered_lines(files.decode(content, path)))
     if not lines:
-        raise PromptError(f"{path} is empty but for blank lines; give a file with at least one prompt")
+        advice = "give a file with at least one prompt"
+        raise PromptError(f"{path} is empty but for blank lines", advice, option="prompts", given=path)
     places = [f"{path}, line {number}" for number, _ in lines]
     prompts = [from_line(line, number, where) for (number, line), where in zip(lines, places, strict=True)]
     check_unique(prompts, places)
@@ -89,7 +98,7 @@ def _from_json(line: str, number: int, where: str) -> Prompt:
     row = files.json_object(line, where)
     if ("prompt" in row) == ("messages" in row):
         there = "both a prompt and messages" if "prompt" in row else "neither a prompt nor messages"
-        raise PromptError(f"{where}: {there}; give one of them: a text as prompt, or a chat as messages")
+        raise PromptError(f"{where}: {there}", "give one of them: a text as prompt, or a chat as messages", given=row)
     content = checked_text(row["prompt"], where) if "prompt" in row else checked_messages(row["messages"], where)
     prompt_id = _optional(row, "id", where)
     return Prompt(str(number) if prompt_id is None else prompt_id, content, _optional(row, "reference", where))
@@ -101,4 +110,5 @@ def _optional(row: dict[str, object], key: str, where: str) -> str | None:
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    raise PromptError(f"{where}: the {key} {value!r} is neither a text nor a number; give one, or leave it out")
+    said = f"{where}: the {key} {value!r} is neither a text nor a number"
+    raise PromptError(said, "give one, or leave it out", given=value)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.datasets.source import Source
-from layerlens.errors import PromptError, first_sentence
+from layerlens.errors import PromptError, first_sentence, spelled
 from layerlens.sources import hub
 
 
@@ -50,18 +50,22 @@ def _check_cached_revision(table: Any, hub_id: str, revision: str | None) -> Non
     commits = {Path(file["filename"]).parent.name for file in table.cache_files}
     if revision is not None and commits != {revision}:
         raise PromptError(
-            f"the hub cannot be reached, and the cached copy of {hub_id} is not known to be revision {revision!r}; "
-            "connect to the hub, leave out --revision, or give a local copy with --data-file FILE"
+            f"the hub cannot be reached, and the cached copy of {hub_id} is not known to be revision {revision!r}",
+            f"connect to the hub, leave out {spelled('revision')}, or give a local copy as {spelled('data_file')}",
+            option="revision",
+            given=revision,
         )
 
 
 def _no_rows(source: Source, revision: str | None, online: bool, error: Exception) -> PromptError:
-    what = source.card.hub_id if revision is None else f"{source.card.hub_id} at revision {revision!r}"
+    hub_id = source.card.hub_id
+    what = hub_id if revision is None else f"{hub_id} at revision {revision!r}"
     access = "access granted on the dataset's hub page and HF_TOKEN set" if source.card.gated else None
     if online:
         why = f"cannot be loaded from the hub ({first_sentence(error)})"
-        advice = "try again" + (f" with {access}" if access else "") + (", check --revision" if revision else "")
+        advice = "try again" + (f" with {access}" if access else "")
+        advice += f", check {spelled('revision')}" if revision else ""
     else:
         why = "is not in the cache and the hub cannot be reached"
         advice = "connect to the hub" + (f", with {access}" if access else "")
-    return PromptError(f"{what} {why}; {advice}, or give a local copy with --data-file FILE")
+    return PromptError(f"{what} {why}", f"{advice}, or give a local copy as {spelled('data_file')}", given=hub_id)

@@ -8,7 +8,7 @@ from layerlens.datasets import files, hub
 from layerlens.datasets.prompt import Dataset, Prompt, check_limit, check_unique, kind
 from layerlens.datasets.registry import find
 from layerlens.datasets.source import Source
-from layerlens.errors import OptionError, PromptError
+from layerlens.errors import OptionError, PromptError, spelled
 from layerlens.sources.shipped import shipped_file
 
 
@@ -44,8 +44,9 @@ def _local_file(source: Source, data_file: str | PathLike[str] | None, revision:
     """The file to read; None where the dataset is to come from the hub."""
     on_hub = source.card.hub_id is not None and data_file is None
     if revision is not None and not on_hub:
-        what = "--data-file" if data_file is not None else f"the dataset {source.card.name}"
-        raise OptionError(f"--revision {revision} has no meaning for {what}, which is not read from the hub; drop it")
+        it = spelled("data_file") if data_file is not None else f"the dataset {source.card.name}"
+        what = f"has no meaning for {it}, which is not read from the hub"
+        raise OptionError.about("revision", revision, what, "drop it")
     if on_hub:
         return None
     return shipped_file("sample.jsonl") if data_file is None else Path(data_file)
@@ -55,11 +56,11 @@ def _prompt(source: Source, row: Mapping[str, object], number: int, seed: int, w
     expected = f"give a copy with the columns of {source.card.hub_id or 'the shipped file'}"
     missing = [column for column in source.columns if column not in row]
     if missing:
-        raise PromptError(f"{where}: no column {_listed(missing)} among {_listed(row)}; {expected}")
+        raise PromptError(f"{where}: no column {_listed(missing)} among {_listed(row)}", expected, given=list(row))
     try:
         return source.to_prompt({column: _text(row, column) for column in source.columns}, number, seed)
     except ValueError as error:
-        raise PromptError(f"{where}: {error}; {expected}") from error
+        raise PromptError(f"{where}: {error}", expected) from error
 
 
 def _text(row: Mapping[str, object], column: str) -> str:

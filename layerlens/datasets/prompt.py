@@ -51,13 +51,15 @@ class Dataset:
         Raises:
             OptionError: there is no such shard, it would have no prompt, or this is a shard itself.
         """
-        said = f"--shard {number}/{of}"
+        given = f"{number}/{of}"
         if not 1 <= number <= of:
-            raise OptionError(f"{said} is no shard; give a number from 1 to the number of shards, such as 2/4")
+            advice = "give a number from 1 to the number of shards, such as 2/4"
+            raise OptionError.about("shard", given, "is no shard", advice)
         if self.part is not None:
-            raise OptionError(f"{said} of a shard is not to be had; split the dataset once")
+            raise OptionError.about("shard", given, "of a shard is not to be had", "split the dataset once")
         if number > len(self):
-            raise OptionError(f"{said} has no prompt, as there are {len(self)} in all; give {len(self)} shards at most")
+            what = f"has no prompt, as there are {len(self)} in all"
+            raise OptionError.about("shard", given, what, f"give {len(self)} shards at most")
         ids = hashlib.sha256("\0".join(prompt.prompt_id for prompt in self).encode()).hexdigest()
         part = Part(number, of, len(self), ids)
         return replace(self, prompts=self.prompts[number - 1 :: of], part=part)
@@ -93,19 +95,21 @@ class Part:
 def checked_text(value: object, where: str) -> str:
     """The value, once it is known to be a text with something in it; a PromptError that starts with `where` if not."""
     if not isinstance(value, str):
-        raise PromptError(f"{where}: the prompt is {kind(value)}; give a text")
+        raise PromptError(f"{where}: the prompt is {kind(value)}", "give a text", given=value)
     if not value.strip():
-        raise PromptError(f"{where}: the prompt {value!r} is empty; give a text with something in it, or leave it out")
+        advice = "give a text with something in it, or leave it out"
+        raise PromptError(f"{where}: the prompt {value!r} is empty", advice, given=value)
     return value
 
 
 def checked_messages(value: object, where: str) -> tuple[Message, ...]:
     """Copies of the messages, once they are known to be a chat; a PromptError that starts with `where` if not."""
     if not isinstance(value, (list, tuple)):
-        raise PromptError(f"{where}: the messages are {kind(value)}; give a list of {_A_MESSAGE}")
+        raise PromptError(f"{where}: the messages are {kind(value)}", f"give a list of {_A_MESSAGE}", given=value)
     messages = tuple(_checked_message(message, f"{where}, message {n}") for n, message in enumerate(value, start=1))
     if not any(message["content"].strip() for message in messages):
-        raise PromptError(f"{where}: the messages {list(value)!r} say nothing; give at least one with a text in it")
+        said = f"{where}: the messages {list(value)!r} say nothing"
+        raise PromptError(said, "give at least one with a text in it", given=value)
     return messages
 
 
@@ -114,9 +118,9 @@ _A_MESSAGE = '{"role": "user", "content": "some text"}'
 
 def _checked_message(value: object, where: str) -> Message:
     if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
-        raise PromptError(f"{where}: {value!r} is not an object of texts; write it like {_A_MESSAGE}")
+        raise PromptError(f"{where}: {value!r} is not an object of texts", f"write it like {_A_MESSAGE}", given=value)
     if not value.get("role") or "content" not in value:
-        raise PromptError(f"{where}: {value!r} lacks a role or a content; write it like {_A_MESSAGE}")
+        raise PromptError(f"{where}: {value!r} lacks a role or a content", f"write it like {_A_MESSAGE}", given=value)
     return dict(value)
 
 
@@ -126,8 +130,9 @@ def check_unique(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
     for prompt, place in zip(prompts, places, strict=True):
         if prompt.prompt_id in first:
             raise PromptError(
-                f"{place}: the id {prompt.prompt_id!r} is also that of {first[prompt.prompt_id]}; "
-                "give every prompt an id of its own"
+                f"{place}: the id {prompt.prompt_id!r} is also that of {first[prompt.prompt_id]}",
+                "give every prompt an id of its own",
+                given=prompt.prompt_id,
             )
         first[prompt.prompt_id] = place
 
@@ -137,9 +142,9 @@ def check_limit(limit: int | None) -> None:
     if limit is None:
         return
     if not isinstance(limit, int) or isinstance(limit, bool):
-        raise OptionError(f"--limit {limit!r} is not a number of prompts; give a whole number from 1")
+        raise OptionError.about("limit", limit, "is not a number of prompts", "give a whole number from 1")
     if limit < 1:
-        raise OptionError(f"--limit {limit} asks for no prompts; give a whole number from 1")
+        raise OptionError.about("limit", limit, "asks for no prompts", "give a whole number from 1")
 
 
 def kind(value: object) -> str:

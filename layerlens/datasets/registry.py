@@ -2,7 +2,7 @@
 
 from layerlens.datasets import gpqa, gsm8k, math500, sample
 from layerlens.datasets.source import Card, Source
-from layerlens.errors import PromptError
+from layerlens.errors import PromptError, spelled
 
 SOURCES: dict[str, Source] = {module.SOURCE.card.name: module.SOURCE for module in (sample, gsm8k, gpqa, math500)}
 
@@ -16,7 +16,9 @@ def find(name: str) -> Source:
     """The source of that name; a PromptError that lists the names if there is none."""
     if name not in SOURCES:
         raise PromptError(
-            f"there is no dataset called {name!r}; choose one of {', '.join(SOURCES)}, "
-            "or give prompts of your own with --prompts FILE"
+            f"there is no dataset called {name!r}",
+            f"choose one of {', '.join(SOURCES)}, or give texts of your own as {spelled('prompts')}",
+            option="dataset",
+            given=name,
         )
     return SOURCES[name]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from layerlens.errors import RunError, first_sentence
+from layerlens.errors import RunError, first_sentence, spelled, spelled_command
 from layerlens.records import Column, Manifest, files, store
 from layerlens.records.manifest import refuse_disagreement
 from layerlens.records.schema import FORMAT, arrow_schema
@@ -115,9 +115,8 @@ def refuse_unless_free(folder: Path, *, resume: bool) -> None:
     if _exists(folder / "manifest.json"):
         read_manifest(folder)
         if not resume and _has_begun(folder):
-            raise RunError(
-                f"{folder} already holds an ablation; give --out a new directory, or --resume to continue it"
-            )
+            advice = f"give a new directory, or {spelled('resume', True)} to continue the ablation"
+            raise RunError.about("out", folder, "already holds an ablation", advice)
     else:
         store.refuse_unless_free(folder, resume=resume)
 
@@ -125,29 +124,22 @@ def refuse_unless_free(folder: Path, *, resume: bool) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an ablation; RunError where the folder holds none or its format is not this one."""
     path = folder / "manifest.json"
+    advice = f"give a directory that {spelled_command('ablate')} wrote"
     if not folder.is_dir():
         reason = "that is a file" if folder.exists() else "no such directory"
-        raise RunError(
-            f"there is no ablation at {folder}: {reason}; give the directory named by --out of `layerlens ablate`"
-        )
+        raise RunError(f"there is no ablation at {folder}: {reason}", advice, given=folder)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(
-            f"{folder} is not an ablation: it has no manifest.json; give the directory named by --out of "
-            "`layerlens ablate`"
-        ) from error
+        raise RunError(f"{folder} is not an ablation: it has no manifest.json", advice, given=folder) from error
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} cannot be read ({first_sentence(error)}); restore it, or run the ablation anew"
-        ) from error
+        problem = f"{path} cannot be read ({first_sentence(error)})"
+        raise RunError(problem, "restore it, or run the ablation anew", given=folder) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("ablation"), dict):
-        raise RunError(f"{folder} is not an ablation: give the directory named by --out of `layerlens ablate`")
+        raise RunError(f"{folder} is not an ablation", advice, given=folder)
     if manifest.get("format") != FORMAT:
-        raise RunError(
-            f"{folder} is an ablation of format {manifest.get('format')}, this layerlens reads format {FORMAT}: use "
-            "the layerlens that wrote it, or run the ablation anew"
-        )
+        problem = f"{folder} is an ablation of format {manifest.get('format')}, this layerlens reads format {FORMAT}"
+        raise RunError(problem, "use the layerlens that wrote it, or run the ablation anew", given=folder)
     return manifest
 
 

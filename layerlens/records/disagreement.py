@@ -1,9 +1,9 @@
-"""How a run that is there differs from what is asked for now, in the words of the command line."""
+"""How a run that is there differs from what is asked for now, spelled for whoever asks."""
 
 import json
-import shlex
 from typing import Any
 
+from layerlens.errors import spelled
 from layerlens.records.schema import DEFAULT_WINDOW
 
 _CIRCUMSTANCES = {
@@ -14,19 +14,18 @@ _CIRCUMSTANCES = {
     "merged_from",
 }  # may differ between the sessions of one run
 _STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "entropy_floor": 0.0}
-_PYTHON_ONLY = ("options.do_sample", "options.eos_token_id")
 _THREE_WAYS = "options.add_special_tokens"  # None is the default, and False is another choice
 
-_FLAGS = {
-    **{name: f"--{name}" for name in ("seed", "mode", "window", "strategy")},
-    **{f"model.{name}": f"--{name}" for name in ("dtype", "device", "revision")},
-    **{f"ablation.{name}": f"--{name}" for name in ("arms", "p", "repeats", "window")},
-    **{f"strategy.{name}": f"--{name.replace('_', '-')}" for name in _STRATEGY_DEFAULTS},
-    "model.source": "--model",
-    "options.chat_template_args": "--chat-template-arg",
-    "dataset.rows": "--limit",
-    "dataset.shard": "--shard",
+_OPTIONS = {
+    **{name: name for name in ("seed", "mode", "window", "strategy")},
+    **{f"model.{name}": name for name in ("dtype", "device", "revision")},
+    **{f"ablation.{name}": name for name in ("arms", "p", "repeats", "window")},
+    **{f"strategy.{name}": name for name in _STRATEGY_DEFAULTS},
+    "model.source": "model",
+    "dataset.rows": "limit",
+    "dataset.shard": "shard",
 }
+"""Entries that are options; all of the section "options" are, by their own names."""
 
 _OPAQUE = {
     "batches": "other prompts",
@@ -38,8 +37,8 @@ _OPAQUE = {
     "dataset.prompts_sha256": "other prompts",
     "dataset.ids_sha256": "other prompts",
     "dataset.items_sha256": "other items",
-    "options.generation_config": "another generation config of --model",
-    "model.fingerprint": "other weights or another config of --model",
+    "options.generation_config": "another generation config of the model",
+    "model.fingerprint": "other weights or another config of the model",
     "model.modules": "other modules, forwards or settings of modules in the model",
 }
 """Entries that say nothing to a user."""
@@ -74,7 +73,7 @@ _FOLLOWS = {
 
 
 def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """What a run was begun with and what is given now, as "--seed 0, not with --seed 9"; None where rows would agree.
+    """What a run was begun with and what is given now, as "seed 0, not with seed 9"; None where rows would agree.
 
     Args:
         ours: the manifest of what is asked for.
@@ -83,7 +82,7 @@ def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     left, right = _flat(ours), _flat(theirs)
     differing = {key for key in left.keys() | right.keys() if not _same(left.get(key), right.get(key))}
     if all(flat.get("window") == flat.get("strategy.window") for flat in (left, right)):
-        differing.discard("strategy.window")  # one --window gave both
+        differing.discard("strategy.window")  # one window gave both
     if left.get("strategy_code") is None or right.get("strategy_code") is None:
         differing.discard("strategy_code")  # which older runs do not say
     for key in ("model.hooks", "model.modules"):
@@ -101,7 +100,7 @@ def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
 
 
 def _follows(key: str) -> tuple[str, ...]:
-    if key.startswith("strategy.") and key not in _FLAGS:
+    if key.startswith("strategy.") and key not in _OPTIONS:
         return ("strategy",)
     return _FOLLOWS.get(key, ())
 
@@ -118,7 +117,7 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
     strategy = _of_strategy(entries.pop("strategy"), n_layers) if "strategy" in entries else {}
     if "strategies" in entries.get("ablation", {}):
         arms = [_of_strategy(record, n_layers) for record in entries["ablation"]["strategies"]]
-        unsaid = (None, _default_window(n_layers))  # what an arm has without --window
+        unsaid = (None, _default_window(n_layers))  # what an arm has where no window is given
         windows = [arm["strategy.window"] for arm in arms if arm.get("strategy.window") not in unsaid]
         entries["ablation"] |= {"strategies": arms, "window": windows[0] if windows else None}
     flat: dict[str, Any] = {}
@@ -132,7 +131,7 @@ def _default_window(n_layers: Any) -> int:
 
 
 def _of_strategy(record: dict[str, Any], n_layers: Any) -> dict[str, Any]:
-    """The strategy by the name that the command line has for it, and the options that matter to the rows."""
+    """The strategy by its name or alias, and the options that matter to the rows."""
     options = dict(record)
     name = options.pop("name")
     if name == "fixed":
@@ -151,47 +150,39 @@ def _of_strategy(record: dict[str, Any], n_layers: Any) -> dict[str, Any]:
 
 
 def _words(key: str, value: Any) -> str:
-    """An entry as the user would give it: "--seed 0", "no --system"."""
+    """An entry as the user would give it: "seed 0", or "--seed 0"."""
     section, _, name = key.rpartition(".")
     if key in _OPAQUE:
         return _OPAQUE[key]
     if key == "dataset.name":
         return _prompts(str(value))
     if key == "options.chat_template":
-        return "a chat template" if value else "--no-chat-template"
+        return "a chat template" if value else spelled("chat_template", False)
     if key == "model.quantization":
         return "weights that are not quantised" if value is None else f"weights quantised by {value}"
     if key == "model.hooks":
         return f"the hook{'s' if len(value) > 1 else ''} {', '.join(value)}" if value else "no hooks on the model"
     if key == "dataset.all_rows":
-        return "no --shard" if value is None else f"a --shard of {value} prompts"
-    if key == _THREE_WAYS and value is False:
-        return "--no-add-special-tokens"
-    if key == "options.chat_template_args" and value is not None:
-        return " ".join(f"--chat-template-arg {_value(f'{one}={json.dumps(said)}')}" for one, said in value.items())
-    flag = _FLAGS.get(key, f"--{name.replace('_', '-')}" if section == "options" else None)
-    if key in _PYTHON_ONLY:
-        return f"{name}={value!r}"
-    if flag is None:
+        return f"no {spelled('shard')}" if value is None else f"a {spelled('shard')} of {value} prompts"
+    option = _OPTIONS.get(key, name if section == "options" else None)
+    if option is None:
         owner = "a strategy's " if section == "strategy" else ""
-        return f"{owner}{name.replace('_', ' ')} {_value(value)}"
-    if value is None:
-        return f"no {flag}"
-    if value is True:
-        return flag
-    values = value if key == "options.stop_strings" and isinstance(value, list) else [value]
-    return " ".join(f"{flag} {_value(one)}" for one in values)
+        return f"{owner}{name.replace('_', ' ')} {_shown(value)}"
+    return f"no {spelled(option)}" if value is None else spelled(option, _shortened(value))
 
 
 def _prompts(name: str) -> str:
     if name == "prompts":  # what `from_prompts` calls texts that were given in Python
         return "a list of prompts"
-    return f"--{'prompts' if name.endswith(('.txt', '.jsonl')) else 'dataset'} {_value(name)}"
+    return spelled("prompts" if name.endswith((".txt", ".jsonl")) else "dataset", _shortened(name))
 
 
-def _value(value: Any) -> str:
-    """As it is typed, cut short where it is long."""
-    if isinstance(value, list):
-        return ",".join(map(_value, value))
-    text = shlex.quote(value) if isinstance(value, str) else json.dumps(value).removesuffix(".0")
+def _shown(value: Any) -> str:
+    """An entry that is no option."""
+    text = value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
     return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def _shortened(value: Any) -> Any:
+    """The same, cut where it is a long text."""
+    return f"{value[:56]} ..." if isinstance(value, str) and len(value) > 60 else value

@@ -10,13 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from layerlens.errors import RunError, first_sentence
-
-_REMEDY = "continue with --resume, which sets it aside and makes it again"
+from layerlens.errors import RunError, first_sentence, spelled
 
 
 class DamagedFile(RunError):
     """A table that is there and does not hold what it should."""
+
+    @classmethod
+    def at(cls, path: Path, problem: str) -> "DamagedFile":
+        """The table at a path, and what is wrong with it."""
+        resumed = spelled("resume", True)
+        return cls(f"{path} {problem}", f"continue with {resumed}, which sets it aside and makes it again", given=path)
 
 
 def read_table(path: Path, columns: list[str]) -> pa.Table:
@@ -26,7 +30,7 @@ def read_table(path: Path, columns: list[str]) -> pa.Table:
         table = parquet.read(columns=columns, use_threads=False)
     if table.column_names != columns:
         missing = ", ".join(sorted(set(columns) - set(table.column_names)))
-        raise DamagedFile(f"{path} lacks the columns {missing}; {_REMEDY}")
+        raise DamagedFile.at(path, f"lacks the columns {missing}")
     return table
 
 
@@ -42,11 +46,13 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         with path.open("rb") as handle:  # pyarrow takes a path for an address, and can read fewer names than the system
             yield pq.ParquetFile(handle)
     except FileNotFoundError as error:
-        raise RunError(f"{path} is missing; continue with --resume to make it again") from error
+        advice = f"continue with {spelled('resume', True)} to make it again"
+        raise RunError(f"{path} is missing", advice, given=path) from error
     except (OSError, pa.ArrowException) as error:
+        problem = f"cannot be read ({first_sentence(error)})"
         if getattr(error, "errno", None) is not None:  # of the system, not of what the file holds
-            raise RunError(f"{path} cannot be read ({first_sentence(error)}); make it readable") from error
-        raise DamagedFile(f"{path} cannot be read ({first_sentence(error)}); {_REMEDY}") from error
+            raise RunError(f"{path} {problem}", "make it readable", given=path) from error
+        raise DamagedFile.at(path, problem) from error
 
 
 def set_aside_damaged(folder: Path, tables: Mapping[Path, list[str]]) -> None:
@@ -69,8 +75,10 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(
-            f"{folder} cannot be written ({reason}); what is complete is kept: make room or mend the path, then "
-            "continue with --resume"
+            f"{folder} cannot be written ({reason})",
+            f"what is complete is kept: make room or mend the path, then continue with {spelled('resume', True)}",
+            option="out",
+            given=folder,
         ) from error
 
 
@@ -123,5 +131,6 @@ def lock(folder: Path) -> Any:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         handle.close()
-        raise RunError(f"another process is writing {folder}; wait for it, or give --out another directory") from error
+        advice = f"wait for it, or give another directory as {spelled('out')}"
+        raise RunError(f"another process is writing {folder}", advice, option="out", given=folder) from error
     return handle

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from layerlens.errors import OptionError, RunError, excerpt, is_utf8
+from layerlens.errors import OptionError, RunError, excerpt, is_utf8, spelled, spelled_command
 from layerlens.records.disagreement import disagreement
 from layerlens.records.schema import FORMAT
 
@@ -34,7 +34,8 @@ def new_manifest(**parts: Any) -> Manifest:
     }
     written = json.dumps(manifest, ensure_ascii=False)
     if not is_utf8(written):
-        raise OptionError(f"a name of a file or an option is not UTF-8 text: {excerpt(written)}; give it in UTF-8")
+        shown = excerpt(written)
+        raise OptionError(f"a name of a file or an option is not UTF-8 text: {shown}", "give it in UTF-8", given=shown)
     return manifest
 
 
@@ -56,37 +57,39 @@ def refuse_disagreement(folder: Path, ours: Manifest, theirs: Manifest) -> None:
     found = disagreement(ours, theirs)
     if found is not None:
         raise RunError(
-            f"{folder} was begun with {found}; give what it was begun with to continue it, or another --out to begin "
-            "anew"
+            f"{folder} was begun with {found}",
+            f"give what it was begun with to continue it, or another directory as {spelled('out')} to begin anew",
+            given=folder,
         )
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a run directory; RunError where the folder is no run or its format is not this one."""
     path = folder / "manifest.json"
+    advice = f"give a directory that {spelled_command('trace')} wrote"
     if not folder.is_dir():
         reason = "that is a file" if folder.exists() else "no such directory"
-        raise RunError(f"there is no run at {folder}: {reason}; give the directory named by --out of a trace")
+        raise RunError(f"there is no run at {folder}: {reason}", advice, given=folder)
     if not path.is_file():
-        raise RunError(f"{folder} is not a run: it has no manifest.json; give the directory named by --out of a trace")
+        raise RunError(f"{folder} is not a run: it has no manifest.json", advice, given=folder)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}); restore it, or trace again into a new directory") from error
+        problem = f"{path} cannot be read ({error})"
+        raise RunError(problem, "restore it, or trace again into a new directory", given=folder) from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if not isinstance(found, int):
-        raise RunError(f"{path} was not written by layerlens: it names no format; give the directory of a trace")
+        raise RunError(f"{path} was not written by layerlens: it names no format", advice, given=folder)
     if found != FORMAT:
-        advice = "upgrade layerlens" if found > FORMAT else "trace again"
-        raise RunError(f"{folder} is a run of format {found}, this layerlens reads format {FORMAT}: {advice}")
+        problem = f"{folder} is a run of format {found}, this layerlens reads format {FORMAT}"
+        raise RunError(problem, "upgrade layerlens" if found > FORMAT else "trace again", given=folder)
     if "ablation" in manifest:
-        raise RunError(
-            f"{folder} is an ablation and no run; give another directory, or see it by `layerlens figure 3 --ablation "
-            f"{folder}`"
-        )
+        advice = f"give another directory, or draw it as figure 3, by {spelled('ablation', folder)}"
+        raise RunError(f"{folder} is an ablation and no run", advice, given=folder)
     model, batches = manifest.get("model"), manifest.get("batches")
     if not (isinstance(model, dict) and isinstance(model.get("n_layers"), int) and isinstance(batches, list)):
-        raise RunError(f"{path} is damaged: it lacks model.n_layers or batches; restore it, or trace again")
+        problem = f"{path} is damaged: it lacks model.n_layers or batches"
+        raise RunError(problem, "restore it, or trace again", given=folder)
     return manifest  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled
 from layerlens.records.disagreement import disagreement
 from layerlens.records.files import read_table, write_json, write_table
 from layerlens.records.manifest import Manifest, circumstances, digest, read_manifest
@@ -39,11 +39,11 @@ def merge_runs(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) ->
     """
     folders, out = [Path(run).expanduser() for run in runs], Path(out).expanduser()
     if len(folders) < 2:
-        raise OptionError(f"{len(folders)} run given to merge; give two or more")
+        raise OptionError(f"{len(folders)} run given to merge", "give two or more", option="runs", given=folders)
     manifests = {folder: _complete(folder) for folder in folders}
     if len(manifests) < len(folders):
-        twice = next(str(folder) for folder in folders if folders.count(folder) > 1)
-        raise OptionError(f"{twice} is given twice to merge; give each run once")
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise OptionError(f"{twice} is given twice to merge", "give each run once", option="runs", given=twice)
     for folder in folders[1:]:
         _refuse_stranger(folder, manifests[folder], folders[0], manifests[folders[0]])
     batches = _in_turn(manifests)
@@ -55,23 +55,24 @@ def merge_runs(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) ->
         _write(unfinished, batches, manifests)
         unfinished.replace(out)
     except OSError as error:
-        raise RunError(
-            f"--out {out} cannot be written ({error.strerror or error}); make room, or give another directory"
-        ) from error
+        what = f"cannot be written ({error.strerror or error})"
+        raise RunError.about("out", out, what, "make room, or give another directory") from error
     return out
 
 
 def _complete(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if manifest["totals"] is None:
-        raise RunError(f"{folder} is not complete; continue it with --resume before it is merged")
+        advice = f"continue it with {spelled('resume', True)} before it is merged"
+        raise RunError(f"{folder} is not complete", advice, option="runs", given=folder)
     return manifest
 
 
 def _refuse_stranger(folder: Path, manifest: Manifest, first: Path, of_first: Manifest) -> None:
     found = disagreement(_without_part(of_first), _without_part(manifest))
     if found is not None:
-        raise RunError(f"{folder} was traced with {found} as {first}; merge runs of one model, data set and options")
+        problem = f"{folder} was traced with {found} as {first}"
+        raise RunError(problem, "merge runs of one model, data set and options", option="runs", given=folder)
 
 
 def _without_part(manifest: Manifest) -> Manifest:
@@ -89,7 +90,8 @@ def _in_turn(manifests: dict[Path, Manifest]) -> list[Batch]:
         missing = [f"{number}/{of}" for number in range(1, of + 1) if f"{number}/{of}" not in places]
         if missing or len(shards) != of:
             lacking = f"lacks the shards {', '.join(missing)}" if missing else "has a shard twice"
-            raise RunError(f"what is to be merged {lacking}; give every shard of the dataset once")
+            advice = "give every shard of the dataset once"
+            raise RunError(f"what is to be merged {lacking}", advice, option="runs", given=list(shards))
         ordered = [places[f"{number}/{of}"] for number in range(1, of + 1)]
         rounds = zip_longest(*(_batches(folder, manifests) for folder in ordered))
         return [batch for batches in rounds for batch in batches if batch is not None]
@@ -105,9 +107,8 @@ def _refuse_shared_prompts(manifests: dict[Path, Manifest]) -> None:
     for folder, manifest in manifests.items():
         for prompt_id in (prompt_id for batch in manifest["batches"] for prompt_id in batch):
             if prompt_id in owner:
-                raise RunError(
-                    f"prompt {prompt_id!r} is in {owner[prompt_id]} and in {folder}; merge runs that share none"
-                )
+                problem = f"prompt {prompt_id!r} is in {owner[prompt_id]} and in {folder}"
+                raise RunError(problem, "merge runs that share none", option="runs", given=folder)
             owner[prompt_id] = folder
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled
 from layerlens.records.files import (
     lock,
     n_rows_in,
@@ -138,15 +138,18 @@ def refuse_unless_free(folder: Path, *, resume: bool) -> None:
         is_file = folder.exists() and not folder.is_dir()
         present = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
     except OSError as error:
-        raise RunError(f"--out {folder} cannot be used ({error.strerror}); give another directory") from error
+        what = f"cannot be used ({error.strerror})"
+        raise RunError.about("out", folder, what, "give another directory") from error
     if is_file:
-        raise RunError(f"{folder} is a file; give --out a directory")
+        raise RunError.about("out", folder, "is a file", "give a directory")
+    advice = "give a new directory"
     if "manifest.json" in present:
         read_manifest(folder)
         if not resume and _has_begun(folder):
-            raise RunError(f"{folder} already holds a run; give --out a new directory, or --resume to continue it")
+            advice += f", or {spelled('resume', True)} to continue the run"
+            raise RunError.about("out", folder, "already holds a run", advice)
     elif present - {"manifest.json.partial"}:
-        raise RunError(f"{folder} is not empty and is not a run; give --out a new directory")
+        raise RunError.about("out", folder, "is not empty and is not a run", advice)
 
 
 def _has_begun(folder: Path) -> bool:
@@ -190,9 +193,8 @@ def read_layers(
     flat = [name for name in columns if not pa.types.is_list(schema.field(name).type)]
     if flat:
         known = ", ".join(column.name for column in (*TOKENS, KL) if column.per_layer)
-        raise OptionError(
-            f"column {flat[0]!r} holds no value per layer, see run.positions; per layer there are {known}"
-        )
+        problem = f"column {flat[0]!r} holds no value per layer"
+        raise OptionError(problem, f"see run.positions; per layer there are {known}", option="column", given=flat[0])
 
     def of_part(path: Path) -> list[np.ndarray[Any, np.dtype[Any]]]:
         table = read_table(path, list(columns))
@@ -210,17 +212,20 @@ def _token_schema(folder: Path, columns: Sequence[str]) -> pa.Schema:
     known = [column.name for column in (*TOKENS, KL)]
     unknown = [name for name in columns if name not in known]
     if unknown:
-        raise OptionError(f"there is no column {unknown[0]!r}; there are {', '.join(known)}")
+        problem = f"there is no column {unknown[0]!r}"
+        raise OptionError(problem, f"there are {', '.join(known)}", option="column", given=unknown[0])
     schema = arrow_schema(token_columns(read_manifest(folder)))
     if KL.name in columns and KL.name not in schema.names:
-        raise RunError(f"{folder} holds no divergences from the last layer; trace the prompts again with --kl")
+        advice = f"trace the prompts again with {spelled('kl', True)}"
+        raise RunError(f"{folder} holds no divergences from the last layer", advice, given=folder)
     return schema
 
 
 def _per_layer(column: pa.ChunkedArray, n_layers: int) -> np.ndarray[Any, np.dtype[Any]]:
     values: np.ndarray[Any, np.dtype[Any]] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     if len(values) != len(column) * n_layers:
-        raise RunError(f"a per-layer column holds {len(values)} values for {len(column)} rows of {n_layers} layers")
+        problem = f"a per-layer column holds {len(values)} values for {len(column)} rows of {n_layers} layers"
+        raise RunError(problem, "restore the run, or trace again", given=len(values))
     return values.reshape(len(column), n_layers)
 
 

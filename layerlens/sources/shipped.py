@@ -12,4 +12,4 @@ def shipped_file(name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise LayerlensError(f"{name} is not at {' or '.join(map(str, places))}; install layerlens again")
+    raise LayerlensError(f"{name} is not at {' or '.join(map(str, places))}", "install layerlens again", given=name)

@@ -1,6 +1,5 @@
 """Where the real data lies, and what a message to a user has to look like."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +28,15 @@ def refused():
     """A context in which a user error has to be raised, in one line that holds all the given pieces."""
 
     @contextmanager
-    def context(*pieces: object, error: type[LayerlensError] = PromptError) -> Iterator[None]:
+    def context(*pieces: object, error: type[LayerlensError] = PromptError, **fields: object) -> Iterator[None]:
         with pytest.raises(error) as caught:
             yield
         message = str(caught.value)
         assert type(caught.value) is error
         assert [piece for piece in map(str, pieces) if piece not in message] == [], message
+        assert {name: getattr(caught.value, name) for name in fields} == fields
         assert "\n" not in message, "one sentence on one line"
-        assert re.search(r"[;,] ", message), "what is wrong, and what to do"
+        assert caught.value.problem, "what is wrong"
+        assert caught.value.advice, "what to do"
 
     return context

@@ -47,7 +47,7 @@ def test_out_of_reach_and_not_cached(tmp_path, name, offline):
     hub_id = {card.name: card.hub_id for card in ld.names()}[name]
     assert result["kind"] == "PromptError"
     assert result["error"].startswith(f"{hub_id} is not in the cache and the hub cannot be reached; connect")
-    assert result["error"].endswith("or give a local copy with --data-file FILE")
+    assert result["error"].endswith("data_file")
     assert ("HF_TOKEN" in result["error"]) == (name == "gpqa")
     assert result["seconds"] < 10, "load_dataset by itself takes 23 seconds here"
     assert result["offline"] == (offline == "1"), "the library's own setting is as it was"
@@ -91,7 +91,7 @@ def test_a_gated_dataset(tmp_path, refusing_hub, status):
     refusing_hub.refusal = (status, "GatedRepo")
     result = read_in_a_process(tmp_path, "gpqa", endpoint=address(refusing_hub))
     assert result["kind"] == "PromptError"
-    for piece in ["Idavidrein/gpqa", "gated", "access granted", "HF_TOKEN", "--data-file FILE"]:
+    for piece in ["Idavidrein/gpqa", "gated", "access granted", "HF_TOKEN", "data_file"]:
         assert piece in result["error"]
     assert result["seconds"] < 10
     assert any("Idavidrein/gpqa" in path for path in refusing_hub.asked), "the server was asked"
@@ -101,7 +101,7 @@ def test_a_revision_that_the_hub_does_not_have(tmp_path, refusing_hub):
     refusing_hub.refusal = (404, "RevisionNotFound")
     result = read_in_a_process(tmp_path, "gsm8k", endpoint=address(refusing_hub), revision="v9")
     assert result["kind"] == "PromptError"
-    for piece in ["openai/gsm8k at revision 'v9'", "check --revision", "--data-file FILE"]:
+    for piece in ["openai/gsm8k at revision 'v9'", "check revision", "data_file"]:
         assert piece in result["error"]
     assert "HF_TOKEN" not in result["error"]
 
@@ -135,7 +135,7 @@ def test_a_cached_copy_is_read_without_a_network(home_with_gsm8k, offline, revis
 def test_a_cached_copy_does_not_pass_for_another_revision(home_with_gsm8k, revision):
     result = read_in_a_process(home_with_gsm8k, "gsm8k", revision=revision)
     assert result["kind"] == "PromptError"
-    for piece in ["cached copy of openai/gsm8k", f"revision '{revision}'", "--revision", "--data-file FILE"]:
+    for piece in ["cached copy of openai/gsm8k", f"revision '{revision}'", "data_file"]:
         assert piece in result["error"]
 
 
@@ -186,7 +186,7 @@ def test_any_failure_of_the_library_is_one_sentence_and_leaves_its_setting(monke
     for offline in (False, True):
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr("layerlens.sources.hub.answers", lambda *_, **__: True)
-        with refused("openai/gsm8k", "--data-file FILE"):
+        with refused("data_file", given="openai/gsm8k"):
             ld.dataset("gsm8k")
         assert datasets.config.HF_HUB_OFFLINE is offline
 

@@ -90,7 +90,7 @@ def test_the_table_of_datasets():
 
 
 def test_an_unknown_name_lists_the_known_ones(refused):
-    with refused("'gsm9k'", *SOURCES, "--prompts FILE"):
+    with refused("'gsm9k'", *SOURCES, option="dataset", given="gsm9k"):
         ld.dataset("gsm9k")
 
 
@@ -104,7 +104,7 @@ def test_a_limit_that_is_not_a_whole_number_from_1(tmp_path, refused, limit):
         lambda: ld.from_prompts(["a prompt"], limit=limit),
     ]
     for call in calls:
-        with refused(f"--limit {limit!r}", "give a whole number from 1", error=OptionError):
+        with refused("whole number from 1", error=OptionError, option="limit", given=limit):
             call()
 
 
@@ -116,9 +116,9 @@ def test_a_limit_beyond_the_end_gives_everything():
 
 def test_a_revision_of_what_is_not_on_the_hub(tmp_path, refused):
     path = written(tmp_path / "copy.json", ROWS)
-    with refused("--revision abc", "--data-file", error=OptionError):
+    with refused("data_file", error=OptionError, option="revision", given="abc"):
         ld.dataset("math500", data_file=path, revision="abc")
-    with refused("--revision abc", "sample", error=OptionError):
+    with refused("sample", error=OptionError, option="revision", given="abc"):
         ld.dataset("sample", revision="abc")
 
 

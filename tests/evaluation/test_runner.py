@@ -20,6 +20,7 @@ from layerlens.records.answers import ANSWERS
 from layerlens.records.schema import arrow_schema
 from tests.conftest import tiny
 from tests.killed import kill_while_working
+from tests.refusals import refused
 
 ITEMS = ll.Dataset(
     "gsm8k", "main", "test", None, None, tuple(ll.Prompt(f"q{n}", f"How many is {n} and 1?", str(n)) for n in range(5))
@@ -159,15 +160,19 @@ def test_resume_redoes_only_what_is_missing(tiny_llama, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "begun", "now"),
     [
-        ({"max_new_tokens": 5}, "--max-new-tokens 6", "--max-new-tokens 5"),
-        ({"p": [0.5]}, "--p 0,1", "--p 0,0.5"),
-        ({"arms": ["valley-1"]}, "--arms last,valley", "--arms last,valley-1"),
-        ({"window": 2}, "--window 3", "--window 2"),
-        ({"window": None}, "--window 3", "no --window"),
-        ({"seed": 4}, "--seed 0", "--seed 4"),
-        ({"repeats": 2}, "--repeats 1", "--repeats 2"),
-        ({"batch_size": 1}, "--batch-size 2", "--batch-size 1"),
-        ({"arms": ["last-1"], "window": None}, "--arms last,valley, --window 3", "--arms last,last-1, no --window"),
+        ({"max_new_tokens": 5}, "max_new_tokens 6", "max_new_tokens 5"),
+        ({"p": [0.5]}, "p [0.0, 1.0]", "p [0.0, 0.5]"),
+        ({"arms": ["valley-1"]}, "arms ['last', 'valley']", "arms ['last', 'valley-1']"),
+        ({"window": 2}, "window 3", "window 2"),
+        ({"window": None}, "window 3", "no window"),
+        ({"seed": 4}, "seed 0", "seed 4"),
+        ({"repeats": 2}, "repeats 1", "repeats 2"),
+        ({"batch_size": 1}, "batch_size 2", "batch_size 1"),
+        (
+            {"arms": ["last-1"], "window": None},
+            "arms ['last', 'valley'], window 3",
+            "arms ['last', 'last-1'], no window",
+        ),
     ],
 )
 def test_resume_with_other_options_is_refused_with_what_it_was_begun_with(
@@ -180,9 +185,8 @@ def test_resume_with_other_options_is_refused_with_what_it_was_begun_with(
     before = answers(folder)
     with pytest.raises(ll.RunError) as error:
         ablate(tiny_llama, ITEMS, out=folder, resume=True, **(options | changed))
-    assert f"was begun with {begun}, not with {now}; give what it was begun with" in str(error.value)
-    assert "another --out" in str(error.value)
-    with pytest.raises(ll.RunError, match="already holds an ablation"):
+    assert error.value.problem.endswith(f"was begun with {begun}, not with {now}")
+    with refused(ll.RunError, "out", folder, advice="resume=True"):
         ablate(tiny_llama, ITEMS, out=folder, **options)
     assert answers(folder) == before
 
@@ -191,7 +195,7 @@ def test_other_references_cannot_be_resumed(tiny_llama, tmp_path):
     options = {"arms": ["valley"], "p": [1], **OPTIONS}
     ablate(tiny_llama, ITEMS, out=tmp_path / "a", **options)
     others = dataclasses.replace(ITEMS, prompts=tuple(dataclasses.replace(item, reference="7") for item in ITEMS))
-    with pytest.raises(ll.RunError, match="begun with other items; give"):
+    with refused(ll.RunError, given=tmp_path / "a", problem="other items"):
         ablate(tiny_llama, others, out=tmp_path / "a", resume=True, **options)
 
 
@@ -204,8 +208,8 @@ def test_what_is_no_ablation_is_left_alone(tiny_llama, tmp_path, resume):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     (tmp_path / "file").write_text("")
-    for name, words in (("run", "not an ablation"), ("other", "is not empty"), ("file", "is a file")):
-        with pytest.raises(ll.RunError, match=words):
+    for name, option in (("run", None), ("other", "out"), ("file", "out")):
+        with refused(ll.RunError, option, tmp_path / name):
             ablate(tiny_llama, ITEMS, out=tmp_path / name, **options)
     ablate(tiny_llama, ITEMS, out=tmp_path / "ablation", **options)
     with pytest.raises(ll.RunError):
@@ -218,7 +222,7 @@ def test_two_processes_cannot_write_one_ablation(tiny_llama, tmp_path):
 
     (tmp_path / "a").mkdir()
     held = lock(tmp_path / "a")
-    with pytest.raises(ll.RunError, match="another process"):
+    with refused(ll.RunError, "out", tmp_path / "a", problem="another process"):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["last"], max_new_tokens=2, progress=False)
     held.close()
     ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["last"], max_new_tokens=2, progress=False)

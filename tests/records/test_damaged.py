@@ -10,6 +10,7 @@ import layerlens as ll
 from layerlens.analysis.ablation import ablation_table
 from layerlens.records import TOKENS, store
 from layerlens.records.schema import KL
+from tests.refusals import refused
 
 FEW = {"max_new_tokens": 3, "progress": False, "batch_size": 1}
 ITEMS = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"), ll.Prompt("r", "2?", "2")))
@@ -47,7 +48,7 @@ def test_resume_makes_a_damaged_table_again_and_loses_nothing(tiny_llama, tmp_pa
     untouched = (out / "tokens" / "part-00000.parquet").read_bytes()
     damage(out / name)
     damaged = (out / name).read_bytes()
-    with pytest.raises(ll.RunError, match="continue with --resume, which sets it aside and makes it again"):
+    with refused(ll.RunError, given=out / name, advice="resume=True"):
         rows(ll.open_run(out))
     again = ll.trace(tiny_llama, ["a", "b", "c"], out=out, resume=True, **FEW)
     assert str(rows(again)) == expected
@@ -61,7 +62,7 @@ def test_an_ablation_is_resumed_past_damaged_answers(tiny_llama, tmp_path):
     few = {"max_new_tokens": 3, "progress": False, "arms": ["valley"], "p": [1.0]}
     expected = ll.ablate(tiny_llama, ITEMS, out=out, **few)
     cut(out / "answers" / "valley_p1.0.parquet")
-    with pytest.raises(ll.RunError, match="sets it aside"):
+    with refused(ll.RunError, given=out / "answers" / "valley_p1.0.parquet", advice="resume=True"):
         ablation_table(out)
     again = ll.ablate(tiny_llama, ITEMS, out=out, resume=True, **few)
     assert again["accuracy"].tolist() == expected["accuracy"].tolist()
@@ -75,17 +76,12 @@ def test_a_column_that_is_none_is_said_with_those_there_are(tiny_llama, tmp_path
         lambda name: run.read_layers("entropy", name),
         lambda name: store.read_tokens_table(run.path, ["position", name]),
     ):
-        with pytest.raises(ll.OptionError) as error:
+        known = ", ".join(column.name for column in (*TOKENS, KL))
+        with refused(ll.OptionError, "column", "entropi", advice=known):
             ask("entropi")
-        said = str(error.value)
-        assert said.startswith("there is no column 'entropi'; there are prompt_id, ")
-        assert all(column.name in said for column in (*TOKENS, KL))
-        assert "--resume" not in said
-    with pytest.raises(
-        ll.OptionError, match=r"column 'position' holds no value per layer, see run\.positions; per layer"
-    ):
+    with refused(ll.OptionError, "column", "position", advice="entropy"):
         run.layers("position")
-    with pytest.raises(ll.RunError, match="trace the prompts again with --kl"):
+    with refused(ll.RunError, given=run.path, advice="kl=True"):
         run.layers("kl_last_to_layer")
 
 

@@ -4,17 +4,29 @@ import copy
 from dataclasses import MISSING, fields
 
 import pytest
+import typer
 
 import layerlens as ll
+from layerlens.cli import app
+from layerlens.cli.spelling import CommandLine
+from layerlens.errors import spelling
 from layerlens.evaluation.runner import ablate
 from layerlens.records.answers import read_manifest as read_ablation
 from layerlens.records.disagreement import _STRATEGY_DEFAULTS, disagreement
 from layerlens.records.manifest import read_manifest
+from tests.refusals import refused
 
 CIRCUMSTANCES = {"created", "command", "hardware", "totals"}
 OTHER = {"strategy__name": "another", "strategy__shift": 2, "ablation__strategies": [{"name": "last"}]}
 OTHER |= {"options__chat_template_args": {"thinks": False}}
 """Where something else has to be of the same type."""
+
+
+@pytest.fixture
+def typed():
+    """Inside, options are spelled as on the command line."""
+    with spelling(CommandLine(typer.main.get_command(app), ["trace"])):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +81,9 @@ def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests, kind):
         ),
         ({"options__stop_strings": ["a", "b c"]}, "no --stop-strings, not with --stop-strings a --stop-strings 'b c'"),
         ({"options__chat_template": True}, "--no-chat-template, not with a chat template"),
-        ({"options__do_sample": True}, "do_sample=None, not with do_sample=True"),
+        ({"options__do_sample": True}, "no do_sample, not with do_sample=True"),
         ({"model__device": "cuda:0"}, "--device cpu, not with --device cuda:0"),
-        ({"model__fingerprint": "x", "model__n_layers": 9}, "other weights or another config of --model"),
+        ({"model__fingerprint": "x", "model__n_layers": 9}, "other weights or another config of the model"),
         ({"model__fingerprint": "x", "model__source": "b/c"}, "--model LlamaForCausalLM, not with --model b/c"),
         ({"model__fingerprint": "x", "model__dtype": "float16"}, "--dtype float32, not with --dtype float16"),
         ({"dataset__name": "p.txt", "dataset__rows": 7}, "a list of prompts, not with --prompts p.txt"),
@@ -97,15 +109,32 @@ def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests, kind):
             "--strategy valley-1, not with --strategy dola-low",
         ),
         ({"versions__torch": "0.1"}, "not with torch 0.1"),
-        ({"options__system": "x" * 100}, f"no --system, not with --system {'x' * 56} ..."),
+        ({"options__system": "x" * 100}, f"no --system, not with --system '{'x' * 56} ...'"),
     ],
 )
-def test_it_is_said_as_the_command_line_takes_it_without_what_follows_from_it(manifests, now, said):
+def test_it_is_said_as_the_command_line_takes_it_without_what_follows_from_it(typed, manifests, now, said):
     found = disagreement(changed(manifests["run"], **now), manifests["run"])
     assert found.endswith(said) if "versions__torch" in now else found == said
 
 
-def test_the_arms_of_an_ablation_and_their_window(manifests):
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"seed": 4}, "seed 0, not with seed 4"),
+        ({"options__system": "be brief"}, "no system, not with system 'be brief'"),
+        ({"options__add_special_tokens": False}, "no add_special_tokens, not with add_special_tokens=False"),
+        ({"options__chat_template": True}, "chat_template=False, not with a chat template"),
+        ({"options__chat_template_args": {"n": 3}}, "no chat_template_args, not with chat_template_args {'n': 3}"),
+        ({"dataset__name": "p.txt", "dataset__rows": 7}, "a list of prompts, not with prompts 'p.txt'"),
+        ({"strategy__shift": 0, "strategy__p": 0.5}, "strategy 'valley-1', p 1.0, not with strategy 'valley', p 0.5"),
+        ({"options__eos_token_id": [2]}, "no eos_token_id, not with eos_token_id [2]"),
+    ],
+)
+def test_in_python_it_is_said_in_the_words_of_python(manifests, now, said):
+    assert disagreement(changed(manifests["run"], **now), manifests["run"]) == said
+
+
+def test_the_arms_of_an_ablation_and_their_window(typed, manifests):
     begun = manifests["ablation"]
     windowed = copy.deepcopy(begun)
     windowed["ablation"]["strategies"][1]["window"] = 3
@@ -145,7 +174,7 @@ def test_every_option_of_a_strategy_counts(manifests, ours, theirs, agree):
     assert (disagreement(*reversed(pair)) is None) == agree
 
 
-def test_a_class_that_was_edited_is_another_strategy_where_both_runs_tell_its_code(manifests):
+def test_a_class_that_was_edited_is_another_strategy_where_both_runs_tell_its_code(typed, manifests):
     old, begun, edited = (changed(manifests["run"], strategy_code=code) for code in (None, "1f", "2e"))
     assert disagreement(edited, begun) == "other code of its strategy"
     assert disagreement(begun, copy.deepcopy(begun)) is disagreement(begun, old) is disagreement(old, begun) is None
@@ -157,9 +186,8 @@ def test_a_class_that_was_edited_is_another_strategy_where_both_runs_tell_its_co
 
 def test_an_option_that_is_off_is_not_missed_in_an_older_run(manifests):
     assert disagreement(changed(manifests["run"], options__newer=False), manifests["run"]) is None
-    assert (
-        disagreement(changed(manifests["run"], options__newer=True), manifests["run"]) == "no --newer, not with --newer"
-    )
+    newer = changed(manifests["run"], options__newer=True)
+    assert disagreement(newer, manifests["run"]) == "no newer, not with newer=True"
 
 
 def test_what_a_valley_is_without_options():
@@ -168,9 +196,9 @@ def test_what_a_valley_is_without_options():
 
 
 def test_a_run_can_be_continued_with_what_the_refusal_names(tiny_llama, tmp_path):
-    """Also where that was the default: --window 4 is what no --window means for four layers."""
+    """Also where that was the default: a window of 4 is what none means for four layers."""
     few = {"max_new_tokens": 2, "progress": False, "out": tmp_path / "run"}
     ll.trace(tiny_llama, ["a"], strategy=ll.Valley(), **few)
-    with pytest.raises(ll.RunError, match="begun with --window 4, not with --window 3; give what it was begun with"):
+    with refused(ll.RunError, given=tmp_path / "run", problem="begun with window 4, not with window 3"):
         ll.trace(tiny_llama, ["a"], strategy=ll.Valley(window=3), resume=True, **few)
     ll.trace(tiny_llama, ["a"], strategy=ll.Valley(window=4), resume=True, **few)

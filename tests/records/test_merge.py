@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import layerlens as ll
 from layerlens.errors import OptionError, RunError
 from tests.conftest import tiny
+from tests.refusals import refused
 
 TEXTS = ["Hello", "What is it?", "x", "one two", "And then", "no", "seven is enough"]
 OPTIONS = {
@@ -91,24 +92,22 @@ def test_runs_that_are_no_shards_follow_one_another(tmp_path):
 
 def test_what_does_not_belong_together_is_refused(shards, tmp_path):
     out = tmp_path / "merged"
-    with pytest.raises(RunError, match=r"lacks the shards 2/3; give every shard"):
+    with refused(RunError, "runs", names(shards, 1, 3), problem="shards 2/3"):
         ll.merge(names(shards, 1, 3), out=out)
-    with pytest.raises(OptionError, match="given twice"):
+    with refused(OptionError, "runs", shards / "shard1", problem="twice"):
         ll.merge(names(shards, 1, 1, 3), out=out)
-    with pytest.raises(OptionError, match="1 run given to merge; give two or more"):
+    with refused(OptionError, "runs", names(shards, 1), advice="two"):
         ll.merge(names(shards, 1), out=out)
     shutil.copytree(shards / "shard1", tmp_path / "copy")
-    with pytest.raises(RunError, match="shard twice"):
+    with refused(RunError, "runs", [*names(shards, 1, 2, 3), tmp_path / "copy"], problem="twice"):
         ll.merge([*names(shards, 1, 2, 3), tmp_path / "copy"], out=out)
-    with pytest.raises(RunError, match=r"prompt 'id-.*' is in .* and in "):
+    with refused(RunError, "runs", shards / "alone", problem="prompt 'id-"):
         ll.merge([shards / "whole", shards / "alone"], out=out)
     ll.trace(tiny("llama"), prompts_of(TEXTS).shard(2, 3), out=tmp_path / "other", **OPTIONS | {"seed": 4})
-    with pytest.raises(
-        RunError, match=r"other was traced with --seed 4, not with --seed 3 as .*shard1; merge runs of one"
-    ):
+    with refused(RunError, "runs", tmp_path / "other", problem="seed 4, not with seed 3"):
         ll.merge([*names(shards, 1, 3), tmp_path / "other"], out=out)
     ll.trace(tiny("llama"), prompts_of(TEXTS[::-1]).shard(2, 3), out=tmp_path / "reordered", **OPTIONS)
-    with pytest.raises(RunError, match="other prompts"):
+    with refused(RunError, "runs", tmp_path / "reordered", problem="other prompts"):
         ll.merge([*names(shards, 1, 3), tmp_path / "reordered"], out=out)
     assert not out.exists()
 
@@ -117,9 +116,9 @@ def test_an_incomplete_run_and_an_occupied_place_are_refused(shards, tmp_path):
     shutil.copytree(shards / "shard2", tmp_path / "half")
     manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
     (tmp_path / "half" / "manifest.json").write_text(json.dumps(manifest | {"totals": None}))
-    with pytest.raises(RunError, match="half is not complete; continue it with --resume"):
+    with refused(RunError, "runs", tmp_path / "half", advice="resume=True"):
         ll.merge([*names(shards, 1, 3), tmp_path / "half"], out=tmp_path / "merged")
-    with pytest.raises(RunError, match="already holds a run"):
+    with refused(RunError, "out", shards / "whole"):
         ll.merge(names(shards, 1, 2, 3), out=shards / "whole")
     (tmp_path / "merged.partial" / "tokens").mkdir(parents=True)  # of a merge that was killed
     assert ll.merge(names(shards, 1, 2, 3), out=tmp_path / "merged").is_complete

@@ -20,6 +20,7 @@ from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.records import PROMPTS, TOKENS, WORDS
 from layerlens.records.schema import FINISH_REASONS, arrow_schema
 from tests.killed import kill_while_working
+from tests.refusals import refused
 
 CLI = [sys.executable, "-m", "layerlens"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -168,7 +169,7 @@ def test_resume_with_other_options_is_refused_with_what_it_was_begun_with(
         cli(command(folder, run))
     before = content(run)
     done = cli(command(folder, run, "--resume", *changed))
-    assert_one_sentence(done, f"was begun with {begun}, not with {now}; give what it was begun with", "another --out")
+    assert_one_sentence(done, f"was begun with {begun}, not with {now};", "--out")
     assert content(run) == before
 
 
@@ -178,7 +179,7 @@ def test_a_changed_prompt_file_cannot_be_resumed(folder, tmp_path):
     model = ll.load(folder / "model")
     ll.trace(model, ll.read_prompts(prompts), out=tmp_path / "run", max_new_tokens=2)
     prompts.write_text("one\nthree\n")
-    with pytest.raises(ll.RunError, match="begun with another file of prompts; give"):
+    with refused(ll.RunError, given=tmp_path / "run", problem="another file"):
         ll.trace(model, ll.read_prompts(prompts), out=tmp_path / "run", max_new_tokens=2, resume=True)
 
 
@@ -187,7 +188,7 @@ def test_two_processes_cannot_write_one_run(tiny_llama, tmp_path):
 
     (tmp_path / "run").mkdir()
     held = lock(tmp_path / "run")
-    with pytest.raises(ll.RunError, match="another process"):
+    with refused(ll.RunError, "out", tmp_path / "run", problem="another process"):
         ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
     held.close()
     ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
@@ -218,21 +219,21 @@ def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path
         ("{oops", "cannot be read"),
         ("[]", "names no format"),
         ('{"format": "x"}', "names no format"),
-        ('{"format": 2}', "format 2, this layerlens reads format 1: upgrade"),
-        ('{"format": 0}', "trace again"),
-        ('{"format": 1, "ablation": {}}', "is an ablation and no run; give another directory"),
+        ('{"format": 2}', "format 2"),
+        ('{"format": 0}', "format 0"),
+        ('{"format": 1, "ablation": {}}', "an ablation"),
         ('{"format": 1}', "is damaged"),
     ],
 )
 def test_a_foreign_or_newer_run_is_refused(tmp_path, manifest, words):
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(ll.RunError, match=words):
+    with refused(ll.RunError, given=tmp_path, problem=words):
         ll.open_run(tmp_path)
-    with pytest.raises(ll.RunError, match="no such directory"):
+    with refused(ll.RunError, given=tmp_path / "nothing", advice="ll.trace"):
         ll.open_run(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ll.RunError, match="that is a file; give the directory named by --out"):
+    with refused(ll.RunError, given=tmp_path / "file", problem="a file", advice="ll.trace"):
         ll.open_run(tmp_path / "file")
 
 
@@ -240,7 +241,7 @@ def test_a_corrupt_part_is_named(tiny_llama, tmp_path):
     run = ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=2)
     part = next((run.path / "tokens").iterdir())
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(ll.RunError, match=r"part-00000.parquet cannot be read"):
+    with refused(ll.RunError, given=part, advice="resume=True"):
         _ = ll.open_run(run.path).tokens
 
 
@@ -276,7 +277,7 @@ def test_other_weights_in_the_same_folder_cannot_be_resumed(tmp_path):
         if seed == 0:
             ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2)
             ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2, resume=True)
-    with pytest.raises(ll.RunError, match="begun with other weights or another config of --model; give"):
+    with refused(ll.RunError, given=tmp_path / "run", problem="other weights"):
         ll.trace(model, ["a", "b"], out=tmp_path / "run", max_new_tokens=2, resume=True)
 
 
@@ -285,12 +286,12 @@ def test_a_directory_of_somebody_else_is_left_alone(tiny_llama, tmp_path):
     for name, text in (("manifest.json", '{"name": "a web app"}'), ("x", ""), ("sub/dl.partial", "half")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    with pytest.raises(ll.RunError, match="not written by layerlens"):
+    with refused(ll.RunError, given=tmp_path, problem="no format"):
         ll.trace(tiny_llama, ["a"], out=tmp_path, max_new_tokens=1)
     assert (tmp_path / "manifest.json").read_text() == '{"name": "a web app"}'
     assert (tmp_path / "sub" / "dl.partial").read_text() == "half"
     (tmp_path / "manifest.json").write_text('{"format": 2}')
-    with pytest.raises(ll.RunError, match="format 2"):
+    with refused(ll.RunError, given=tmp_path, problem="format 2"):
         ll.trace(tiny_llama, ["a"], out=tmp_path, max_new_tokens=1)
 
 
@@ -300,7 +301,7 @@ def test_a_lost_part_is_redone_by_resume_and_never_taken_for_free_space(tiny_lla
     trace()
     whole = content(tmp_path / "run")
     (tmp_path / "run" / lost).unlink()
-    with pytest.raises(ll.RunError, match="already holds a run"):
+    with refused(ll.RunError, "out", tmp_path / "run", advice="resume=True"):
         trace()
     trace(resume=True)
     assert content(tmp_path / "run") == whole
@@ -323,7 +324,7 @@ def test_another_config_of_the_same_weights_cannot_be_resumed(folder, tmp_path):
     model = ll.load(folder / "model")
     ll.trace(model, ["a"], out=tmp_path / "run", max_new_tokens=2)
     model.hf.config.rms_norm_eps = 0.5
-    with pytest.raises(ll.RunError, match="begun with other weights or another config of --model; give"):
+    with refused(ll.RunError, given=tmp_path / "run", problem="another config"):
         ll.trace(model, ["a"], out=tmp_path / "run", max_new_tokens=2, resume=True)
 
 

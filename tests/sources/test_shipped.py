@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from layerlens.errors import LayerlensError
 from layerlens.sources import shipped
+from tests.refusals import refused
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -14,7 +13,7 @@ def test_a_file_is_found_where_a_wheel_puts_it(tmp_path, monkeypatch):
     installed = tmp_path / "site-packages" / "layerlens"
     (installed / "data").mkdir(parents=True)
     monkeypatch.setattr(shipped, "__file__", str(installed / "sources" / "shipped.py"))
-    with pytest.raises(LayerlensError, match="install layerlens again"):
+    with refused(LayerlensError, given="sample.jsonl"):
         shipped.shipped_file("sample.jsonl")
     (installed / "data" / "sample.jsonl").write_text("here")
     assert shipped.shipped_file("sample.jsonl") == installed / "data" / "sample.jsonl"

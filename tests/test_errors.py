@@ -1,0 +1,132 @@
+"""Errors have fields, which copies keep, and spell options for whoever called."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import typer
+
+import layerlens as ll
+from layerlens import errors
+from layerlens.cli import app
+from layerlens.cli.spelling import CommandLine
+from layerlens.errors import spelled, spelled_command, spelling
+from layerlens.records.files import DamagedFile
+
+KINDS = [ll.LayerlensError, ll.ModelError, ll.PromptError, ll.OptionError, ll.RunError, DamagedFile]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_a_copy_has_the_same_fields(kind, copied):
+    error = kind.about("window", 12, "does not fit a model of 8 layers", "give 1..8")
+    for one in (error, copied(error)):
+        assert type(one) is kind
+        assert str(one) == "window 12 does not fit a model of 8 layers; give 1..8"
+        assert (one.problem, one.advice) == ("window 12 does not fit a model of 8 layers", "give 1..8")
+        assert (one.option, one.given) == ("window", 12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_alone_is_the_problem(kind):
+    """As a strategy of somebody's own may raise it."""
+    error = kind("depth 9 is too deep; give less")
+    assert str(error) == error.problem == "depth 9 is too deep; give less"
+    assert (error.advice, error.option, error.given) == ("", None, None)
+
+
+def typed(*arguments: str) -> CommandLine:
+    """The spelling while that command runs."""
+    return CommandLine(typer.main.get_command(app), list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "in_python", "on_the_command_line"),
+    [
+        ("window", 12, "window 12", "--window 12"),
+        ("max_new_tokens", 0, "max_new_tokens 0", "--max-new-tokens 0"),
+        ("temperature", 0.7, "temperature 0.7", "--temperature 0.7"),
+        ("p", 2.0, "p 2.0", "--p 2"),
+        ("top_p", None, "top_p=None", "top_p=None"),
+        ("criterion", "nix", "criterion 'nix'", "--criterion nix"),
+        ("system", "be brief", "system 'be brief'", "--system 'be brief'"),
+        ("system", "", "system ''", "--system ''"),
+        ("out", Path("a b/c"), "out a b/c", "--out 'a b/c'"),
+        ("resume", True, "resume=True", "--resume"),
+        ("kl", False, "kl=False", "no --kl"),
+        ("chat_template", False, "chat_template=False", "--no-chat-template"),
+        ("chat_template", True, "chat_template=True", "chat_template=True"),
+        ("generation_config", False, "generation_config=False", "--no-generation-config"),
+        ("add_special_tokens", True, "add_special_tokens=True", "--add-special-tokens"),
+        ("add_special_tokens", False, "add_special_tokens=False", "--no-add-special-tokens"),
+        ("stop_strings", ["a", "b c"], "stop_strings ['a', 'b c']", "--stop-strings a --stop-strings 'b c'"),
+        (
+            "chat_template_args",
+            {"n": 3, "thinks": False},
+            "chat_template_args {'n': 3, 'thinks': False}",
+            "--chat-template-arg n=3 --chat-template-arg thinks=false",
+        ),
+        ("arms", ["last", "valley"], "arms ['last', 'valley']", "--arms last,valley"),
+        ("strategy", "nix", "strategy 'nix'", "--strategy nix"),
+        ("offset", 3, "offset 3", "--strategy last-3"),
+        ("shift", -2, "shift -2", "--strategy valley-2"),
+        ("shift", 1, "shift 1", "--strategy valley+1"),
+        ("eos_token_id", 5, "eos_token_id 5", "eos_token_id 5"),
+    ],
+)
+def test_an_option_is_spelled_for_whoever_called(option, value, in_python, on_the_command_line):
+    assert spelled(option, value) == in_python
+    with spelling(typed("trace")):
+        assert spelled(option, value) == on_the_command_line
+    assert spelled(option, value) == in_python
+
+
+def test_what_is_spelled_alone():
+    assert (spelled("max_new_tokens"), spelled("chat_template_args")) == ("max_new_tokens", "chat_template_args")
+    assert spelled_command("trace") == "ll.trace"
+    with spelling(typed("figure")):  # options of other commands too
+        assert (spelled("max_new_tokens"), spelled("chat_template_args")) == ("--max-new-tokens", "--chat-template-arg")
+        assert spelled("tokenizer") == "tokenizer"
+        assert spelled_command("trace") == "`layerlens trace`"
+
+
+def test_an_arm_is_a_strategy():
+    with spelling(typed("ablate")):
+        assert spelled("strategy", "fixed") == "--arms fixed"
+        assert spelled("offset", 9) == "--arms last-9"
+
+
+def test_a_command_leaves_the_spelling_as_it_was(cli, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "layerlens.read_prompts", lambda *_, **__: seen.append(spelled("limit")) or 1 / 0, raising=False
+    )
+    with pytest.raises(ZeroDivisionError):
+        cli("trace", "--model", "m", "--out", "o", "--prompts", "p.txt")
+    assert (seen, spelled("limit")) == (["--limit"], "limit")
+    assert cli("trace", "--model", "m", "--out", "o")[0] == 2
+    assert spelled("limit") == "limit"
+
+
+def test_no_two_commands_write_an_option_in_two_ways():
+    """So that it does not matter which of them an option is looked up in."""
+    flags: dict[str, set[tuple[str, ...]]] = {}
+    for command in commands(typer.main.get_command(app)):
+        for option in command.params:
+            if option.param_type_name == "option":
+                flags.setdefault(option.name, set()).add((*option.opts, *option.secondary_opts))
+    assert len(flags) > 50
+    assert {name: ways for name, ways in flags.items() if len(ways) > 1} == {}
+
+
+def commands(group) -> list:
+    """A command line and all that is below it."""
+    inner = getattr(group, "commands", {}).values()
+    return [group, *(command for one in inner for command in commands(one))]
+
+
+def test_the_spelling_of_the_whole_process_is_left_even_by_an_error():
+    with pytest.raises(ZeroDivisionError), spelling(typed("trace")):
+        _ = 1 / 0
+    assert type(errors._spelling) is errors.Spelling
