@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from layerlens.analysis.agreement import agreement, earliest_agreement
 from layerlens.errors import RunError
 from tests.made_up_run import write_run
+from tests.refusals import refused
 
 SHARES = ("agreement", "flip", "settled")
 
@@ -145,5 +146,5 @@ def test_divergences_are_averaged_where_the_run_has_them(tmp_path):
 
 def test_a_run_without_divergences_says_how_to_get_them(tmp_path):
     run = write_run(tmp_path / "run", made_up(3, [3]))
-    with pytest.raises(RunError, match=r"run holds no divergences from the last layer; trace .* with --kl"):
+    with refused(RunError, given=run.path, advice="kl=True"):
         run.layers("kl_last_to_layer")

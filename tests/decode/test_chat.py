@@ -7,7 +7,9 @@ import layerlens as ll
 from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.decode.options import GenerateOptions, settle_chat_template
 from layerlens.decode.prompts import tokenize
+from layerlens.errors import spelled
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
+from tests.refusals import refused
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{% endfor %}"
@@ -107,23 +109,19 @@ def test_variables_of_the_template(run_of, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "flag"),
-    [
-        ("chat_template_args", {"thinks": False}, "--chat-template-arg thinks=false"),
-        ("add_special_tokens", False, "--no-add-special-tokens"),
-    ],
+    ("option", "value"), [("chat_template_args", {"thinks": False}), ("add_special_tokens", False)]
 )
-def test_resuming_keeps_to_how_prompts_were_written(option, value, flag, tmp_path):
+def test_resuming_keeps_to_how_prompts_were_written(option, value, tmp_path):
     model = model_with(CHAT if option == "chat_template_args" else None)
     out = tmp_path / "run"
     run = ll.trace(model, ["hi"], out=out, max_new_tokens=1, progress=False, **{option: value})
     assert run.manifest["options"][option] == value
     ll.trace(model, ["hi"], out=out, max_new_tokens=1, progress=False, resume=True, **{option: value})
-    with pytest.raises(ll.RunError, match=flag):
+    with refused(ll.RunError, given=out, problem=spelled(option, value)):
         ll.trace(model, ["hi"], out=out, max_new_tokens=1, progress=False, resume=True)
     plain = ll.trace(model, ["hi"], out=tmp_path / "plain", max_new_tokens=1, progress=False)
     assert plain.manifest["options"][option] is None
-    with pytest.raises(ll.RunError, match=flag):
+    with refused(ll.RunError, given=tmp_path / "plain", problem=spelled(option, value)):
         ll.trace(
             model, ["hi"], out=tmp_path / "plain", max_new_tokens=1, progress=False, resume=True, **{option: value}
         )

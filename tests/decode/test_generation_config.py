@@ -17,6 +17,7 @@ from layerlens.decode.generation_config import (
 )
 from layerlens.errors import Notice
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
+from tests.refusals import refused
 
 SHORT, LONG = "hello", "a longer text, and more"
 NEW = 40
@@ -174,7 +175,7 @@ def test_what_acted_is_recorded_and_a_run_is_not_resumed_under_another(tmp_path:
     assert run.manifest["options"]["generation_config"] == {"suppress_tokens": [FIRST]}
     assert run.manifest["options"]["repetition_penalty"] == 1.3
     model.hf.generation_config.suppress_tokens = [SECOND]
-    with pytest.raises(ll.RunError, match="generation config"):
+    with refused(ll.RunError, given=tmp_path / "run", problem="generation config"):
         ll.trace(model, [SHORT], resume=True, **options)
     plain = ll.trace(loaded(), [SHORT], max_new_tokens=3, out=tmp_path / "plain", progress=False)
     assert plain.manifest["options"]["generation_config"] is None

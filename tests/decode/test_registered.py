@@ -12,6 +12,7 @@ from layerlens.decode.names import named_strategy, register_strategy, takes_opti
 from layerlens.evaluation.plan import arm_strategies
 from layerlens.evaluation.runner import ablate
 from layerlens.records.answers import read_manifest as read_ablation
+from tests.refusals import refused
 
 FEW = {"max_new_tokens": 6, "progress": False, "batch_size": 1}
 ITEMS = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"),))
@@ -197,7 +198,7 @@ def test_a_run_is_resumed_with_the_same_strategy_alone(tiny_llama, tmp_path, mon
             tiny_llama, ["hello", "there"], strategy=then, out=out, resume=True, window=4, **FEW
         ).is_complete
     else:
-        with pytest.raises(ll.RunError, match="was begun with"):
+        with refused(ll.RunError, given=out, problem="was begun"):
             ll.trace(tiny_llama, ["hello", "there"], strategy=then, out=out, resume=True, window=4, **FEW)
     assert (out / "tokens" / "part-00000.parquet").read_bytes() == part
 
@@ -206,7 +207,7 @@ def test_runs_of_two_windows_are_not_merged(tiny_llama, tmp_path):
     for name, window, prompt in (("a", 2, "x"), ("b", 4, "y"), ("c", 2, "z")):
         given = ll.Dataset("mine", None, None, None, None, (ll.Prompt(name, prompt, None),))
         ll.trace(tiny_llama, given, strategy=Narrow(window=window), window=4, out=tmp_path / name, **FEW)
-    with pytest.raises(ll.RunError, match="a strategy's window 4, not with a strategy's window 2"):
+    with refused(ll.RunError, "runs", tmp_path / "b", problem="window 4"):
         ll.merge([tmp_path / "a", tmp_path / "b"], out=tmp_path / "ab")
     assert len(ll.merge([tmp_path / "a", tmp_path / "c"], out=tmp_path / "ac").prompts) == 2
 
@@ -220,10 +221,10 @@ def test_an_ablation_keeps_arms_that_derive_from_ours_apart_and_resumes_with_the
     ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], **few)
     assert [one.get("window") for one in read_ablation(tmp_path / "a")["ablation"]["strategies"]] == [None, 3]
     ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], resume=True, **few)
-    with pytest.raises(ll.RunError, match="not with --window 2"):
+    with refused(ll.RunError, given=tmp_path / "a", problem="window 2"):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], window=2, resume=True, **few)
     names._STRATEGIES["narrow"] = edited(Narrow)
-    with pytest.raises(ll.RunError, match="other code of its strategy"):
+    with refused(ll.RunError, given=tmp_path / "a", problem="other code"):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], resume=True, **few)
 
 

@@ -15,6 +15,7 @@ from layerlens.analysis.ablation import ablation_table, table7
 from layerlens.analysis.uncertainty import resample, tail_level
 from layerlens.errors import OptionError, RunError
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
+from tests.refusals import refused
 
 ROOT = Path(__file__).parents[2]
 SHARES = {("last", 0.0): 0.5, ("valley", 0.5): 0.55, ("valley", 1.0): 0.7, ("last-1", 0.5): 0.4, ("last-1", 1.0): 0.3}
@@ -158,17 +159,16 @@ def test_one_item_has_means_and_no_intervals(tmp_path):
         ("{oops", "cannot be read"),
         ("[]", "is not an ablation"),
         ('{"format": 1, "model": {}}', "is not an ablation"),
-        ('{"format": 2, "ablation": {}}', "format 2, this layerlens reads format 1"),
+        ('{"format": 2, "ablation": {}}', "format 2"),
     ],
 )
 def test_what_is_no_ablation(tmp_path, content, words):
     (tmp_path / "a").mkdir()
     if content is not None:
         (tmp_path / "a" / "manifest.json").write_text(content)
-    with pytest.raises(RunError, match=words) as error:
+    with refused(RunError, given=tmp_path / "a", problem=words):
         ablation_table(tmp_path / "a")
-    assert "\n" not in str(error.value)
-    with pytest.raises(RunError, match="no such directory"):
+    with refused(RunError, given=tmp_path / "none", advice="ll.ablate"):
         ablation_table(tmp_path / "none")
 
 
@@ -176,7 +176,7 @@ def test_an_ablation_without_answers_and_a_broken_part(tmp_path):
     folder = write_ablation(tmp_path / "a", {("last", 0.0): {"a": [(True, 5, "stop")]}})
     part = folder / "answers" / "last.parquet"
     part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(RunError, match=r"last\.parquet cannot be read"):
+    with refused(RunError, given=part, problem="cannot be read"):
         ablation_table(folder)
     part.unlink()
     with pytest.raises(RunError, match="holds no answer yet; continue it with --resume"):

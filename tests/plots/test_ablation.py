@@ -15,6 +15,7 @@ from layerlens.errors import RunError
 from layerlens.plots.ablation import figure3
 from layerlens.plots.save import save
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
+from tests.refusals import refused
 
 SCRIPT = Path(__file__).parents[2] / "analyses" / "figure3.py"
 PAPER = (["last", "last-1", "last-2", "last-4", "valley"], ["valley-2", "valley-1", "valley+1", "valley+2", "valley"])
@@ -172,5 +173,5 @@ def test_a_run_of_trace_is_refused(tmp_path):
     from tests.made_up_run import write_run
 
     run = write_run(tmp_path / "run", {"p": {"entropy": np.ones((3, 4))}})
-    with pytest.raises(RunError, match="is not an ablation: give the directory named by --out of `layerlens ablate`"):
+    with refused(RunError, given=run.path, advice="ll.ablate"):
         figure3(run.path)
