@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.premise import margins, premise_table
 from layerlens.analysis.theory import (
     DRAWS,
     PAPER,
@@ -29,8 +28,10 @@ from layerlens.analysis.theory import (
     expected_gain,
     first_step,
     forms_table,
+    margins,
     parameters_table,
     prediction_table,
+    premise_table,
     simulate,
     theorem_table,
 )

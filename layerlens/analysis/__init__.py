@@ -8,9 +8,9 @@ from layerlens.analysis.layers import by_layer, entropy_curves
 from layerlens.analysis.overhead import overhead
 from layerlens.analysis.partition import partition
 from layerlens.analysis.phases import phases
-from layerlens.analysis.substitutions import replacements, substitutions
+from layerlens.analysis.substitutions import replacements, substituted_tokens, substitution_pairs, substitutions
 from layerlens.analysis.valleys import valleys
-from layerlens.analysis.words import class_shares, substituted_tokens, substitution_pairs
+from layerlens.analysis.word_shares import class_shares
 
 __all__ = [
     "BANDS",

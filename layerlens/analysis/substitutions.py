@@ -1,13 +1,108 @@
-"""Which tokens decoding from the valley would change, and at which another layer than the last one was decoded from."""
+"""Which tokens decoding from the valley would change, or another layer did change (Table 8 of arXiv 2606.21906).
+
+A *substitution* is a generated token at which the readout of the valley layer ranks another token first than that of
+layer L. It is what decoding from the valley does, or would have done: runs decoded from the last layer have
+substitutions as well as runs decoded from the valley. Its *standard* token is the last layer's first choice, its
+*confident* token the valley's; tables call the two methods "last" and "confident", as the paper's reported values do.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.sample import Sample, counted_pieces, generated, sample
+from layerlens.analysis.sample import Bools, Gathered, Prompts, Sample, counted_pieces, generated, sample
+from layerlens.analysis.shares import share_interval
+from layerlens.errors import OptionError, RunError
 from layerlens.records.reader import Records
+
+METHODS = ("last", "confident")
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the last layer and the valley ranked first, for every generated token.
+
+    Attributes:
+        tokens: the generated ones, by prompt and within a prompt by position.
+        last: the last layer's first choice, a token id, [tokens].
+        confident: the valley layer's, [tokens].
+    """
+
+    tokens: Sample
+    last: Ints
+    confident: Ints
+
+    @property
+    def substituted(self) -> Bools:
+        """Which tokens are substitutions, [tokens]: those on which the two disagree."""
+        differ: Bools = np.not_equal(self.last, self.confident)
+        return differ
+
+
+def choices(run: Records) -> Choices:
+    """The first choices of last layer and valley for all generated tokens that count; RunError where there are none."""
+    return choices_among(run, generated(run))
+
+
+def choices_among(run: Records, tokens: Sample) -> Choices:
+    """The same, of some of the generated tokens."""
+    top = run.layers("top_token_id")
+    valley = run.positions["valley_layer"].to_numpy(dtype=np.int64)[tokens.rows]
+    last, confident = (top[tokens.rows, layers - 1].astype(np.int64) for layers in (run.n_layers, valley))
+    return Choices(tokens, last, confident)
+
+
+@dataclass(frozen=True)
+class Substituted(Prompts):
+    """The substitutions of a run, without its other tokens.
+
+    Attributes:
+        n_prompts, left_out: see `Prompts`.
+        n_tokens: generated ones, among which they were found.
+        prompt: to which prompt each belongs, by the order of prompt ids, [substitutions].
+        last, confident: the two first choices, [substitutions] each.
+    """
+
+    n_prompts: int
+    left_out: int
+    n_tokens: int
+    prompt: Ints
+    last: Ints
+    confident: Ints
+
+    def shares(self, codes: Ints, n: int) -> dict[str, Any]:
+        """Shares of the codes 0..n-1 among the substitutions: share with `_low` and `_high`, and n_prompts, [n] each.
+
+        Args:
+            codes: one for each substitution, [substitutions].
+            n: how many codes there are.
+        """
+        counts = np.zeros((self.n_prompts, n))
+        np.add.at(counts, (self.prompt, codes), 1)
+        share, low, high = share_interval(counts, counts.sum(axis=1, keepdims=True), self.weights)
+        return {"share": share, "share_low": low, "share_high": high, "n_prompts": (counts > 0).sum(axis=0)}
+
+
+def substituted(run: Records) -> Substituted:
+    """The substitutions of a run; RunError where there is none."""
+    ids, parts, n_prompts, n_tokens, left_out = [], [], 0, 0, 0
+    for piece, tokens in counted_pieces(run, generated):
+        found = choices_among(piece, tokens)
+        among = found.substituted
+        prompt = n_prompts + np.repeat(np.arange(tokens.n_prompts), np.diff([*tokens.starts, len(among)]))[among]
+        parts.append(np.stack([prompt, found.last[among], found.confident[among]]).astype(np.int32))
+        ids.append(tokens.prompt_ids(piece))
+        n_prompts, n_tokens, left_out = n_prompts + tokens.n_prompts, n_tokens + len(tokens.rows), tokens.left_out
+    prompt, last, confident = np.concatenate(parts, axis=1)
+    if not len(prompt):
+        raise no_substitution(run, n_tokens)
+    place = np.argsort(np.argsort(np.concatenate(ids), kind="stable"), kind="stable")
+    return Substituted(n_prompts, left_out, n_tokens, place[prompt], last, confident)
 
 
 def substitutions(run: Records) -> pd.DataFrame:
@@ -44,6 +139,51 @@ def replacements(run: Records) -> pd.DataFrame:
     return _rows(run, sample, "selected")
 
 
+def substitution_pairs(run: Records, k: int = 20) -> pd.DataFrame:
+    """The k most frequent substitutions of one token by another, the most frequent first, ties by token ids.
+
+    Columns: standard_token_id and standard, what the last layer ranked first and its text; confident_token_id and
+    confident, what the valley did; count; share of all substitutions (0..1) with `_low` and `_high` (95 %, prompts
+    resampled); n_prompts in which the pair occurs; n_substitutions. Only generated tokens are counted; a substitution
+    is defined by the valley, whichever layer the run was decoded from. `attrs["n_tokens"]` says among how many.
+
+    Raises:
+        OptionError: k is below 1.
+        RunError: no token was generated, or none is a substitution.
+    """
+    found = substituted(run)
+    ids = np.stack([found.last, found.confident], axis=1)
+    ranked, columns = _most_frequent(found, ids, k)
+    texts = {
+        f"{name}{part}": values
+        for name, side in zip(("standard", "confident"), ranked.T, strict=True)
+        for part, values in (("_token_id", side), ("", run.text_of(side)))
+    }
+    return table_of(found, texts | columns, len(found.last))
+
+
+def substituted_tokens(run: Records, method: str, k: int = 20) -> pd.DataFrame:
+    """The k tokens that one method ranks first most often where the two disagree, ties by token id.
+
+    Columns: token_id; token, its text; count; share of all substitutions (0..1) with `_low` and `_high` (95 %, prompts
+    resampled); n_prompts in which it occurs; n_substitutions. Only generated tokens are counted.
+
+    Args:
+        run: what was traced.
+        method: "last" for the standard tokens, "confident" for those of the valley.
+        k: how many.
+
+    Raises:
+        OptionError: no such method, or k is below 1.
+        RunError: no token was generated, or none is a substitution.
+    """
+    if method not in METHODS:
+        raise OptionError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
+    found = substituted(run)
+    ranked, columns = _most_frequent(found, getattr(found, method)[:, None], k)
+    return table_of(found, {"token_id": ranked[:, 0], "token": run.text_of(ranked[:, 0])} | columns, len(found.last))
+
+
 def _rows(run: Records, tokens_of: Callable[[Records], Sample], by: str) -> pd.DataFrame:
     """The tokens at which the layer "valley" or "selected" disagrees with the last one."""
     tables, n_prompts, n_tokens, left_out = [], 0, 0, 0
@@ -74,4 +214,32 @@ def _of_piece(run: Records, tokens: Sample, by: str) -> pd.DataFrame:
     columns["selected_layer"] = positions["selected_layer"].to_numpy(dtype=np.int64)
     columns |= {f"entropy_{by}": entropy[rows, layer[rows] - 1], "entropy_last": entropy[rows, -1]}
     table: pd.DataFrame = pd.DataFrame(columns)
+    return table
+
+
+def _most_frequent(found: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[str, Any]]:
+    """The k most frequent rows of ids [substitutions, ...], [k, ...], and their counts and shares."""
+    if k < 1:
+        raise OptionError(f"k is {k}; ask for at least one of the most frequent")
+    distinct, which, counts = np.unique(ids, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:k]  # np.unique sorts by id, which settles ties
+    code_of = np.full(len(distinct), len(order))
+    code_of[order] = np.arange(len(order))
+    shares = found.shares(code_of[which.reshape(-1)], len(order) + 1)
+    columns = {"count": counts[order]} | {name: values[: len(order)] for name, values in shares.items()}
+    return distinct[order], columns | {"n_substitutions": len(ids)}
+
+
+def no_substitution(run: Records, n_tokens: int) -> RunError:
+    """What is raised of a run that has none among so many generated tokens."""
+    return RunError(
+        f"{run.path} has no substitution: at none of its {n_tokens:,} generated tokens does the "
+        "valley rank another token first than the last layer; trace more tokens, or with a larger --window"
+    )
+
+
+def table_of(found: Substituted | Gathered, rows: Any, n_substitutions: int) -> pd.DataFrame:
+    """The rows as a table that says in `attrs` of how many prompts, tokens and substitutions it is."""
+    table = found.frame(rows)
+    table.attrs |= {"n_substitutions": n_substitutions, "n_tokens": found.n_tokens}
     return table

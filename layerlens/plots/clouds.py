@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 
 from layerlens.analysis.sample import Gathered, PerPrompt, Sample, gathered, generated
+from layerlens.analysis.substitutions import METHODS, Substituted, choices_among, substituted
 from layerlens.analysis.valleys import lowest_layers, valley_layers
-from layerlens.analysis.words import METHODS, Substituted, choices_among, refuse_without_texts, substituted, word_class
+from layerlens.analysis.word_shares import refuse_without_texts
+from layerlens.analysis.words import word_class
 from layerlens.plots import style
 from layerlens.plots.grids import FONT, ink_box, label
 from layerlens.records.reader import Records

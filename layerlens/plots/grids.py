@@ -17,9 +17,10 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.transforms import Bbox, TransformedBbox
 from PIL import ImageFont
 
-from layerlens.analysis.words import Choices, choices, visible
+from layerlens.analysis.substitutions import Choices, choices
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import style
+from layerlens.plots.labels import visible
 from layerlens.records.reader import Records
 
 FONT = "DejaVu Sans"  # comes with matplotlib, so that every machine draws the same
@@ -46,7 +47,7 @@ def figure_grid(
     frames mark tokens that differ. With two runs and the rule "place" those are the tokens for which the other text
     has another one at the same place, counted from the first generated token, or has ended: after the first difference
     the texts rarely meet again. By the rule "alignment" they are those outside the blocks that both texts have in
-    common, as difflib finds them. With one run they are its substitutions (see `analysis.words`), whatever the rule:
+    common, as difflib finds them. With one run they are its substitutions, whatever the rule:
     those that the valley would make where the run was decoded from the last layer.
 
     Args:

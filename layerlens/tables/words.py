@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from layerlens.analysis.reported import reported
-from layerlens.analysis.words import substituted_classes
+from layerlens.analysis.word_shares import substituted_classes
 from layerlens.records.reader import Records
 from layerlens.tables.compose import Measured, beside
 
@@ -15,7 +15,7 @@ _METHODS = {"last": "standard token", "confident": "confident token", "": ""}
 
 
 def table8(run: Records) -> pd.DataFrame:
-    """The word classes of `analysis.words.substituted_classes` beside the paper's for Qwen3.5-35B-A3B on GPQA-Diamond.
+    """The word classes of `substituted_classes` beside the paper's for Qwen3.5-35B-A3B on GPQA-Diamond.
 
     Columns as in `compose.beside`. The paper gives no rule for its classes, so that a difference can be one of rules:
     the rows beside its numbers count $ and line breaks as punctuation, as the paper must have done; the rows "our own

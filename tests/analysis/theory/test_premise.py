@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from layerlens.analysis.premise import margins, premise_table
-from layerlens.analysis.theory import PAPER, Parameters
+from layerlens.analysis.theory import PAPER, Parameters, margins, premise_table
 from layerlens.errors import OptionError
-from tests.analysis.test_theory import slow_algorithm, slow_curve, slow_theorem
+from tests.analysis.theory.test_theory import slow_algorithm, slow_curve, slow_theorem
 
 SMALL = Parameters(n_layers=8, onset=3, valley=6, plateau=3.0, lowest=0.0, rise=0.8)  # falls by 1, rises by 0.4 a layer
 STEEP = replace(SMALL, valley=7, onset=4, rise=3.0)  # the fall of 1 is the narrower margin

@@ -39,7 +39,7 @@ from layerlens.errors import OptionError, RunError
 from layerlens.tables.save import cell
 from tests.made_up_run import hybrid_curves, planted, write_run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOISY = replace(PAPER, noise=0.37)
 FLAT = Parameters(n_layers=8, onset=1, valley=7, plateau=3.0, lowest=3.0, rise=0.0, noise=0.4)
 SMALL = Parameters(n_layers=9, onset=3, valley=7, plateau=3.0, lowest=1.0, rise=0.5, noise=0.6, early_factor=2.0)

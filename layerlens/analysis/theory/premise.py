@@ -2,8 +2,8 @@
 
 Where no layer's noise exceeds b in size, S falls by at least 2b from each layer to the next on its way to V*, and every
 layer after V* rises by more than 2b, no draw can turn a step round: H(l-1) < H(l) after V*, and H(V*-1) >= H(V*). Both
-Theorem 1's V-hat and Algorithm 1 then stop at V*, whatever the noise does below its bound. `theory` draws normal noise,
-which has no bound, so that its simulations show what is left of the theorem where this premise fails.
+Theorem 1's V-hat and Algorithm 1 then stop at V*, whatever the noise does below its bound. `simulate` draws normal
+noise, which has no bound, so that its tables show what is left of the theorem where this premise fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.theory import (
-    DRAWS,
-    SEED,
-    WINDOW,
-    Parameters,
-    algorithm_layers,
-    over_draws,
-    theorem_layers,
-)
+from layerlens.analysis.theory.curve import DRAWS, SEED, Parameters
+from layerlens.analysis.theory.rules import WINDOW, algorithm_layers, theorem_layers
+from layerlens.analysis.theory.tables import over_draws
 from layerlens.analysis.uncertainty import Floats
 from layerlens.errors import OptionError
 
