@@ -169,8 +169,12 @@ def _hidden(uneven: list[int], without: list[int]) -> str:
         if before < last:
             found.append(f"{phase} {f'layers {before + 1}–{last}' if before + 1 < last else f'layer {last}'}")
     names = ", ".join(map(str, uneven))
-    those = f"layers {names} stand out of the middle and hide" if uneven[1:] else f"layer {names} stands out and hides"
-    return f"{those} phases that are lower: without them there are {', '.join(found)}"
+    those = (
+        f"layers {names} stand out of the middle and hide a phase"
+        if uneven[1:]
+        else f"layer {names} stands out of the middle and hides a phase"
+    )
+    return f"{those}; without {'these layers' if uneven[1:] else 'it'} the rule finds {', '.join(found)}"
 
 
 def _whole(value: Any) -> Any:

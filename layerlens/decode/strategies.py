@@ -17,7 +17,7 @@ from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import SCANS, walk_back
 from layerlens.errors import OptionError
 from layerlens.lens.sums import arg_max
-from layerlens.records.schema import DEFAULT_WINDOW
+from layerlens.records.schema import default_window
 
 
 class Choice(NamedTuple):
@@ -227,7 +227,7 @@ class Valley(Strategy):
 
     def window_in(self, n_layers: int) -> int:
         """The window in a model of so many layers; OptionError where it does not fit."""
-        window = min(DEFAULT_WINDOW, n_layers) if self.window is None else self.window
+        window = default_window(n_layers) if self.window is None else self.window
         if window > n_layers:
             raise OptionError(f"--window {window} does not fit a model of {n_layers} layers; give 1..{n_layers}")
         return window

@@ -10,7 +10,6 @@ alone. Nothing here needs a model.
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def condition_name(arm: str, p: float) -> str:
     return f"{arm}_p{p!r}" if p and arm != "last" else "last"
 
 
-class AnswersWriter:
+class AnswersWriter(files.FolderWriter):
     """Adds batches of answers to the directory of an ablation; use as a context manager.
 
     Args:
@@ -49,25 +48,6 @@ class AnswersWriter:
     Raises:
         RunError: the folder holds another ablation or other files, or cannot be written.
     """
-
-    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, *, resume: bool = False) -> None:
-        self.folder = Path(folder).expanduser()
-        self.manifest = manifest
-        refuse_unless_free(self.folder, resume=resume)
-        with files.writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = files.lock(self.folder)
-            try:
-                self._open()
-            except BaseException:
-                self._lock.close()
-                raise
-
-    def __enter__(self) -> "AnswersWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
 
     def pending(self, condition: str, n_parts: int) -> list[int]:
         """Which of a condition's parts 0..n_parts − 1 are missing, in order."""
@@ -97,6 +77,9 @@ class AnswersWriter:
         """Write the totals into the manifest: the ablation is complete."""
         with files.writing(self.folder):
             files.write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
+
+    def _refuse_unless_free(self, *, resume: bool) -> None:
+        refuse_unless_free(self.folder, resume=resume)
 
     def _open(self) -> None:
         if _has_begun(self.folder):

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from layerlens.errors import spelled
-from layerlens.records.schema import DEFAULT_WINDOW
+from layerlens.records.schema import default_window
 
 _CIRCUMSTANCES = {
     "created",
@@ -113,11 +113,12 @@ def _same(ours: Any, theirs: Any) -> bool:
 def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
     """Section and name of every entry that matters to the rows, and its value; what is off is None."""
     entries = json.loads(json.dumps({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES}))
-    n_layers = entries.get("model", {}).get("n_layers")
+    counted = entries.get("model", {}).get("n_layers")
+    n_layers = counted if isinstance(counted, int) else None
     strategy = _of_strategy(entries.pop("strategy"), n_layers) if "strategy" in entries else {}
     if "strategies" in entries.get("ablation", {}):
         arms = [_of_strategy(record, n_layers) for record in entries["ablation"]["strategies"]]
-        unsaid = (None, _default_window(n_layers))  # what an arm has where no window is given
+        unsaid = (None, default_window(n_layers))  # what an arm has where no window is given
         windows = [arm["strategy.window"] for arm in arms if arm.get("strategy.window") not in unsaid]
         entries["ablation"] |= {"strategies": arms, "window": windows[0] if windows else None}
     flat: dict[str, Any] = {}
@@ -126,11 +127,7 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
     return {key: None if value is False and key != _THREE_WAYS else value for key, value in flat.items()} | strategy
 
 
-def _default_window(n_layers: Any) -> int:
-    return min(DEFAULT_WINDOW, n_layers) if isinstance(n_layers, int) else DEFAULT_WINDOW
-
-
-def _of_strategy(record: dict[str, Any], n_layers: Any) -> dict[str, Any]:
+def _of_strategy(record: dict[str, Any], n_layers: int | None) -> dict[str, Any]:
     """The strategy by its name or alias, and the options that matter to the rows."""
     options = dict(record)
     name = options.pop("name")
@@ -141,7 +138,7 @@ def _of_strategy(record: dict[str, Any], n_layers: Any) -> dict[str, Any]:
         name = f"valley{shift:+d}" if shift else name
         options.pop("scan", None)  # how candidates are read out, with the same result
         if options.get("window") is None:  # as older manifests left it
-            options["window"] = _default_window(n_layers)
+            options["window"] = default_window(n_layers)
     elif name == "dola" and isinstance(options.get("candidates"), str):
         name = f"dola-{options.pop('candidates')}"
     return {"strategy": name} | {

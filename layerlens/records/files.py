@@ -3,14 +3,18 @@
 import contextlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerlens.errors import RunError, first_sentence, spelled
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class DamagedFile(RunError):
@@ -120,7 +124,47 @@ def _publish(partial: Path, path: Path) -> None:
     partial.replace(path)
 
 
-def lock(folder: Path) -> Any:
+class FolderWriter(ABC):
+    """What writes a folder of records that one process writes at a time; use as a context manager.
+
+    Args:
+        folder: made if missing.
+        manifest: of what is about to be run.
+        resume: continue what is there.
+
+    Raises:
+        RunError: the folder holds something else, is being written, or cannot be.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], manifest: dict[str, Any], *, resume: bool = False) -> None:
+        self.folder = Path(folder).expanduser()
+        self.manifest = manifest
+        self._refuse_unless_free(resume=resume)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.folder)
+            try:
+                self._open()
+            except BaseException:
+                self._lock.close()
+                raise
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    @abstractmethod
+    def _refuse_unless_free(self, *, resume: bool) -> None:
+        """RunError where the folder holds something else."""
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Begin, or find out what is there; the folder exists and is locked."""
+
+
+def _lock(folder: Path) -> Any:
     """A handle that keeps other processes from writing the folder until it is closed; RunError where one does."""
     handle = (folder / ".lock").open("w")
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 FORMAT = 1
-DEFAULT_WINDOW = 10  # candidate layers of Eq. 7, or all layers where there are fewer
+_DEFAULT_WINDOW = 10
 
 _layer_floats = pa.list_(pa.float32())
 _layer_ids = pa.list_(pa.int32())
@@ -76,6 +76,11 @@ FINISH_REASONS = {
     "given": "nothing was generated: the text was given",
     "non_finite": "a state or a readout was NaN or infinite: the text ends there, and analyses leave the prompt out",
 }
+
+
+def default_window(n_layers: int | None) -> int:
+    """How many candidate layers Eq. 7 has where none are asked for: 10, or all of a model of fewer."""
+    return _DEFAULT_WINDOW if n_layers is None else min(_DEFAULT_WINDOW, n_layers)
 
 
 def token_columns(manifest: Mapping[str, Any]) -> tuple[Column, ...]:

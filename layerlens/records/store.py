@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from layerlens.errors import OptionError, RunError, spelled
 from layerlens.records.files import (
-    lock,
+    FolderWriter,
     n_rows_in,
     read_table,
     remove_unfinished,
@@ -33,7 +33,7 @@ Columns = dict[str, Any]
 _READERS = 2  # unpacking keeps a core busy; more threads than cores would only wait
 
 
-class RunWriter:
+class RunWriter(FolderWriter):
     """Appends batches to a run directory; use as a context manager.
 
     Args:
@@ -44,25 +44,6 @@ class RunWriter:
     Raises:
         RunError: the folder holds another run or other files, or cannot be written.
     """
-
-    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, *, resume: bool = False) -> None:
-        self.folder = Path(folder).expanduser()
-        self.manifest = manifest
-        refuse_unless_free(self.folder, resume=resume)
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.folder)
-            try:
-                self._open()
-            except BaseException:
-                self._lock.close()
-                raise
-
-    def __enter__(self) -> "RunWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
 
     def pending(self) -> list[int]:
         """Indices of the batches that are not complete, in order."""
@@ -106,6 +87,9 @@ class RunWriter:
                 part.unlink(missing_ok=True)
             if parts[0].parent.exists():
                 parts[0].parent.rmdir()
+
+    def _refuse_unless_free(self, *, resume: bool) -> None:
+        refuse_unless_free(self.folder, resume=resume)
 
     def _open(self) -> None:
         if _has_begun(self.folder):

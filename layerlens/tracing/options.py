@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from layerlens.decode.options import GenerateOptions, flag, settle_chat_template, whole
 from layerlens.errors import OptionError
-from layerlens.records.schema import DEFAULT_WINDOW
+from layerlens.records.schema import default_window
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TraceOptions(GenerateOptions):
     def settled(self, n_layers: int, has_chat_template: bool) -> "TraceOptions":
         """The same with every None that stands for a default replaced by what it means for this model."""
         given_text = self.max_new_tokens == 0
-        window = min(DEFAULT_WINDOW, n_layers) if self.window is None else self.window
+        window = default_window(n_layers) if self.window is None else self.window
         if window > n_layers:
             raise OptionError(f"--window {window} does not fit a model of {n_layers} layers; give 1..{n_layers}")
         settled = replace(

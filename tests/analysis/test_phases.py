@@ -120,7 +120,7 @@ def test_many_uneven_layers_are_named_with_the_phases_that_they_hide(tmp_path, c
     assert table["first"].isna().tolist() == [False, False, True]
     names = ", ".join(map(str, uneven))
     assert table.attrs["note"] == (
-        f"layers {names} stand out of the middle and hide phases that are lower: without them there are "
+        f"layers {names} stand out of the middle and hide a phase; without these layers the rule finds "
         f"I layers 1–2, II layers 3–{n_layers - 1}, III layer {n_layers}"
     )
     assert "note" not in run.phases(rule="paper").attrs

@@ -225,7 +225,7 @@ def test_layers_that_hide_a_phase_are_named(tmp_path, capsys):
     made = hybrid_curves(40)
     made["norm_ratio"][5::6], made["io_cosine"][5::6] = 2.0, 0.3
     run = write_run(tmp_path / "run", planted(made))
-    said = "ayers 6, 12, 18, 24, 30, 36 stand out of the middle and hide phases"
+    said = "ayers 6, 12, 18, 24, 30, 36 stand out of the middle and hide a phase"
     assert f"L{said}" in page_of(run, tmp_path).text
     run.manifest["totals"] |= {"prompts": 8, "positions": 320, "seconds": 1, "non_finite_prompts": 0}
     print_summary(run)
