@@ -5,7 +5,6 @@ presence marks the batch as complete. Killed in between, the batch is simply don
 the prompt parts are joined into prompts.parquet.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ from layerlens.records.files import (
     write_table,
     writing,
 )
-from layerlens.records.manifest import Manifest, read_manifest, refuse_disagreement
+from layerlens.records.manifest import read_manifest, refuse_disagreement
 from layerlens.records.schema import KL, PROMPTS, TOKENS, WORDS, Column, arrow_schema, token_columns
 
 Columns = dict[str, Any]
