@@ -2,8 +2,8 @@
 
 python analyses/verdicts.py FIGURES_DIR
 
-The tables are those of findings.py, models.py, figure3.py and `layerlens table all`; no run is opened. Each claim is
-one or more statements about numbers with 95 % intervals:
+The tables are those that recipe.py makes before; no run is opened. Each claim is one or more statements about numbers
+with 95 % intervals:
 
 - a *side*: a number is above (or below) a bound. It holds where the whole interval lies on that side, it is reversed
   where the whole interval lies on the other, and otherwise it cannot be told.

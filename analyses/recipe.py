@@ -1,0 +1,187 @@
+"""Make figures/ again, folder by folder: trace the runs that are not there yet, then draw and count from them.
+
+python analyses/recipe.py RUNS [FOLDER ...] [--out DIR] [--gsm8k FILE] [--show]
+
+Everything that is committed in figures/ was made by these commands. RUNS is where runs are traced; one that is complete
+there is used as it is, one that was interrupted goes on. Without a FOLDER all are made, which took a core four and a
+half hours. --show prints the commands and does nothing. On another processor the last digits of what layers measured
+differ; tokens do not.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SMOLLM2, GEMMA3 = "--model smollm2-135m-instruct", "--model gemma3-270m"
+SAMPLE, GSM8K = "--dataset sample", "--dataset gsm8k --limit 64"
+VALLEY = "--strategy valley --window 10"
+TEXTS = "--max-new-tokens 0 --no-chat-template"
+QUESTIONS = "{runs}/qa.jsonl"
+ANSWERS = f"{SAMPLE} --data-file {QUESTIONS} --no-chat-template --max-new-tokens 48 --stop-strings '\n' --batch-size 20"
+TEMPERATURES = ("0.1", "0.4", "0.7", "1.0")
+
+RUNS = {
+    "gsm8k-last": f"trace {SMOLLM2} {GSM8K} --max-new-tokens 256 --batch-size 16",
+    "gsm8k-valley": f"trace {SMOLLM2} {GSM8K} --max-new-tokens 256 --batch-size 16 {VALLEY}",
+    "sample-last": f"trace {SMOLLM2} {SAMPLE} --max-new-tokens 128 --batch-size 20",
+    "sample-valley": f"trace {SMOLLM2} {SAMPLE} --max-new-tokens 128 --batch-size 20 {VALLEY}",
+    "ablation-sample": f"ablate {SMOLLM2} {SAMPLE} --batch-size 60 --max-new-tokens 128",
+    **{
+        f"ablation-sample-T{temperature}": f"ablate {SMOLLM2} {SAMPLE} --arms last,valley --p 1 "
+        f"--temperature {temperature} --batch-size 60 --max-new-tokens 128"
+        for temperature in TEMPERATURES
+    },
+    "gemma3-sample-last": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 128 --batch-size 20",
+    "gemma3-sample-valley": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 128 --batch-size 20 {VALLEY}",
+    "smollm2-sample-texts": f"trace {SMOLLM2} {SAMPLE} {TEXTS} --batch-size 20",
+    "gemma3-sample-texts": f"trace {GEMMA3} {SAMPLE} {TEXTS} --batch-size 20",
+    "smollm2-gsm8k-texts": f"trace {SMOLLM2} {GSM8K} {TEXTS} --batch-size 16",
+    "gemma3-gsm8k-texts": f"trace {GEMMA3} {GSM8K} {TEXTS} --batch-size 16",
+    "smollm2-qa-last": f"trace {SMOLLM2} {ANSWERS} --strategy last --window 10",
+    "smollm2-qa-valley": f"trace {SMOLLM2} {ANSWERS} {VALLEY}",
+    "gemma3-qa-last": f"trace {GEMMA3} {ANSWERS} --strategy last --window 10",
+    "gemma3-qa-valley": f"trace {GEMMA3} {ANSWERS} {VALLEY}",
+}
+"""What `layerlens` is asked for, by the name of the run's folder in RUNS."""
+
+
+def kept(run: str, name: str) -> str:
+    """What says how a run was made goes beside what was made from it."""
+    return f"cp {{runs}}/{run}/manifest.json {{folder}}/{name}"
+
+
+def counted(last: str, valley: str) -> list[str]:
+    """The claims that two runs of the same problems answer."""
+    manifests = [kept(run, f"{name}/manifest.json") for name, run in (("last", last), ("valley", valley))]
+    return [f"analyses/findings.py {{runs}}/{last} {{runs}}/{valley} {{folder}}", *manifests]
+
+
+def drawn(last: str, valley: str) -> list[str]:
+    """Figures and tables of two runs of the same problems."""
+    return [
+        *counted(last, valley),
+        *(f"layerlens figure {number} --run {{runs}}/{last} --out {{folder}}" for number in (1, 2, 4)),
+        *(
+            f"layerlens figure {number} --run {{runs}}/{valley} --beside {{runs}}/{last} --out {{folder}}"
+            for number in range(7, 13)
+        ),
+        *(
+            f"layerlens table all --run {{runs}}/{run} --out {{folder}}/{name}"
+            for name, run in (("last", last), ("valley", valley))
+        ),
+    ]
+
+
+def compared(one: str, other: str) -> list[str]:
+    """Two models on the same texts."""
+    return [
+        f"analyses/models.py {{runs}}/{one} {{runs}}/{other} {{folder}} --skip-first",
+        kept(one, "smollm2/manifest.json"),
+        kept(other, "gemma3/manifest.json"),
+    ]
+
+
+FOLDERS = {
+    "theory": ["analyses/theory.py {folder}"],
+    "smollm2-criteria": ["analyses/criteria.py {folder}"],
+    "smollm2-gsm8k": [
+        *drawn("gsm8k-last", "gsm8k-valley"),
+        "analyses/theory.py {runs}/gsm8k-theory --run {runs}/gsm8k-last",
+        *(f"cp {{runs}}/gsm8k-theory/{name} {{folder}}/last/{name}" for name in ("parameters.csv", "prediction.csv")),
+    ],
+    "smollm2-sample": drawn("sample-last", "sample-valley"),
+    "smollm2-sample/answers": counted("smollm2-qa-last", "smollm2-qa-valley"),
+    "smollm2-sample/ablation": [
+        "layerlens figure 3 --ablation {runs}/ablation-sample --out {folder}",
+        "layerlens table 7 --ablation {runs}/ablation-sample "
+        + " ".join(f"--ablation {{runs}}/ablation-sample-T{temperature}" for temperature in TEMPERATURES)
+        + " --out {folder}",
+        kept("ablation-sample", "manifest.json"),
+        *(kept(f"ablation-sample-T{temperature}", f"manifest-T{temperature}.json") for temperature in TEMPERATURES),
+    ],
+    "gemma3-sample": drawn("gemma3-sample-last", "gemma3-sample-valley"),
+    "gemma3-sample/answers": counted("gemma3-qa-last", "gemma3-qa-valley"),
+    "gemma3-sample/texts": compared("smollm2-sample-texts", "gemma3-sample-texts"),
+    "gemma3-sample/texts/gsm8k": compared("smollm2-gsm8k-texts", "gemma3-gsm8k-texts"),
+    "verdicts": ["analyses/verdicts.py {out}"],
+}
+"""What makes each folder of figures/ from runs; "verdicts" are the files beside the folders, made from all of them."""
+
+
+def main() -> None:
+    """Run the commands of the folders asked for, each printed before."""
+    options = parser.parse_args()
+    unknown = [folder for folder in options.folders if folder not in FOLDERS]
+    if unknown:
+        parser.error(f"{unknown[0]!r} is no folder of figures/; give some of: {', '.join(FOLDERS)}")
+    for folder in options.folders or FOLDERS:
+        for words in commands(folder, options.runs, options.out, options.gsm8k):
+            print(shown(words), flush=True)
+            if not options.show:
+                carry_out(words, options.runs)
+
+
+def commands(folder: str, runs: Path, out: Path, gsm8k: Path | None = None) -> list[list[str]]:
+    """Every command for a folder, as words: the runs that it needs first."""
+    lines = FOLDERS[folder]
+    needed = dict.fromkeys(re.findall(r"\{runs\}/([\w.-]+)", " ".join(lines)))
+    asked = [f"layerlens {RUNS[name]} --out {{runs}}/{name}" for name in needed if name in RUNS]
+    words = [
+        shlex.split(line.format(runs=shlex.quote(str(runs)), out=out, folder=out / folder)) for line in [*asked, *lines]
+    ]
+    local = [] if gsm8k is None else ["--data-file", str(gsm8k)]
+    return [[*command, *local] if "gsm8k" in command else command for command in words]
+
+
+def carry_out(words: list[str], runs: Path) -> None:
+    """Run a command, unless it is to make a run that is complete."""
+    program, *rest = words
+    if program == "cp":
+        source, target = map(Path, rest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+        return
+    if rest[0] in ("trace", "ablate"):
+        manifest = Path(rest[rest.index("--out") + 1]) / "manifest.json"
+        if manifest.exists():
+            if json.loads(manifest.read_text(encoding="utf-8"))["totals"] is not None:
+                return
+            rest.append("--resume")
+        if any(word.endswith("qa.jsonl") for word in rest):
+            write_questions(runs / "qa.jsonl")
+    start = ["-m", "layerlens"] if program == "layerlens" else [str(ROOT / program)]
+    done = subprocess.run([sys.executable, *start, *rest])
+    if done.returncode:
+        sys.exit(f"{shown(words)} ended with status {done.returncode}; what it said is above")
+
+
+def write_questions(path: Path) -> None:
+    """The sample problems as a base model is asked them: an answer is to end the line."""
+    rows = map(json.loads, (ROOT / "data" / "sample.jsonl").read_text(encoding="utf-8").splitlines())
+    asked = [{**row, "question": f"Question: {row['question']}\nAnswer:"} for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+
+
+def shown(words: list[str]) -> str:
+    """The command as a shell takes it."""
+    python = ["python"] if words[0].endswith(".py") else []
+    return shlex.join([*python, *words]).replace("'\n'", r"$'\n'")
+
+
+parser = argparse.ArgumentParser(description="Make the folders of figures/ again.")
+parser.add_argument("runs", type=Path, help="where runs are, or are to be traced")
+parser.add_argument("folders", nargs="*", metavar="FOLDER", help=", ".join(FOLDERS))
+parser.add_argument("--out", type=Path, default=Path("figures"), help="[figures]")
+parser.add_argument("--gsm8k", type=Path, metavar="FILE", help="test.jsonl of GSM8K, in place of the hub's")
+parser.add_argument("--show", action="store_true", help="print the commands and do nothing")
+
+if __name__ == "__main__":
+    main()
