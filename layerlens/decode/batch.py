@@ -2,12 +2,13 @@
 that a step never waits for the host; the host looks at what a block of steps recorded once the block is done."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from layerlens.compat import decoding_fast
 from layerlens.decode.endings import ending_criteria, has_ended
 from layerlens.decode.forward import Forward
 from layerlens.decode.generation_config import row_processors
@@ -86,7 +87,7 @@ class _Batch:
     ) -> None:
         self._reader = reader
         self._n_steps = options.max_new_tokens
-        self._optimized = getattr(model.hf, "_optimize_model_for_decode", nullcontext)
+        self._optimized = partial(decoding_fast, model.hf)
         self._prompts = prompts
         self._pad = pad_token_id(model)
         device = model.device

@@ -3,8 +3,8 @@
 from typing import Any
 
 from jinja2 import TemplateError, meta
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from layerlens.compat import chat_environment
 from layerlens.datasets import Prompt
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.turns import Messages, Turns
@@ -135,7 +135,7 @@ def _read_by(template: str) -> set[str] | None:
     """The variables that a template reads from outside; None where it cannot be parsed, which rendering it reports."""
     try:
         # transformers' own environment, which knows tags that jinja's does not
-        environment = _compile_jinja_template(template).environment
+        environment = chat_environment(template)
         return meta.find_undeclared_variables(environment.parse(template))
     except TemplateError:
         return None

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from layerlens.axes import Logits
+from layerlens.compat import can_fill_a_static_cache, can_grow_a_cache
 from layerlens.models import Model
 
 # What a pass takes that an earlier one left; a family with none of them reads the whole text again.
@@ -94,10 +95,10 @@ class Forward:
 
     def _cache(self, model: Model, length: int, *, static: bool) -> tuple[Any, bool]:
         """An empty cache and whether it is static; None for families that make their own in the first pass."""
-        if self._name is None or not self._hf._supports_default_dynamic_cache():
+        if self._name is None or not can_grow_a_cache(self._hf):
             return None, False
         if self._hf.config.get_text_config(decoder=True).num_hidden_layers < model.n_layers:
             return DynamicCache(), False  # the decoder half of a translator, whose config counts the encoder's layers
-        if static and self._hf._can_compile_fullgraph:
+        if static and can_fill_a_static_cache(self._hf):
             return StaticCache(config=self._hf.config, max_cache_len=length), True
         return DynamicCache(config=self._hf.config), False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
+from layerlens.compat import processors_of
 from layerlens.decode.options import GenerateOptions, Options
 from layerlens.errors import Notice, OptionError, first_sentence
 from layerlens.models import Model
@@ -131,7 +132,6 @@ def _processors_of(
     model: Model, prompt: Sequence[int], options: GenerateOptions, ends: Sequence[int]
 ) -> LogitsProcessorList:
     assert isinstance(options.generation_config, Mapping)
-    hf: Any = model.hf
     config = GenerationConfig(**copy.deepcopy(dict(options.generation_config)))
     config.update(
         do_sample=options.samples,
@@ -141,13 +141,7 @@ def _processors_of(
         max_length=len(prompt) + options.max_new_tokens,
         eos_token_id=list(ends) or None,
     )
-    hf._prepare_special_tokens(config, device=model.device)
-    processors: LogitsProcessorList = hf._get_logits_processor(
-        generation_config=config,
-        input_ids_seq_length=len(prompt),
-        encoder_input_ids=torch.tensor([list(prompt)], device=model.device),
-        device=model.device,
-    )
+    processors: LogitsProcessorList = processors_of(model.hf, config, prompt, model.device)
     return processors
 
 

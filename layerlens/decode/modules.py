@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import chain
 from types import FunctionType
 from typing import Any
 
 from torch import nn
 
+from layerlens.compat import hooks_of, hooks_of_all, mover_of
 from layerlens.decode.identity import code_of, recorded
 from layerlens.models import Model
-from layerlens.models.changes import hooks_of_all
 from layerlens.records.manifest import digest
 
 _OURS_AND_THEIRS = ("layerlens", "transformers", "accelerate", "torch")
@@ -39,7 +38,7 @@ def _modules(hf: nn.Module) -> str:
         else:
             held = {key: value for key, value in attributes.items() if key != "training" and _is_plain(value)}
             told.append([path, kind.__qualname__, code_of(kind), held])
-        if "forward" in attributes and "_hf_hook" not in attributes:  # which moves states between devices
+        if "forward" in attributes and mover_of(module) is None:  # which moves states between devices
             told.append([path, "forward", _called(attributes["forward"])])
     return digest(repr(told))[:16]
 
@@ -47,8 +46,9 @@ def _modules(hf: nn.Module) -> str:
 def _hooks(hf: nn.Module) -> Iterator[str]:
     yield from (f"{_called(hook)} on every module" for hook in hooks_of_all() if not _is_known(hook))
     for path, module in hf.named_modules():
-        hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
-        yield from (f"{_called(hook)} on {path or type(hf).__name__}" for hook in hooks if not _is_known(hook))
+        yield from (
+            f"{_called(hook)} on {path or type(hf).__name__}" for hook in hooks_of(module) if not _is_known(hook)
+        )
 
 
 def _is_known(what: Any) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from layerlens.axes import States
+from layerlens.compat import has_fast_bfloat16, onednn_layout
 from layerlens.errors import OptionError
 from layerlens.lens.sums import LOWEST, Reading, Sums
 from layerlens.models.unembed import Unembed, product
@@ -31,7 +32,6 @@ _SLOPE = 2.0**-8  # how steep the line is expected to be; few words that matter 
 _CENTERS = 2  # columns that take off a row's center: an odd number is slower
 _GATHERED = 2**22  # values of the weight that are gathered at once
 _ROWS = 512
-_HAVE_BFLOAT16 = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
 
 
 class _Line(NamedTuple):
@@ -170,7 +170,7 @@ def refuse_without_bfloat16(device: torch.device) -> None:
         raise OptionError(
             "--lens-precision bfloat16 is for a CPU, a GPU multiplies in the type of the weights; give --dtype bfloat16"
         )
-    if not (torch.backends.mkldnn.is_available() and any(has() for has in _HAVE_BFLOAT16)):
+    if not (torch.backends.mkldnn.is_available() and has_fast_bfloat16()):
         raise OptionError(
             "--lens-precision bfloat16 would be slower here, this processor multiplies no bfloat16 (AVX512-BF16 or AMX "
             "would); leave it out"
@@ -180,6 +180,5 @@ def refuse_without_bfloat16(device: torch.device) -> None:
 def _packed(weight: Tensor) -> Tensor:
     """As oneDNN lays it out for itself, which saves it a fifth of the time of a product."""
     if torch.backends.mkldnn.is_available():
-        found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-        return found
+        return onednn_layout(weight, _ROWS)
     return weight

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from layerlens.compat import shapes_only
 from layerlens.errors import ModelError, first_sentence
 from layerlens.models import placement
 from layerlens.models.families import Family, family_of
@@ -64,7 +64,7 @@ def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, 
 def _watched_pass(hf: PreTrainedModel, source: str) -> tuple[Tensor | None, list[Call]]:
     """Of a pass over two tokens: the logits, and the calls of its modules."""
     device: Any = hf.get_input_embeddings().weight.device
-    without_weights = FakeTensorMode(allow_non_fake_inputs=True) if device.type == "meta" else nullcontext()
+    without_weights = shapes_only() if device.type == "meta" else nullcontext()
     try:
         with torch.no_grad(), without_weights, calls_in(hf) as calls:
             ids = torch.zeros(1, 2, dtype=torch.long, device=device)

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from layerlens.compat import has_processed_weights
 from layerlens.errors import ModelError, OptionError, first_sentence
 
 
@@ -37,7 +38,7 @@ def module_of(bridge: Any, source: str) -> PreTrainedModel:
     Raises:
         ModelError: its weights were folded or centred, which changes the residual stream, or it wraps another kind.
     """
-    if getattr(bridge, "_weights_processed", False):
+    if has_processed_weights(bridge):
         raise ModelError(
             f"the weights of {source} were folded and centred (enable_compatibility_mode), which changes the residual "
             "stream that is measured; give a bridge as boot_transformers makes it, or set no_processing=True"

@@ -1,12 +1,12 @@
 """Notes what a model's readings rest on, and finds what of it is another now."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
+from layerlens.compat import children_of, hooks_of, hooks_of_all, tensors_of, times_written, written_forward
 from layerlens.models.adapter import SCALARS
 from layerlens.models.foundation import Foundation
 from layerlens.models.model import Model, head_of
@@ -54,7 +54,7 @@ def in_training(root: nn.Module) -> bool:
         if module is not None:
             if module.training:
                 return True
-            waiting.extend(module._modules.values())
+            waiting.extend(children_of(module).values())
     return False
 
 
@@ -79,7 +79,7 @@ def _facts(
         if module is None:
             continue
         watched[f"{name} has other hooks"] = _hooks(module)
-        watched[f"{name} has another forward"] = _written(module.forward)
+        watched[f"{name} has another forward"] = written_forward(module.forward)
         watched[f"{name} holds other modules"] = _children(module)
         numbers[f"{name} has other numbers"] = {
             key: value for key, value in vars(module).items() if type(value) in _PLAIN and key != "training"
@@ -108,33 +108,21 @@ def _owners(path: str) -> Iterator[str]:
 def _at(hf: nn.Module, path: str) -> nn.Module | None:
     module: Any = hf
     for name in path.split(".") if path else ():
-        module = module._modules.get(name) if isinstance(module, nn.Module) else None
+        module = children_of(module).get(name) if isinstance(module, nn.Module) else None
     return module if isinstance(module, nn.Module) else None
 
 
-def _written(forward: Any) -> object:
-    """What torch.compile was given, where it made this."""
-    return getattr(forward, "_torchdynamo_orig_callable", forward)
-
-
 def _children(module: nn.Module | None) -> tuple[nn.Module | None, ...]:
-    return () if module is None else tuple(module._modules.values())
+    return () if module is None else tuple(children_of(module).values())
 
 
 def _hooks(module: nn.Module) -> tuple[object, ...]:
     """What else runs when the module is called, without what layerlens itself has put there."""
-    hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
-    return tuple(hook for hook in hooks if getattr(hook, "__module__", None) != _OURS)
-
-
-def hooks_of_all() -> tuple[Callable[..., Any], ...]:
-    """What runs whenever any module is called."""
-    return (*_global_forward_pre_hooks.values(), *_global_forward_hooks.values())
+    return tuple(hook for hook in hooks_of(module) if getattr(hook, "__module__", None) != _OURS)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    own = chain(module._parameters.values(), module._buffers.values())
-    return chain.from_iterable(plain_tensors(tensor) for tensor in own if tensor is not None)
+    return chain.from_iterable(plain_tensors(tensor) for tensor in tensors_of(module) if tensor is not None)
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -143,4 +131,4 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 def _version(tensor: Tensor) -> tuple[object, ...]:
     """Where the values lie, and how often they were changed in place, which tensors of inference mode do not count."""
-    return *_place(tensor), 0 if tensor.is_inference() else tensor._version
+    return *_place(tensor), 0 if tensor.is_inference() else times_written(tensor)

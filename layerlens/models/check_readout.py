@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from layerlens.compat import hooks_of, hooks_of_all
 from layerlens.errors import ModelError, first_sentence
-from layerlens.models.changes import hooks_of_all
 from layerlens.models.model import Model
 from layerlens.models.probing import mismatch, tolerance
 from layerlens.models.unembed import Unembed
@@ -75,7 +75,7 @@ def _what_is_zero(model: Model) -> str:
 def _reason(model: Model) -> str:
     """Why a readout may not give the model's logits, and what to do."""
     ends = [module for end in (*model.unembed.tail, model.head) for module in end.modules()]
-    hooked = next((module for module in ends if module._forward_hooks or module._forward_pre_hooks), None)
+    hooked = next((module for module in ends if hooks_of(module)), None)
     if hooked is not None:
         return f"its {type(hooked).__name__} after the last block has hooks: take them off, then load it"
     if hooks_of_all():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from layerlens.compat import BITSANDBYTES_LOG
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models import memory, sizes
 from layerlens.models.causal import loader_of, refuse_other_kinds
@@ -105,7 +106,7 @@ def scheme_for(source: str, config: Any, quantize: Any, dtype: torch.dtype | Non
         raise OptionError(f"--quantize {quantize} needs bitsandbytes; get it with: pip install bitsandbytes")
     if quantize == "8bit":
         # said in every layer of every pass, and true of all models in float32 or bfloat16
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
+        logging.getLogger(BITSANDBYTES_LOG).addFilter(_is_news)
         return BitsAndBytesConfig(load_in_8bit=True)
     computes_in = dtype or config.dtype or torch.float32
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computes_in)

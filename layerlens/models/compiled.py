@@ -6,15 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from layerlens.compat import is_compiled_by_generate, is_compiled_in_place, written_forward
+
 
 def is_compiled(hf: nn.Module) -> bool:
     """Whether the model, its forward, or a module of it went through torch.compile."""
     forward = vars(hf).get("forward")
-    return (
-        hasattr(forward, "_torchdynamo_orig_callable")
-        or "_compiled_call" in vars(hf)  # what transformers keeps when `generate` compiles by itself
-        or any(getattr(module, "_compiled_call_impl", None) is not None for module in hf.modules())
-    )
+    is_other = written_forward(forward) is not forward
+    return is_other or is_compiled_by_generate(hf) or any(map(is_compiled_in_place, hf.modules()))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from layerlens.compat import module_in
 from layerlens.errors import ModelError, OptionError
 from layerlens.garbage import uncollected
 from layerlens.models import bridge, checkpoints, gguf, memory, nnsight, packed_gguf, sizes
@@ -238,7 +239,7 @@ def _from_bridge(model: Any, tokenizer: PreTrainedTokenizerBase | None, backend:
 
 def _name_of(language_model: Any) -> str:
     """What nnsight's model is called: its hub id, or that of the transformers model inside of it."""
-    hf = language_model._module
+    hf = module_in(language_model)
     return str(getattr(language_model, "repo_id", None) or hf.name_or_path or type(hf).__name__)
 
 

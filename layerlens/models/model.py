@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from layerlens.compat import attention_of, told_by_config
 from layerlens.models import machine, placement
 from layerlens.models.backend import TRANSFORMERS, Backend
 from layerlens.models.foundation import Foundation
@@ -132,10 +133,7 @@ class Model:
 
         Without values where the weights lie on a server.
         """
-        config = self.hf.config.to_dict()
-        for name in ("_name_or_path", "transformers_version"):
-            config.pop(name, None)
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(json.dumps(told_by_config(self.hf.config), sort_keys=True, default=str).encode())
         for name, parameter in placement.parameters(self.hf):
             digest.update(f"{name}{tuple(parameter.shape)}{_sample(parameter)}".encode())
         for name, buffer in self.hf.named_buffers() if self.quantization else ():
@@ -152,7 +150,7 @@ class Model:
             "quantization": self.quantization,
             "device": self._places if self.backend.is_here else "remote",
             "backend": self.backend.name,
-            "attention": getattr(self.hf.config, "_attn_implementation", None),
+            "attention": attention_of(self.hf.config),
             "family": self.family,
             "n_layers": self.n_layers,
             "d_model": self.d_model,

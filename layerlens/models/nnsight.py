@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from layerlens.compat import has_edits, module_in
 from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
 from layerlens.models import reduction
 from layerlens.models.adapter import adapt
@@ -136,14 +137,14 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
         raise OptionError(f"{source} has no tokenizer in nnsight; call load(model, tokenizer=tokenizer)")
     if name == "nnsight":
         lm.dispatch()
-        model = checked(adapt(lm._module.eval(), tokenizer, source))
+        model = checked(adapt(module_in(lm).eval(), tokenizer, source))
         return replace(model, backend=Nnsight(name, modes=("replay",), uses_meter=False, language_model=lm))
     _nnsight().register(reduction)
     remote: bool | str = "local" if name == "nnsight-simulated" else True
     if remote is True:
         _refuse_without_key()
     backend = Nnsight(name, modes=("replay",), uses_meter=False, is_here=False, language_model=lm, remote=remote)
-    hf = lm._module
+    hf = module_in(lm)
     if hf.get_input_embeddings().weight.is_meta:
         hf = hf.to(torch.bfloat16).eval()  # what torch can follow without weights; free, and set right below
     model = adapt(hf, tokenizer, source)
@@ -155,7 +156,7 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
 def refuse_edits(model: Model) -> None:
     """OptionError where the model carries nnsight's edits, which act in its own traces and not in our decoding."""
     lm = getattr(model.backend, "language_model", None)
-    if lm is not None and any(getattr(envoy, "_edits", None) for envoy in lm.modules()):
+    if lm is not None and any(has_edits(envoy) for envoy in lm.modules()):
         raise OptionError(
             f"{model.source} carries edits of nnsight, which act only inside of nnsight's traces and not while text "
             "is generated; trace given text with --max-new-tokens 0, or call clear_edits()"

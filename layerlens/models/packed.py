@@ -5,7 +5,8 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from layerlens.compat import is_wrapper
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TILE = 256  # unit vectors that go through an unembedding together: their outputs are [256, vocab]
@@ -13,7 +14,7 @@ _TILE = 256  # unit vectors that go through an unembedding together: their outpu
 
 def is_plain(weight: object) -> TypeGuard[Tensor]:
     """Whether it is a tensor of floats that can be sliced and multiplied, and not packed blocks."""
-    return isinstance(weight, Tensor) and weight.dtype in _FLOATS and not is_traceable_wrapper_subclass(weight)
+    return isinstance(weight, Tensor) and weight.dtype in _FLOATS and not is_wrapper(weight)
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def matrix_of(head: nn.Module, given: Tensor) -> Tensor:
 
 def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """The tensor itself, or what it is made of where it is a wrapper around blocks and scales."""
-    if not is_traceable_wrapper_subclass(tensor):
+    if not is_wrapper(tensor):
         yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:

@@ -11,6 +11,7 @@ from transformers.integrations.gguf import dequant, kernels
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
+from layerlens.compat import set_gguf_kernel
 from layerlens.errors import ModelError, first_sentence
 from layerlens.models.gguf import load_gguf
 
@@ -50,7 +51,7 @@ def _provide_kernel() -> None:
     """transformers unpacks the whole model where no compiled kernel is published for the machine, or the package that
     fetches it is missing. Then this one takes its place, for every packed model of the process."""
     if not kernels.get_gguf_kernel():
-        kernels._gguf_kernel = kernels.GgufKernel(_IN_TORCH)  # type: ignore[assignment]
+        set_gguf_kernel(_IN_TORCH)
 
 
 def _dequantize(blocks: Tensor, ggml_type: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:

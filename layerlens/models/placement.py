@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
+from layerlens.compat import mover_of
 from layerlens.errors import OptionError, first_sentence
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -150,6 +151,6 @@ def beside(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _aligning(module: nn.Module) -> Iterator[AlignDevicesHook]:
-    hook: ModelHook | None = vars(module).get("_hf_hook")
+    hook: ModelHook | None = mover_of(module)
     hooks = hook.hooks if isinstance(hook, SequentialHook) else (hook,)
     return (one for one in hooks if isinstance(one, AlignDevicesHook))

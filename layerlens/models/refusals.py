@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 from torch import nn
 from transformers import PreTrainedModel
 
+from layerlens.compat import COMPILED_ATTRIBUTE, children_of
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import placement
 from layerlens.models.compiled import is_compiled
 
 _ADAPTER = "adapter_config.json"
-_COMPILED = "_orig_mod"  # where torch.compile keeps what it was given
 
 
 def refuse_adapter_folder(source: str, folder: Path) -> None:
@@ -40,7 +40,7 @@ def refuse_no_model(given: object) -> NoReturn:
         )
     inner, path, compiled = given, "model", False
     while not isinstance(inner, PreTrainedModel) and (attribute := _inside(inner)) is not None:
-        compiled |= attribute == _COMPILED
+        compiled |= attribute == COMPILED_ATTRIBUTE
         inner, path = getattr(inner, attribute), f"{path}.{attribute}"
     if isinstance(inner, PreTrainedModel):
         why = " by torch.compile, in whose code hooks do not run" if compiled else ""
@@ -53,8 +53,8 @@ def refuse_no_model(given: object) -> NoReturn:
 
 def _inside(wrapper: object) -> str | None:
     """The attribute in which a wrapper keeps what it wraps."""
-    modules = wrapper._modules if isinstance(wrapper, nn.Module) else {}
-    return next((name for name in (_COMPILED, "module") if modules.get(name) is not None), None)
+    modules = children_of(wrapper) if isinstance(wrapper, nn.Module) else {}
+    return next((name for name in (COMPILED_ATTRIBUTE, "module") if modules.get(name) is not None), None)
 
 
 def unreadable_head(head: object, source: str) -> ModelError:

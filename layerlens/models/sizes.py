@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers.integrations.gguf import reader
 from transformers.integrations.gguf.dequant import GGML_BLOCK
 
+from layerlens.compat import built_from, gguf_tensors
 from layerlens.models.placement import Place
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -100,11 +100,8 @@ def of_gguf(source: str, path: Path, dtype: torch.dtype, *, packed: bool) -> Wei
 
 
 def _gguf_tensors(path: Path) -> list[tuple[int, int]]:
-    """Number of values and type of each tensor. transformers' own header refuses types that it cannot leave packed."""
-    blob = reader._mapped(str(path))
-    _, n_tensors, position = reader._read_metadata(blob, str(path))
-    entries, _ = reader._read_tensor_table(blob, n_tensors, position)
-    return [(math.prod(shape), kind) for _, shape, kind, _ in entries]
+    """Number of values and type of each tensor."""
+    return [(math.prod(shape), kind) for shape, kind in gguf_tensors(str(path))]
 
 
 def _gguf_bytes(n_values: int, kind: int, dtype: torch.dtype, *, packed: bool) -> int:
@@ -181,10 +178,9 @@ def _of_skeleton(source: str, config: Any, loader: Any, dtype: torch.dtype) -> W
 
 def skeleton(config: Any, loader: Any) -> Any:
     """The model without its weights; None where transformers cannot build it from its config alone."""
-    build = getattr(loader, "from_config", None) or loader._from_config
     try:
         with torch.device("meta"):
-            return build(config)
+            return built_from(loader, config)
     except Exception:  # code that comes with the checkpoint, a package that is missing
         return None
 

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from layerlens.compat import built_from
 from layerlens.errors import ModelError, first_sentence
 from layerlens.models.shrink import N_VOCAB, tiny_config
 
@@ -179,7 +180,7 @@ def tiny_model(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
         config = _config(name, changes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = kind._from_config(_fitting(config, kind), dtype=torch.float32)
+            model: PreTrainedModel = built_from(kind, _fitting(config, kind), dtype=torch.float32)
             _roughen(model)
     except Exception as error:  # of transformers: a check of the config, a package that is missing
         raise ModelError(f"this transformers builds no tiny {name} ({first_sentence(error)}); give another") from error

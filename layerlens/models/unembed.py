@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from layerlens.axes import Logits, States
+from layerlens.compat import onednn_product
 from layerlens.native import products
 
 _TILE = 8192
@@ -96,6 +97,5 @@ def product(states: Tensor, weight: Tensor) -> Tensor:
     if weight.is_cuda and weight.dtype != torch.float32:
         return torch.mm(states, weight.t(), out_dtype=torch.float32)
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight.to(states.dtype), None, "none", [], "")
-        return found
+        return onednn_product(states, weight.to(states.dtype))
     return torch.mm(states, weight.to(states.dtype).t())

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from layerlens.compat import is_watched
 from layerlens.native import product_loop, sum_loop
 from layerlens.native.compiled import Loop, compiled, processor
 
@@ -69,8 +70,7 @@ def _is_plain(tensor: Tensor) -> bool:
         and tensor.layout == torch.strided
         and not tensor.is_neg()
         and not (tensor.requires_grad and torch.is_grad_enabled())
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not is_watched()
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from layerlens.compat import SHAPES_ONLY_LOG, shapes_only
 from layerlens.errors import ModelError
 from layerlens.lens.readout import tile_bytes
 from layerlens.models import checkpoints, loading, memory, sizes
@@ -100,11 +100,11 @@ def _cache_bytes(config: Any, loader: Any, dtype: torch.dtype, batch_size: int, 
     if hf is None:
         return None
     ids = torch.zeros(batch_size, n_tokens, dtype=torch.long, device="meta")
-    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log = logging.getLogger(SHAPES_ONLY_LOG)
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.no_grad(), shapes_only():
             outputs = hf.to(_COUNTED_IN).eval()(input_ids=ids, use_cache=True)
     except Exception:  # of a model that looks at numbers on its way
         return None

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from layerlens.compat import can_grow_a_cache
 from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.prompts import pad, pad_token_id
 from layerlens.decode.reader import Reader
@@ -103,7 +104,7 @@ def _goes_on(model: Model) -> bool:
     # the config of a translator's decoder counts the encoder's layers
     counts = hf.config.get_text_config(decoder=True).num_hidden_layers == model.n_layers
     is_attention = set(model.layer_kinds) <= _ATTENTION
-    return takes and counts and is_attention and hf._supports_default_dynamic_cache()
+    return takes and counts and is_attention and can_grow_a_cache(hf)
 
 
 class _GrowingSelection:

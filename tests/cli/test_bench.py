@@ -109,7 +109,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_a_trace_beside_its_floor(cli, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(coarse, "_HAVE_BFLOAT16", (lambda: True,))
+    monkeypatch.setattr(coarse, "has_fast_bfloat16", lambda: True)
     file = tmp_path / "report.json"
     asked = ["bench", "trace", "--model", tiny_folder("llama"), "--device", "cpu", "--tokens", 40, "--rounds", 2]
     code, out, err = cli(*asked, "--lens-precision", "bfloat16", "--json", file)

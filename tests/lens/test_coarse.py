@@ -21,7 +21,7 @@ from tests.lens.test_readout import make, whole
 @pytest.fixture
 def any_processor(monkeypatch):
     """The numbers are the same where bfloat16 is not faster."""
-    monkeypatch.setattr(coarse, "_HAVE_BFLOAT16", (lambda: True,))
+    monkeypatch.setattr(coarse, "has_fast_bfloat16", lambda: True)
 
 
 def entropies(log_probs):
@@ -199,7 +199,7 @@ def test_options_that_do_not_fit(run_of, options, said):
 
 
 def test_where_it_would_not_be_faster_it_is_refused(run_of, monkeypatch):
-    monkeypatch.setattr(coarse, "_HAVE_BFLOAT16", (lambda: False,))
+    monkeypatch.setattr(coarse, "has_fast_bfloat16", lambda: False)
     with pytest.raises(ll.OptionError, match="this processor multiplies no bfloat16"):
         run_of(tiny("llama"), ["a"], max_new_tokens=0, lens_precision="bfloat16")
     with pytest.raises(ll.OptionError, match="give --dtype bfloat16"):

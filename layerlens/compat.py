@@ -1,0 +1,215 @@
+"""What layerlens uses of other packages beyond what they document, each name in one place.
+
+A new version may take such a name away or mean something else by it. `tests/test_compat.py` has a test for each, and
+`pyproject.toml` bounds the versions. The names were read from torch 2.13, transformers 5.17 to 5.23, accelerate 1.15,
+bitsandbytes 0.50, nnsight 0.8.1 and TransformerLens 4.3.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+# --- torch: tensors and products ---
+
+COMPILED_ATTRIBUTE = "_orig_mod"
+"""Where what torch.compile makes of a module keeps that module."""
+SHAPES_ONLY_LOG = "torch._subclasses.fake_tensor"
+"""The logger that says why a pass in `shapes_only` failed."""
+
+# bound here, because every product asks them
+_n_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_transform: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
+
+
+def is_watched() -> bool:
+    """Whether a mode or a transform such as vmap sees operations, which would miss what is not torch's."""
+    return _n_modes() != 0 or _transform() is not None
+
+
+def is_wrapper(tensor: object) -> TypeGuard[Any]:
+    """Whether it is a tensor that stands for others, such as blocks and their scales."""
+    return is_traceable_wrapper_subclass(tensor)
+
+
+def times_written(tensor: Tensor) -> int:
+    """How often the values of a tensor were changed in place; not counted in inference mode."""
+    return tensor._version
+
+
+def shapes_only() -> AbstractContextManager[Any]:
+    """While open, operations compute shapes and types and no numbers, also of tensors that have some."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor has instructions that multiply bfloat16: AVX512-BF16 or AMX."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def onednn_product(states: Tensor, weight: Tensor) -> Tensor:
+    """states [rows, d] times weight [words, d] transposed by oneDNN: [rows, words]. Both on a CPU, of one type."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
+    return product
+
+
+def onednn_layout(weight: Tensor, rows: int) -> Tensor:
+    """The weight [words, d] as oneDNN lays it out for itself to multiply so many rows with."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    return packed
+
+
+# --- torch: modules ---
+
+
+def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """The modules that a module holds, by name; `named_children` leaves out None and what it holds twice."""
+    return module._modules
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor | None]:
+    """The parameters and buffers that a module itself holds, each as often as it does."""
+    return chain(module._parameters.values(), module._buffers.values())
+
+
+def hooks_of(module: nn.Module) -> tuple[Callable[..., Any], ...]:
+    """What else runs when a module is called: before its forward, and after it."""
+    return (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+
+
+def hooks_of_all() -> tuple[Callable[..., Any], ...]:
+    """What runs whenever any module is called."""
+    everywhere = nn.modules.module
+    return (*everywhere._global_forward_pre_hooks.values(), *everywhere._global_forward_hooks.values())
+
+
+def written_forward(forward: Any) -> Any:
+    """The function that torch.compile was given, where it made this one; else this one."""
+    return getattr(forward, "_torchdynamo_orig_callable", forward)
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+# --- transformers ---
+
+
+def is_compiled_by_generate(hf: nn.Module) -> bool:
+    """Whether the model keeps what `generate` compiled by itself."""
+    return "_compiled_call" in vars(hf)
+
+
+def can_grow_a_cache(hf: Any) -> bool:
+    """Whether the model's class takes a DynamicCache."""
+    return bool(hf._supports_default_dynamic_cache())
+
+
+def can_fill_a_static_cache(hf: Any) -> bool:
+    """Whether the model runs with a StaticCache, whose places are filled one after the other."""
+    return bool(hf._can_compile_fullgraph)
+
+
+def decoding_fast(hf: Any) -> AbstractContextManager[Any]:
+    """While open, experts are computed as `generate` computes them once the prompt is read."""
+    optimized: Callable[[], AbstractContextManager[Any]] = getattr(hf, "_optimize_model_for_decode", nullcontext)
+    return optimized()
+
+
+def processors_of(hf: Any, config: Any, prompt: Sequence[int], device: torch.device) -> Any:
+    """The logits processors that `generate` would run with a generation config, which is changed.
+
+    Args:
+        hf: the model.
+        config: a GenerationConfig of its own, with `max_length`.
+        prompt: the token ids of the prompt.
+        device: of the model.
+    """
+    hf._prepare_special_tokens(config, device=device)
+    return hf._get_logits_processor(
+        generation_config=config,
+        input_ids_seq_length=len(prompt),
+        encoder_input_ids=torch.tensor([list(prompt)], device=device),
+        device=device,
+    )
+
+
+def chat_environment(template: str) -> Any:
+    """The environment of jinja in which transformers renders a chat template, with the tags that it adds.
+
+    Raises:
+        jinja2.TemplateError: it cannot be parsed.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(template).environment
+
+
+def built_from(kind: Any, config: Any, **arguments: Any) -> Any:
+    """A model with random weights, of a class of models or one of transformers' Auto classes."""
+    build = getattr(kind, "from_config", None) or kind._from_config
+    return build(config, **arguments)
+
+
+def attention_of(config: Any) -> str | None:
+    """How the model with this config computes attention: "sdpa", "eager", ..."""
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def told_by_config(config: Any) -> dict[str, Any]:
+    """The entries of a config, without where it was read from and what wrote it."""
+    entries: dict[str, Any] = config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        entries.pop(name, None)
+    return entries
+
+
+def gguf_tensors(path: str) -> list[tuple[Sequence[int], int]]:
+    """Shape and type of each tensor of a GGUF file, also of types that transformers cannot leave packed."""
+    from transformers.integrations.gguf import reader
+
+    blob = reader._mapped(path)
+    _, n_tensors, position = reader._read_metadata(blob, path)
+    entries, _ = reader._read_tensor_table(blob, n_tensors, position)
+    return [(shape, kind) for _, shape, kind, _ in entries]
+
+
+def set_gguf_kernel(functions: Any) -> None:
+    """Let these functions take the place of transformers' compiled kernel for packed GGUF weights, in this process."""
+    from transformers.integrations.gguf import kernels
+
+    kernels._gguf_kernel = kernels.GgufKernel(functions)  # type: ignore[assignment]
+
+
+# --- accelerate, bitsandbytes, nnsight, TransformerLens ---
+
+BITSANDBYTES_LOG = "bitsandbytes.autograd._functions"
+"""The logger of its products."""
+
+
+def mover_of(module: nn.Module) -> Any:
+    """accelerate's hook that moves weights and states of a module between devices, or None."""
+    return vars(module).get("_hf_hook")
+
+
+def module_in(language_model: Any) -> Any:
+    """The transformers model inside of nnsight's."""
+    return language_model._module
+
+
+def has_edits(envoy: Any) -> bool:
+    """Whether nnsight changes what passes here in each of its traces."""
+    return bool(getattr(envoy, "_edits", None))
+
+
+def has_processed_weights(bridge: Any) -> bool:
+    """Whether TransformerLens folded or centred the weights of a TransformerBridge."""
+    return bool(getattr(bridge, "_weights_processed", False))
