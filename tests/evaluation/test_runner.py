@@ -218,10 +218,11 @@ def test_what_is_no_ablation_is_left_alone(tiny_llama, tmp_path, resume):
 
 
 def test_two_processes_cannot_write_one_ablation(tiny_llama, tmp_path):
-    from layerlens.records.files import lock
+    import fcntl
 
     (tmp_path / "a").mkdir()
-    held = lock(tmp_path / "a")
+    held = (tmp_path / "a" / ".lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
     with refused(ll.RunError, "out", tmp_path / "a", problem="another process"):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["last"], max_new_tokens=2, progress=False)
     held.close()

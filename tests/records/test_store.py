@@ -184,10 +184,11 @@ def test_a_changed_prompt_file_cannot_be_resumed(folder, tmp_path):
 
 
 def test_two_processes_cannot_write_one_run(tiny_llama, tmp_path):
-    from layerlens.records.files import lock
+    import fcntl
 
     (tmp_path / "run").mkdir()
-    held = lock(tmp_path / "run")
+    held = (tmp_path / "run" / ".lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
     with refused(ll.RunError, "out", tmp_path / "run", problem="another process"):
         ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
     held.close()
