@@ -64,6 +64,25 @@ def test_a_large_run_made_small(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["seconds"]["all"] > 0
 
 
+def test_large_runs_with_words_made_small(tmp_path):
+    out = run(
+        "figures_large.py",
+        tmp_path,
+        "--tokens",
+        900,
+        "--parts",
+        "statistics",
+        "comparison",
+        "--out",
+        tmp_path / "r.json",
+    )
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["tokens"] == 900
+    assert all(len(ll.open_run(tmp_path / name).positions) == 900 for name in ("valley", "last"))
+    assert f"{report['statistics']['seconds']:.1f} s" in out
+    assert report["comparison"]["peak_mib"] > 0
+
+
 def test_start_with_a_tiny_model(tmp_path, tiny_folder):
     out = run("start.py", tiny_folder("llama"), "--rounds", 1, "--out", tmp_path / "start.json")
     assert "layerlens trace --help" in out

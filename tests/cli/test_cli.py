@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -34,16 +33,11 @@ def model(tiny_folder):
 
 
 @pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])
-def test_help_answers_in_half_a_second(command):
-    """As a user waits for it: the wall clock of a whole process, the quickest of five since tests run side by side."""
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "layerlens", *command, "--help"], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0
-        assert "Usage" in done.stdout
-    assert min(seconds) < 0.5
+def test_every_command_has_help(command):
+    """How soon it answers, `benchmarks/start.py` measures; what makes it slow is looked for below."""
+    done = subprocess.run([sys.executable, "-m", "layerlens", *command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
 
 
 def test_help_imports_nothing_heavy():

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,13 +22,14 @@ COMMIT = "a" * 40
 
 
 def read_in_a_process(home: Path, name: str, endpoint: str = NOTHING_LISTENS, **options: str) -> dict[str, str]:
-    """{"ids": ...} or {"error": ..., "kind": ...}, and the seconds, of reading a dataset in a fresh process."""
+    """{"ids": ...} or {"error": ..., "kind": ...}, and how often a connection was tried, in a fresh process."""
     program = (
-        "import json, sys, time, layerlens.datasets as ld, datasets\n"
-        "start = time.monotonic()\n"
+        "import json, socket, sys, layerlens.datasets as ld, datasets\n"
+        "tried, connect = [], socket.socket.connect\n"
+        "socket.socket.connect = lambda self, address: tried.append(address) or connect(self, address)\n"
         "try: out = {'ids': [p.prompt_id for p in ld.dataset(sys.argv[1], revision=json.loads(sys.argv[2]))]}\n"
         "except Exception as error: out = {'error': str(error), 'kind': type(error).__name__}\n"
-        "print(json.dumps({**out, 'seconds': time.monotonic() - start, 'offline': datasets.config.HF_HUB_OFFLINE}))\n"
+        "print(json.dumps({**out, 'tried': len(tried), 'offline': datasets.config.HF_HUB_OFFLINE}))\n"
     )
     unset = {"HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_CACHE"}
     environment = {key: value for key, value in os.environ.items() if key not in unset}
@@ -49,7 +49,8 @@ def test_out_of_reach_and_not_cached(tmp_path, name, offline):
     assert result["error"].startswith(f"{hub_id} is not in the cache and the hub cannot be reached; connect")
     assert result["error"].endswith("data_file")
     assert ("HF_TOKEN" in result["error"]) == (name == "gpqa")
-    assert result["seconds"] < 10, "load_dataset by itself takes 23 seconds here"
+    most = 0 if offline == "1" else 2
+    assert result["tried"] <= most, "load_dataset by itself tries for 23 seconds"
     assert result["offline"] == (offline == "1"), "the library's own setting is as it was"
 
 
@@ -93,7 +94,6 @@ def test_a_gated_dataset(tmp_path, refusing_hub, status):
     assert result["kind"] == "PromptError"
     for piece in ["Idavidrein/gpqa", "gated", "access granted", "HF_TOKEN", "data_file"]:
         assert piece in result["error"]
-    assert result["seconds"] < 10
     assert any("Idavidrein/gpqa" in path for path in refusing_hub.asked), "the server was asked"
 
 
@@ -191,13 +191,15 @@ def test_any_failure_of_the_library_is_one_sentence_and_leaves_its_setting(monke
         assert datasets.config.HF_HUB_OFFLINE is offline
 
 
-def test_the_question_whether_the_hub_answers_is_short(monkeypatch):
+def test_the_hub_is_asked_once_whether_it_answers(monkeypatch):
     import huggingface_hub
 
+    asked = []
+
     def refuse(*arguments, **options):
+        asked.append(arguments)
         raise ConnectionError
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
-    start = time.monotonic()
     assert not layerlens.sources.hub.answers("openai/gsm8k", "README.md", repo_type="dataset")
-    assert time.monotonic() - start < 1
+    assert len(asked) == 1
