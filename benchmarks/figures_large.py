@@ -63,9 +63,7 @@ def main() -> None:
     for seed, run in enumerate(runs, start=1):
         if not (run / "prompts.parquet").exists():
             large_run(run, run.name, seed, options.tokens)
-    report = {
-        name: measured(name, *runs, options.folder / "figures") for name in ("statistics", "comparison", "figures")
-    }
+    report = {part: measured(part, *runs, options.folder / "figures") for part in options.parts}
     for part, cost in report.items():
         print(f"{part:<12}{cost['seconds']:>8.1f} s{cost['peak_mib']:>9,.0f} MiB")
     if options.out is not None:

@@ -65,18 +65,10 @@ def test_a_large_run_made_small(tmp_path):
 
 
 def test_large_runs_with_words_made_small(tmp_path):
-    out = run(
-        "figures_large.py",
-        tmp_path,
-        "--tokens",
-        900,
-        "--parts",
-        "statistics",
-        "comparison",
-        "--out",
-        tmp_path / "r.json",
-    )
+    parts = ("statistics", "comparison")
+    out = run("figures_large.py", tmp_path, "--tokens", 900, "--parts", *parts, "--out", tmp_path / "r.json")
     report = json.loads((tmp_path / "r.json").read_text())
+    assert list(report) == ["tokens", *parts]
     assert report["tokens"] == 900
     assert all(len(ll.open_run(tmp_path / name).positions) == 900 for name in ("valley", "last"))
     assert f"{report['statistics']['seconds']:.1f} s" in out
