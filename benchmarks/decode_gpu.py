@@ -20,6 +20,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -46,8 +47,7 @@ from layerlens.decode.reader import Reader
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import walk_back
 from layerlens.decode.strategies import Strategy
-from layerlens.lens import readout
-from layerlens.models import Model, tiny_tokenizer
+from layerlens.models import Model, Unembed, tiny_tokenizer
 from layerlens.models.hooks import reading_out
 
 MIB = 2**20
@@ -213,9 +213,9 @@ def late_checks(model: Model) -> dict[str, Callable[[], Outcome]]:
     return found
 
 
-def fused(on: bool) -> Any:
-    """While open: readouts by the kernel, or by torch's products."""
-    return mock.patch.object(readout, "FUSED", on)
+def fused(model: Model, on: bool) -> Model:
+    """The model read out by the kernel, or by torch's products."""
+    return replace(model, unembed=replace(model.unembed, fused=on))
 
 
 def valleys() -> dict[str, tuple[bool, Strategy]]:
@@ -256,9 +256,9 @@ def check_scans(model: Model, prompts: list[list[int]]) -> Outcome:
     for scan, may_branch, is_fused in scans:
         name = f"{scan}{'' if may_branch else ', captured'}{', fused' * is_fused}"
         uniform = torch.zeros(len(prompts), device=model.device)
-        readouts = Readouts(model.unembed, states, model.n_layers, uniform, may_branch=may_branch)
-        with fused(is_fused):
-            walk = walk_back(readouts, WINDOW, shannon, scan)
+        head = fused(model, is_fused).unembed
+        readouts = Readouts(head, states, model.n_layers, uniform, may_branch=may_branch)
+        walk = walk_back(readouts, WINDOW, shannon, scan)
         for row in range(len(prompts)):
             if clear[row]:
                 worst = max(worst, float((walk.valley_logits[row] - logits[row]).abs().max()))
@@ -305,10 +305,8 @@ def check_graph(
 ) -> Outcome:
     """Token for token, decision for decision; and that a graph was captured at all."""
     options = GenerateOptions(max_new_tokens=40, min_new_tokens=40, **sampling)
-    with (
-        fused(is_fused),
-        mock.patch.object(_Batch, "_captured", autospec=True, side_effect=_Batch._captured) as captured,
-    ):
+    model = fused(model, is_fused)
+    with mock.patch.object(_Batch, "_captured", autospec=True, side_effect=_Batch._captured) as captured:
         graphed = decode_batch(model, prompts, Reader(model, strategy), options, seed=1)
         n_graphs = captured.call_count
         with mock.patch("layerlens.decode.batch._EAGER_STEPS", 10**9):
@@ -332,7 +330,7 @@ def _same(one: Decoded, other: Decoded) -> Outcome:
     pairs = list(zip(one.outputs, other.outputs, strict=True))
     equal = sum(a == b for row, also in pairs for a, b in zip(row, also, strict=True))
     total = sum(len(row) for row, _ in pairs)
-    decided = torch.equal(one.decisions.numbers, other.decisions.numbers)
+    decided = torch.equal(one.all_decisions.numbers, other.all_decisions.numbers)
     return equal == total and decided, f"{equal} of {total} tokens equal, decisions {'equal' if decided else 'differ'}"
 
 
@@ -359,14 +357,14 @@ def scan_cost(model: Model, batch_size: int, *, has_bar: bool) -> dict[str, Any]
     }
     uniform = torch.zeros(batch_size, device=model.device)
 
-    def walk(strategy: Strategy) -> None:
-        strategy.choose(Readouts(model.unembed, states, model.n_layers, uniform, may_branch=False))
+    def walk(head: Unembed, strategy: Strategy) -> None:
+        strategy.choose(Readouts(head, states, model.n_layers, uniform, may_branch=False))
 
     ways = valleys()
     seconds = {"unembedding": _replayed(lambda: model.unembed.logits(states[model.n_layers]), model.device)}
     for name, (is_fused, strategy) in ways.items():
-        with fused(is_fused):
-            seconds[name] = _replayed(lambda strategy=strategy: walk(strategy), model.device)
+        head = fused(model, is_fused).unembed
+        seconds[name] = _replayed(lambda head=head, strategy=strategy: walk(head, strategy), model.device)
     own = {name: seconds[name] / seconds["unembedding"] - 1 for name in ways}
     bar = MOST_OF_AN_UNEMBEDDING.get(batch_size) if has_bar else None
     passed = None if bar is None else min(own.values()) <= bar
@@ -404,8 +402,7 @@ def measure(
 
     def once(name: str, n_tokens: int, *, fresh: bool = False) -> dict[str, Any]:
         is_fused, strategy = ways[name]
-        with fused(is_fused):
-            return run(model, prompts, strategy, n_tokens, fresh=fresh)
+        return run(fused(model, is_fused), prompts, strategy, n_tokens, fresh=fresh)
 
     for name in ways:  # kernels and handles that come into being once
         once(name, 4)
@@ -449,7 +446,7 @@ def _beside_last(
     model: Model,
 ) -> dict[str, Any]:
     ratios = [one["last"] / one[name] for one in seconds]
-    decisions = rounds[-1][name]["decoded"].decisions
+    decisions = rounds[-1][name]["decoded"].all_decisions
     is_cuda = model.device.type == "cuda"
     extra = {kind: (memory[name][kind] - memory["last"][kind]) / MIB for kind in ("allocated", "reserved")}
     return {

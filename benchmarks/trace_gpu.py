@@ -14,10 +14,10 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from layerlens.bench.timing import in_turns, seconds_of, timed
 from layerlens.bench.tracing import products, torch_product
 from layerlens.lens import read
 from layerlens.models import Model, Unembed, tiny_tokenizer
-from layerlens.tracing import meter as metering
 from layerlens.tracing.meter import Meter
 from layerlens.tracing.passes import replay
 
@@ -93,11 +92,6 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def overlapping(on: bool) -> Any:
-    """While open: readouts beside the next block, or after their own."""
-    return mock.patch.object(metering, "OVERLAPS", on)
-
-
 # -------------------------------------------------------------------------------------------------------------- checks
 
 Outcome = tuple[bool, str]
@@ -123,8 +117,7 @@ def check_readouts(model: Model) -> Outcome:
         log_probs = logits.log_softmax(1)
         entropy = -(log_probs.exp() * log_probs).sum(1)
         for on in (False, True):
-            with fused(on):
-                reading = read(states, unembed, chosen)
+            reading = read(states, replace(unembed, fused=on), chosen)
             assert reading.log_probs is not None
             top = log_probs.gather(1, reading.top_token_id.unsqueeze(1))[:, 0]
             misses = (
@@ -139,18 +132,14 @@ def check_readouts(model: Model) -> Outcome:
 def check_twice(model: Model) -> Outcome:
     """Bit for bit."""
     states = states_of(model, 300)
-    with fused(True):
-        one, two = (read(states, model.unembed) for _ in range(2))
+    one, two = (read(states, fused(model, True).unembed) for _ in range(2))
     equal = [torch.equal(a, b) for a, b in zip(one[:3], two[:3], strict=True)]
     return all(equal), f"{sum(equal)} of {len(equal)} equal"
 
 
 def check_traces(model: Model) -> Outcome:
     """All measures of a text of 33 tokens."""
-    found = []
-    for on in (False, True):
-        with fused(on):
-            found.append(traced(model, random_ids(model, 33)))
+    found = [traced(fused(model, on), random_ids(model, 33)) for on in (False, True)]
     worst = max(float(abs(a - b).max()) for a, b in zip(*(floats for floats, _ in found), strict=True))
     same = float((found[0][1] == found[1][1]).mean())
     return worst < TOLERANCE and same > 0.99, f"within {worst:.1e}, {same:.1%} of first choices equal"
@@ -161,8 +150,7 @@ def check_beside(model: Model, n_tokens: int) -> Outcome:
     texts = [random_ids(model, n_tokens), random_ids(model, 1 + n_tokens // 3)]
     found = []
     for on in (False, True, True, True, True, True):
-        with overlapping(on):
-            meter = Meter(model)
+        meter = Meter(replace(model, overlaps=on))
         for ids in texts:
             replay(model, [ids], [0], meter)
         found.append(meter.collect())
@@ -199,19 +187,17 @@ def measure(model: Model, n_tokens: int, n_rounds: int) -> dict[str, Any]:
         model.decoder(input_ids=given, use_cache=False)
 
     def readouts(on: bool) -> Callable[[], None]:
+        head = fused(model, on).unembed
+
         def run() -> None:
-            with fused(on):
-                for _ in range(model.n_layers):
-                    read(states, model.unembed)
+            for _ in range(model.n_layers):
+                read(states, head)
 
         return run
 
     def trace(on: bool, beside: bool) -> Callable[[], None]:
-        def run() -> None:
-            with fused(on), overlapping(beside):
-                traced(model, ids)
-
-        return run
+        switched = replace(fused(model, on), overlaps=beside)
+        return lambda: traced(switched, ids)
 
     ways: dict[str, Callable[[], None]] = {
         "products": lambda: products(normed, model.unembed.weight, model.n_layers, torch_product, (1024, 16384)),

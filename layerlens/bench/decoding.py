@@ -113,7 +113,7 @@ def decoding_way(
     model: Model, strategy: Strategy, prompts: Prompts, options: GenerateOptions
 ) -> Callable[[], Decisions]:
     """Our loop with the strategy, which gives what it decided."""
-    return lambda: decode_batch(model, prompts, Reader(model, strategy), options, seed=0).decisions
+    return lambda: decode_batch(model, prompts, Reader(model, strategy), options, seed=0).all_decisions
 
 
 def mean_depth(decisions: Decisions, n_layers: int) -> float | None:

@@ -66,12 +66,17 @@ class Decoded:
         outputs: the tokens, end token included.
         finish_reasons: "stop" (an end token or a stop string), "length", or "non_finite" (the logits of the next token
             were NaN or infinite, and nothing was emitted from there on).
-        decisions: of all steps and prompts.
+        decisions: of each prompt its own, one for each of its tokens.
     """
 
     outputs: list[list[int]]
     finish_reasons: list[str]
-    decisions: Decisions
+    decisions: list[Decisions]
+
+    @property
+    def all_decisions(self) -> Decisions:
+        """Of all prompts, one after the other."""
+        return Decisions.joined(self.decisions)
 
 
 class _Batch:
@@ -121,7 +126,7 @@ class _Batch:
         self._outputs: list[list[int]] = [[] for _ in prompts]
         self._ended = [False] * n_rows
         self._reasons = ["length"] * n_rows
-        self._decisions: list[Decisions] = []
+        self._decisions: list[list[Decisions]] = [[] for _ in prompts]
         self._before_pass = before_pass
         # a sliding cache counts on the host how full it is, and a replayed graph would not
         on_host = before_pass is not None or "sliding" in model.layer_kinds or is_spread(model.hf)
@@ -150,11 +155,7 @@ class _Batch:
                     self._advance()
                 done += size
                 on_tokens(self._collect(size))
-        decisions = Decisions(
-            torch.cat([block.numbers for block in self._decisions]),
-            torch.cat([block.values for block in self._decisions]),
-        )
-        return Decoded(self._outputs, self._reasons, decisions)
+        return Decoded(self._outputs, self._reasons, [Decisions.joined(parts) for parts in self._decisions])
 
     def _advance(self) -> None:
         """One step, from a captured graph where there is one."""
@@ -164,7 +165,7 @@ class _Batch:
             self._graph.replay()
         else:
             self._pass_begins()
-            self._emit(self._forward.step(self._token))
+            self._emit(self._forward.step(self._token)[:, 0])
             self._n_eager += 1
 
     def _captured(self) -> torch.cuda.CUDAGraph:
@@ -173,7 +174,7 @@ class _Batch:
             graph.register_generator_state(generator)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
-            self._emit(self._forward.step(self._token))
+            self._emit(self._forward.step(self._token)[:, 0])
         return graph
 
     def _pass_begins(self) -> None:
@@ -207,27 +208,25 @@ class _Batch:
 
     def _collect(self, n_steps: int) -> int:
         """Bring a block to the host; returns how many tokens it held."""
-        tokens, numbers, values = (buffer[:n_steps].cpu() for buffer in self._recorded)
+        tokens, numbers, values = (buffer[:n_steps].cpu() for buffer in self._recorded)  # themselves, on a CPU
         self._slot.zero_()
         n_tokens = 0
-        is_finite = Decisions(numbers, values).is_finite
         for column, row in enumerate(self._rows):
-            for token_id, finite in zip(tokens[:, column].tolist(), is_finite[:, column].tolist(), strict=True):
+            decisions = Decisions(numbers[:, column], values[:, column])
+            n_before = len(self._outputs[row])
+            for token_id, finite in zip(tokens[:, column].tolist(), decisions.is_finite.tolist(), strict=True):
                 if self._ended[row]:
                     break
                 if not finite:
                     self._ended[row], self._reasons[row] = True, "non_finite"
                     break
                 self._outputs[row].append(token_id)
-                n_tokens += 1
                 if has_ended(self._endings, self._last_tokens(row)):
                     self._ended[row], self._reasons[row] = True, "stop"
-        everyone = Decisions(
-            numbers.new_zeros(n_steps, len(self._prompts), numbers.shape[2]),
-            values.new_full((n_steps, len(self._prompts), values.shape[2]), torch.nan),
-        )
-        everyone.numbers[:, self._rows], everyone.values[:, self._rows] = numbers, values
-        self._decisions.append(everyone)
+            n_new = len(self._outputs[row]) - n_before
+            kept = Decisions(decisions.numbers[:n_new].clone(), decisions.values[:n_new].clone())
+            self._decisions[row].append(kept)
+            n_tokens += n_new
         return n_tokens
 
     def _last_tokens(self, row: int) -> list[int]:

@@ -118,7 +118,8 @@ def _followed(
     if follower.decisions:
         new = sequences[:, follower.first :].tolist()
         emitted = [row[:length] for row, length in zip(new, endings.lengths, strict=True)]
-        log.add_call(emitted, _first_positions(config, kwargs, len(emitted)), Decisions.stack(follower.decisions))
+        decisions = Decisions.of_texts(follower.decisions, endings.lengths)
+        log.add_call(emitted, _first_positions(config, kwargs, len(emitted)), decisions)
     return output
 
 

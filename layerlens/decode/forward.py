@@ -4,12 +4,14 @@ import inspect
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from layerlens.axes import Logits
 from layerlens.compat import can_fill_a_static_cache, can_grow_a_cache
+from layerlens.errors import ModelError
 from layerlens.models import Model
 
 # What a pass takes that an earlier one left; a family with none of them reads the whole text again.
@@ -17,14 +19,21 @@ _MEMORIES = ("past_key_values", "cache_params", "state")
 
 
 class Forward:
-    """Passes that carry on from one another; all tensors lie on the model's device.
+    """Passes that carry on from one another; all tensors lie on the model's device. Call `prompts` first.
 
     Attributes:
         is_static: whether the cache keeps its size, so that steps can be captured as a graph.
     """
 
     def __init__(
-        self, model: Model, ids: Int[Tensor, "rows seq"], mask: Int[Tensor, "rows seq"], n_steps: int, *, static: bool
+        self,
+        model: Model,
+        ids: Int[Tensor, "rows seq"],
+        mask: Int[Tensor, "rows seq"],
+        n_steps: int,
+        *,
+        static: bool,
+        rewinds: bool = False,
     ) -> None:
         """Begin with the prompts.
 
@@ -34,8 +43,10 @@ class Forward:
             mask: 1 where `ids` is no padding.
             n_steps: tokens that will be read after the prompts, at most.
             static: whether to use a cache of fixed size where the family can.
+            rewinds: whether `rewind` will be called, for which some caches keep more.
         """
         self._hf: Any = model.hf
+        self._source = model.source
         self._text = ids
         self._n_seen = 0
         # slots after the present one are masked by causality, so that with a static cache the mask keeps its shape
@@ -44,24 +55,73 @@ class Forward:
         self._inputs = set(inspect.signature(model.hf.forward).parameters)
         self._name = next((name for name in _MEMORIES if name in self._inputs), None)
         self._memory, self.is_static = self._cache(model, ids.shape[1] + n_steps, static=static)
+        if rewinds and hasattr(self._memory, "activate_past_recording"):
+            self._memory.activate_past_recording()
         self._hands_on = self._forgets_rows = False
 
     def prompts(self) -> Logits:
-        """The pass over the prompts; of this and every other pass, the logits after the last token."""
-        logits = self._pass(self._text, self._positions()[:, : self._text.shape[1]], is_first=True)
+        """The pass over the prompts: the logits after the last token of each."""
+        logits = self._pass(self._text, self._positions()[:, : self._text.shape[1]], 1, is_first=True)[:, 0]
         # other families' own kinds of memory cannot be told to forget a row
         self._forgets_rows = self._name is None or (
             self._hands_on and type(self._memory) in (DynamicCache, StaticCache)
         )
         return logits
 
-    def step(self, token_ids: Int[Tensor, "rows 1"]) -> Logits:
-        """The pass over one more token of each row."""
-        self._position.add_(1)
+    def step(self, token_ids: Int[Tensor, "rows new"], n_read: int = 1) -> Float[Tensor, "rows read vocab"]:
+        """The pass over more tokens of each row: the logits after each of the last `n_read` of them.
+
+        Raises:
+            ModelError: there are several, and `can_rewind` is false.
+        """
+        n_new = token_ids.shape[1]
+        if n_new > 1 and not self.can_rewind:
+            raise ModelError(
+                f"{self._source} cannot read {n_new} tokens in one pass after its prompts: it keeps a recurrence or a "
+                "window of fixed size",
+                "read them one by one",
+                given=n_new,
+            )
+        self._position.add_(n_new)
         if self._name is None:
             self._text = torch.cat([self._text, token_ids], dim=1)
-            return self._pass(self._text, self._positions()[:, : self._text.shape[1]])
-        return self._pass(token_ids, self._position)
+            return self._pass(self._text, self._positions()[:, : self._text.shape[1]], n_read)
+        if n_new == 1:
+            return self._pass(token_ids, self._position, n_read)
+        return self._pass(token_ids, self._position + torch.arange(1 - n_new, 1, device=token_ids.device), n_read)
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether several tokens can be read in one pass, and taken back; known once the prompts were read.
+
+        Families of transformers with a recurrence mostly go on by one token at a time, some of them giving wrong logits
+        for several, and none can take a token out of a sum.
+        """
+        if self._name is None:
+            return True
+        layers = getattr(self._memory, "layers", [])
+        kinds = (StaticLayer,) if self.is_static else (DynamicLayer, DynamicSlidingWindowLayer)
+        return self._forgets_rows and all(type(layer) in kinds for layer in layers)
+
+    def rewind(self, n_tokens: int) -> None:
+        """Take the last tokens of every row back, as if they had not been read, by blocks that were skipped among them.
+
+        Where the cache was made to rewind, call it now and then, with 0 where all is kept: until then it keeps all.
+
+        Args:
+            n_tokens: at most those read since the last call.
+        """
+        assert self.can_rewind
+        self._position.sub_(n_tokens)
+        self._n_seen -= n_tokens
+        if self._name is None:
+            self._text = self._text[:, : self._n_seen]
+            return
+        for layer in self._memory.layers:
+            if self.is_static:
+                layer.cumulative_length.fill_(self._n_seen)
+            elif layer.is_initialized:
+                layer.crop(min(0, self._n_seen - layer.get_seq_length()))
 
     def keep_rows(self, index: Int[Tensor, " kept"]) -> bool:
         """Go on with these rows only; False where the family cannot."""
@@ -73,7 +133,7 @@ class Forward:
             self._mask, self._position = self._mask[index], self._position[index]
         return self._forgets_rows
 
-    def _pass(self, ids: Tensor, position: Tensor, *, is_first: bool = False) -> Logits:
+    def _pass(self, ids: Tensor, position: Tensor, n_read: int, *, is_first: bool = False) -> Tensor:
         self._n_seen = ids.shape[1] if self._name is None else self._n_seen + ids.shape[1]
         inputs = self._hf.prepare_inputs_for_generation(
             ids,
@@ -82,12 +142,12 @@ class Forward:
             is_first_iteration=is_first,
             **({} if self._name is None else {self._name: self._memory}),
             **({"position_ids": position} if "position_ids" in self._inputs else {}),
-            **({"logits_to_keep": 1} if "logits_to_keep" in self._inputs else {}),
+            **({"logits_to_keep": n_read} if "logits_to_keep" in self._inputs else {}),
         )
         outputs = self._hf(**inputs, return_dict=True)
         self._hands_on = self._name in outputs
         self._memory = outputs.get(self._name, self._memory)
-        logits: Tensor = outputs.logits[:, -1]
+        logits: Tensor = outputs.logits[:, -n_read:]
         return logits
 
     def _positions(self) -> Tensor:

@@ -21,7 +21,7 @@ COLUMNS = ("call", "row", "position", "next_token_id", *_NUMBERS)
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided about the rows of one step, or of several where the axis `steps` comes first.
+    """What was decided about the rows of one pass, or about the tokens of one text.
 
     Attributes:
         numbers: last layer's token, selected layer, valley layer (−1 for none), projections made, and
@@ -29,28 +29,28 @@ class Decisions:
         values: the criterion of the window's layers, L last; NaN where it was not read.
     """
 
-    numbers: Int[Tensor, "*steps rows 5"]
-    values: Float[Tensor, "*steps rows window"]
+    numbers: Int[Tensor, "rows 5"]
+    values: Float[Tensor, "rows window"]
 
     @property
-    def selected_layer(self) -> Int[Tensor, "*steps rows"]:
+    def selected_layer(self) -> Int[Tensor, " rows"]:
         """Whose logits were sampled from, 1..L."""
-        return self.numbers[..., _NUMBERS.index("selected_layer")]
+        return self.numbers[:, _NUMBERS.index("selected_layer")]
 
     @property
-    def valley_layer(self) -> Int[Tensor, "*steps rows"]:
+    def valley_layer(self) -> Int[Tensor, " rows"]:
         """Where the walk ended, 1..L; −1 where there was none."""
-        return self.numbers[..., _NUMBERS.index("valley_layer")]
+        return self.numbers[:, _NUMBERS.index("valley_layer")]
 
     @property
-    def projections(self) -> Int[Tensor, "*steps rows"]:
+    def projections(self) -> Int[Tensor, " rows"]:
         """How many states went through the unembedding."""
-        return self.numbers[..., _NUMBERS.index("projections")]
+        return self.numbers[:, _NUMBERS.index("projections")]
 
     @property
-    def is_finite(self) -> Bool[Tensor, "*steps rows"]:
+    def is_finite(self) -> Bool[Tensor, " rows"]:
         """Whether the greatest of the logits is a number: no token can be drawn where it is NaN or infinite."""
-        return self.numbers[..., _FINITE] == 1
+        return self.numbers[:, _FINITE] == 1
 
     @classmethod
     def of(
@@ -70,9 +70,22 @@ class Decisions:
         return cls(numbers.int(), values.float())
 
     @classmethod
-    def stack(cls, steps: Sequence["Decisions"]) -> "Decisions":
-        """Several steps of the same rows, on the host."""
-        return cls(torch.stack([s.numbers for s in steps]).cpu(), torch.stack([s.values for s in steps]).cpu())
+    def joined(cls, parts: Sequence["Decisions"]) -> "Decisions":
+        """Those of all parts, one after the other."""
+        return cls(torch.cat([part.numbers for part in parts]), torch.cat([part.values for part in parts]))
+
+    @classmethod
+    def of_texts(cls, passes: Sequence["Decisions"], lengths: Sequence[int]) -> list["Decisions"]:
+        """Of each row its own, on the host, from passes over the same rows that emitted one token of each.
+
+        Args:
+            passes: in order.
+            lengths: tokens of each row until it ended.
+        """
+        numbers, values = (
+            torch.stack(tensors).cpu() for tensors in zip(*((one.numbers, one.values) for one in passes), strict=True)
+        )
+        return [cls(numbers[:length, row], values[:length, row]) for row, length in enumerate(lengths)]
 
 
 class DecodingLog:
@@ -111,16 +124,16 @@ class DecodingLog:
         table: pd.DataFrame = pd.concat(self._frames or [empty], ignore_index=True)
         return table
 
-    def add_call(self, emitted: Sequence[Sequence[int]], firsts: Sequence[int], decisions: Decisions) -> None:
+    def add_call(self, emitted: Sequence[Sequence[int]], firsts: Sequence[int], decisions: Sequence[Decisions]) -> None:
         """Add one call of `generate`.
 
         Args:
             emitted: the tokens of each row, until it ended.
             firsts: position of the state that emitted each row's first token.
-            decisions: of all steps and rows.
+            decisions: of each row, one for each of its tokens.
         """
-        for row, tokens in enumerate(emitted):
-            self._frames.append(_frame(self._n_calls, row, firsts[row], tokens, decisions, self.criterion))
+        for row, (tokens, first, decided) in enumerate(zip(emitted, firsts, decisions, strict=True)):
+            self._frames.append(_frame(self._n_calls, row, first, tokens, decided, self.criterion))
         self._n_calls += 1
 
 
@@ -131,8 +144,8 @@ def _frame(
     numbers = np.zeros((0, len(_NUMBERS)), dtype=np.int32)
     values: Any = []
     if decisions is not None:
-        numbers = decisions.numbers[:n_steps, row].numpy()
-        values = list(decisions.values[:n_steps, row].numpy())
+        numbers = decisions.numbers.numpy()
+        values = list(decisions.values.numpy())
     columns: dict[str, Any] = {
         "call": np.full(n_steps, call, dtype=np.int32),
         "row": np.full(n_steps, row, dtype=np.int32),

@@ -52,5 +52,5 @@ def _first_logits(model: Model, prompts: Sequence[Sequence[int]], pad_id: int) -
     forward = Forward(model, ids, mask, _STEPS, static=False)
     steps = [forward.prompts()]
     while len(steps) < _STEPS:
-        steps.append(forward.step(steps[-1][:, : model.n_known_tokens].argmax(1, keepdim=True)))
+        steps.append(forward.step(steps[-1][:, : model.n_known_tokens].argmax(1, keepdim=True))[:, 0])
     return torch.stack([logits[0].float() for logits in steps])

@@ -31,6 +31,8 @@ class Reader:
         is_alive: bool [rows], which rows of the next pass still emit tokens; None where all do.
         is_running: whether passes are answered; otherwise the model is as ever.
         thread: whose passes are answered; those of other threads are not seen.
+        n_read: positions of each row whose logits are chosen, the last one of the pass among them; decisions and
+            states have a row for each.
     """
 
     def __init__(self, model: Model, strategy: Strategy, seed: int = 0) -> None:
@@ -40,10 +42,11 @@ class Reader:
         self.decisions: Decisions | None = None
         self.may_branch = True
         # another stream than the sampler's, which may have the same seed
-        self.generator = torch.Generator(model.unembed.weight.device).manual_seed(seed ^ _STREAM)
+        self.generator = torch.Generator(model.unembed.device).manual_seed(seed ^ _STREAM)
         self.is_running = True
         self.thread = get_ident()
         self.is_alive: Tensor | None = None
+        self.n_read = 1
         self._n_rows = 0
         self._alive: Int[Tensor, " rows"] | None = None
 
@@ -56,7 +59,9 @@ class Reader:
     def answering(self) -> Iterator[None]:
         """While open, the model's forward passes give the strategy's logits for their last position."""
         model = self._model
-        with reading_out(model.hf, model.head, model.blocks, self.layers, self._answer, self._is_on):
+        with reading_out(
+            model.hf, model.head, model.blocks, self.layers, self._answer, self._is_on, lambda: self.n_read
+        ):
             yield
 
     def keep_rows(self, alive: Int[Tensor, " rows"], n_rows: int) -> None:
@@ -78,7 +83,7 @@ class Reader:
             lambda: self._draw(len(next(iter(states.values())))),
             tied=self._model.tied,
             may_branch=self.may_branch,
-            alive=None if self.is_alive is None else self.is_alive.to(self.generator.device),
+            alive=None if self.is_alive is None else self._for_each_read(self.is_alive.to(self.generator.device)),
         )
         rows = max(1, _STATES_AT_ONCE // len(self.layers))
         parts = [readouts] if self._strategy.whole_batch or len(readouts) <= rows else readouts.split(rows)
@@ -91,9 +96,7 @@ class Reader:
         if len(parts) == 1:
             self.decisions = decisions[0]
             return answers[0].to(own_logits.device)
-        self.decisions = Decisions(
-            torch.cat([part.numbers for part in decisions]), torch.cat([part.values for part in decisions])
-        )
+        self.decisions = Decisions.joined(decisions)
         return torch.cat(answers).to(own_logits.device)
 
     def _chosen(self, readouts: Readouts) -> Choice:
@@ -119,6 +122,11 @@ class Reader:
         return self.is_running and (torch.compiler.is_compiling() or get_ident() == self.thread)
 
     def _draw(self, n_rows: int) -> Tensor:
-        everyone = n_rows if self._alive is None else self._n_rows
+        everyone = n_rows if self._alive is None else self._n_rows * self.n_read
         draws = torch.rand(everyone, generator=self.generator, device=self.generator.device, dtype=torch.float32)
-        return draws if self._alive is None else draws[self._alive.to(draws.device)]
+        if self._alive is None:
+            return draws
+        return draws.view(-1, self.n_read)[self._alive.to(draws.device)].flatten()
+
+    def _for_each_read(self, of_rows: Tensor) -> Tensor:
+        return of_rows if self.n_read == 1 else of_rows.repeat_interleave(self.n_read)

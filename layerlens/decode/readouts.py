@@ -9,7 +9,8 @@ from torch import Tensor
 from layerlens.axes import Logits, Scalars, States
 from layerlens.decode.criteria import Criterion, shannon
 from layerlens.errors import OptionError
-from layerlens.lens.readout import is_fused
+from layerlens.lens.head import Head
+from layerlens.lens.readout import fused
 from layerlens.models.unembed import Unembed
 from layerlens.native.compiled import processor
 
@@ -26,6 +27,13 @@ _CRITERION_AT_ONCE_ELSEWHERE = 2**24
 class Readouts:
     """The candidate states of one decoding step.
 
+    Args:
+        head: reads them out.
+        states: of the layers that the strategy's `layers` named, [rows, d_model] each.
+        n_layers: L.
+        uniform: a number 0 <= u < 1 for each row, or what draws them.
+        tied, may_branch, alive: as the attributes.
+
     Attributes:
         n_layers: L.
         tied: whether the unembedding is the embedding.
@@ -35,7 +43,7 @@ class Readouts:
 
     def __init__(
         self,
-        unembed: Unembed,
+        head: Head,
         states: Mapping[int, States],
         n_layers: int,
         uniform: Scalars | Callable[[], Scalars],
@@ -44,7 +52,7 @@ class Readouts:
         may_branch: bool = True,
         alive: Bool[Tensor, " rows"] | None = None,
     ) -> None:
-        self._unembed = unembed
+        self._head = head
         self._states = states
         self.n_layers = n_layers
         self.tied = tied
@@ -88,8 +96,8 @@ class Readouts:
             norm: with the final norm. DoLa and SLED read early layers without it.
         """
         stack = self._stacked(layers, rows)
-        logits: Tensor = self._unembed.logits(stack.flatten(0, 1), norm=norm)
-        return logits.view(*stack.shape[:2], self._unembed.n_vocab)
+        logits: Tensor = self._head.logits(stack.flatten(0, 1), norm=norm)
+        return logits.view(*stack.shape[:2], self._head.n_vocab)
 
     def measured(
         self, layers: Sequence[int], criterion: Criterion, rows: Int[Tensor, " some"] | None = None
@@ -101,18 +109,18 @@ class Readouts:
             at_once = _CRITERION_AT_ONCE.get(self._device.type, _CRITERION_AT_ONCE_ELSEWHERE)
             if rows.numel() <= at_once or (criterion is shannon and processor() is not None):
                 return logits, criterion(rows).view(logits.shape[:2])
-            pieces = rows.split(max(1, at_once // self._unembed.n_vocab))
+            pieces = rows.split(max(1, at_once // self._head.n_vocab))
             return logits, torch.cat([criterion(piece) for piece in pieces]).view(logits.shape[:2])
         from layerlens.lens.kernels import read_fused
 
         stack = self._stacked(layers, rows)
-        logits = stack.new_empty(*stack.shape[:2], self._unembed.n_vocab, dtype=torch.float32)
-        reading = read_fused(stack.flatten(0, 1), self._unembed, logits=logits.flatten(0, 1))
+        logits = stack.new_empty(*stack.shape[:2], self._head.n_vocab, dtype=torch.float32)
+        reading = read_fused(stack.flatten(0, 1), self._fused(), logits=logits.flatten(0, 1))
         return logits, reading.entropy.view(stack.shape[:2])
 
     def measures_itself(self, criterion: Criterion) -> bool:
         """Whether the criterion comes with the readout, so that `entropies` can be asked."""
-        return criterion is shannon and is_fused(self._unembed)
+        return criterion is shannon and fused(self._head) is not None
 
     def entropies(self, layers: Sequence[int], wanted: Bool[Tensor, " rows"]) -> Float[Tensor, "rows layers"]:
         """Of the wanted rows, NaN elsewhere; which those are the host need not know, and the others cost nothing."""
@@ -121,7 +129,7 @@ class Readouts:
         order = wanted.long().argsort(descending=True, stable=True)
         stack = self._stacked(layers)[order]
         self._some().sub_(len(layers) * (~wanted).int())
-        reading = read_fused(stack.flatten(0, 1), self._unembed, n_live=wanted.sum() * len(layers))
+        reading = read_fused(stack.flatten(0, 1), self._fused(), n_live=wanted.sum() * len(layers))
         found = reading.entropy.view(stack.shape[:2])
         return torch.empty_like(found).index_copy_(0, order, found)
 
@@ -133,13 +141,13 @@ class Readouts:
         for number in known[1:]:
             index += layer >= number
         self._of_each += 1
-        return self._unembed.logits(stack[index, torch.arange(len(self), device=self._device)])
+        return self._head.logits(stack[index, torch.arange(len(self), device=self._device)])
 
     def split(self, rows: int) -> list["Readouts"]:
         """The same in parts of at most so many rows; each counts its own projections."""
         return [
             Readouts(
-                self._unembed,
+                self._head,
                 {layer: states[start : start + rows] for layer, states in self._states.items()},
                 self.n_layers,
                 lambda start=start: self.uniform[start : start + rows],  # type: ignore[misc]
@@ -169,6 +177,11 @@ class Readouts:
             self._of_some = torch.zeros(len(self), dtype=torch.int32, device=self._device)
         return self._of_some
 
+    def _fused(self) -> Unembed:
+        unembed = fused(self._head)
+        assert unembed is not None, "asked only where `measures_itself`"
+        return unembed
+
     @property
     def _device(self) -> torch.device:
-        return self._unembed.weight.device
+        return self._head.device

@@ -1,6 +1,5 @@
 """The walk back from the last layer: all candidates in one product, or one layer at a time."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from layerlens.axes import Logits
 from layerlens.decode.criteria import Criterion
 from layerlens.decode.readouts import Readouts
+from layerlens.formulas import n_steps_back, steps_back
 
 SCANS = ("auto", "batched", "lazy")
 
@@ -51,12 +51,14 @@ def walk_back(readouts: Readouts, window: int, criterion: Criterion, scan: str =
 def _whole_window(readouts: Readouts, window: int, criterion: Criterion, floor: float) -> Walk:
     logits, values = readouts.measured(_candidates(readouts, window), criterion)
     if readouts.may_branch:
-        walked = [_n_steps(row) for row in values.tolist()]  # where the host may look it is done before a kernel starts
+        walked = [
+            n_steps_back(row) for row in values.tolist()
+        ]  # where the host may look it is done before a kernel starts
         steps = torch.tensor(walked, device=values.device)
         if len(set(walked)) == 1:  # nothing to copy
             return Walk(steps, logits[:, window - 1 - walked[0]], logits[:, -1], values)
     else:
-        steps = _steps(values)
+        steps = steps_back(values)
         if floor > 0:
             steps = steps.where(values[:, -1] >= floor, 0)
     rows = torch.arange(len(logits), device=logits.device)
@@ -69,7 +71,7 @@ def _window_above_floor(readouts: Readouts, window: int, criterion: Criterion, f
     if len(walking) and window > 1:
         logits, values = readouts.measured(_candidates(readouts, window)[:-1], criterion, walking)
         walk.values[walking, :-1] = values
-        walk.steps[walking] = _steps(walk.values[walking])
+        walk.steps[walking] = steps_back(walk.values[walking])
         moved = walk.steps[walking] > 0
         away = walking[moved]
         walk.valley_logits[away] = logits[moved, window - 1 - walk.steps[away]]
@@ -108,7 +110,7 @@ def _unseen(readouts: Readouts, window: int, criterion: Criterion, floor: float,
         layers = _candidates(readouts, window)[-done - size : -done]
         found = readouts.entropies(layers, walking)
         walk.values[:, -done - size : -done] = found
-        steps = _steps(torch.cat([found, lowest.unsqueeze(1)], dim=1))
+        steps = steps_back(torch.cat([found, lowest.unsqueeze(1)], dim=1))
         walk.steps.add_(steps)
         walking = steps == size
         lowest = found[:, 0]
@@ -128,16 +130,3 @@ def _start(readouts: Readouts, window: int, criterion: Criterion) -> Walk:
 
 def _candidates(readouts: Readouts, window: int) -> list[int]:
     return list(range(readouts.n_layers - window + 1, readouts.n_layers + 1))
-
-
-def _n_steps(values: Sequence[float]) -> int:
-    steps = 0
-    while steps + 1 < len(values) and values[-steps - 2] < values[-steps - 1]:
-        steps += 1
-    return steps
-
-
-def _steps(values: Float[Tensor, "rows window"]) -> Int[Tensor, " rows"]:
-    candidates = values.flip(1)
-    steps: Tensor = (candidates[:, 1:] < candidates[:, :-1]).cumprod(1).sum(1)
-    return steps

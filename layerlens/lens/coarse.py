@@ -17,7 +17,8 @@ from torch.nn import functional
 from layerlens.axes import States
 from layerlens.compat import has_fast_bfloat16, onednn_layout
 from layerlens.errors import OptionError
-from layerlens.lens.sums import LOWEST, Reading, Sums
+from layerlens.formulas import LOWEST
+from layerlens.lens.sums import Reading, Sums
 from layerlens.models.unembed import Unembed, product
 
 # One candidate for the exact words comes from each block. Its words lie as far apart as the vocabulary allows: frequent

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerlens.formulas import steps_back
+
 
 def valley_layers(entropy: Float[Tensor, "rows layers"], window: int) -> Int[Tensor, " rows"]:
     """The layer 1..L reached by walking back from L while entropy strictly decreases. Eq. 7 of arXiv 2606.21906.
@@ -15,9 +17,7 @@ def valley_layers(entropy: Float[Tensor, "rows layers"], window: int) -> Int[Ten
     A tie or a NaN ends the walk; without a lower neighbour the answer is L.
     """
     n_layers = entropy.shape[1]
-    candidates = entropy[:, n_layers - window :].flip(1)
-    keeps_falling = (candidates[:, 1:] < candidates[:, :-1]).cumprod(1)
-    return n_layers - keeps_falling.sum(1)
+    return n_layers - steps_back(entropy[:, n_layers - window :])
 
 
 def perturbed(entropy: Float[Tensor, "rows layers"]) -> Tensor:

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerlens.axes import States
+from layerlens.formulas import LOWEST
 from layerlens.lens.readout import tile_for
-from layerlens.lens.sums import LOWEST, Reading
+from layerlens.lens.sums import Reading
 from layerlens.models.unembed import Unembed
 
 

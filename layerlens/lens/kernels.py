@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.axes import States
-from layerlens.lens.sums import LOWEST, Reading, Sums
+from layerlens.formulas import LOWEST
+from layerlens.lens.sums import Reading, Sums
 from layerlens.models.unembed import Unembed
 
 _PROGRAMS = 1024  # enough to fill the largest GPU several times over

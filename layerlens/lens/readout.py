@@ -10,20 +10,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from layerlens.axes import States
-from layerlens.lens.sums import LOWEST, Reading, Sums
+from layerlens.formulas import LOWEST
+from layerlens.lens.head import Head
+from layerlens.lens.sums import Reading, Sums
 from layerlens.models.unembed import Unembed
 
 # On a CPU a tile and the probabilities of it stay in the cache; on an accelerator they fill the chip, at 32 MiB each.
 _CPU_TILE = (512, 1024)
 _ACCELERATOR_TILE = (512, 16384)
-# Whether the kernel of `lens/kernels.py` is used where it can be: not before a GPU has shown that it pays.
-FUSED = False
 
 
 @torch.no_grad()
 def read(
     states: States,
-    unembed: Unembed,
+    head: Head,
     chosen: Int[Tensor, "rows chosen"] | None = None,
     *,
     tile: tuple[int, int] | None = None,
@@ -32,19 +32,19 @@ def read(
 
     Args:
         states: residual-stream states as a block handed them on, in the model's dtype.
-        unembed: the model's head.
+        head: the model's.
         chosen: token ids, 0..V-1, of each row whose log-probability is wanted.
         tile: rows and words of a tile; by default what suits the device.
     """
     if len(states) == 0:
         return Reading.of_nothing(states, chosen)
-    if is_fused(unembed):
+    if (unembed := fused(head)) is not None:
         from layerlens.lens.kernels import read_fused
 
         return read_fused(states, unembed, chosen)
     rows, words = tile or tile_for(states.device)
     choices = [None] * len(states) if chosen is None else chosen.split(rows)
-    readings = [_read_rows(part, unembed, ids, words) for part, ids in zip(states.split(rows), choices, strict=False)]
+    readings = [_read_rows(part, head, ids, words) for part, ids in zip(states.split(rows), choices, strict=False)]
     log_probs = None if chosen is None else torch.cat([r.log_probs for r in readings if r.log_probs is not None])
     return Reading(
         torch.cat([r.entropy for r in readings]),
@@ -54,15 +54,16 @@ def read(
     )
 
 
-def is_fused(unembed: Unembed) -> bool:
-    """Whether the kernel reads the states: in 16-bit types, for which it was made, on GPUs that have room for it."""
-    if not FUSED or find_spec("triton") is None or unembed.weight.stride(1) != 1:
-        return False
+def fused(head: Head) -> Unembed | None:
+    """The head where the kernel reads it: in 16-bit types, for which it was made, on GPUs that have room for it."""
+    unembed = head.whole
+    if unembed is None or not unembed.fused or find_spec("triton") is None or unembed.weight.stride(1) != 1:
+        return None
     from layerlens.lens.kernels import LEAST_SHARED, shared_bytes
 
     weight = unembed.weight
     on_gpu = weight.is_cuda and weight.dtype.itemsize == 2 and shared_bytes(weight.device) >= LEAST_SHARED
-    return on_gpu or os.environ.get("TRITON_INTERPRET") == "1"
+    return unembed if on_gpu or os.environ.get("TRITON_INTERPRET") == "1" else None
 
 
 def tile_for(device: torch.device) -> tuple[int, int]:
@@ -78,25 +79,25 @@ def tile_bytes(d_model: int, dtype: torch.dtype, device: torch.device) -> int:
     return 4 * (2 * rows * words + 2 * rows * d_model + copied)
 
 
-def _read_rows(states: States, unembed: Unembed, chosen: Tensor | None, words: int) -> Reading:
+def _read_rows(states: States, head: Head, chosen: Tensor | None, words: int) -> Reading:
     """One pass over the vocabulary, tile by tile."""
-    normed = unembed.normed(states)
+    normed = head.normed(states)
     maximum = normed.new_full((len(states),), -math.inf, dtype=torch.float32)
     top = torch.zeros_like(maximum, dtype=torch.long)
     chosen_logits = None if chosen is None else torch.full_like(chosen, -math.inf, dtype=torch.float32)
-    starts = range(0, unembed.n_vocab, words)
+    starts = range(0, head.n_vocab, words)
     # kept in one piece: small tensors that outlive a tile would lie between the large ones, and the heap would grow
     parts = normed.new_empty(3, len(starts), len(states), dtype=torch.float32)
     for place, start in enumerate(starts):
-        logits = unembed.logits_tile(normed, start, min(start + words, unembed.n_vocab))
-        if unembed.bias is not None:
+        logits = head.logits_tile(normed, start, min(start + words, head.n_vocab))
+        if head.bans_words:
             logits.clamp_(min=LOWEST)
         if chosen is not None and chosen_logits is not None:
             _pick(logits, chosen, start, chosen_logits)
         torch.stack(Sums.of_tile(logits, maximum, top, start), out=parts[:, place])
     sums = Sums.joined(parts)
     log_probs = None if chosen_logits is None else chosen_logits - sums.log_normalizer.unsqueeze(1)
-    return Reading(sums.entropy(unembed.n_vocab), top, sums.log_normalizer, log_probs)
+    return Reading(sums.entropy(head.n_vocab), top, sums.log_normalizer, log_probs)
 
 
 def _pick(logits: Tensor, chosen: Tensor, start: int, chosen_logits: Tensor) -> None:

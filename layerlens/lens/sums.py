@@ -1,6 +1,5 @@
 """What a readout is made of: sums over words, and the word on top."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerlens.axes import Logits, Scalars, TokenIds
+from layerlens.formulas import entropy_of, joined_sums, raise_top, tile_sums
 from layerlens.native import row_sums
 
-LOWEST = -1e30  # a bias of minus infinity bans a word: with this in its place 0 · ln 0 is 0, not NaN
-_BLOCK = 64
 _ROUNDING = 2.0**-20  # of a sum over words
 
 
@@ -36,11 +34,7 @@ class Reading(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What words add to a reading: with the maximum m of their logits z, Σ exp(z − m) and Σ exp(z − m)·(z − m).
-
-    Centred at the maximum both sums are small numbers whatever the logits' offset, so that H = ln Σ − ratio loses no
-    digits to cancellation.
-    """
+    """What words add to a reading: with the maximum m of their logits z, Σ exp(z − m) and Σ exp(z − m)·(z − m)."""
 
     maximum: Scalars
     total: Scalars
@@ -48,14 +42,8 @@ class Sums(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, maximum: Scalars) -> "Sums":
-        """Of some words' logits [rows, words] and the maximum of each row.
-
-        By softmax, which reads and writes each row once and within the cache: the largest probability is 1 / Σ. An
-        offset a of all logits costs about 2e-7·a nats of entropy, a few times what the rounding of such logits does.
-        """
-        probs = torch.softmax(logits, dim=1)
-        total = 1 / probs.amax(1)
-        return cls(maximum, total, total * (probs.mul_(logits).sum(1) - maximum))
+        """Of some words' logits [rows, words] and the maximum of each row; see `tile_sums`."""
+        return cls(maximum, *tile_sums(logits, maximum))
 
     @classmethod
     def of_tile(cls, logits: Logits, greatest: Scalars, top: Tensor, start: int) -> "Sums":
@@ -85,11 +73,7 @@ class Sums(NamedTuple):
     def joined(cls, parts: Float[Tensor, "3 parts rows"] | Sequence["Sums"]) -> "Sums":
         """Of the words of all parts: maxima, totals and moments of each."""
         stacked = parts if isinstance(parts, Tensor) else torch.stack([torch.stack(part) for part in parts], dim=1)
-        maxima, totals, moments = stacked
-        maximum = maxima.amax(0)
-        shift = torch.where(totals > 0, maxima - maximum, 0.0)  # where nothing is there is nothing to shift
-        shrink = torch.exp(shift)
-        return cls(maximum, (shrink * totals).sum(0), (shrink * (moments + shift * totals)).sum(0))
+        return cls(*joined_sums(*stacked))
 
     def without(self, logits: Tensor) -> "Sums":
         """Of all but these [rows, words], which are among those summed; nothing where less is left than rounding."""
@@ -108,7 +92,7 @@ class Sums(NamedTuple):
 
     def entropy(self, n_vocab: int) -> Scalars:
         """In nats, 0..ln V."""
-        return (self.total.log() - self.moment / self.total).clamp(0.0, math.log(n_vocab))
+        return entropy_of(self.total, self.moment, n_vocab)
 
 
 def arg_max(logits: Logits) -> TokenIds:
@@ -119,26 +103,3 @@ def arg_max(logits: Logits) -> TokenIds:
     if logits.device.type != "cpu" or logits.dtype != torch.float32:
         return logits.argmax(1)
     return torch.from_numpy(logits.detach().numpy().argmax(1))
-
-
-def raise_top(top: Tensor, logits: Tensor, least: Scalars, start: int) -> Scalars:
-    """The maximum of each row; where it is above `least` the first word that has it, counted from `start`, into `top`.
-
-    On a CPU by blocks of words, of which only one a row is searched: a plain arg-max costs ten times as much.
-    """
-    words = logits.shape[1]
-    whole = words - words % _BLOCK
-    if logits.device.type != "cpu" or whole == 0:
-        maximum, index = logits.max(1)
-        torch.where(maximum > least, index + start, top, out=top)
-        return maximum
-    maximum, block = logits[:, :whole].unflatten(1, (-1, _BLOCK)).amax(2).max(1)
-    rows = (maximum > least).nonzero()[:, 0]
-    if len(rows):
-        block = block[rows]
-        within = logits[:, :whole].unflatten(1, (-1, _BLOCK))[rows, block].argmax(1)
-        top[rows] = start + block * _BLOCK + within
-    if whole < words:
-        rest = raise_top(top, logits[:, whole:], torch.maximum(maximum, least), start + whole)
-        maximum = torch.maximum(maximum, rest)
-    return maximum

@@ -1,4 +1,4 @@
-"""What runs a model's passes and lets them be watched, and what each such backend can do."""
+"""Where a model's weights lie and what runs its passes; `tracing/backends.py` asks each for what a trace needs."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,14 @@ BACKENDS = ("transformers", "transformer-lens", "nnsight", "nnsight-remote", "nn
 
 @dataclass(frozen=True, eq=False)
 class Backend:
-    """A backend and what it can do; asking for more is refused in one sentence.
+    """What runs a model's passes.
 
     Attributes:
         name: one of BACKENDS.
-        modes: when a trace can record: "generate" (while tokens are emitted), "replay" (in one pass afterwards).
-        uses_meter: whether states are measured by layerlens here, which --kl and --lens-precision ask for.
         is_here: whether the weights lie in this process, so that any strategy can decode from them.
     """
 
     name: str
-    modes: tuple[str, ...] = ("generate", "replay")
-    uses_meter: bool = True
     is_here: bool = True
 
 

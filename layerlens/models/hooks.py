@@ -118,25 +118,26 @@ def reading_out(
     layers: Sequence[int],
     on_logits: OnLogits,
     is_on: IsOn = lambda: True,
+    n_read: Callable[[], int] = lambda: 1,
 ) -> Iterator[None]:
-    """Let `on_logits` decide the logits of the last position of each forward pass of `root`.
+    """Let `on_logits` decide the logits of the last positions of each forward pass of `root`.
 
     Args:
         root: the whole model, whose output has `logits`.
         head: its unembedding module.
         blocks: its blocks, in order.
-        layers: whose states [batch, d_model] of the last position are handed over: 1..L, or 0 for the embeddings.
+        layers: whose states [rows, d_model] are handed over, row by row of the batch: 1..L, or 0 for the embeddings.
             With none the model computes its own logits, and they are handed over.
-        on_logits: gets the states by layer and the model's own logits [batch, vocab] of the last position (with
-            no rows where states are handed over and the head is plain: it is then not run); returns logits that take
-            their place, or None.
+        on_logits: gets the states by layer and the model's own logits [rows, vocab] (with no rows where states are
+            handed over and the head is plain: it is then not run); returns logits that take their place, or None.
         is_on: passes are left as they are where this is false, such as those of other threads.
+        n_read: how many positions, the last one of the pass among them.
     """
     kept: dict[int, Tensor] = {}
 
     def keep_input(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_on():
-            kept[0] = _stream_argument(args, kwargs)
+            kept[0] = stream_argument(args, kwargs)
 
     def keep_output(layer: int) -> Callable[..., None]:
         def hook(_block: nn.Module, _args: Any, output: Any) -> None:
@@ -146,22 +147,27 @@ def reading_out(
         return hook
 
     # kernels for packed weights can end the process where they are given no row
-    least = slice(0, 0) if is_plain(getattr(head, "weight", None)) else slice(-1, None)
+    may_be_empty = is_plain(getattr(head, "weight", None))
 
     def few_rows(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][:, least], *args[1:]) if is_on() else args
+        if not is_on():
+            return args
+        return (args[0][:, slice(0, 0) if may_be_empty else slice(-n_read(), None)], *args[1:])
 
     # norm, unembedding and choice stay outside of what torch.compile makes of the model
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def answer(_root: nn.Module, _args: Any, output: Any) -> Any:
         if not is_on():
             return output
-        states = {layer: stream.select(1, -1) for layer, stream in kept.items()}  # all at once: half the time
+        n, own = n_read(), output.logits
+        if n == 1:
+            states = {layer: stream.select(1, -1) for layer, stream in kept.items()}  # all at once: half the time
+        else:
+            states = {layer: stream[:, -n:].flatten(0, 1) for layer, stream in kept.items()}
         kept.clear()
-        own = output.logits
-        logits = on_logits(states, own.flatten(0, 1) if own.shape[1] == 0 else own[:, -1])
+        logits = on_logits(states, own.flatten(0, 1) if own.shape[1] == 0 else own[:, -n:].flatten(0, 1))
         if logits is not None:
-            output.logits = logits.unsqueeze(1)
+            output.logits = logits.unflatten(0, (-1, n))
         return output
 
     with ExitStack() as stack:
@@ -195,7 +201,7 @@ def first_tensor(output: Any) -> Tensor:
 
 def _after(index: int, parts: dict[int, Tensor], on_block: OnBlock) -> Callable[..., None]:
     def hook(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        h_in, part = _stream_argument(args, kwargs), parts.pop(index, None)
+        h_in, part = stream_argument(args, kwargs), parts.pop(index, None)
         if part is not None and part.numel() == h_in.numel():
             part = part.reshape(h_in.shape)  # some blocks flatten batch and sequence on their way to the MLP
         on_block(index, h_in, part, first_tensor(output))
@@ -208,14 +214,14 @@ def _keep_part(sublayer: SubLayers, index: int, parts: dict[int, Tensor]) -> Any
         parts[index] = first_tensor(output)
 
     def keep_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        parts[index] = _stream_argument(args, kwargs)
+        parts[index] = stream_argument(args, kwargs)
 
     if sublayer.parallel:
         return sublayer.watched.register_forward_hook(_of_this_thread(keep_output))
     return sublayer.watched.register_forward_pre_hook(_of_this_thread(keep_input), with_kwargs=True)
 
 
-def _stream_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def stream_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     stream = _given(args, kwargs)
     assert stream is not None
     return stream

@@ -39,6 +39,8 @@ class Model:
         layer_kinds: "full", "sliding", "linear", ... for each layer.
         mlp_kinds: "dense" or "moe" for each layer.
         backend: what runs its passes.
+        overlaps: whether a GPU reads out the states of one block while it computes the next. Not before one has shown
+            that it pays.
         foundation: what its readings rest on, as it was when it was loaded; None: not noted.
     """
 
@@ -54,6 +56,7 @@ class Model:
     layer_kinds: Sequence[str]
     mlp_kinds: Sequence[str]
     backend: Backend = TRANSFORMERS
+    overlaps: bool = False
     foundation: Foundation | None = None
 
     @property

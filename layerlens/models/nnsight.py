@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from layerlens import compat, formulas
 from layerlens.compat import has_edits, module_in
 from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
 from layerlens.models import reduction
@@ -138,12 +139,13 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
     if name == "nnsight":
         lm.dispatch()
         model = checked(adapt(module_in(lm).eval(), tokenizer, source))
-        return replace(model, backend=Nnsight(name, modes=("replay",), uses_meter=False, language_model=lm))
-    _nnsight().register(reduction)
+        return replace(model, backend=Nnsight(name, language_model=lm))
+    for travels in (reduction, formulas, compat):
+        _nnsight().register(travels)
     remote: bool | str = "local" if name == "nnsight-simulated" else True
     if remote is True:
         _refuse_without_key()
-    backend = Nnsight(name, modes=("replay",), uses_meter=False, is_here=False, language_model=lm, remote=remote)
+    backend = Nnsight(name, is_here=False, language_model=lm, remote=remote)
     hf = module_in(lm)
     if hf.get_input_embeddings().weight.is_meta:
         hf = hf.to(torch.bfloat16).eval()  # what torch can follow without weights; free, and set right below

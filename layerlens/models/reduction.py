@@ -1,7 +1,7 @@
 """What each block of a pass did, measured inside an nnsight trace where the states are.
 
-A remote server has torch and not layerlens: this file travels there as source, so it is complete in itself and says in
-plain torch what `tracing/meter.py` and `lens/readout.py` compute for models in this process.
+A remote server has torch and not layerlens: this file travels there as source, with what it uses of `formulas.py` and
+`compat.py`, which need nothing else of ours.
 """
 
 import math
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerlens.compat import onednn_product
+from layerlens.formulas import LOWEST, changes, entropy_of, finished, joined_sums, raise_top, tile_sums
+
 Blocks = Sequence[tuple[str, str | None, bool]]
 Names = Sequence[str]
 
 _WORDS, _WORDS_ON_CPU = 8192, 1024
 _ROWS = 512
-_LEAST_NORM = 1e-6
 
 
 def reduce_blocks(
@@ -44,13 +46,13 @@ def reduce_blocks(
             module = root.get(part_path)
             part = _kept(_returned(module.output) if is_parallel else _given(module.inputs), keep)
         after = _kept(_returned(block.output), keep)
-        ratios = _ratios(before, part, after, is_parallel)
+        ratios = changes(before, part, after, is_parallel)
         states = after
         for name in tail:
             states = root.get(name)(states)
         head_module = root.get(head)
         entropy, top = _read(states, head_module.weight, head_module.bias, scale, softcap, n_vocab)
-        numbers.append(torch.stack([*ratios, entropy.to(ratios[0].device)]).cpu())
+        numbers.append(torch.cat([ratios, entropy.unsqueeze(0).to(ratios.device)]).cpu())
         tops.append(top.cpu())
     return torch.stack(numbers, dim=1), torch.stack(tops)
 
@@ -114,61 +116,33 @@ def _kept(stream: Tensor, keep: Tensor) -> Tensor:
     return stream.detach().reshape(-1, stream.shape[-1]).index_select(0, keep.to(stream.device))
 
 
-def _ratios(before: Tensor, part: Tensor | None, after: Tensor, is_parallel: bool) -> Any:
-    """§2.1 of arXiv 2606.21906, as `tracing/meter.py`."""
-    before, after = before.float(), after.float()
-    size = torch.linalg.vector_norm(before, dim=1).clamp_min(_LEAST_NORM)
-    size_after = torch.linalg.vector_norm(after, dim=1).clamp_min(_LEAST_NORM)
-    ratio = torch.linalg.vector_norm(after - before, dim=1) / size
-    cosine = ((before * after).sum(1) / (size * size_after)).clamp(-1.0, 1.0)
-    if part is None:
-        absent = torch.full_like(ratio, math.nan)
-        return ratio, cosine, absent, absent
-    middle = before + part.float() if is_parallel else part.float()
-    attention = torch.linalg.vector_norm(middle - before, dim=1) / size
-    size_middle = torch.linalg.vector_norm(middle, dim=1).clamp_min(_LEAST_NORM)
-    mlp = torch.linalg.vector_norm(after - middle, dim=1) / (size if is_parallel else size_middle)
-    return ratio, cosine, attention, mlp
-
-
 def _read(
     states: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, n_vocab: int
 ) -> tuple[Tensor, Tensor]:
-    """Entropy in nats and arg-max of each row, the largest temporary a tile; as `lens/readout.py`."""
+    """Entropy in nats and arg-max of each row, the largest temporary a tile."""
     entropies, tops = [], []
     words = _WORDS_ON_CPU if weight.device.type == "cpu" else _WORDS
     for rows in states.detach().to(weight.device).float().split(_ROWS):
         top = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-        highest = torch.full((len(rows),), -math.inf, dtype=torch.float32, device=rows.device)
+        greatest = torch.full((len(rows),), -math.inf, dtype=torch.float32, device=rows.device)
         parts = []
         for start in range(0, n_vocab, words):
             stop = min(start + words, n_vocab)
-            logits = _product(rows, weight[start:stop].detach().float())
+            added = None if bias is None else bias[start:stop].detach().float()
+            logits = finished(_product(rows, weight[start:stop].detach().float()), added, scale, softcap)
             if bias is not None:
-                logits = (logits + bias[start:stop].detach().float()).clamp(min=-1e30)
-            if scale != 1.0:
-                logits = logits * scale
-            if softcap is not None:
-                logits = torch.tanh(logits / softcap) * softcap
-            maximum = logits.amax(1)
-            raised = (maximum > highest).nonzero()[:, 0]
-            top[raised] = logits[raised].argmax(1) + start
-            highest = torch.maximum(highest, maximum)
-            probs = torch.softmax(logits, dim=1)
-            total = 1 / probs.amax(1)
-            parts.append(torch.stack([maximum, total, total * ((probs * logits).sum(1) - maximum)]))
-        maxima, totals, moments = torch.stack(parts, dim=1)
-        shift = torch.where(totals > 0, maxima - maxima.amax(0), torch.zeros_like(maxima))
-        shrink = torch.exp(shift)
-        total, moment = (shrink * totals).sum(0), (shrink * (moments + shift * totals)).sum(0)
-        entropies.append((total.log() - moment / total).clamp(0.0, math.log(n_vocab)))
+                logits.clamp_(min=LOWEST)
+            maximum = raise_top(top, logits, greatest, start)
+            greatest = torch.maximum(greatest, maximum)
+            parts.append(torch.stack([maximum, *tile_sums(logits, maximum)]))
+        _, total, moment = joined_sums(*torch.stack(parts, dim=1))
+        entropies.append(entropy_of(total, moment, n_vocab))
         tops.append(top)
     return torch.cat(entropies), torch.cat(tops)
 
 
 def _product(states: Tensor, weight: Tensor) -> Tensor:
-    """As `product` in `models/unembed.py`."""
+    """As `product` in `models/unembed.py`, of many states."""
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
-        return found
+        return onednn_product(states, weight)
     return states @ weight.t()

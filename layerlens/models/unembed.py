@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from layerlens.axes import Logits, States
 from layerlens.compat import onednn_product
+from layerlens.formulas import finished
 from layerlens.native import products
 
 _TILE = 8192
@@ -24,6 +25,8 @@ class Unembed:
         scale: factor on the logits.
         softcap: c in c·tanh(logits / c), applied after the scale; None where the model has none.
         packed: the quantised unembedding that `weight` was made from; None where `weight` is the model's own.
+        fused: whether the kernel of `lens/kernels.py` reads it out on a GPU that has room for it. Not before a GPU has
+            shown that it pays.
     """
 
     tail: Sequence[nn.Module]
@@ -32,6 +35,22 @@ class Unembed:
     scale: float = 1.0
     softcap: float | None = None
     packed: nn.Module | None = None
+    fused: bool = False
+
+    @property
+    def whole(self) -> "Unembed":
+        """Itself: all of the unembedding is here."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the unembedding lies."""
+        return self.weight.device
+
+    @property
+    def bans_words(self) -> bool:
+        """Whether a logit can be minus infinity: a bias can be."""
+        return self.bias is not None
 
     @property
     def n_vocab(self) -> int:
@@ -73,15 +92,9 @@ class Unembed:
             logits[:, start:stop] = self.logits_tile(normed, start, stop)
         return logits
 
-    def finished(self, logits: Tensor, words: slice | Tensor) -> Logits:
+    def finished(self, products: Tensor, words: slice | Tensor) -> Logits:
         """Products with some words made logits, in place: bias, scale and soft-cap; words as they index the bias."""
-        if self.bias is not None:
-            logits += self.bias[words]
-        if self.scale != 1.0:
-            logits *= self.scale
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
+        return finished(products, None if self.bias is None else self.bias[words], self.scale, self.softcap)
 
 
 def product(states: Tensor, weight: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.axes import States
+from layerlens.formulas import changes
 from layerlens.lens import Reading, kl_from_last, read
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
@@ -25,13 +26,15 @@ _BYTES_WAITING = 128 * 2**20
 _ROWS_AT_ONCE = 2048
 _FLOAT_COPIES = 5  # of what entered, stood between and left a block, and of two differences
 _STREAMS = 3  # that are kept of each block: what entered it, stood between attention and MLP, and left it
-_LEAST_NORM = 1e-6
-# Whether a GPU reads out the states of one block while it computes the next: not before one has shown that it pays.
-OVERLAPS = False
 
 Measured = tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]
 Select = Callable[[Tensor], States]
 ReadOut = Callable[[States], Reading]
+
+
+def names_of(kl: bool) -> tuple[str, ...]:
+    """What the numbers of a meter are, with or without the divergences from the last layer."""
+    return (*FLOATS, KL.name) if kl else FLOATS
 
 
 class Meter:
@@ -50,21 +53,16 @@ class Meter:
             kl: keep the states of all layers until the last one is read, for the divergences from it.
             read_out: from states to readings; None for `read` with the model's head.
         """
-        self.names = (*FLOATS, KL.name) if kl else FLOATS
+        self.names = names_of(kl)
         self._unembed = model.unembed
         rows_waiting = _rows_waiting(model.n_layers, model.d_model, model.hf.dtype)
-        read_out = read_out or partial(read, unembed=model.unembed)
+        read_out = read_out or partial(read, head=model.unembed)
         self._layers = [
             _Layer(model, index, rows_waiting, read_out, keeps_states=kl) for index in range(model.n_layers)
         ]
-        device = model.unembed.weight.device
-        self._beside = Beside(device) if OVERLAPS and not is_spread(model.hf) else None
+        device = model.unembed.device
+        self._beside = Beside(device) if model.overlaps and not is_spread(model.hf) else None
         self.select: Select = lambda stream: stream.flatten(0, 1)
-        self._taken: Measured | None = None
-
-    def take(self, measured: Measured) -> None:
-        """Keep for `collect` what a backend measured by itself."""
-        self._taken = measured
 
     def on_block(self, index: int, h_in: Tensor, part: Tensor | None, h_out: Tensor) -> None:
         """Keep or measure what the block did to the selected rows."""
@@ -82,8 +80,6 @@ class Meter:
     def collect(self) -> Measured:
         """Everything measured since the last call, in the order of the rows: `names` (NaN where a block has no such
         part) and top token ids. The one place where numbers leave the device."""
-        if self._taken is not None:
-            return self._taken
         for layer in self._layers:
             self._do(layer.measure_waiting, layer.waiting)
         self._do(self._compare, [])
@@ -130,7 +126,7 @@ class _Layer:
     """Attributes: kept, states and their readings that wait for the last layer; divergences from it, of rows so far."""
 
     def __init__(self, model: Model, index: int, rows_waiting: int, read_out: ReadOut, *, keeps_states: bool) -> None:
-        self._device = model.unembed.weight.device
+        self._device = model.unembed.device
         self._read_out = read_out
         self._rows_waiting = rows_waiting
         self._keeps_states = keeps_states
@@ -173,34 +169,10 @@ class _Layer:
             strict=False,
         )
         for piece in pieces:
-            changes = torch.stack(_changes(*piece, parallel=self._parallel))
+            changed = changes(*piece, self._parallel)
             states = piece[2].to(self._device)
             reading = self._read_out(states)
             if self._keeps_states:
                 self.kept.append((states, reading))
-            entropy = reading.entropy.unsqueeze(0).to(changes.device)
-            self._measured.append((torch.cat([changes, entropy]), reading.top_token_id.to(changes.device)))
-
-
-def _changes(h_in: States, part: States | None, h_out: States, *, parallel: bool) -> tuple[Tensor, ...]:
-    """Norm ratio, I/O cosine, attention and MLP ratio of each row in float32, [rows] each; §2.1 of arXiv 2606.21906."""
-    before, after = h_in.float(), h_out.float()
-    size_before, size_after = _size(before), _size(after)
-    ratio = _norm(after - before) / size_before
-    cosine = (torch.linalg.vecdot(before, after) / (size_before * size_after)).clamp(-1.0, 1.0)
-    if part is None:
-        absent = torch.full_like(ratio, torch.nan)
-        return ratio, cosine, absent, absent
-    middle = before + part.float() if parallel else part.float()
-    attention, mlp = _norm(middle - before), _norm(after - middle)
-    return ratio, cosine, attention / size_before, mlp / (size_before if parallel else _size(middle))
-
-
-def _norm(states: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(states, dim=1)
-    return norm
-
-
-def _size(states: Tensor) -> Tensor:
-    """The norm as a denominator: never zero."""
-    return _norm(states).clamp_min(_LEAST_NORM)
+            entropy = reading.entropy.unsqueeze(0).to(changed.device)
+            self._measured.append((torch.cat([changed, entropy]), reading.top_token_id.to(changed.device)))

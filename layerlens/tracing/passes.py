@@ -19,7 +19,6 @@ from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
-from layerlens.models.nnsight import Nnsight
 from layerlens.tracing.meter import Meter
 from layerlens.tracing.options import TraceOptions
 
@@ -36,6 +35,15 @@ class Rows:
     batch_row: Int[np.ndarray, " rows"]
     position: Int[np.ndarray, " rows"]
 
+    @classmethod
+    def from_on(cls, firsts: Sequence[int], sequences: Sequence[Sequence[int]]) -> "Rows":
+        """Of each sequence the positions from its entry of `firsts` on."""
+        spans = [range(first, len(sequence)) for first, sequence in zip(firsts, sequences, strict=True)]
+        return cls(
+            np.repeat(np.arange(len(spans)), [len(span) for span in spans]),
+            np.concatenate([np.arange(span.start, span.stop) for span in spans]),
+        )
+
 
 def generate(
     model: Model,
@@ -43,7 +51,7 @@ def generate(
     options: TraceOptions,
     strategy: Strategy,
     seed: int,
-    meter: Meter | None = None,
+    meter: Meter,
     on_tokens: OnTokens | None = None,
 ) -> tuple[Decoded, Rows]:
     """What is emitted for each prompt when `strategy` chooses the logits, and the rows `meter` was shown.
@@ -51,9 +59,6 @@ def generate(
     Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
     """
     reader = Reader(model, strategy, seed)
-    if meter is None:
-        nothing = np.empty(0, dtype=np.int64)
-        return decode_batch(model, prompts, reader, options, seed, on_tokens=on_tokens), Rows(nothing, nothing)
     selection = _GrowingSelection(prompts, options, meter)
     with watch_blocks(model.blocks, model.sublayers, meter.on_block):
         decoded = decode_batch(
@@ -73,9 +78,6 @@ def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[in
     kept = torch.zeros_like(mask, dtype=torch.bool)
     for row, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
         kept[row, first : len(sequence)] = True
-    if isinstance(model.backend, Nnsight):
-        meter.take(model.backend.measured(model, ids, mask, kept.flatten().nonzero().squeeze(1)))
-        return Rows(*(index.numpy() for index in kept.nonzero(as_tuple=True)))
     pieces = list(zip(*(tensor.split(_LONGEST_PASS, dim=1) for tensor in (ids, kept)), strict=True))
     cache = DynamicCache(config=model.hf.config) if len(pieces) > 1 and _goes_on(model) else None
     if cache is None:

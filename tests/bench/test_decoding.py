@@ -53,7 +53,7 @@ def test_every_way_emits_the_same_number_of_tokens_past_an_end_token(model, monk
 
 
 def test_mean_depth():
-    numbers = torch.tensor([[[0, 4, 4, 4, 1], [0, 2, 2, 4, 1]]])
-    assert mean_depth(Decisions(numbers, torch.zeros(1, 2, 0)), 4) == 1.0
-    numbers[0, 0, 2] = -1
-    assert mean_depth(Decisions(numbers, torch.zeros(1, 2, 0)), 4) is None
+    numbers = torch.tensor([[0, 4, 4, 4, 1], [0, 2, 2, 4, 1]])
+    assert mean_depth(Decisions(numbers, torch.zeros(2, 0)), 4) == 1.0
+    numbers[0, 2] = -1
+    assert mean_depth(Decisions(numbers, torch.zeros(2, 0)), 4) is None

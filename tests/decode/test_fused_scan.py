@@ -1,17 +1,16 @@
 """The walk back when the readout is fused, by Triton's interpreter, where the host may not look at values."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerlens.decode import readouts as module
-from layerlens.decode.criteria import shannon
+from layerlens.decode.criteria import max_prob, shannon
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import SCANS, walk_back
-from layerlens.lens import readout
 from layerlens.models import Unembed
 from tests.decode.test_scan import walked
 
@@ -19,11 +18,6 @@ pytest.importorskip("triton", reason="pip install triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_LAYERS, D_MODEL, N_VOCAB = 12, 24, 301
 NEAR_TIE = 1e-4  # nats
-
-
-@pytest.fixture(autouse=True)
-def fused(monkeypatch):
-    monkeypatch.setattr(readout, "FUSED", True)
 
 
 def case(seed: int, n_rows: int):
@@ -38,7 +32,7 @@ def case(seed: int, n_rows: int):
     logits = states.double() @ weight.double().t()
     log_probs = logits.log_softmax(2)
     entropies = -(log_probs.exp() * log_probs).sum(2)
-    head = Unembed([], weight.to(DEVICE))
+    head = Unembed([], weight.to(DEVICE), fused=True)
     return head, {layer: states[:, layer - 1].to(DEVICE) for layer in range(1, N_LAYERS + 1)}, entropies, logits
 
 
@@ -105,9 +99,10 @@ def test_a_state_that_is_not_a_number_ends_its_walk_alone():
         assert steps == [0, 0, *(walked(row, 8)[0] for row in entropies[2:].tolist())]
 
 
-def test_other_criteria_are_told_from_logits(monkeypatch):
+def test_other_criteria_are_told_from_logits():
     head, states, _, _ = case(6, 5)
     readouts = Readouts(head, states, N_LAYERS, torch.zeros(5, device=DEVICE), may_branch=False)
     assert readouts.measures_itself(shannon)
-    monkeypatch.setattr(module, "is_fused", lambda unembed: False)
-    assert not readouts.measures_itself(shannon)
+    assert not readouts.measures_itself(max_prob)
+    plain = Readouts(replace(head, fused=False), states, N_LAYERS, torch.zeros(5, device=DEVICE), may_branch=False)
+    assert not plain.measures_itself(shannon)

@@ -32,5 +32,5 @@ def test_valley_is_the_plain_loop(smollm2, prompts, window, criterion):
     options = ll.GenerateOptions(max_new_tokens=N_TOKENS, eos_token_id=never)
     decoded = decode_batch(smollm2, prompts, Reader(smollm2, ll.Valley(window=window, criterion=criterion)), options, 0)
     assert decoded.outputs == tokens
-    assert decoded.decisions.selected_layer.T.tolist() == layers
+    assert [decisions.selected_layer.tolist() for decisions in decoded.decisions] == layers
     assert len({layer for row in layers for layer in row}) > 1

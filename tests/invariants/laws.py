@@ -206,7 +206,7 @@ def decoding_is_the_plain_loop(model) -> None:
     decoded = decode_batch(model, prompts, Reader(model, ll.Valley(window=3)), ll.GenerateOptions(max_new_tokens=10), 0)
     n_kept = [len(output) for output in decoded.outputs]  # the plain loop knows no end token
     assert decoded.outputs == [row[:n] for row, n in zip(tokens, n_kept, strict=True)]
-    chosen = decoded.decisions.selected_layer.T.tolist()
+    chosen = [decisions.selected_layer.tolist() for decisions in decoded.decisions]
     assert [row[:n] for row, n in zip(chosen, n_kept, strict=True)] == [
         row[:n] for row, n in zip(layers, n_kept, strict=True)
     ]

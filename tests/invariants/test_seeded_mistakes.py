@@ -12,7 +12,7 @@ from layerlens import lens
 from layerlens.decode import batch, contrast, padding, readouts, scan
 from layerlens.decode.reader import Reader
 from layerlens.models import Unembed, hooks
-from layerlens.tracing import meter, passes, tracer
+from layerlens.tracing import backends, meter, passes, tracer
 from tests.invariants import laws
 
 
@@ -146,13 +146,13 @@ def test_hooks_that_stay(monkeypatch, run_of):
 
 def test_rows_of_one_prompt_given_to_another(monkeypatch, run_of):
     model = laws.fresh("llama")
-    right = tracer.generate
+    right = backends.generate
 
     def swapped(*arguments, **options):
         decoded, rows = right(*arguments, **options)
         return decoded, passes.Rows(rows.batch_row[::-1].copy(), rows.position)
 
-    monkeypatch.setattr(tracer, "generate", swapped)
+    monkeypatch.setattr(backends, "generate", swapped)
     with pytest.raises((AssertionError, IndexError)):
         laws.batching_changes_nothing(model, run_of)
 
@@ -204,7 +204,7 @@ def test_a_tie_that_goes_on_walking_where_the_host_looks(monkeypatch):
     def lenient(values):
         return next((n for n, (here, below) in enumerate(pairwise(values[::-1])) if not below <= here), len(values) - 1)
 
-    monkeypatch.setattr(scan, "_n_steps", lenient)
+    monkeypatch.setattr(scan, "n_steps_back", lenient)
     with pytest.raises(AssertionError):
         laws.walk_is_equation_7("batched")
 

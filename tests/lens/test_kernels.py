@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,15 +148,16 @@ def lens_head(weight):
 
 def test_where_triton_is_missing_the_tiled_readout_is_used(monkeypatch):
     states, unembed = on_device(*make(8, 5, 16, 200))
-    monkeypatch.setattr(readout, "FUSED", True)
-    assert readout.is_fused(unembed)
+    assert readout.fused(unembed) is None, "where it was not asked for"
+    unembed = replace(unembed, fused=True)
+    assert readout.fused(unembed) is unembed
     monkeypatch.setattr(readout, "find_spec", lambda name: None)
-    assert not readout.is_fused(unembed)
+    assert readout.fused(unembed) is None
     monkeypatch.setattr(kernels, "read_fused", None)
     assert lens.read(states, unembed).entropy.isfinite().all()
 
 
-def test_states_and_weights_as_they_lie(monkeypatch):
+def test_states_and_weights_as_they_lie():
     """Rows apart from each other; a weight that lies by columns is left to the tiled readout."""
     states, unembed = make(9, 6, 16, 200)
     log_probs = whole(states, unembed)
@@ -166,9 +168,8 @@ def test_states_and_weights_as_they_lie(monkeypatch):
     every_second = torch.randn(400)[::2]
     biased = type(unembed)(unembed.tail, unembed.weight, every_second)
     agrees(read_fused(*on_device(apart, biased)), whole(states, biased), 3e-5)
-    by_columns = type(unembed)(unembed.tail, unembed.weight.t().contiguous().t())
-    monkeypatch.setattr(readout, "FUSED", True)
-    assert not readout.is_fused(by_columns)
+    by_columns = type(unembed)(unembed.tail, unembed.weight.t().contiguous().t(), fused=True)
+    assert readout.fused(by_columns) is None
     agrees(lens.read(states, by_columns), log_probs, 3e-5)
 
 

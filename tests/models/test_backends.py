@@ -12,6 +12,7 @@ import layerlens as ll
 from layerlens.models import tiny_model, tiny_tokenizer
 from tests.conftest import tiny
 from tests.invariants.laws import FLOATS, hook_count, runs_agree
+from tests.refusals import refused
 
 pytest.importorskip("nnsight")
 pytest.importorskip("transformer_lens")
@@ -234,18 +235,18 @@ def test_edits_of_nnsight_show_in_a_trace_and_stop_a_generation(run_of):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "option", "given"),
     [
-        ({"mode": "generate"}, "--mode generate does not work with --backend nnsight-simulated"),
-        ({"kl": True, "max_new_tokens": 0}, "--kl does not work with --backend nnsight-simulated"),
-        ({"strategy": ll.Valley()}, "generates greedily from the last layer alone"),
-        ({"temperature": 0.5}, "generates greedily from the last layer alone"),
-        ({"repetition_penalty": 1.5}, "generates greedily from the last layer alone"),
-        ({"stop_strings": ["."]}, "generates greedily from the last layer alone"),
+        ({"mode": "generate"}, "mode", "generate"),
+        ({"kl": True, "max_new_tokens": 0}, "kl", True),
+        ({"strategy": ll.Valley()}, "backend", "nnsight-simulated"),
+        ({"temperature": 0.5}, "backend", "nnsight-simulated"),
+        ({"repetition_penalty": 1.5}, "backend", "nnsight-simulated"),
+        ({"stop_strings": ["."]}, "backend", "nnsight-simulated"),
     ],
 )
-def test_what_a_backend_cannot_do_is_refused_in_a_sentence(options, words, run_of):
-    with pytest.raises(ll.OptionError, match=words):
+def test_what_a_backend_cannot_do_is_refused(options, option, given, run_of):
+    with refused(ll.OptionError, option, given):
         run_of(backed("llama", "nnsight-simulated"), TEXTS, **options)
 
 

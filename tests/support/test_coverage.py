@@ -25,7 +25,7 @@ from layerlens.support.coverage import (
     families,
     picture_families,
 )
-from layerlens.tracing import meter, tracer
+from layerlens.tracing import backends, meter, tracer
 
 ROOT = Path(__file__).resolve().parents[2]
 PROSE, TABLE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").split("## Every family\n")
@@ -172,7 +172,7 @@ def test_it_fails_where_the_model_cannot_be_read(monkeypatch):
 
 
 def test_it_fails_where_generating_breaks(monkeypatch):
-    monkeypatch.setattr(tracer, "generate", lambda *_: 1 / 0)
+    monkeypatch.setattr(backends, "generate", lambda *_: 1 / 0)
     found = check_family("llama")
     assert (found.verdict, found.passed) == ("fails", ("load",))
     assert found.reason == "at generate: ZeroDivisionError: division by zero"
@@ -180,12 +180,13 @@ def test_it_fails_where_generating_breaks(monkeypatch):
 
 
 def test_it_fails_where_a_replay_differs(monkeypatch):
-    right = tracer.replay
+    right = backends.replay
     monkeypatch.setattr(
-        tracer, "replay", lambda model, sequences, firsts, meter: right(model, sequences, [0 for _ in firsts], meter)
+        backends, "replay", lambda model, sequences, firsts, meter: right(model, sequences, [0 for _ in firsts], meter)
     )
     assert fails_at("replay", "llama").startswith("generating and replaying record (")
-    monkeypatch.setattr(tracer, "replay", lambda model, texts, *others: right(model, [t[::-1] for t in texts], *others))
+    wrong = lambda model, texts, *others: right(model, [text[::-1] for text in texts], *others)  # noqa: E731
+    monkeypatch.setattr(backends, "replay", wrong)
     assert fails_at("replay", "llama").startswith("generating and replaying differ by ")
 
 
@@ -203,15 +204,15 @@ def test_it_fails_where_layers_are_taken_for_the_next(monkeypatch, family):
 
 def test_it_fails_where_readouts_lack_the_final_norm(monkeypatch):
     right = meter.read
-    monkeypatch.setattr(meter, "read", lambda states, unembed: right(states * 1.05 + 0.1, unembed))
+    monkeypatch.setattr(meter, "read", lambda states, head: right(states * 1.05 + 0.1, head))
     assert fails_at("readout", "olmo2").endswith("in entropy")
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 @pytest.mark.parametrize("by", [-1, 1])
 def test_it_fails_where_the_walk_is_off_by_one(monkeypatch, family, by):
-    right = scan._n_steps
-    monkeypatch.setattr(scan, "_n_steps", lambda values: min(max(right(values) + by, 0), len(values) - 1))
+    right = scan.n_steps_back
+    monkeypatch.setattr(scan, "n_steps_back", lambda values: min(max(right(values) + by, 0), len(values) - 1))
     assert " where a plain walk finds " in fails_at("valley", family)
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import layerlens as ll
 from layerlens.decode.readouts import Readouts
-from layerlens.tracing import beside, meter
+from layerlens.tracing import beside
 from layerlens.tracing.beside import Beside
 from layerlens.tracing.meter import Meter
 from layerlens.tracing.passes import _flat_selection, replay
@@ -116,13 +116,12 @@ def test_some_order_lets_a_block_run_before_the_readout_of_the_one_before(monkey
 
 
 @pytest.mark.parametrize("kl", [False, True])
-def test_a_trace_beside_is_the_trace(monkeypatch, kl):
+def test_a_trace_beside_is_the_trace(kl):
     """Bit for bit; on a GPU by its own streams, on a CPU by those that stand for them in torch."""
     model, found = tiny("gemma2"), []
     texts = [[5 + place % 200 for place in range(n)] for n in (700, 40)]
     for overlaps in (False, True, True):
-        monkeypatch.setattr(meter, "OVERLAPS", overlaps)
-        one = Meter(model, kl=kl)
+        one = Meter(replace(model, overlaps=overlaps), kl=kl)
         assert (one._beside is not None) == overlaps
         replay(model, texts, [0, 3], one)
         found.append(one.collect())

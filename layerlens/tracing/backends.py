@@ -1,0 +1,196 @@
+"""Who runs the passes of a trace: this process, nnsight in it, or nnsight's server. Each does the same three things."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+
+from layerlens.decode.batch import Decoded, decode_batch
+from layerlens.decode.log import Decisions
+from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
+from layerlens.decode.reader import Reader
+from layerlens.decode.strategies import Choice, Strategy
+from layerlens.errors import OptionError, spelled
+from layerlens.lens import CoarseHead, refuse_without_bfloat16
+from layerlens.models import Model
+from layerlens.models.nnsight import Nnsight, refuse_edits
+from layerlens.tracing.meter import Measured, Meter
+from layerlens.tracing.options import TraceOptions
+from layerlens.tracing.passes import Rows, generate, replay
+
+Prompts = Sequence[Sequence[int]]
+OnTokens = Callable[[int], None]
+
+
+class Backend(ABC):
+    """What a trace asks of whoever runs the passes.
+
+    Attributes:
+        modes: when it can record: "generate" (while tokens are emitted), "replay" (in one pass afterwards).
+    """
+
+    modes: tuple[str, ...] = ("generate", "replay")
+
+    @abstractmethod
+    def __init__(self, model: Model, options: TraceOptions) -> None:
+        """For one trace of the model; OptionError where an option needs what is not here."""
+
+    @abstractmethod
+    def refuse_unable(self, strategy: Strategy) -> None:
+        """OptionError for what this backend cannot do of its options with the strategy."""
+
+    @abstractmethod
+    def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
+        """What is emitted for each prompt, a batch, when the strategy chooses the logits; nothing is measured.
+
+        Args:
+            prompts: token ids.
+            strategy: of the trace.
+            seed: of the batch.
+            on_tokens: called with the number of tokens as they come.
+        """
+
+    @abstractmethod
+    def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
+        """One full pass over the sequences, measured at the positions of each from its entry of `firsts` on."""
+
+    def generated_and_measured(
+        self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens
+    ) -> tuple[Decoded, Measured, Rows]:
+        """`generated`, measured while tokens are emitted. Rows of positions after the end of a text can be among them:
+        a step does not wait to learn that a row has ended."""
+        raise NotImplementedError
+
+
+class Here(Backend):
+    """transformers, or TransformerLens's components in its model: blocks are watched while the model runs here."""
+
+    def __init__(self, model: Model, options: TraceOptions) -> None:
+        self._model = model
+        self._options = options
+        coarse = options.lens_precision != "float32"
+        if coarse:
+            refuse_without_bfloat16(model.unembed.device)
+        self._read_out = CoarseHead(model.unembed).read if coarse else None
+
+    def refuse_unable(self, strategy: Strategy) -> None:
+        """Nothing is beyond it."""
+
+    def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
+        """By the decoding loop."""
+        reader = Reader(self._model, strategy, seed)
+        return decode_batch(self._model, prompts, reader, self._options, seed, on_tokens=on_tokens)
+
+    def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
+        """By a meter on every block."""
+        meter = self._meter()
+        rows = replay(self._model, sequences, firsts, meter)
+        return meter.collect(), rows
+
+    def generated_and_measured(
+        self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens
+    ) -> tuple[Decoded, Measured, Rows]:
+        """By the decoding loop, with a meter on every block."""
+        meter = self._meter()
+        decoded, rows = generate(self._model, prompts, self._options, strategy, seed, meter, on_tokens)
+        return decoded, meter.collect(), rows
+
+    def _meter(self) -> Meter:
+        return Meter(self._model, kl=self._options.kl, read_out=self._read_out)
+
+
+class InNnsight(Backend):
+    """nnsight with the weights here: full passes are nnsight's, and the decoding loop is ours."""
+
+    modes = ("replay",)
+
+    def __init__(self, model: Model, options: TraceOptions) -> None:
+        assert isinstance(model.backend, Nnsight)
+        self._model = model
+        self._options = options
+        self._connection = model.backend
+
+    def refuse_unable(self, strategy: Strategy) -> None:
+        """It records in one pass, of which entropies come back and no states."""
+        options, name = self._options, self._connection.name
+        if options.mode not in self.modes:
+            raise OptionError.about(
+                "mode",
+                options.mode,
+                f"does not work with {spelled('backend', name)}, which records in one pass",
+                f"give {' or '.join(spelled('mode', mode) for mode in self.modes)}",
+            )
+        for option, off in (("kl", False), ("lens_precision", "float32")):
+            if (given := getattr(options, option)) != off:
+                raise OptionError.about(
+                    option,
+                    given,
+                    f"does not work with {spelled('backend', name)}",
+                    "leave it out, or give another backend",
+                )
+        if options.max_new_tokens:
+            refuse_edits(self._model)
+
+    def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
+        """By the decoding loop."""
+        reader = Reader(self._model, strategy, seed)
+        return decode_batch(self._model, prompts, reader, self._options, seed, on_tokens=on_tokens)
+
+    def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
+        """By the formulas, where nnsight has the states."""
+        ids, mask = pad(sequences, pad_token_id(self._model), left=False)
+        kept = Rows.from_on(firsts, sequences)
+        flat = torch.from_numpy(kept.batch_row * ids.shape[1] + kept.position)
+        return self._connection.measured(self._model, ids, mask, flat), kept
+
+
+class OnServer(InNnsight):
+    """nnsight's server, which has the weights: full passes and greedy generation are its own."""
+
+    def refuse_unable(self, strategy: Strategy) -> None:
+        """It generates greedily from the last layer."""
+        super().refuse_unable(strategy)
+        if self._options.max_new_tokens and not (strategy.is_untouched and _is_plain(self._options)):
+            raise OptionError.about(
+                "backend",
+                self._connection.name,
+                "generates greedily from the last layer alone",
+                "leave out strategy, temperature, repetition penalty, stop strings and a generation config that "
+                f"changes logits, or trace given text with {spelled('max_new_tokens', 0)}",
+            )
+
+    def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
+        """By transformers' greedy generation on the server, one prompt after the other."""
+        model, options, ends = self._model, self._options, end_token_ids(self._model, self._options)
+        outputs = []
+        for prompt in prompts:
+            least = options.min_new_tokens or 0
+            outputs.append(self._connection.generated(model, prompt, options.max_new_tokens, least, ends))
+            on_tokens(len(outputs[-1]))
+        decisions = []
+        for output in outputs:
+            token_ids = torch.tensor(output)
+            last = torch.full_like(token_ids, model.n_layers)
+            choice = Choice(logits=torch.empty(len(output), 0), selected_layer=last, last_token_id=token_ids)
+            decisions.append(Decisions.of(choice, torch.ones_like(token_ids)))
+        reasons = ["stop" if output[-1] in ends else "length" for output in outputs]
+        return Decoded(outputs, reasons, decisions)
+
+
+_KINDS: dict[str, type[Backend]] = {
+    "transformers": Here,
+    "transformer-lens": Here,
+    "nnsight": InNnsight,
+    "nnsight-remote": OnServer,
+    "nnsight-simulated": OnServer,
+}
+
+
+def kind_of(model: Model) -> type[Backend]:
+    """What runs the passes of this model."""
+    return _KINDS[model.backend.name]
+
+
+def _is_plain(options: TraceOptions) -> bool:
+    penalised = options.repetition_penalty not in (None, 1.0)
+    return not options.samples and not penalised and not options.stops and not options.generation_config
