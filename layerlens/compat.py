@@ -2,9 +2,10 @@
 
 A new version may take such a name away or mean something else by it. `tests/test_compat.py` has a test for each, and
 `pyproject.toml` bounds the versions. The names were read from torch 2.13, transformers 5.17 to 5.23, accelerate 1.15,
-bitsandbytes 0.50, nnsight 0.8.1 and TransformerLens 4.3.
+bitsandbytes 0.50, gguf 0.10 to 0.19, nnsight 0.8.1 and TransformerLens 4.3.
 """
 
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
@@ -180,6 +181,45 @@ def gguf_tensors(path: str) -> list[tuple[Sequence[int], int]]:
     _, n_tensors, position = reader._read_metadata(blob, path)
     entries, _ = reader._read_tensor_table(blob, n_tensors, position)
     return [(shape, kind) for _, shape, kind, _ in entries]
+
+
+def gguf_reader() -> type[Any]:
+    """gguf's reader of a file, which takes arrays of texts or numbers as a whole: a vocabulary in a tenth of the time.
+
+    Texts of an array come as bytes in place of arrays of bytes.
+    """
+    import gguf
+    import numpy as np
+
+    kinds, text_length = gguf.GGUFValueType, struct.Struct("=Q").unpack_from
+
+    class Reader(gguf.GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._whole
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._whole = np.asarray(mapped)  # a memory map is slow at slices
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+            if raw_type == kinds.ARRAY and self.byte_order == "I":
+                kind, n = struct.unpack_from("=IQ", self.data, orig_offs)
+                begin, dtype = orig_offs + 12, self.gguf_scalar_to_np.get(kind)
+                parts: list[Any] = []
+                if kind == kinds.STRING:
+                    everything, end = memoryview(self.data), begin
+                    for _ in range(n):
+                        text = end + 8
+                        end = text + text_length(everything, end)[0]
+                        parts.append(bytes(everything[text:end]))
+                    return end - orig_offs, parts, list(range(n)), [kinds.ARRAY, kinds.STRING]
+                if dtype is not None:
+                    values = np.frombuffer(self.data, dtype, n, begin)
+                    return 12 + values.nbytes, list(values.reshape(-1, 1)), list(range(n)), [kinds.ARRAY, kinds(kind)]
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    return Reader
 
 
 def set_gguf_kernel(functions: Any) -> None:

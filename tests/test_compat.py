@@ -6,10 +6,12 @@ And no other module uses one: what is private is told from the source.
 import ast
 import logging
 import re
+import struct
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from packaging.specifiers import SpecifierSet
@@ -307,7 +309,6 @@ def test_a_config_tells_the_model_and_not_where_it_was_read(tmp_path):
 def test_the_tensors_of_a_gguf_file_are_those_that_were_written(tmp_path):
     """Also of a type that transformers leaves packed for no architecture."""
     import gguf
-    import numpy as np
 
     writer = gguf.GGUFWriter(tmp_path / "some.gguf", "llama")
     writer.add_context_length(16)
@@ -321,6 +322,43 @@ def test_the_tensors_of_a_gguf_file_are_those_that_were_written(tmp_path):
     writer.close()
     found = [(tuple(shape), kind) for shape, kind in compat.gguf_tensors(str(tmp_path / "some.gguf"))]
     assert found == [((3, 5), gguf.GGMLQuantizationType.F32), ((2, 256), kind)]
+
+
+def test_arrays_of_a_gguf_file_are_read_as_gguf_reads_them(tmp_path):
+    import gguf
+
+    arrays = {
+        "texts": ["a", "", "π ⏎", "word" * 90],
+        "whole": [3, -1, 2**20],
+        "real": [0.5, -2.25],
+        "true": [True, False],
+        "one": [7],
+        "deep": [[1, 2], [3, 4]],
+    }
+    path = tmp_path / "some.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, values in arrays.items():
+        writer.add_array(name, values)
+    writer.add_string("text", "after them")
+    writer.add_tensor("weight", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    def told(reader):
+        return {
+            name: (field.types, [bytes(field.parts[place]) for place in field.data])
+            for name, field in reader.fields.items()
+        }, [(tensor.name, tensor.data.tolist()) for tensor in reader.tensors]
+
+    ours, theirs = compat.gguf_reader()(path), gguf.GGUFReader(path)
+    assert told(ours) == told(theirs)
+    assert {"texts", "deep"} < set(ours.fields)
+    path.write_bytes(path.read_bytes()[: theirs.fields["texts"].offset + 60])
+    for reader in (compat.gguf_reader(), gguf.GGUFReader):
+        with pytest.raises((IndexError, ValueError, struct.error)):
+            reader(path)
 
 
 def test_functions_take_the_place_of_transformers_kernel(monkeypatch):
@@ -357,6 +395,8 @@ def test_bitsandbytes_says_what_its_products_cast():
 
 
 def test_nnsights_model_holds_transformers_and_tells_its_edits():
+    import beartype.door  # noqa: F401  # what nnsight adds to every object would keep it from being imported
+
     pytest.importorskip("nnsight")
     from nnsight.modeling.transformers import TransformersModel
 
@@ -449,7 +489,7 @@ def found_in(root: Path) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "package", ["accelerate", "bitsandbytes", "nnsight", "torch", "transformer-lens", "transformers"]
+    "package", ["accelerate", "bitsandbytes", "gguf", "nnsight", "torch", "transformer-lens", "transformers"]
 )
 def test_the_versions_are_bounded_and_the_installed_one_is_within(package):
     text = (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -21,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from layerlens.compat import gguf_reader
 from layerlens.errors import ModelError, first_sentence
 from layerlens.models.refusals import refuse_dropped_weights
 
@@ -150,18 +150,7 @@ def _parsed_once() -> Iterator[set[str]]:
     import gguf  # only here, so that every other source works where it is not installed
     from transformers import modeling_gguf_pytorch_utils
 
-    class Reader(gguf.GGUFReader):
-        """Slices a plain view of the file, millions of times for a large vocabulary: a memory map is slow at it."""
-
-        @property
-        def data(self) -> Any:
-            return self._data
-
-        @data.setter
-        def data(self, mapped: np.memmap[Any, Any]) -> None:
-            self._data = np.asarray(mapped)
-
-    parsed, taken = functools.cache(Reader), set[str]()
+    parsed, taken = functools.cache(gguf_reader()), set[str]()
     names_of = modeling_gguf_pytorch_utils.get_gguf_hf_weights_map
 
     def noted_names(*args: Any, **kwargs: Any) -> dict[str, str]:
