@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from layerlens.garbage import uncollected
-
 if TYPE_CHECKING:
     from layerlens import plots as plot
     from layerlens.datasets import Dataset, Prompt, dataset, read_prompts
@@ -81,11 +79,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used: opening a run must not wait for torch."""
-    with uncollected():
-        if name == "plot":
-            return import_module("layerlens.plots")
-        if name in _HOME_OF:
-            return getattr(import_module(_HOME_OF[name]), name)
+    if name == "plot":
+        return import_module("layerlens.plots")
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,10 +9,10 @@ import typer
 from layerlens.cli import ablate, bench, compare, doctor, figure, lists, merge, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
+from layerlens.cli.garbage import collect_rarely
 from layerlens.cli.spelling import CommandLine
 from layerlens.cli.streams import CannotPrintError, discard, notices, output
 from layerlens.errors import LayerlensError, Notice, spelling
-from layerlens.garbage import collect_rarely
 
 app = typer.Typer(
     name="layerlens",

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from layerlens.compat import module_in
 from layerlens.errors import ModelError, OptionError
-from layerlens.garbage import uncollected
 from layerlens.models import bridge, checkpoints, gguf, memory, nnsight, packed_gguf, sizes
 from layerlens.models.adapter import adapt
 from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@uncollected()
 @own_terms()
 def load(
     model: "str | os.PathLike[str] | PreTrainedModel | TransformerBridge | LanguageModel",
