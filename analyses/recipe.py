@@ -4,7 +4,7 @@ python analyses/recipe.py RUNS [FOLDER ...] [--out DIR] [--gsm8k FILE] [--show]
 
 Everything that is committed in figures/ was made by these commands. RUNS is where runs are traced; one that is complete
 there is used as it is, one that was interrupted goes on. Without a FOLDER all are made; their runs took four hours
-on two cores. --show prints the commands and does nothing. On another processor the last digits of what layers measured
+on one thread. --show prints the commands and does nothing. On another processor the last digits of what layers measured
 differ; tokens do not.
 """
 
