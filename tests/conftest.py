@@ -43,6 +43,14 @@ def stateful(family: str):
     return ll.load(tiny_model(family), tokenizer=tiny_tokenizer())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runs_need_not_outlive_a_failure_of_power():
+    """Thousands of small files are written, and a disk takes milliseconds to say of each that it is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Callable[[str], str]:
     """Path of a folder that holds a tiny model of a family and its tokenizer; written once."""

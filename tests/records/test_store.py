@@ -18,6 +18,7 @@ import layerlens as ll
 import layerlens.cli
 from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.records import PROMPTS, TOKENS, WORDS
+from layerlens.records.files import write_json
 from layerlens.records.schema import FINISH_REASONS, arrow_schema
 from tests.killed import kill_while_working
 from tests.refusals import refused
@@ -94,6 +95,13 @@ def trace_again(folder, out):
     """Continue the run at `out`, or begin it."""
     prompts = ll.read_prompts(folder / "prompts.txt")
     ll.trace(ll.load(folder / "model"), prompts, out=out, resume=True, **OPTIONS)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, path = [], tmp_path / "file.json"
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append((os.fstat(handle).st_size, path.exists())))
+    write_json(path, {"a": "b"})
+    assert synced == [(path.stat().st_size, False)]
 
 
 def test_kill_9_at_ten_moments_then_resume_gives_the_rows_of_an_uninterrupted_run(folder, tmp_path):
