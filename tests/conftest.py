@@ -1,10 +1,13 @@
 """Fixtures that more than one folder of tests needs."""
 
 import os
+import runpy
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -76,6 +79,28 @@ def cli(capsys) -> Callable[..., tuple[int, str, str]]:
         code = layerlens.cli.run([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def script(capsys, monkeypatch) -> Callable[..., CompletedProcess]:
+    """A file of Python run as a program within this process, which has imported already what takes seconds."""
+
+    def run(path: Path, *arguments: object) -> CompletedProcess:
+        words, code, before = [str(path), *map(str, arguments)], None, set(sys.modules)
+        capsys.readouterr()  # what was written before
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", words)
+            patch.syspath_prepend(str(path.parent))
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+            except SystemExit as left:
+                code = left.code
+        for name in set(sys.modules) - before:
+            if Path(getattr(sys.modules[name], "__file__", None) or "").parent == path.parent:
+                del sys.modules[name]  # of the same name as another folder's, perhaps
+        return CompletedProcess(words, code or 0, *capsys.readouterr())
 
     return run
 

@@ -1,7 +1,5 @@
 """analyses/models.py: two runs of the same prompts beside each other, against means by hand."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,9 @@ from tests.made_up_run import write_run
 SCRIPT = Path(__file__).resolve().parents[2] / "analyses" / "models.py"
 
 
-def call(*arguments):
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
+@pytest.fixture
+def call(script):
+    return lambda *arguments: script(SCRIPT, *arguments)
 
 
 def measures(last: list[float], n_layers: int) -> dict[str, np.ndarray]:
@@ -37,7 +36,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_means_and_differences_are_those_by_hand(runs, tmp_path, skip):
+def test_means_and_differences_are_those_by_hand(call, runs, tmp_path, skip):
     done = call(*(run.path for run in runs), tmp_path, *["--skip-first"] * skip)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "models.csv").set_index("quantity")
@@ -57,7 +56,7 @@ def test_means_and_differences_are_those_by_hand(runs, tmp_path, skip):
     assert table.loc["norm ratio, layer 1", "measured"].iloc[0] == pytest.approx(ratios, rel=1e-5)
 
 
-def test_prompts_that_are_not_the_same_are_refused(runs, tmp_path):
+def test_prompts_that_are_not_the_same_are_refused(call, runs, tmp_path):
     other = write_run(tmp_path / "other", {"a": measures([3, 2], 9), "c": measures([0.5, 0.5], 9)})
     done = call(runs[0].path, other.path, tmp_path / "out")
     assert done.returncode == 2

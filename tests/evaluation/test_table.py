@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 
@@ -219,21 +218,6 @@ def test_table_7_needs_the_valley_and_one_measurement_of_each_condition(tmp_path
     folder = write_ablation(tmp_path / "a", drawn(SHARES, n_items=4))
     with pytest.raises(OptionError, match=r"measured T=0\.0 p=0\.0, as another"):
         table7([folder, folder])
-
-
-def test_the_script_writes_table_7(tmp_path):
-    folder = write_ablation(tmp_path / "a", drawn(SHARES, n_items=4))
-    script = [sys.executable, str(ROOT / "analyses" / "table7.py")]
-    done = subprocess.run([*script, str(folder), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [Path(line).name for line in done.stdout.split()] == ["table7.csv", "table7.md", "table7.tex"]
-    written, table = pd.read_csv(tmp_path / "out" / "table7.csv"), table7([folder])
-    assert list(written.columns) == list(table.columns)
-    assert written["measured"].to_numpy() == pytest.approx(table["measured"].to_numpy(), rel=1e-5, nan_ok=True)
-    done = subprocess.run([*script, str(tmp_path / "none"), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "there is no ablation at" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_ablations_are_read_and_drawn_without_torch(tmp_path):

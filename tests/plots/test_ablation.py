@@ -1,12 +1,7 @@
 """Figure 3, read off its axes."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
@@ -17,7 +12,6 @@ from layerlens.plots.save import save
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
 from tests.refusals import refused
 
-SCRIPT = Path(__file__).parents[2] / "analyses" / "figure3.py"
 PAPER = (["last", "last-1", "last-2", "last-4", "valley"], ["valley-2", "valley-1", "valley+1", "valley+2", "valley"])
 
 
@@ -153,20 +147,6 @@ def test_the_same_ablation_gives_the_same_bytes_and_leaves_settings_alone(tmp_pa
         first, second = (save(*figure3(paper), tmp_path / name, "figure3") for name in ("a", "b"))
         assert dict(mpl.rcParams) == before
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-
-
-def test_the_script_draws_and_says_where(tmp_path, paper):
-    script = [sys.executable, str(SCRIPT)]
-    done = subprocess.run([*script, str(paper), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [Path(line).name for line in done.stdout.split()] == [f"figure3.{end}" for end in ("png", "pdf", "csv")]
-    written, table = pd.read_csv(tmp_path / "out" / "figure3.csv"), ablation_table(paper)
-    assert list(written.columns) == list(table.columns)
-    assert written["accuracy"].to_numpy() == pytest.approx(table["accuracy"].to_numpy(), rel=1e-5)
-    done = subprocess.run([*script, str(tmp_path / "none"), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "there is no ablation at" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_run_of_trace_is_refused(tmp_path):

@@ -19,7 +19,6 @@ from layerlens.plots import save
 from layerlens.plots.clouds import BLUE, DARK, RED, clouds_table, figure1
 from tests.made_up_run import write_run
 
-SCRIPT = Path(__file__).parents[2] / "analyses" / "figure1.py"
 TEXTS = [" the", "the", " birds", ".", "\n", " ", " energy", " a", " 42", "$x$"]
 WORDS = dict(enumerate(TEXTS))
 LABELS = ["the", "the", "birds", ".", "⏎", "␣", "energy", "a", "42", "$x$"]
@@ -320,14 +319,3 @@ def test_drawing_starts_no_window_system(run, tmp_path):
         f"figure1(open_run({str(run.path)!r})); sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
-
-
-def test_the_script_draws_and_says_where(run, tmp_path):
-    script = [sys.executable, str(SCRIPT)]
-    done = subprocess.run([*script, str(run.path), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [Path(line).name for line in done.stdout.split()] == ["figure1.png", "figure1.pdf", "figure1.csv"]
-    done = subprocess.run([*script, str(tmp_path / "none"), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "there is no run at" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,9 +1,5 @@
 """Whole figures as files, and that drawing leaves nothing behind."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -18,8 +14,6 @@ from layerlens.plots.entropy import entropy_table
 from layerlens.plots.save import save
 from layerlens.plots.style import look
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
-
-ANALYSES = Path(__file__).parents[2] / "analyses"
 
 
 def hybrid(folder, n_layers=40):
@@ -183,19 +177,3 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OptionError, match=r"cannot be written to .*file"):
         draw(2, hybrid(tmp_path / "run"), tmp_path / "file" / "out")
-
-
-@pytest.mark.parametrize("number", [2, 4])
-def test_the_scripts_draw_and_say_where(tmp_path, number):
-    hybrid(tmp_path / "run")
-    script = [sys.executable, str(ANALYSES / f"figure{number}.py")]
-    done = subprocess.run([*script, str(tmp_path / "run"), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [Path(line).name for line in done.stdout.split()] == [
-        f"figure{number}.{end}" for end in ("png", "pdf", "csv")
-    ]
-    assert all(Path(line).is_file() for line in done.stdout.split())
-    done = subprocess.run([*script, str(tmp_path / "none"), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "there is no run at" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,9 +1,5 @@
 """Grids of token boxes (Figures 7 to 12), read off their axes."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -17,7 +13,6 @@ from layerlens.plots import save
 from layerlens.plots.grids import COLUMNS, FONT, FRAME, figure_grid, grid_table
 from tests.made_up_run import write_run
 
-SCRIPT = Path(__file__).parents[2] / "analyses" / "figure7.py"
 WORDS = {token_id: f" w{token_id}" for token_id in range(100)}
 
 
@@ -364,16 +359,3 @@ def test_a_run_without_generated_tokens_is_refused(tmp_path, runs):
     run = write_run(tmp_path / "given", {"a": measures})
     with pytest.raises(RunError, match="given holds no generated token"):
         figure_grid(runs[0], run)
-
-
-def test_the_script_draws_and_says_where(runs, tmp_path):
-    last, valley = (str(run.path) for run in runs)
-    script = [sys.executable, str(SCRIPT), valley, str(tmp_path / "out"), "--last", last]
-    done = subprocess.run([*script, "--number", "8"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [Path(line).name for line in done.stdout.split()] == ["figure8.png", "figure8.pdf", "figure8.csv"]
-    assert pd.read_csv(tmp_path / "out" / "figure8.csv")["prompt_id"].unique().tolist() == ["a"]
-    done = subprocess.run([*script, "--number", "12"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "figure 12 shows the sixth text" in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
