@@ -12,7 +12,8 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tiny models: threads cost more than they bring
+# tiny models: threads cost more than they bring, and those of two workers wait for each other on two cores
+torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which torch may do at any time
 
@@ -127,10 +128,7 @@ def smollm2():
     import layerlens as ll
 
     needs_smollm2()
-    # two workers with two threads each would wait for each other on two cores, ten times as long as they work
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
-    yield ll.load("smollm2-135m-instruct")
-    torch.set_num_threads(1)
+    return ll.load("smollm2-135m-instruct")
 
 
 @pytest.fixture

@@ -187,18 +187,31 @@ def test_without_arguments_there_is_the_help_and_a_version_when_asked(cli):
 
 
 def test_a_single_layer_and_an_ascii_terminal(tmp_path):
-    tiny_model("llama", num_hidden_layers=1).save_pretrained(tmp_path / "one")
-    tiny_model("llama", num_hidden_layers=8).save_pretrained(tmp_path / "eight")
-    for name in ("one", "eight"):
+    """What is printed of both, in one process."""
+    for n_layers, name in ((1, "one"), (8, "eight")):
+        tiny_model("llama", num_hidden_layers=n_layers).save_pretrained(tmp_path / name)
         tiny_tokenizer().save_pretrained(tmp_path / name)
-        done = subprocess.run(
-            [sys.executable, "-m", "layerlens", "trace", "--model", name, "--dataset", "sample", "--limit", "2",
-             "--max-new-tokens", "3", "--out", f"run-{name}"],
-            capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        )  # fmt: skip
+    program = (
+        "import sys, layerlens.cli\n"
+        "for name in ('one', 'eight'):\n"
+        "    options = f'--model {name} --dataset sample --limit 2 --max-new-tokens 3 --out run-{name}'\n"
+        "    sys.argv = ['layerlens', 'trace', *options.split()]\n"
+        "    try: layerlens.cli.main()\n"
+        "    except SystemExit as left: print('END', left.code, flush=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    one, eight, rest = done.stdout.split("END 0\n")
+    assert rest == ""
+    for printed in (one, eight):
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-        assert "2 prompts, 6 positions" in done.stdout
+        assert "2 prompts, 6 positions" in printed
 
 
 def test_a_figure_of_an_unfinished_run_says_so(cli, model, tmp_path, monkeypatch):

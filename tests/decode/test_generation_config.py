@@ -1,5 +1,6 @@
 """What a folder's generation config says acts in every door as in transformers' own generate, or is told."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from tests.refusals import refused
 
 SHORT, LONG = "hello", "a longer text, and more"
-NEW = 40
+NEW = 20
 
 
 def loaded(**config: Any) -> ll.Model:
@@ -39,6 +40,7 @@ def by_transformers(model: ll.Model, text: str, strategy: ll.Strategy, **options
     return emitted
 
 
+@cache
 def plain_tokens() -> list[int]:
     tokens: list[int] = ll.generate(loaded(), SHORT, max_new_tokens=NEW).token_ids
     return tokens

@@ -10,12 +10,12 @@ from layerlens.decode.reader import Reader
 from tests.decode import plain
 
 # the plain loop takes ten minutes at full length: LAYERLENS_TOKENS=200 asks for it
-N_TOKENS = int(os.environ.get("LAYERLENS_TOKENS", "12"))
+N_TOKENS = int(os.environ.get("LAYERLENS_TOKENS", "8"))
 
 
 @pytest.fixture(scope="module")
 def prompts(smollm2):
-    texts = [prompt.content for prompt in ll.dataset("sample", limit=4).prompts]
+    texts = [prompt.content for prompt in ll.dataset("sample", limit=3).prompts]
     return [
         smollm2.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True

@@ -2,6 +2,7 @@
 
 import pytest
 
+import layerlens as ll
 from layerlens.models import tiny_names
 from layerlens.models.families import FAMILIES
 from tests.conftest import tiny
@@ -22,11 +23,32 @@ CASES = [pytest.param(name, {}, id=name) for name in tiny_names()] + [
 pytestmark = pytest.mark.parametrize(("family", "changes"), CASES)
 
 
+@pytest.fixture(scope="module")
+def made():
+    """Models and runs that several laws are asked about."""
+    return {}
+
+
 @pytest.fixture
-def model(family, changes):
-    if not changes:
-        return tiny(family)
-    return laws.fresh(family, **changes)
+def model(family, changes, made):
+    name = (family, *changes)
+    if name not in made:
+        made[name] = laws.fresh(family, **changes) if changes else tiny(family)
+    return made[name]
+
+
+@pytest.fixture
+def run_once(made, tmp_path_factory):
+    """Trace, or the run of the same model, prompts and options that another law was asked about."""
+
+    def trace(model, prompts, **options):
+        options = {"batch_size": 1} | ({"positions": "generated"} if options["max_new_tokens"] else {}) | options
+        name = (id(model), *prompts, *sorted(options.items()))
+        if name not in made:
+            made[name] = ll.trace(model, prompts, out=tmp_path_factory.mktemp("law") / "run", progress=False, **options)
+        return made[name]
+
+    return trace
 
 
 def test_1_readout_is_the_models_logits(model):
@@ -41,13 +63,13 @@ def test_3_looking_changes_nothing(model, run_of):
     laws.looking_changes_nothing(model, run_of)
 
 
-def test_4_batching_changes_nothing(model, run_of):
-    laws.batching_changes_nothing(model, run_of)
+def test_4_batching_changes_nothing(model, run_once):
+    laws.batching_changes_nothing(model, run_once)
 
 
-def test_5_modes_agree(model, run_of, changes):
+def test_5_modes_agree(model, run_once, changes):
     # with shared keys and values, generating computes the prompt's states in the first layers only
-    laws.modes_agree(model, run_of, ["generated"] if "num_kv_shared_layers" in changes else ["generated", "all"])
+    laws.modes_agree(model, run_once, ["generated"] if "num_kv_shared_layers" in changes else ["generated", "all"])
 
 
 def test_5_tiled_is_whole(model):

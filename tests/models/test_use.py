@@ -195,10 +195,16 @@ def everything(model: ll.Model, out: Path) -> list[Any]:
     return [*found, traced(model, prompts, out / "generate"), replayed(model, prompts, out / "replay")]
 
 
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return everything(ll.load(tiny_model("gptj"), tiny_tokenizer()), tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_torch_s_settings_change_no_token_and_no_number(setting: Callable[[], Any], tmp_path: Path) -> None:
+def test_torch_s_settings_change_no_token_and_no_number(
+    setting: Callable[[], Any], wanted: list[Any], tmp_path: Path
+) -> None:
     hf = tiny_model("gptj")
-    wanted = everything(ll.load(hf, tiny_tokenizer()), tmp_path / "plain")
     with setting():
         model = ll.load(hf, tiny_tokenizer())
         assert everything(model, tmp_path / "inside") == wanted
