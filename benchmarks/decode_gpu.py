@@ -127,7 +127,7 @@ def main() -> int:
 
     for name, check in checks(model, tiny).items():
         report["checks"][name] = _outcome(name, check)
-    n_prompt, n_new = (8, 5) if tiny else (64, 64)
+    n_prompt, n_new = (8, 4) if tiny else (64, 64)
     for batch_size in (1, 3) if tiny else ROUNDS:
         if time.perf_counter() < deadline:
             report["scans"].append(scan_cost(model, batch_size, has_bar=not tiny))
@@ -373,21 +373,22 @@ def scan_cost(model: Model, batch_size: int, *, has_bar: bool) -> dict[str, Any]
 
 def _replayed(work: Callable[[], Any], device: torch.device) -> float:
     """Median seconds of one call."""
-    for _ in range(3):
+    is_cuda = device.type == "cuda"
+    for _ in range(3 if is_cuda else 1):
         work()
-    if device.type == "cuda":
+    if is_cuda:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
             work()
         work = graph.replay
     found = []
-    for _ in range(30 if device.type == "cuda" else 3):
-        if device.type == "cuda":
+    for _ in range(30 if is_cuda else 1):
+        if is_cuda:
             torch.cuda.synchronize()
         started = time.perf_counter()
         work()
-        if device.type == "cuda":
+        if is_cuda:
             torch.cuda.synchronize()
         found.append(time.perf_counter() - started)
     return statistics.median(found)
@@ -405,7 +406,7 @@ def measure(
         return run(fused(model, is_fused), prompts, strategy, n_tokens, fresh=fresh)
 
     for name in ways:  # kernels and handles that come into being once
-        once(name, 4)
+        once(name, 4 if model.device.type == "cuda" else 1)
     memory = {name: once(name, n_new, fresh=True) for name in ways}
     rounds: list[dict[str, dict[str, Any]]] = []
     for one in in_turns({name: partial(once, name, n_new) for name in ways}, n_rounds, lambda way: way()):

