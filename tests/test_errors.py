@@ -1,7 +1,9 @@
 """Errors have fields, which copies keep, and spell options for whoever called."""
 
+import ast
 import copy
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,78 @@ def test_the_spelling_of_the_whole_process_is_left_even_by_an_error():
     with pytest.raises(ZeroDivisionError), spelling(typed("trace")):
         _ = 1 / 0
     assert type(errors._spelling) is errors.Spelling
+
+
+ROOT = Path(__file__).resolve().parents[1] / "layerlens"
+OURS = {kind.__name__ for kind in KINDS} | {"UnknownHead"}
+
+
+def raised(root: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every error of ours that is made below a folder, and where."""
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).partition(".")[0] in OURS:
+                yield f"{path.relative_to(root)}, line {node.lineno}: {ast.unparse(node)}", node
+
+
+def lacks_advice(call: ast.Call) -> bool:
+    """Whether an error is made without what to do."""
+    return len(call.args) < {"about": 4, "at": 2}.get(ast.unparse(call.func).partition(".")[2], 2)
+
+
+def options_in(root: Path) -> set[str]:
+    """Every parameter of a public function, method or command, and every field of a public class."""
+    found: set[str] = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+                found |= {one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
+            elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                fields = (one.target for one in node.body if isinstance(one, ast.AnnAssign))
+                found |= {one.id for one in fields if isinstance(one, ast.Name)}
+    return found
+
+
+def named(root: Path) -> Iterator[tuple[str, str]]:
+    """Options that are named in an error or spelled in a message, and where."""
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            options = [one.value for one in node.keywords if one.arg == "option"]
+            options += node.args[:1] if name == "spelled" or name.endswith("Error.about") else []
+            for option in options:
+                if isinstance(option, ast.Constant) and isinstance(option.value, str):
+                    yield f"{path.relative_to(root)}, line {node.lineno}", option.value
+
+
+def test_every_error_says_what_to_do():
+    calls = list(raised(ROOT))
+    assert len(calls) > 300
+    assert [where for where, call in calls if lacks_advice(call)] == []
+
+
+def test_every_option_that_is_named_is_one():
+    options, names = options_in(ROOT), list(named(ROOT))
+    assert len(names) > 200
+    assert [(where, name) for where, name in names if name not in options] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "without_advice", "unknown"),
+    [
+        ('raise OptionError("k is 0; give 1")', True, []),
+        ('raise OptionError("k is 0", option="k")', True, []),
+        ('raise OptionError.about("k", 0, "is too small")', True, []),
+        ('raise OptionError.about("k", 0, "is too small", "give 1")', False, []),
+        ('raise OptionError.about("kk", 0, "is too small", "give 1")', False, ["kk"]),
+        ('raise RunError("k is 0", "give 1", option="nix", given=0)', False, ["nix"]),
+        ('raise RunError("k is 0", f"give {spelled(\'nix\', 1)}")', False, ["nix"]),
+    ],
+)
+def test_what_is_missing_is_found(tmp_path, line, without_advice, unknown):
+    (tmp_path / "module.py").write_text(f"def most(k):\n    {line}\n")
+    assert [lacks_advice(call) for _, call in raised(tmp_path)] == [without_advice]
+    options = options_in(tmp_path)
+    assert [name for _, name in named(tmp_path) if name not in options] == unknown

@@ -11,7 +11,7 @@ import pandas as pd
 from layerlens.analysis.reported import reported
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Floats, mean_interval, resample
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled, spelled_command
 from layerlens.records.answers import condition_name, read_answers, read_manifest
 
 MEASURES = ("accuracy", "generated_tokens", "finished")
@@ -41,7 +41,7 @@ def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     conditions = {(arm, float(p)): condition_name(arm, p) for arm in plan["arms"] for p in plan["p"]}
     answers = {name: read_answers(folder, name).to_pandas() for name in dict.fromkeys(conditions.values())}
     if not any(map(len, answers.values())):
-        raise RunError(f"{folder} holds no answer yet; continue it with --resume")
+        raise RunError(f"{folder} holds no answer yet", f"continue it with {spelled('resume', True)}", given=folder)
     items = sorted({prompt_id for batch in plan["batches"] for prompt_id in batch})
     weights = resample(len(items))
     by_item = {name: _by_item(frame, items) for name, frame in answers.items()}
@@ -84,10 +84,13 @@ def table7(folders: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
         for row in table[table["arm"] == "valley"].to_dict("records"):
             condition = f"T={_short(table.attrs['temperature'])} p={_short(row['p'])}"
             if condition in measured:
-                raise OptionError(f"{folder} measured {condition}, as another of the ablations did; give one of them")
+                raise OptionError(
+                    f"{folder} measured {condition}, as another of the ablations did", "give one of them", given=folder
+                )
             measured[condition] = _measured(row, table.attrs)
         if "valley" not in set(table["arm"]):
-            raise RunError(f"{folder} has no answers of the arm valley: run `layerlens ablate` with --arms valley")
+            advice = f"run {spelled_command('ablate')} with it among its {spelled('arms')}"
+            raise RunError(f"{folder} has no answers of the arm valley", advice, option="arms", given=folder)
     told = reported("7").rename(columns={"value": "reported"}).to_dict("records")
     others = [condition for condition in measured if condition not in {row["condition"] for row in told}]
     more = [{"source": "7", "method": "confident", "condition": name, "quantity": "accuracy"} for name in others]

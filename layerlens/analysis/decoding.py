@@ -83,7 +83,11 @@ class Steps:
 def steps(run: Records, tokens: Sample | None = None) -> Steps:
     """The generated tokens of a run, or the given ones; RunError where there are none, or the model has one layer."""
     if run.n_layers < 2:
-        raise RunError(f"{run.path} traces a single layer, and a valley lies below another: trace a model with more")
+        raise RunError(
+            f"{run.path} traces a single layer, and a valley lies below another",
+            "trace a model with more",
+            given=run.path,
+        )
     tokens = generated(run) if tokens is None else tokens
     layer = run.positions["valley_layer"].to_numpy(dtype=np.int64)[tokens.rows]
     entropy, top = run.layers("entropy"), run.layers("top_token_id")
@@ -155,7 +159,9 @@ def by_entropy_band(run: Records, edges: Sequence[float] = BANDS) -> pd.DataFram
     """
     given = list(edges)
     if not given or not np.isfinite(given).all() or any(low >= high for low, high in pairwise([0.0, *given])):
-        raise OptionError(f"edges {given} do not divide entropies: give rising numbers of nats above 0")
+        raise OptionError(
+            f"edges {given} do not divide entropies", "give rising numbers of nats above 0", option="edges", given=given
+        )
     found = _gathered(run, lambda piece: _rates_of(piece, _in_bands(piece, given)))
     rows = []
     for number, (low, high) in enumerate(pairwise([0.0, *given, np.inf])):
@@ -179,7 +185,9 @@ def by_relative_position(run: Records, bins: int = DECILES) -> pd.DataFrame:
         RunError: no generated token of the run can be counted, or the model has a single layer.
     """
     if not isinstance(bins, int) or bins < 1:
-        raise OptionError(f"{bins!r} bins cannot divide a sequence: give a whole number, 1 or more")
+        raise OptionError(
+            f"{bins!r} bins cannot divide a sequence", "give a whole number, 1 or more", option="bins", given=bins
+        )
     found = _gathered(run, lambda piece: _rates_of(piece, _in_bins(piece, bins)))
     rows = [
         {"bin": place + 1, "position_from": place / bins, "position_to": (place + 1) / bins} | _rates(found, place)

@@ -35,8 +35,9 @@ def kind_jumps(run: Records) -> pd.DataFrame:
     kinds = np.array(layer_kinds(run))
     if len(set(kinds)) < 2:
         raise RunError(
-            f"every layer of {run.path} is of the kind {str(kinds[0])!r}: trace a model that mixes two, such as "
-            "qwen3_5 (linear and full attention) or gemma3 (sliding and full)"
+            f"every layer of {run.path} is of the kind {str(kinds[0])!r}",
+            "trace a model that mixes two, such as qwen3_5 (linear and full attention) or gemma3 (sliding and full)",
+            given=run.path,
         )
     found = gathered(run, _entropies_and_jumps)
     levels, steps = ((found[name].sums, found[name].counts) for name in ("levels", "steps"))

@@ -7,7 +7,7 @@ import pandas as pd
 
 from layerlens.analysis.sample import sample
 from layerlens.analysis.uncertainty import mean_interval
-from layerlens.errors import RunError
+from layerlens.errors import RunError, spelled
 from layerlens.records.cost import DecodingFlops
 from layerlens.records.reader import Records
 
@@ -47,13 +47,15 @@ def overhead(run: Records) -> pd.DataFrame:
     counts = run.manifest["model"].get("multiply_adds")
     if not counts:
         raise RunError(
-            f"{run.path} does not say what a pass of its model costs; trace again with this version, and with a model "
-            "whose config says how many experts a token goes through"
+            f"{run.path} does not say what a pass of its model costs",
+            "trace again with this version, and with a model whose config says how many experts a token goes through",
+            given=run.path,
         )
     tokens = sample(run)
     generated = run.positions["is_generated"].to_numpy(dtype=bool)[tokens.rows]
     if not generated.any():
-        raise RunError(f"{run.path} generated no token; trace with --max-new-tokens above 0")
+        advice = f"trace with {spelled('max_new_tokens')} above 0"
+        raise RunError(f"{run.path} generated no token", advice, given=run.path)
     depth = run.n_layers - run.positions["valley_layer"].to_numpy(dtype=np.int64)[tokens.rows]
     window, n = int(run.manifest["window"]), tokens.by_prompt(generated)
     depths, reads = (

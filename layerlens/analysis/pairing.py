@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from layerlens.errors import RunError
+from layerlens.errors import RunError, spelled
 from layerlens.records.reader import Records
 
 _SHOWN = 60  # characters of a text
@@ -65,16 +65,18 @@ def _holds(text: str, other: str) -> bool:
 
 
 def _refuse(run: Records, other: Records, alike: list[tuple[str, str, str]]) -> None:
-    advice = "trace both with the same --dataset or --prompts"
+    advice = f"trace both with the same {spelled('dataset')} or {spelled('prompts')}"
     if not alike:
-        raise RunError(f"{run.path} and {other.path} have no prompt in common: {advice}")
+        raise RunError(f"{run.path} and {other.path} have no prompt in common", advice, given=run.path)
     *texts, name = alike[0]
     alike_for = next((place for place, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), _SHOWN // 2)
     first = max(alike_for - _SHOWN // 2, 0)  # so that what differs is seen
     shown = [repr(text[first : first + _SHOWN]) for text in texts]
     raise RunError(
-        f"{run.path} and {other.path} have no prompt in common: the same ids stand for different texts, as {name!r} "
-        f"for {shown[0]} in the first and {shown[1]} in the second; {advice}"
+        f"{run.path} and {other.path} have no prompt in common: the same ids stand for different texts, as "
+        f"{name!r} for {shown[0]} in the first and {shown[1]} in the second",
+        advice,
+        given=run.path,
     )
 
 
@@ -83,7 +85,6 @@ def _refuse_other_references(run: Records, other: Records, pairs: list[tuple[str
     ours, theirs = (dict(zip(some["prompt_id"], some["reference"], strict=True)) for some in known)
     for name, its in pairs:
         if name in ours and its in theirs and ours[name] != theirs[its]:
-            raise RunError(
-                f"prompt {name!r} of {run.path} has another reference answer in {other.path}: trace both with the same "
-                "--dataset or --prompts"
-            )
+            problem = f"prompt {name!r} of {run.path} has another reference answer in {other.path}"
+            advice = f"trace both with the same {spelled('dataset')} or {spelled('prompts')}"
+            raise RunError(problem, advice, given=name)

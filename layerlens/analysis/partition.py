@@ -27,7 +27,11 @@ def partition(run: Records) -> pd.DataFrame:
         RunError: no token of the run can be counted, or the model has a single layer.
     """
     if run.n_layers < 2:
-        raise RunError(f"{run.path} traces a single layer, and perturbed compares two: trace a model with more layers")
+        raise RunError(
+            f"{run.path} traces a single layer, and perturbed compares two",
+            "trace a model with more layers",
+            given=run.path,
+        )
     sums = entropy_by_group(run)
     curve = resampled_means(sums["perturbed"].sums, sums["perturbed"].counts, np.ones((1, sums.n_prompts)))[0]
     found = float(valley_layers(curve))

@@ -51,7 +51,9 @@ def phases(run: Records, rule: str = "plateau") -> pd.DataFrame:
         RunError: no token of the run can be counted.
     """
     if rule not in _RULES:
-        raise OptionError(f"there is no rule {rule!r} for phases; choose from {', '.join(_RULES)}")
+        raise OptionError(
+            f"there is no rule {rule!r} for phases", f"choose from {', '.join(_RULES)}", option="rule", given=rule
+        )
     found = layer_sums(run, "norm_ratio", "io_cosine")
     ratios, cosines = ((found[measure].sums, found[measure].counts) for measure in ("norm_ratio", "io_cosine"))
     every = np.ones((1, found.n_prompts))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from layerlens.analysis.shares import share_interval
 from layerlens.analysis.uncertainty import Floats, mean_interval, ratio, resample
-from layerlens.errors import RunError
+from layerlens.errors import RunError, spelled
 from layerlens.records.reader import Records
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -227,12 +227,12 @@ def sample(run: Records) -> Sample:
     unusable = set(prompts.loc[prompts["finish_reason"] == "non_finite", "prompt_id"])
     prompt_ids = run.positions["prompt_id"]
     if prompt_ids.empty:
-        raise RunError(
-            f"{run.path} holds no complete prompt; continue it with --resume, or trace at least one prompt to its end"
-        )
+        advice = f"continue it with {spelled('resume', True)}, or trace at least one prompt to its end"
+        raise RunError(f"{run.path} holds no complete prompt", advice, given=run.path)
     kept = np.flatnonzero(~prompt_ids.isin(unusable))
     if not len(kept):
-        raise RunError(f"every prompt of {run.path} had NaN or infinite states; trace again with another --dtype")
+        problem = f"every prompt of {run.path} had NaN or infinite states"
+        raise RunError(problem, f"trace again with another {spelled('dtype')}", option="dtype", given=run.path)
     codes, _ = pd.factorize(prompt_ids.iloc[kept], sort=True)
     order = np.lexsort((run.positions["position"].to_numpy()[kept], codes))
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
@@ -244,7 +244,8 @@ def generated(run: Records) -> Sample:
     tokens = sample(run)
     emitted = run.positions["is_generated"].to_numpy(dtype=bool)[tokens.rows]
     if not emitted.any():
-        raise RunError(f"{run.path} holds no generated token: trace with --max-new-tokens above 0")
+        advice = f"trace with {spelled('max_new_tokens')} above 0"
+        raise RunError(f"{run.path} holds no generated token", advice, given=run.path)
     return tokens.only(emitted)
 
 

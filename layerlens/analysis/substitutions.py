@@ -15,7 +15,7 @@ import pandas as pd
 
 from layerlens.analysis.sample import Bools, Gathered, Prompts, Sample, counted_pieces, generated, sample
 from layerlens.analysis.shares import share_interval
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled
 from layerlens.records.reader import Records
 
 METHODS = ("last", "confident")
@@ -178,7 +178,9 @@ def substituted_tokens(run: Records, method: str, k: int = 20) -> pd.DataFrame:
         RunError: no token was generated, or none is a substitution.
     """
     if method not in METHODS:
-        raise OptionError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
+        raise OptionError(
+            f"there is no method {method!r}", f"choose from {', '.join(METHODS)}", option="method", given=method
+        )
     found = substituted(run)
     ranked, columns = _most_frequent(found, getattr(found, method)[:, None], k)
     return table_of(found, {"token_id": ranked[:, 0], "token": run.text_of(ranked[:, 0])} | columns, len(found.last))
@@ -220,7 +222,7 @@ def _of_piece(run: Records, tokens: Sample, by: str) -> pd.DataFrame:
 def _most_frequent(found: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[str, Any]]:
     """The k most frequent rows of ids [substitutions, ...], [k, ...], and their counts and shares."""
     if k < 1:
-        raise OptionError(f"k is {k}; ask for at least one of the most frequent")
+        raise OptionError(f"k is {k}", "ask for at least one of the most frequent", option="k", given=k)
     distinct, which, counts = np.unique(ids, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:k]  # np.unique sorts by id, which settles ties
     code_of = np.full(len(distinct), len(order))
@@ -234,7 +236,9 @@ def no_substitution(run: Records, n_tokens: int) -> RunError:
     """What is raised of a run that has none among so many generated tokens."""
     return RunError(
         f"{run.path} has no substitution: at none of its {n_tokens:,} generated tokens does the "
-        "valley rank another token first than the last layer; trace more tokens, or with a larger --window"
+        "valley rank another token first than the last layer",
+        f"trace more tokens, or with a larger {spelled('window')}",
+        given=run.path,
     )
 
 

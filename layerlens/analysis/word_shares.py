@@ -11,7 +11,7 @@ import pandas as pd
 from layerlens.analysis.sample import Bools, PerPrompt, Sample, gathered, generated
 from layerlens.analysis.substitutions import METHODS, Ints, choices_among, no_substitution, table_of
 from layerlens.analysis.words import CLASSES, FREQUENCY_BANDS, frequency_band, whole_words, word_class
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled
 from layerlens.records.reader import Records
 
 _KINDS: dict[str, tuple[tuple[str, ...], Callable[[str], str]]] = {
@@ -41,7 +41,9 @@ def class_shares(run: Records, whole_words: bool = False, by: str = "class") -> 
         RunError: no token was generated, none is a substitution, or the run does not hold its tokens' texts.
     """
     if by not in _KINDS:
-        raise OptionError(f"words cannot be sorted by {by!r}; choose from {', '.join(_KINDS)}")
+        raise OptionError(
+            f"words cannot be sorted by {by!r}", f"choose from {', '.join(_KINDS)}", option="by", given=by
+        )
     labels, classify = _KINDS[by]
 
     def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
@@ -106,10 +108,11 @@ def substituted_classes(run: Records, whole_words: bool = False, by: str = "clas
 def refuse_without_texts(run: Records) -> None:
     """RunError where a run does not hold what its tokens say: it is not complete, or an earlier version traced it."""
     if run.words.empty:
-        advice = "trace it again" if run.is_complete else "continue it with --resume"
+        advice = "trace it again" if run.is_complete else f"continue it with {spelled('resume', True)}"
         raise RunError(
-            f"{run.path} does not hold what its tokens say (words.parquet), as complete runs traced by this version "
-            f"do; {advice}"
+            f"{run.path} does not hold what its tokens say (words.parquet), as complete runs traced by this version do",
+            advice,
+            given=run.path,
         )
 
 

@@ -51,7 +51,9 @@ def word_class(text: str, rule: str = "paper") -> str:
         OptionError: no such rule.
     """
     if rule not in RULES:
-        raise OptionError(f"there is no rule {rule!r} for word classes; choose from {', '.join(RULES)}")
+        raise OptionError(
+            f"there is no rule {rule!r} for word classes", f"choose from {', '.join(RULES)}", option="rule", given=rule
+        )
     given = text.strip().casefold().replace("’", "'")
     by_paper = rule == "paper"
     if given and all(_category(character) == "P" or (by_paper and character == "$") for character in given):
@@ -88,7 +90,8 @@ def frequency_band(text: str) -> str:
     try:
         from wordfreq import zipf_frequency
     except ImportError as error:
-        raise OptionError("bands of word frequency need the package wordfreq: pip install wordfreq") from error
+        problem = "bands of word frequency need the package wordfreq"
+        raise OptionError(problem, "get it with: pip install wordfreq", option="by", given="frequency") from error
     zipf = zipf_frequency(_without_marks(text.strip().replace("’", "'")), "en")
     if zipf == 0:
         return "not in the corpus"

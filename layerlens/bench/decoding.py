@@ -136,10 +136,8 @@ def prompts_of(model: Model, text: str | None, options: GenerateOptions) -> list
     if model.context_length is not None:
         room = min(room, model.context_length - options.max_new_tokens)
     if room < 1:
-        raise OptionError(
-            f"--max-new-tokens {options.max_new_tokens} leaves no room in the model's context of "
-            f"{model.context_length:,}; lower it"
-        )
+        what = f"leaves no room in the model's context of {model.context_length:,}"
+        raise OptionError.about("max_new_tokens", options.max_new_tokens, what, "lower it")
     questions = "\n".join(str(prompt.content) for prompt in dataset("sample"))
     ids: list[int] = model.tokenizer(questions, add_special_tokens=False, verbose=False).input_ids
     # rows of their own: equal ones would go through the same experts

@@ -40,7 +40,7 @@ def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "fl
     """
     room = model.context_length
     if room is not None and n_tokens > room:
-        raise OptionError(f"--tokens {n_tokens} is more than the model's context of {room:,}; lower it")
+        raise OptionError.about("tokens", n_tokens, f"is more than the model's context of {room:,}", "lower it")
     ways = _ways(model, n_tokens, precision)
     for way in ways.values():
         way()

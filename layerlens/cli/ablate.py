@@ -81,6 +81,10 @@ def _refuse_what_cannot_be(
     GenerateOptions(**settings)
 
 
+_LIST = "give numbers from 0 to 1, set off by commas"
+_STEPS = "write it like 0,0.2,...,1"
+
+
 def probabilities(text: str) -> list[float]:
     """Numbers set off by commas; "..." between two of them and a third goes on in their step: 0,0.2,...,1.
 
@@ -89,7 +93,7 @@ def probabilities(text: str) -> list[float]:
     """
     parts, values = _listed(text), list[Decimal]()
     if not parts:
-        raise OptionError(f"--p {text!r} is no list of probabilities; give numbers from 0 to 1, set off by commas")
+        raise OptionError.about("p", text, "is no list of probabilities", _LIST)
     for place, part in enumerate(parts):
         if part != "...":
             values.append(_number(part, text))
@@ -97,9 +101,9 @@ def probabilities(text: str) -> list[float]:
         end = _number(parts[place + 1], text) if place + 1 < len(parts) else None
         step = values[-1] - values[-2] if len(values) > 1 else Decimal(0)
         if end is not None and step > 0 and (end - values[-1]) % step:
-            raise OptionError(f"--p {text}: steps of {step} do not end at {end}; write it like 0,0.2,...,1")
+            raise OptionError.about("p", text, f"has steps of {step}, which do not end at {end}", _STEPS)
         if end is None or step <= 0 or (end - values[-1]) % step or (end - values[-1]) / step > 1000:
-            raise OptionError(f"--p {text} does not say where ... leads; write it like 0,0.2,...,1")
+            raise OptionError.about("p", text, "does not say where ... leads", _STEPS)
         while values[-1] + step < end:
             values.append(values[-1] + step)
     return [float(value) for value in values]
@@ -111,7 +115,7 @@ def _number(part: str, text: str) -> Decimal:
     except InvalidOperation:
         value = Decimal("NaN")
     if not value.is_finite() or not 0 <= value <= 1:
-        raise OptionError(f"--p {text} holds {part!r}; give numbers from 0 to 1, set off by commas")
+        raise OptionError.about("p", text, f"holds {part!r}", _LIST)
     return value
 
 

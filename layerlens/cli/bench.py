@@ -55,7 +55,7 @@ def decode(
     from layerlens.bench.decoding import measure_decoding, prompts_of
 
     loaded = loading.load(model)
-    chosen.fit(loaded.n_layers, loaded.tied, f"--strategy {strategy}")
+    chosen.fit(loaded.n_layers, loaded.tied)
     settings = with_generation_config(settings, loaded)
     report = measure_decoding(loaded, chosen, prompts_of(loaded, prompt, settings), settings, rounds)
     _print_decoding(report, strategy)
@@ -116,7 +116,7 @@ def analysis(
 def _refuse_unwritable(json: Path | None) -> None:
     """OptionError where no file can be written there; before anything is measured."""
     if json is not None and (json.is_dir() or not json.expanduser().absolute().parent.is_dir()):
-        raise OptionError(f"--json {json} cannot be written there; give a file in a folder that exists")
+        raise OptionError.about("json", json, "cannot be written there", "give a file in a folder that exists")
 
 
 def _write(report: dict[str, Any], json: Path | None) -> None:
@@ -126,9 +126,8 @@ def _write(report: dict[str, Any], json: Path | None) -> None:
     try:
         json.expanduser().write_text(json_format.dumps(report, indent=1, default=str) + "\n")
     except OSError as error:
-        raise OptionError(
-            f"--json {json} could not be written ({error.strerror}); what was measured is above, give another file"
-        ) from error
+        what = f"could not be written ({error.strerror})"
+        raise OptionError.about("json", json, what, "what was measured is above, give another file") from error
     typer.echo(f"written to {json}")
 
 

@@ -90,5 +90,5 @@ def _save(out: Path, tables: dict[str, "pd.DataFrame"]) -> list[Path]:
             table.to_csv(path, index=False, float_format="%.6g")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OptionError(f"--out {out} cannot be written ({reason}); name another directory") from error
+        raise OptionError.about("out", out, f"cannot be written ({reason})", "name another directory") from error
     return paths

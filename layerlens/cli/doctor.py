@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerlens.cli import options
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
     from layerlens.support.estimate import Estimate
@@ -41,7 +41,8 @@ def doctor(
 
 def _refuse_without_model(loading: options.Loading, batch_size: int, tokens: int) -> None:
     if (loading, batch_size, tokens) != (options.Loading(), 1, 2048):
-        raise OptionError("`layerlens doctor` estimates what a model needs with --model; add it, or give no options")
+        problem = f"`layerlens doctor` estimates what a model needs with {spelled('model')}"
+        raise OptionError(problem, "add it, or give no options", option="model")
 
 
 def _print_versions() -> None:

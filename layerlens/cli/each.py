@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled
 
 if TYPE_CHECKING:
     from layerlens.run import Run
@@ -43,7 +43,8 @@ def say_unfinished(ablation: Path) -> None:
 def refuse_unknown(noun: str, asked: str, known: Sequence[str]) -> None:
     """OptionError where there is no such figure or table."""
     if asked not in (*known, "all"):
-        raise OptionError(f"there is no {noun} {asked!r}; give {', '.join(known)} or all")
+        problem = f"there is no {noun} {asked!r}"
+        raise OptionError(problem, f"give {', '.join(known)} or all", option="number", given=asked)
 
 
 def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str], list[Path]]) -> Iterator[Path]:
@@ -63,7 +64,8 @@ def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str],
         yield from make(asked)
         return
     if not everything:
-        raise OptionError(f"{noun} all needs something to be made from; give --run or --ablation")
+        advice = f"give {spelled('run')} or {spelled('ablation')}"
+        raise OptionError(f"{noun} all needs something to be made from", advice, option="run")
     made, lacking = 0, dict[str, list[str]]()
     for one in everything:
         try:
@@ -77,4 +79,5 @@ def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str],
         nouns = noun if len(several) == 1 else f"{noun}s"
         typer.echo(f"layerlens: no {nouns} {', '.join(several)}: {reason}", err=True)
     if not made:
-        raise RunError(f"no {noun} could be made; {'the reason is' if len(lacking) == 1 else 'each reason is'} above")
+        problem = f"no {noun} could be made, {'the reason is' if len(lacking) == 1 else 'each reason is'} above"
+        raise RunError(problem, f"give a {noun} that this run has what it takes for", option="number", given=asked)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli import options
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 
 
 @options.grouped
@@ -28,7 +28,7 @@ def generate(
     from layerlens.decode.options import GenerateOptions
 
     if not prompt:
-        raise OptionError("--prompt is empty; give a text")
+        raise OptionError(f"{spelled('prompt')} is empty", "give a text", option="prompt", given=prompt)
     settings = decoding.settings(max_new_tokens=max_new_tokens)
     GenerateOptions(**settings)
     chosen = strategy_options.strategy(strategy, window)
@@ -37,7 +37,7 @@ def generate(
     from layerlens.cli.text import print_generation, print_side_by_side
 
     loaded, sampled = loading.load(model), decoding.temperature > 0
-    chosen.fit(loaded.n_layers, loaded.tied, f"--strategy {strategy}")
+    chosen.fit(loaded.n_layers, loaded.tied)
     found = ll.generate(loaded, prompt, strategy=chosen, **settings)
     if compare:
         last = ll.generate(loaded, prompt, strategy=ll.Last(), **settings)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
     from layerlens.support.coverage import Coverage
@@ -35,7 +35,8 @@ def models(
         _refuse_without_check(names or [], json=json, markdown=markdown)
         return _list_families()
     if json and markdown:
-        raise OptionError("--json and --markdown are two ways to print the same; give one of them")
+        both = f"{spelled('json', True)} and {spelled('markdown', True)}"
+        raise OptionError(f"{both} are two ways to print the same", "give one of them", option="json", given=True)
     from layerlens.support.coverage import as_table, check_families
 
     shown = _as_json if json else as_table if markdown else _as_lines
@@ -47,11 +48,10 @@ def models(
 
 
 def _refuse_without_check(names: list[str], *, json: bool, markdown: bool) -> None:
-    given = names[:1] + ["--json"] * json + ["--markdown"] * markdown
+    given = [*names, *(spelled(name, True) for name, on in (("json", json), ("markdown", markdown)) if on)]
     if given:
-        raise OptionError(
-            f"{given[0]} is for trying families; add --check, or give `layerlens models` alone to list those tested"
-        )
+        advice = f"add {spelled('check', True)}, or give `layerlens models` alone to list those tested"
+        raise OptionError(f"{given[0]} is for trying families", advice, option="check", given=False)
 
 
 def _list_families() -> None:

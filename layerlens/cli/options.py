@@ -163,19 +163,16 @@ class StrategyOptions:
         from layerlens.decode.names import named_strategy, takes_option
 
         given = {option: value for option, value in asdict(self).items() if value is not None}
-        try:
-            if window is not None and (not window_has_other_use or takes_option(name, "window")):
-                given["window"] = window
-            return named_strategy(name, **given)
-        except OptionError as error:
-            raise OptionError(_with_flag(str(error), given)) from error
+        if window is not None and (not window_has_other_use or takes_option(name, "window")):
+            given["window"] = window
+        return named_strategy(name, **given)
 
 
 def shard_of(text: str) -> tuple[int, int]:
     """The number of a shard and of all shards, from "2/4"; OptionError where it says something else."""
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal()):
-        raise OptionError(f"--shard {text} is no shard; give its number and that of all shards, such as 2/4")
+        raise OptionError.about("shard", text, "is no shard", "give its number and that of all shards, such as 2/4")
     return int(number), int(of)
 
 
@@ -189,16 +186,15 @@ def variables_of(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, sign, value = word.partition("=")
         if not (name and sign):
-            raise OptionError(f"--chat-template-arg {word} is no KEY=VALUE; write it like enable_thinking=false")
+            advice = "write it like enable_thinking=false"
+            raise OptionError.about("chat_template_args", word, "is no KEY=VALUE", advice)
         if name in found:
-            raise OptionError(f"--chat-template-arg {word} gives {name} again; give it once")
+            raise OptionError.about("chat_template_args", word, f"gives {name} again", "give it once")
         try:
             found[name] = json.loads(value)
         except ValueError as error:
-            raise OptionError(
-                f"--chat-template-arg {word} has a value that is no JSON; write true, false, a number, or a text in "
-                f"double quotes: '{name}=\"text\"'"
-            ) from error
+            advice = f"write true, false, a number, or a text in double quotes: '{name}=\"text\"'"
+            raise OptionError.about("chat_template_args", word, "has a value that is no JSON", advice) from error
     return found
 
 
@@ -221,9 +217,3 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
     ungrouped.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     ungrouped.__annotations__ = {option.name: option.annotation for option in options}
     return ungrouped
-
-
-def _with_flag(message: str, given: dict[str, Any]) -> str:
-    """The message with the option that it begins with as the command line spells it."""
-    option, _, rest = message.partition(" ")
-    return f"--{option.replace('_', '-')} {rest}" if option in given else message

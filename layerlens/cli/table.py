@@ -21,9 +21,8 @@ def table(
     from layerlens.tables import LATER, TABLES, TITLES, composed, markdown, save
 
     if number in LATER:
-        raise OptionError(
-            f"table {number} reports benchmark scores, which come with a later version; give 5, 6.1, 7 or 8"
-        )
+        problem = f"table {number} reports benchmark scores, which come with a later version"
+        raise OptionError(problem, "give 5, 6.1, 7 or 8", option="number", given=number)
     refuse_unknown("table", number, TABLES)
     shown, folders = opened(run), ablation or []
     for folder in folders:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerlens.cli import options
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
     from layerlens.datasets import Dataset
@@ -91,7 +91,7 @@ def trace(
 
     try:
         loaded = loading.load(model)
-        chosen.fit(loaded.n_layers, loaded.tied, f"--strategy {strategy}")
+        chosen.fit(loaded.n_layers, loaded.tied)
         run = ll.trace(loaded, asked, out=out, strategy=chosen, resume=resume, **settings)
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))
@@ -105,11 +105,14 @@ def _prompts(
     import layerlens as ll
 
     if (dataset is None) == (prompts is None):
-        given = "both --dataset and --prompts" if dataset else "neither --dataset nor --prompts"
-        raise OptionError(f"{given} given; give one of them (`layerlens datasets` lists the datasets)")
+        names = (spelled("dataset"), spelled("prompts"))
+        problem = f"{'both' if dataset else 'neither'} {(' and ' if dataset else ' nor ').join(names)} given"
+        advice = "give one of them (`layerlens datasets` lists the datasets)"
+        raise OptionError(problem, advice, option="dataset", given=dataset)
     if prompts is not None:
         if data_file is not None:
-            raise OptionError(f"--data-file {data_file} belongs to --dataset; drop it, or name the dataset")
+            what = f"belongs to {spelled('dataset')}"
+            raise OptionError.about("data_file", data_file, what, "drop it, or name the dataset")
         return ll.read_prompts(prompts, limit=limit)
     assert dataset is not None
     return ll.dataset(dataset, limit=limit, data_file=data_file, seed=seed)

@@ -8,7 +8,7 @@ from layerlens.compat import chat_environment
 from layerlens.datasets import Prompt
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.turns import Messages, Turns
-from layerlens.errors import OptionError, PromptError
+from layerlens.errors import OptionError, PromptError, spelled
 
 
 class ChatTemplate:
@@ -45,13 +45,16 @@ class ChatTemplate:
         messages: Messages = [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
         if system is not None:
             if messages[0]["role"] == "system":
-                raise PromptError(f"prompt {prompt.prompt_id} has a system message of its own; leave --system out")
+                problem = f"prompt {prompt.prompt_id} has a system message of its own"
+                raise PromptError(problem, f"leave {spelled('system')} out", option="system", given=system)
             messages = [{"role": "system", "content": system}, *messages]
         try:
             text = self._rendered(messages)
         except Exception as error:  # templates raise whatever their author chose
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise PromptError(f"prompt {prompt.prompt_id} does not fit the model's chat template ({reason})") from error
+            problem = f"prompt {prompt.prompt_id} does not fit the model's chat template ({reason})"
+            advice = f"change its messages, or give {spelled('chat_template', False)}"
+            raise PromptError(problem, advice, given=prompt.prompt_id) from error
         if isinstance(content, str):
             self._refuse_rendered(prompt.prompt_id, content)
         self._refuse_passed_over(prompt.prompt_id, messages, text)
@@ -63,8 +66,10 @@ class ChatTemplate:
         except ValueError as error:
             names = ", ".join(sorted(self._tokenizer.chat_template))
             raise OptionError(
-                f"this model has several chat templates ({names}) and none of them is called default; set "
-                "tokenizer.chat_template to one of them, or give --no-chat-template"
+                f"this model has several chat templates ({names}) and none of them is called default",
+                f"set tokenizer.chat_template to one of them, or give {spelled('chat_template', False)}",
+                option="chat_template",
+                given=self._options.chat_template,
             ) from error
 
     def _refuse_never_read(self, read: set[str] | None) -> None:
@@ -72,9 +77,12 @@ class ChatTemplate:
         for name in self._variables:
             if read is not None and name not in read:
                 raise OptionError(
-                    f"--chat-template-arg {name} has no effect: this model's chat template never reads a variable of "
-                    f"that name that it did not set itself (it reads {', '.join(sorted(read))}); check the name, or "
-                    "leave it out"
+                    f"{spelled('chat_template_args')} has {name}, which has no effect: this model's chat template "
+                    "never reads a variable of that name that it did not set itself (it reads "
+                    f"{', '.join(sorted(read))})",
+                    "check the name, or leave it out",
+                    option="chat_template_args",
+                    given={name: self._variables[name]},
                 )
 
     def _rendered(self, messages: Messages, *, begins_answer: bool = True) -> str:
@@ -95,8 +103,11 @@ class ChatTemplate:
         marker = self._turns.found_in(content)
         if marker is not None:
             raise PromptError(
-                f"prompt {prompt_id} holds {marker!r}, which the chat template writes itself around a message; give "
-                "--no-chat-template for a chat that is written out already, or the prompt as a list of messages"
+                f"prompt {prompt_id} holds {marker!r}, which the chat template writes itself around a message",
+                f"give {spelled('chat_template', False)} for a chat that is written out already, or the prompt as a "
+                "list of messages",
+                option="chat_template",
+                given=marker,
             )
 
     def _refuse_passed_over(self, prompt_id: str, messages: Messages, text: str) -> None:
@@ -118,10 +129,13 @@ class ChatTemplate:
             if self._rendered_or_none(changed) == text:
                 by_option = self._options.system is not None and place == 0
                 number = place + 1 - (self._options.system is not None)
+                left_out = f"message {number}, of the role {messages[place]['role']!r}"
                 raise PromptError(
                     f"prompt {prompt_id}: the model's chat template leaves out "
-                    + ("--system" if by_option else f"message {number}, of the role {messages[place]['role']!r}")
-                    + "; write its text into the message of the user"
+                    + (spelled("system") if by_option else left_out),
+                    "write its text into the message of the user",
+                    option="system" if by_option else None,
+                    given=messages[place]["content"],
                 )
 
     def _rendered_or_none(self, messages: Messages, *, begins_answer: bool = True) -> str | None:

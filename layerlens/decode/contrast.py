@@ -39,13 +39,15 @@ class DoLa(Strategy):
     def __post_init__(self) -> None:
         for name, known in (("divergence", ("published", "js")), ("per", ("batch", "row"))):
             if getattr(self, name) not in known:
-                raise OptionError(f"{name} {getattr(self, name)!r} is unknown; give {' or '.join(known)}")
+                raise OptionError.about(name, getattr(self, name), "is unknown", f"give {' or '.join(known)}")
         given = self.candidates
         numbers = isinstance(given, tuple) and given and all(type(n) is int and n >= 0 for n in given)
         if not numbers and given not in ("low", "high"):
-            raise OptionError(f"candidates {given!r} are unknown; give low, high, or a tuple of layers from 0")
+            advice = "give low, high, or a tuple of layers from 0"
+            raise OptionError.about("candidates", given, "are unknown", advice)
         if not is_number(self.relative_top) or not 0 <= self.relative_top <= 1:
-            raise OptionError(f"relative_top {self.relative_top!r} is out of range; give a number from 0 to 1")
+            advice = "give a number from 0 to 1"
+            raise OptionError.about("relative_top", self.relative_top, "is out of range", advice)
         true_or_false("norm", self.norm)
 
     @property
@@ -58,9 +60,8 @@ class DoLa(Strategy):
         if isinstance(self.candidates, str):
             return (*half(self.candidates, n_layers, tied=tied), n_layers)
         if max(self.candidates) >= n_layers:
-            raise OptionError(
-                f"candidates {self.candidates} do not fit a model of {n_layers} layers; give 0..{n_layers - 1}"
-            )
+            what = f"do not fit a model of {n_layers} layers"
+            raise OptionError.about("candidates", self.candidates, what, f"give 0..{n_layers - 1}")
         return (*self.candidates, n_layers)
 
     def choose(self, readouts: Readouts) -> Choice:
@@ -107,11 +108,11 @@ class SLED(Strategy):
         for name in ("rate", "lower_bound"):
             value = getattr(self, name)
             if not is_number(value) or not math.isfinite(value):
-                raise OptionError(f"{name} {value!r} is out of range; give a number")
+                raise OptionError.about(name, value, "is out of range", "give a number")
         if self.lower_bound >= 0:
-            raise OptionError(f"lower_bound {self.lower_bound} is out of range; give a number below 0")
+            raise OptionError.about("lower_bound", self.lower_bound, "is out of range", "give a number below 0")
         if self.rate < 0:
-            raise OptionError(f"rate {self.rate} is out of range; give 0 or more")
+            raise OptionError.about("rate", self.rate, "is out of range", "give 0 or more")
         true_or_false("norm", self.norm)
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:

@@ -66,7 +66,7 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
             reader.is_running = False  # but in `generate`: other passes of the model are its own
             log = DecodingLog(criterion_name(strategy))
             if "_layerlens_decoding" in vars(hf):
-                raise OptionError("this model is inside ll.decoding already; leave that first")
+                raise OptionError("this model is inside ll.decoding already", "leave that first", option="model")
             own_generate, theirs = hf.generate, vars(hf).get("generate")
             stack.enter_context(recompiled(hf))
             stack.enter_context(reader.answering())
@@ -86,10 +86,8 @@ def criterion_name(strategy: Strategy) -> str:
     """What the log calls the values that a strategy compared; OptionError where it has another column of that name."""
     name = "entropy" if strategy.criterion == "shannon" else str(strategy.criterion).replace("-", "_")
     if name in COLUMNS:
-        raise OptionError(
-            f"criterion {strategy.criterion!r} of {type(strategy).__name__} is the name of another column of the log; "
-            "give another name"
-        )
+        what = f"of {type(strategy).__name__} is the name of another column of the log"
+        raise OptionError.about("criterion", strategy.criterion, what, "give another name")
     return name
 
 
@@ -129,8 +127,10 @@ def _refuse_short_cache(model: Model, error: IndexError) -> None:
     if counted < model.n_layers:
         raise ModelError(
             f"the config of {model.source} says num_hidden_layers={counted} and {model.n_layers} blocks run, so that "
-            f"the cache of transformers' generate is too short; set model.hf.config.num_hidden_layers to "
-            f"{model.n_layers}, or give use_cache=False, or decode by ll.generate"
+            "the cache of transformers' generate is too short",
+            f"set model.hf.config.num_hidden_layers to {model.n_layers}, or give use_cache=False, or decode by "
+            "ll.generate",
+            given=counted,
         ) from error
 
 
@@ -150,16 +150,17 @@ def _effective_config(model: Model, kwargs: dict[str, Any]) -> GenerationConfig:
 def _refuse_other_searches(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
     mode = config.get_generation_mode(kwargs.get("assistant_model")).value
     if mode not in _MODES:
+        problem = f"{mode.replace('_', ' ')} compares or proposes several continuations"
         raise OptionError(
-            f"{mode.replace('_', ' ')} compares or proposes several continuations and cannot take another layer's "
-            "logits; use greedy decoding or sampling inside ll.decoding"
+            f"{problem} and cannot take another layer's logits",
+            "use greedy decoding or sampling inside ll.decoding",
+            given=mode,
         )
     for name, off in (("custom_generate", None), ("guidance_scale", 1.0), ("negative_prompt_ids", None)):
         value = kwargs.get(name, getattr(config, name, None))
         if value not in (None, off):
-            raise OptionError(
-                f"{name} runs passes of its own beside the one that emits a token; leave it out inside ll.decoding"
-            )
+            problem = f"{name} runs passes of its own beside the one that emits a token"
+            raise OptionError(problem, "leave it out inside ll.decoding", option=name, given=value)
 
 
 def _inputs(kwargs: dict[str, Any]) -> Tensor | None:
@@ -176,9 +177,8 @@ def _refuse_unreadable_ids(model: Model, config: GenerationConfig, inputs: Tenso
     unknown = [token_id for token_id in ids if not 0 <= token_id < model.n_known_tokens]
     if unknown:
         what = "pad_token_id" if unknown[0] == config.pad_token_id else "an input token"
-        raise OptionError(
-            f"{what} {unknown[0]} has no embedding, the model knows 0..{model.n_known_tokens - 1}; give one of these"
-        )
+        problem = f"{what} {unknown[0]} has no embedding, the model knows 0..{model.n_known_tokens - 1}"
+        raise OptionError(problem, "give one of these", given=unknown[0])
 
 
 class _Follower(LogitsProcessor):
@@ -206,8 +206,9 @@ class _Follower(LogitsProcessor):
             row = int(broken.nonzero()[0])
             raise ModelError(
                 f"{self._source} gave NaN or infinite logits for row {row} of the batch after "
-                f"{len(self.decisions)} new tokens, where no token can be drawn; check its weights, or load it with "
-                "another dtype"
+                f"{len(self.decisions)} new tokens, where no token can be drawn",
+                "check its weights, or load it with another dtype",
+                given=row,
             )
         self.decisions.append(self._reader.decisions)
         return scores

@@ -21,10 +21,8 @@ def ending_criteria(
             criteria.append(StopStringCriteria(tokenizer, stop_strings))
         except Exception as error:  # of a tokenizer whose tokens it cannot take apart
             texts = [stop_strings] if isinstance(stop_strings, str) else stop_strings
-            raise OptionError(
-                f"--stop-strings {' '.join(map(repr, texts))} cannot be looked for with a "
-                f"{type(tokenizer).__name__} ({first_sentence(error)}); give others, or leave them out"
-            ) from error
+            what = f"cannot be looked for with a {type(tokenizer).__name__} ({first_sentence(error)})"
+            raise OptionError.about("stop_strings", texts, what, "give others, or leave them out") from error
     return criteria
 
 

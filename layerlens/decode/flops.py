@@ -39,9 +39,10 @@ def decoding_flops(
             they lie in packed blocks.
     """
     if window < 1:
-        raise OptionError(f"--window {window} is too small; give a whole number from 1")
+        raise OptionError.about("window", window, "is too small", "give a whole number from 1")
     if mean_depth is not None and not 0 <= mean_depth <= window - 1:
-        raise OptionError(f"mean_depth {mean_depth} does not fit a window of {window}; give 0..{window - 1}")
+        what = f"does not fit a window of {window}"
+        raise OptionError.about("mean_depth", mean_depth, what, f"give 0..{window - 1}")
     decoder: Any = hf.get_decoder()
     has_blocks = decoder is not None and any(isinstance(module, nn.ModuleList) for module in decoder.modules())
     decoder = decoder if has_blocks and decoder is not hf else hf.base_model
@@ -82,7 +83,8 @@ def _of_its_own(module: nn.Module, active: int | None, hf: PreTrainedModel) -> i
     own = dict(module.named_parameters(recurse=False))
     stacks = [parameter for parameter in own.values() if parameter.ndim == 3]  # [experts, rows, columns]
     if any(parameter.dtype == torch.uint8 for parameter in own.values()):
-        raise ModelError(f"{hf.config.model_type} has experts in packed blocks, whose multiply-adds are not counted")
+        problem = f"{hf.config.model_type} has experts in packed blocks, whose multiply-adds are not counted"
+        raise ModelError(problem, "load it with unpacked weights", given=hf.config.model_type)
     if stacks:
         return sum(stack.numel() * _known(active, hf) // len(stack) for stack in stacks)
     weight = own.get("weight")
@@ -97,8 +99,9 @@ def _active_experts(config: Any) -> int | None:
 
 def _known(active: int | None, hf: PreTrainedModel) -> int:
     if active is None:
-        raise ModelError(
+        problem = (
             f"{hf.config.model_type} has experts, and none of {', '.join(_ACTIVE_EXPERTS)} in its config says how many "
-            "of them a token goes through; add one"
+            "of them a token goes through"
         )
+        raise ModelError(problem, "add one", given=hf.config.model_type)
     return active

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from layerlens.compat import processors_of
 from layerlens.decode.options import GenerateOptions, Options
-from layerlens.errors import Notice, OptionError, first_sentence
+from layerlens.errors import Notice, OptionError, first_sentence, spelled
 from layerlens.models import Model
 
 # Entries that have an option of the same name here, and what is off.
@@ -95,7 +95,7 @@ def unfollowed(config: GenerationConfig | None, source: str, options: GenerateOp
         temperature = getattr(config, "temperature", None) or 1.0
         yield (
             f"the generation config of {source} samples{how}, and this takes the most probable token; give "
-            f"--temperature {temperature} to sample"
+            f"{spelled('temperature', temperature)} to sample"
         )
     for name, (off, what) in _LEFT_OUT.items():
         value = getattr(config, name, None)
@@ -151,10 +151,9 @@ def _followed(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise OptionError(
-            f"the generation config of {source} cannot be followed ({first_sentence(error)}); give "
-            "--no-generation-config"
-        ) from error
+        problem = f"the generation config of {source} cannot be followed ({first_sentence(error)})"
+        advice = f"give {spelled('generation_config', False)}"
+        raise OptionError(problem, advice, option="generation_config", given=True) from error
 
 
 def _for_json(value: Any) -> Any:

@@ -18,7 +18,7 @@ from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.decode.texts import decoded
-from layerlens.errors import Notice
+from layerlens.errors import Notice, spelled
 from layerlens.models import Model
 from layerlens.models.nnsight import refuse_edits
 from layerlens.models.use import uses_model
@@ -109,16 +109,18 @@ def _tell_broken(model: Model, prompts: Sequence[TokenizedPrompt], generations: 
     pairs = zip(prompts, generations, strict=True)
     broken = [prompt.prompt_id for prompt, generation in pairs if generation.finish_reason == "non_finite"]
     if broken:
-        warnings.warn(f"{non_finite(model, broken)}; their texts end there", Notice, stacklevel=3)
+        problem, advice = non_finite(model, broken)
+        warnings.warn(f"{problem}, so that their texts end there; {advice}", Notice, stacklevel=3)
 
 
-def non_finite(model: Model, prompt_ids: Sequence[str]) -> str:
+def non_finite(model: Model, prompt_ids: Sequence[str]) -> tuple[str, str]:
     """That the model gave no numbers for some prompts, and what to do."""
     several = len(prompt_ids) > 1
     ids = ", ".join(prompt_ids[:5]) + (" ..." if len(prompt_ids) > 5 else "")
+    dtype = str(model.hf.dtype).removeprefix("torch.")
     return (
-        f"{model.source} gave NaN or infinite logits for prompt{'s' if several else ''} {ids}: check its weights, or "
-        f"load it with another dtype than {str(model.hf.dtype).removeprefix('torch.')}"
+        f"{model.source} gave NaN or infinite logits for prompt{'s' if several else ''} {ids}",
+        f"check its weights, or load it with another {spelled('dtype')} than {dtype}",
     )
 
 

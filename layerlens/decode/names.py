@@ -8,7 +8,7 @@ from typing import Any
 from layerlens.decode.contrast import SLED, DoLa
 from layerlens.decode.identity import attributes_of, recorded
 from layerlens.decode.strategies import Fixed, Last, Strategy, Valley
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "last": Last,
@@ -31,19 +31,27 @@ def register_strategy(name: str, strategy: Callable[..., Strategy]) -> None:
         OptionError: the name is taken or malformed, or the class is none of strategies, or an abstract one.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise OptionError(f"strategy name {name!r} is malformed; give lower-case letters, digits and hyphens")
+        problem = f"the name {name!r} of a strategy is malformed"
+        raise OptionError(problem, "give lower-case letters, digits and hyphens", option="name", given=name)
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
-        raise OptionError(f"{strategy!r} is no class of strategies; derive one from layerlens.Strategy")
+        problem = f"{strategy!r} is no class of strategies"
+        raise OptionError(problem, "derive one from layerlens.Strategy", option="strategy", given=strategy)
     if lacking := ", ".join(sorted(getattr(strategy, "__abstractmethods__", ()))):
-        raise OptionError(f"{strategy.__name__} lacks the methods {lacking}; write them before you register it")
-    if name in _STRATEGIES or _alias(name) is not None:
-        raise OptionError(f"there is a strategy {name!r} already; give another name")
+        problem = f"{strategy.__name__} lacks the methods {lacking}"
+        raise OptionError(problem, "write them before you register it", option="strategy", given=strategy)
+    if is_strategy_name(name):
+        raise OptionError(f"there is a strategy {name!r} already", "give another name", option="name", given=name)
     _STRATEGIES[name] = strategy
 
 
 def strategy_names() -> list[str]:
     """Every registered name."""
     return list(_STRATEGIES)
+
+
+def is_strategy_name(name: object) -> bool:
+    """Whether it is a registered name or an alias."""
+    return isinstance(name, str) and (name in _STRATEGIES or _alias(name) is not None)
 
 
 def named_strategy(name: str, **options: Any) -> Strategy:
@@ -55,8 +63,8 @@ def named_strategy(name: str, **options: Any) -> Strategy:
     make, fixed = _found(name)
     for option, value in options.items():
         if not takes_option(name, option):
-            flag = "--" + option.replace("_", "-")
-            raise OptionError(f"{flag} {value} has no effect on --strategy {name}; leave it out")
+            what = f"has no effect on {spelled('strategy', name)}"
+            raise OptionError.about(option, value, what, "leave it out")
     given = fixed | options
     missing = [
         one.name
@@ -64,10 +72,8 @@ def named_strategy(name: str, **options: Any) -> Strategy:
         if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.name not in given
     ]
     if missing:
-        raise OptionError(
-            f"--strategy {name} needs {' and '.join(missing)}; give it in Python (fixed layers have names: last-1, "
-            "last-2, ...)"
-        )
+        advice = "give it in Python (fixed layers have names: last-1, last-2, ...)"
+        raise OptionError.about("strategy", name, f"needs {' and '.join(missing)}", advice)
     return make(**given)
 
 
@@ -102,11 +108,11 @@ def strategy_record(strategy: Strategy, n_layers: int | None = None) -> dict[str
 def _found(name: str) -> tuple[Callable[..., Strategy], dict[str, Any]]:
     """The class of a name or alias, and the options that an alias fixes."""
     if not isinstance(name, str):
-        raise OptionError(f"strategy name {name!r} is no text; give {', '.join(_STRATEGIES)} ({_ALIASES})")
+        raise OptionError.about("strategy", name, "is no text", f"give {', '.join(_STRATEGIES)} ({_ALIASES})")
     if alias := _alias(name):
         return alias
     if name not in _STRATEGIES:
-        raise OptionError(f"--strategy {name} is unknown; give {', '.join(_STRATEGIES)} ({_ALIASES})")
+        raise OptionError.about("strategy", name, "is unknown", f"give {', '.join(_STRATEGIES)} ({_ALIASES})")
     return _STRATEGIES[name], {}
 
 

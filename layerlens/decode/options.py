@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any, ClassVar, TypeVar
 
-from layerlens.errors import OptionError, excerpt, is_utf8
+from layerlens.errors import OptionError, excerpt, is_utf8, spelled
 
 NO_TOKEN = -1  # what configs write where there is none
 LEAST_TEMPERATURE = 1e-3  # below, float32 logits over the temperature overflow
@@ -75,23 +75,24 @@ class GenerateOptions:
             if value is None and name in _FILLED:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise OptionError(f"{flag(name)} {value!r} is no number; give one")
+                raise OptionError.about(name, value, "is no number", "give one")
         self._check_sampling()
-        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < float("inf"):
-            raise OptionError(f"--repetition-penalty {self.repetition_penalty} is out of range; give a number above 0")
+        penalty = self.repetition_penalty
+        if penalty is not None and not 0 < penalty < float("inf"):
+            raise OptionError.about("repetition_penalty", penalty, "is out of range", "give a number above 0")
         if self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise OptionError(
-                f"--min-new-tokens {self.min_new_tokens} is above --max-new-tokens {self.max_new_tokens}; lower it"
-            )
+            what = f"is above {spelled('max_new_tokens', self.max_new_tokens)}"
+            raise OptionError.about("min_new_tokens", self.min_new_tokens, what, "lower it")
         for name in ("stop_strings", "eos_token_id"):
             self._check_list(name)
         if not isinstance(self.generation_config, bool | Mapping | None):
-            raise OptionError(
-                f"generation_config {self.generation_config!r} is neither True nor False; give one of them"
-            )
-        for name, given in (("--system", self.system), ("--chat-template-arg", self.chat_template_args)):
+            what = "is neither True nor False"
+            raise OptionError.about("generation_config", self.generation_config, what, "give one of them")
+        for name in ("system", "chat_template_args"):
+            given = getattr(self, name)
             if given is not None and self.chat_template is False:
-                raise OptionError(f"{name} needs the chat template that --no-chat-template turns off; drop one of them")
+                what = f"needs the chat template that {spelled('chat_template', False)} turns off"
+                raise OptionError.about(name, given, what, "drop one of them")
         self._check_texts()
 
     @property
@@ -107,40 +108,47 @@ class GenerateOptions:
 
     def _check_sampling(self) -> None:
         if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < float("inf"):
-            raise OptionError(
-                f"--temperature {self.temperature} is out of range; give 0 for greedy, or {LEAST_TEMPERATURE} and more"
-            )
+            advice = f"give 0 for greedy, or {LEAST_TEMPERATURE} and more"
+            raise OptionError.about("temperature", self.temperature, "is out of range", advice)
         if self.do_sample is not None and self.do_sample != self.samples:
-            wanted = "needs a --temperature above 0" if self.do_sample else "contradicts a --temperature above 0"
-            raise OptionError(f"do_sample={self.do_sample} {wanted}; temperature {self.temperature} was given")
+            what = f"contradicts {spelled('temperature', self.temperature)}"
+            advice = f"give a {spelled('temperature')} above 0 to sample, and 0 not to"
+            raise OptionError.about("do_sample", self.do_sample, what, advice)
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise OptionError(f"--top-p {self.top_p} is out of range; give a number above 0, 1 at most")
+            raise OptionError.about("top_p", self.top_p, "is out of range", "give a number above 0, 1 at most")
         for name, off in (("top_p", 1.0), ("top_k", 0)):
-            if getattr(self, name) not in (None, off) and not self.samples:
-                raise OptionError(
-                    f"{flag(name)} {getattr(self, name)} has no effect on greedy decoding; give --temperature too"
-                )
+            value = getattr(self, name)
+            if value not in (None, off) and not self.samples:
+                advice = f"give {spelled('temperature')} too"
+                raise OptionError.about(name, value, "has no effect on greedy decoding", advice)
 
     def _check_texts(self) -> None:
         for name, text in [("system", self.system or ""), *(("stop_strings", stop) for stop in self.stops)]:
             if not is_utf8(text):
-                raise OptionError(f"{flag(name)} is not UTF-8 text: {excerpt(text)}; mend it")
-        if self.add_special_tokens not in (None, True, False):
-            raise OptionError(f"add_special_tokens={self.add_special_tokens!r} is unknown; give True, False or None")
+                raise OptionError(
+                    f"{spelled(name)} is not UTF-8 text: {excerpt(text)}", "mend it", option=name, given=text
+                )
+        special = self.add_special_tokens
+        if special not in (None, True, False):
+            raise OptionError.about("add_special_tokens", special, "is unknown", "give True, False or None")
         variables = self.chat_template_args
         if variables is None:
             return
         if not isinstance(variables, dict) or not all(isinstance(name, str) for name in variables):
-            raise OptionError(f'chat_template_args {variables!r} is no dict of variables; give {{"name": value}}')
+            what = "is no dict of variables"
+            raise OptionError.about("chat_template_args", variables, what, 'give {"name": value}')
         for name, value in variables.items():
             if name in _NO_VARIABLES:
-                raise OptionError(f"--chat-template-arg {name} is for layerlens to decide; leave it out")
+                what = "is for layerlens to decide"
+                raise OptionError.about("chat_template_args", {name: value}, what, "leave it out")
             try:
                 json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
             except (TypeError, ValueError) as error:
                 raise OptionError(
-                    f"--chat-template-arg {name!r} is {value!r}, which JSON cannot hold; give true, false, a number, a "
-                    "text, or a list or an object of them"
+                    f"{spelled('chat_template_args')} has {name!r} as {value!r}, which JSON cannot hold",
+                    "give true, false, a number, a text, or a list or an object of them",
+                    option="chat_template_args",
+                    given={name: value},
                 ) from error
 
     def _check_list(self, name: str) -> None:
@@ -153,9 +161,7 @@ class GenerateOptions:
         if not good or not all(
             isinstance(entry, kind) and entry != "" and not isinstance(entry, bool) for entry in entries
         ):
-            what = "texts" if kind is str else "token ids"
-            spelt = flag(name) if name == "stop_strings" else name  # the command line has no option of end tokens
-            raise OptionError(f"{spelt} {value!r} is none; give {what}")
+            raise OptionError.about(name, value, "is none", f"give {'texts' if kind is str else 'token ids'}")
 
 
 Options = TypeVar("Options", bound=GenerateOptions)
@@ -166,16 +172,18 @@ def made(kind: type[Options], options: dict[str, Any]) -> Options:
     known = [field.name for field in fields(kind)]
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise OptionError(f"there is no option {unknown[0]!r}; there are {', '.join(known)}")
+        problem = f"there is no option {unknown[0]!r}"
+        raise OptionError(problem, f"there are {', '.join(known)}", option=unknown[0], given=options[unknown[0]])
     return kind(**options)
 
 
 def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
     """The same with `chat_template` decided for this tokenizer, and no `add_special_tokens` that is the default."""
-    wanted = {"--system": options.system, "--chat-template-arg": options.chat_template_args}
-    asked = [name for name, given in wanted.items() if given is not None] + ["chat_template=True"]
-    if not has_chat_template and (options.chat_template or len(asked) > 1):
-        raise OptionError(f"{asked[0]} needs a chat template and this tokenizer has none; leave it out")
+    for name in ("system", "chat_template_args", "chat_template"):
+        given = getattr(options, name)
+        if not has_chat_template and given is not None and given is not False:
+            what = "needs a chat template and this tokenizer has none"
+            raise OptionError.about(name, given, what, "leave it out")
     templated = has_chat_template if options.chat_template is None else options.chat_template
     is_default = options.add_special_tokens is (not templated)
     return replace(
@@ -183,16 +191,11 @@ def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
     )
 
 
-def flag(name: str) -> str:
-    """The option as the command line spells it."""
-    return "--" + name.replace("_", "-")
-
-
 def whole(name: str, value: object, least: int) -> None:
     """OptionError where the value is no whole number from `least` on that 63 bits hold."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise OptionError(f"{flag(name)} {value!r} is no whole number; give one from {least}")
+        raise OptionError.about(name, value, "is no whole number", f"give one from {least}")
     if value < least:
-        raise OptionError(f"{flag(name)} {value} is too small; give a whole number from {least}")
+        raise OptionError.about(name, value, "is too small", f"give a whole number from {least}")
     if int(value) >= 2**63:
-        raise OptionError(f"{flag(name)} {value} is too large; give a whole number below 2**63")
+        raise OptionError.about(name, value, "is too large", "give a whole number below 2**63")

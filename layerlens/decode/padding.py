@@ -7,7 +7,7 @@ from torch import Tensor
 
 from layerlens.decode.forward import Forward
 from layerlens.decode.prompts import pad, pad_token_id
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 from layerlens.models import Model
 
 # of the largest logit; linear attention computes a prompt in chunks, so rounding differs with its length
@@ -15,28 +15,35 @@ _PADDING_TOLERANCE = {torch.float32: 5e-3, torch.float64: 5e-3, torch.float16: 3
 _STEPS = 4
 
 
-@torch.no_grad()
 def refuse_ignored_padding(model: Model) -> None:
     """OptionError where a prompt, padded on the left beside a longer one, generates from other logits than alone."""
+    fault = padding_fault(model)
+    if fault is not None:
+        raise OptionError(
+            f"{spelled('batch_size')} above 1 does not work for {model.source} ({model.family}): padding changes what "
+            f"it generates, because {fault}",
+            f"give {spelled('batch_size', 1)}",
+            option="batch_size",
+        )
+
+
+@torch.no_grad()
+def padding_fault(model: Model) -> str | None:
+    """Why a prompt, padded on the left, generates from other logits than alone; None where it does not."""
     known = min(model.n_known_tokens, model.n_vocab)
     long = torch.linspace(min(3, known - 1), known - 1, 9, dtype=torch.float64).long().tolist()
     pad_id = pad_token_id(model)
     alone = _first_logits(model, [long[2:6]], pad_id)
     padded = _first_logits(model, [long[2:6], long], pad_id)
-    if not _alike(model, alone, padded):
-        # LLM.int8 picks the columns that it leaves alone by all rows of a batch, padded or not
-        if model.quantization and not _alike(model, alone, _first_logits(model, [long[2:6], long[4:8]], pad_id)):
-            return
-        otherwise = _first_logits(model, [long[2:6], long], (pad_id + 1) % known)
-        why = (
-            "it counts padding among its positions"
-            if _alike(model, padded, otherwise)
-            else "it reads padding as text, masked or not"
-        )
-        raise OptionError(
-            f"--batch-size above 1 does not work for {model.source} ({model.family}): padding changes what it "
-            f"generates, because {why}; give --batch-size 1"
-        )
+    if _alike(model, alone, padded):
+        return None
+    # LLM.int8 picks the columns that it leaves alone by all rows of a batch, padded or not
+    if model.quantization and not _alike(model, alone, _first_logits(model, [long[2:6], long[4:8]], pad_id)):
+        return None
+    otherwise = _first_logits(model, [long[2:6], long], (pad_id + 1) % known)
+    if _alike(model, padded, otherwise):
+        return "it counts padding among its positions"
+    return "it reads padding as text, masked or not"
 
 
 def _alike(model: Model, left: Tensor, right: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from layerlens.datasets import Prompt
 from layerlens.decode.chat import ChatTemplate
 from layerlens.decode.options import NO_TOKEN, GenerateOptions
-from layerlens.errors import ModelError, OptionError, PromptError, excerpt, first_sentence, is_utf8
+from layerlens.errors import ModelError, OptionError, PromptError, excerpt, first_sentence, is_utf8, spelled
 from layerlens.models import Model
 
 
@@ -41,10 +41,14 @@ def tokenize(model: Model, prompts: Sequence[Prompt], options: GenerateOptions) 
         if room is not None and needed > room:
             new, advice = "", "shorten it"
             if options.max_new_tokens:
-                new, advice = f" and {options.max_new_tokens:,} new ones", "shorten it or lower --max-new-tokens"
+                new = f" and {options.max_new_tokens:,} new ones"
+                advice = f"shorten it or lower {spelled('max_new_tokens')}"
             raise PromptError(
                 f"prompt {prompt.prompt_id} has {len(prompt.token_ids):,} tokens{new}, more than the model's context "
-                f"of {room:,}; {advice}"
+                f"of {room:,}",
+                advice,
+                option="max_new_tokens" if options.max_new_tokens else None,
+                given=needed,
             )
     return tokenized
 
@@ -76,9 +80,9 @@ def end_token_ids(model: Model, options: GenerateOptions | None = None) -> list[
     every = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
     ends = [token_id for token_id in every if 0 <= token_id < model.n_vocab]
     if given is not None and len(ends) < len(every) - every.count(NO_TOKEN):
-        raise OptionError(
-            f"eos_token_id {given!r} holds an id that the model never emits; give ids of 0..{model.n_vocab - 1}, or "
-            f"{NO_TOKEN} for none"
+        what = "holds an id that the model never emits"
+        raise OptionError.about(
+            "eos_token_id", given, what, f"give ids of 0..{model.n_vocab - 1}, or {NO_TOKEN} for none"
         )
     return ends
 
@@ -96,7 +100,9 @@ def refuse_unreadable(emitted: Iterable[int], n_known_tokens: int) -> None:
         if token_id >= n_known_tokens:
             raise ModelError(
                 f"the model emitted token {token_id} and has embeddings of 0..{n_known_tokens - 1} alone, so it cannot "
-                "go on; give its embeddings as many rows as its unembedding has"
+                "go on",
+                "give its embeddings as many rows as its unembedding has",
+                given=token_id,
             )
 
 
@@ -106,29 +112,25 @@ def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: 
     elif isinstance(prompt.content, str):
         text = prompt.content
     else:
-        raise PromptError(
-            f"prompt {prompt.prompt_id} is a list of messages and no chat template is in use; give a plain text, or a "
-            "model whose tokenizer has a chat template"
-        )
+        problem = f"prompt {prompt.prompt_id} is a list of messages and no chat template is in use"
+        advice = "give a plain text, or a model whose tokenizer has a chat template"
+        raise PromptError(problem, advice, option="chat_template", given=prompt.prompt_id)
     for what, said in (("the id", prompt.prompt_id), ("the reference", prompt.reference), ("the text", text)):
         if said is not None and not is_utf8(said):
-            raise PromptError(f"prompt {prompt.prompt_id!r}: {what} is not UTF-8 text: {excerpt(said)}; mend it")
+            problem = f"prompt {prompt.prompt_id!r}: {what} is not UTF-8 text: {excerpt(said)}"
+            raise PromptError(problem, "mend it", given=said)
     special = template is None if options.add_special_tokens is None else options.add_special_tokens
     try:
         ids = _token_ids(model.tokenizer, text, special=special)
     except Exception as error:  # tokenizers in Python raise whatever their tables raise
-        raise PromptError(
-            f"prompt {prompt.prompt_id} holds something that the tokenizer cannot write ({first_sentence(error)}); "
-            "leave that out"
-        ) from error
+        problem = f"prompt {prompt.prompt_id} holds something that the tokenizer cannot write"
+        raise PromptError(f"{problem} ({first_sentence(error)})", "leave that out", given=text) from error
     if not ids:
-        raise PromptError(f"prompt {prompt.prompt_id} has no tokens; give a text")
+        raise PromptError(f"prompt {prompt.prompt_id} has no tokens", "give a text", given=text)
     unknown = [token_id for token_id in ids if token_id is None or not 0 <= token_id < model.n_known_tokens]
     if unknown:
-        raise PromptError(
-            f"prompt {prompt.prompt_id} holds token {unknown[0]}, the model knows 0..{model.n_known_tokens - 1}; load "
-            "the model with its own tokenizer"
-        )
+        problem = f"prompt {prompt.prompt_id} holds token {unknown[0]}, the model knows 0..{model.n_known_tokens - 1}"
+        raise PromptError(problem, "load the model with its own tokenizer", given=unknown[0])
     return TokenizedPrompt(prompt.prompt_id, text, tuple(ids), prompt.reference)
 
 

@@ -103,7 +103,8 @@ class Reader:
         choice = self._strategy.choose(readouts)
         n_rows, model, name = len(readouts), self._model, type(self._strategy).__name__
         if not isinstance(choice, Choice):
-            raise OptionError(f"{name}.choose returned a {type(choice).__name__}; let it return a Choice")
+            problem = f"{name}.choose returned a {type(choice).__name__}"
+            raise OptionError(problem, "let it return a Choice", option="strategy", given=type(choice).__name__)
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "logits": (choice.logits, (n_rows, model.n_vocab)),
             "selected_layer": (choice.selected_layer, (n_rows,)),
@@ -112,9 +113,11 @@ class Reader:
         for field, (tensor, shape) in shapes.items():
             found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             if found != shape:
-                raise OptionError(f"{name}.choose gave {field} of shape {found}; let it be {shape}")
+                problem = f"{name}.choose gave {field} of shape {found}"
+                raise OptionError(problem, f"let it be {shape}", option="strategy", given=found)
         if self.may_branch and not all(1 <= layer <= model.n_layers for layer in choice.selected_layer.tolist()):
-            raise OptionError(f"{name}.choose selected a layer that is not; let selected_layer be 1..{model.n_layers}")
+            problem = f"{name}.choose selected a layer that is not"
+            raise OptionError(problem, f"let selected_layer be 1..{model.n_layers}", option="strategy")
         return choice
 
     def _is_on(self) -> bool:

@@ -164,7 +164,8 @@ class Readouts:
         """States that are now read out."""
         unasked = [layer for layer in layers if layer not in self._states]
         if unasked:
-            raise OptionError(f"layer {unasked[0]} was not asked for; let the strategy's `layers` name it")
+            problem = f"layer {unasked[0]} was not asked for"
+            raise OptionError(problem, "let the strategy's `layers` name it", option="strategy", given=unasked[0])
         stack = torch.stack([self._states[layer].to(self._device) for layer in layers], dim=1)
         if rows is None:
             self._of_each += len(layers)

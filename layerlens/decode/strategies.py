@@ -15,7 +15,7 @@ from layerlens.axes import Logits, TokenIds
 from layerlens.decode.criteria import CRITERIA
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import SCANS, walk_back
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 from layerlens.lens.sums import arg_max
 from layerlens.records.schema import default_window
 
@@ -55,8 +55,8 @@ class Strategy(ABC):
         """How many layers of a model of L a walk back chooses among, the last one included; None where none walks."""
         return None
 
-    def fit(self, n_layers: int, tied: bool, asked: str) -> None:
-        """OptionError where the strategy does not fit a model of L layers; `asked` is how it was asked for."""
+    def fit(self, n_layers: int, tied: bool) -> None:
+        """OptionError where the strategy does not fit a model of L layers."""
         layers_of(self, n_layers, tied)
 
     @abstractmethod
@@ -79,13 +79,16 @@ class Strategy(ABC):
 def layers_of(strategy: Strategy, n_layers: int, tied: bool) -> tuple[int, ...]:
     """The layers that a strategy needs of this model; OptionError where it is none, or does not fit."""
     if not isinstance(strategy, Strategy):
-        raise OptionError(f"strategy {strategy!r} is none; give one such as Valley(window=10), or named_strategy(name)")
+        advice = "give one such as Valley(window=10), or named_strategy(name)"
+        raise OptionError.about("strategy", strategy, "is none", advice)
     layers = strategy.layers(n_layers, tied)
     whole = isinstance(layers, Sequence) and all(isinstance(layer, int) for layer in layers)
     if not whole or any(not 0 <= layer <= n_layers for layer in layers):
         raise OptionError(
-            f"{type(strategy).__name__} asks for layers {layers!r} of a model of {n_layers} layers; let its `layers` "
-            f"return numbers from 0 to {n_layers}"
+            f"{type(strategy).__name__} asks for layers {layers!r} of a model of {n_layers} layers",
+            f"let its `layers` return numbers from 0 to {n_layers}",
+            option="strategy",
+            given=layers,
         )
     return tuple(layers)
 
@@ -135,16 +138,12 @@ class Fixed(Strategy):
             return None
         return f"last-{self.offset}" if self != Fixed(0) else "last"
 
-    def fit(self, n_layers: int, tied: bool, asked: str) -> None:
-        """As of every strategy, with the names of those that fit."""
-        if self.offset >= n_layers:
-            raise OptionError(f"{asked} does not fit a model of {n_layers} layers; give last-0 to last-{n_layers - 1}")
-        super().fit(n_layers, tied, asked)
-
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """L − offset, and L to compare with; none where that is L."""
         if self.offset >= n_layers:
-            raise OptionError(f"offset {self.offset} does not fit a model of {n_layers} layers; give 0..{n_layers - 1}")
+            what = f"does not fit a model of {n_layers} layers"
+            advice = f"give {spelled('offset', 0)} to {spelled('offset', n_layers - 1)}"
+            raise OptionError.about("offset", self.offset, what, advice)
         return () if self.offset == 0 or self.p == 0 else (n_layers - self.offset, n_layers)
 
     def choose(self, readouts: Readouts) -> Choice:
@@ -184,12 +183,13 @@ class Valley(Strategy):
         _probability(self.p)
         for name, known in (("criterion", list(CRITERIA)), ("scan", list(SCANS))):
             if getattr(self, name) not in known:
-                raise OptionError(f"{name} {getattr(self, name)!r} is unknown; give {', '.join(known)}")
+                raise OptionError.about(name, getattr(self, name), "is unknown", f"give {', '.join(known)}")
         floor = self.entropy_floor
         if not is_number(floor) or not 0 <= floor < float("inf"):
-            raise OptionError(f"entropy_floor {floor!r} is out of range; give nats, 0 or more")
+            raise OptionError.about("entropy_floor", floor, "is out of range", "give nats, 0 or more")
         if floor > 0 and self.criterion != "shannon":
-            raise OptionError(f"entropy_floor {floor} is in nats and has no meaning for {self.criterion}; leave it out")
+            what = f"is in nats and has no meaning for {self.criterion}"
+            raise OptionError.about("entropy_floor", floor, what, "leave it out")
 
     @property
     def label(self) -> str | None:
@@ -203,10 +203,9 @@ class Valley(Strategy):
         window = self.window_in(n_layers)
         if abs(self.shift) >= window:
             reach = f"from {1 - window} to {window - 1}" if window > 1 else "0"
-            raise OptionError(
-                f"shift {self.shift:+d} (valley{self.shift:+d}) can never act in a window of {window} "
-                f"layer{'s' * (window > 1)} of a model of {n_layers}; give a shift {reach}, or a larger window"
-            )
+            layers = f"{window} layer{'s' * (window > 1)} of a model of {n_layers}"
+            what, advice = f"can never act in a window of {layers}", f"give a shift {reach}, or a larger window"
+            raise OptionError.about("shift", self.shift, what, advice)
         return () if self.p == 0 or window == 1 else tuple(range(n_layers - window + 1, n_layers + 1))
 
     def choose(self, readouts: Readouts) -> Choice:
@@ -229,7 +228,8 @@ class Valley(Strategy):
         """The window in a model of so many layers; OptionError where it does not fit."""
         window = default_window(n_layers) if self.window is None else self.window
         if window > n_layers:
-            raise OptionError(f"--window {window} does not fit a model of {n_layers} layers; give 1..{n_layers}")
+            what = f"does not fit a model of {n_layers} layers"
+            raise OptionError.about("window", window, what, f"give 1..{n_layers}")
         return window
 
 
@@ -237,7 +237,7 @@ def whole_number(name: str, value: object, least: int | None) -> None:
     """OptionError where the value is no whole number from `least` on."""
     if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
         bound = "" if least is None else f" from {least}"
-        raise OptionError(f"{name} {value!r} is out of range; give a whole number{bound}")
+        raise OptionError.about(name, value, "is out of range", f"give a whole number{bound}")
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -248,9 +248,9 @@ def is_number(value: object) -> TypeGuard[float]:
 def true_or_false(name: str, value: object) -> None:
     """OptionError where the value is neither."""
     if not isinstance(value, bool):
-        raise OptionError(f"{name} {value!r} is neither True nor False; give one of them")
+        raise OptionError.about(name, value, "is neither True nor False", "give one of them")
 
 
 def _probability(p: object) -> None:
     if not is_number(p) or not 0 <= p <= 1:
-        raise OptionError(f"p {p!r} is no probability; give a number from 0 to 1")
+        raise OptionError.about("p", p, "is no probability", "give a number from 0 to 1")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from layerlens.datasets import Dataset, Prompt
 from layerlens.datasets.source import Scoring
-from layerlens.decode.names import named_strategy, strategy_record, takes_option
+from layerlens.decode.names import is_strategy_name, named_strategy, strategy_record, takes_option
 from layerlens.decode.options import GenerateOptions, whole
 from layerlens.decode.strategies import Last, Strategy, is_number
 from layerlens.errors import OptionError
@@ -121,18 +121,17 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
         OptionError: an arm is unknown, has no p, or is given twice; or no arm takes the window.
     """
     if isinstance(arms, str) or not arms:
-        given = arms if isinstance(arms, str) else ""
-        raise OptionError(f"--arms {given!r} is no list of names; give some, such as {','.join(ARMS[:5])}")
+        raise OptionError.about("arms", arms, "is no list of names", f"give some, such as {','.join(ARMS[:5])}")
     found: dict[str, Strategy] = {}
     for arm in arms:
         strategy = _strategy_of(arm, window)
         name = strategy.label or arm
         if name in found:
-            same = "" if arm == name else f" is {name}, which"
-            raise OptionError(f"--arms {arm}{same} is given already; leave one of them out")
+            what = "is given already" if arm == name else f"is {name}, which is given already"
+            raise OptionError.about("arms", arm, what, "leave one of them out")
         found[name] = strategy
     if window is not None and not any(takes_option(arm, "window") for arm in arms):
-        raise OptionError(f"--window {window} has no effect on the arms {', '.join(found)}; leave it out")
+        raise OptionError.about("window", window, f"has no effect on the arms {', '.join(found)}", "leave it out")
     found.pop("last", None)
     return {"last": Last(), **found}
 
@@ -140,10 +139,10 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
 def probabilities(p: Sequence[float]) -> list[float]:
     """The probabilities in order, 0 among them; OptionError where one is none."""
     if isinstance(p, str) or not isinstance(p, Sequence) or not p:
-        raise OptionError(f"p {p!r} is no list of probabilities; give numbers from 0 to 1")
+        raise OptionError.about("p", p, "is no list of probabilities", "give numbers from 0 to 1")
     for value in p:
         if not is_number(value) or not 0 <= value <= 1:
-            raise OptionError(f"--p {value} is no probability; give numbers from 0 to 1")
+            raise OptionError.about("p", value, "is no probability", "give numbers from 0 to 1")
     return sorted({0.0, *map(float, p)})
 
 
@@ -155,12 +154,10 @@ def repeat_seed(seed: int, repeat: int) -> int:
 def _strategy_of(arm: str, window: int | None) -> Strategy:
     """The strategy of an arm, with the window where it takes one."""
     advice = f"give arms such as {','.join(ARMS)}"
-    try:
-        given = {"window": window} if window is not None and takes_option(arm, "window") else {}
-        strategy = named_strategy(arm, **given)
-    except OptionError as error:
-        reason = str(error).partition(";")[0].replace("--strategy", "--arms")
-        raise OptionError(f"{reason}; {advice}") from error
+    if not is_strategy_name(arm):
+        raise OptionError.about("arms", arm, "is unknown", advice)
+    given = {"window": window} if window is not None and takes_option(arm, "window") else {}
+    strategy = named_strategy(arm, **given)
     if strategy.label != "last" and not (hasattr(strategy, "p") and is_dataclass(strategy)):
-        raise OptionError(f"--arms {arm} has no probability p; {advice}")
+        raise OptionError.about("arms", arm, "has no probability p", advice)
     return strategy

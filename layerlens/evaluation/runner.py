@@ -82,8 +82,8 @@ def ablate(
 
 def _settled(plan: Plan, model: Model) -> Plan:
     """The plan with the options that this model fills; OptionError where an arm does not fit it."""
-    for arm, strategy in plan.strategies.items():
-        strategy.fit(model.n_layers, model.tied, f"--arms {arm}")
+    for strategy in plan.strategies.values():
+        strategy.fit(model.n_layers, model.tied)
     settled = settle_chat_template(plan.options, bool(getattr(model.tokenizer, "chat_template", None)))
     return replace(plan, options=with_generation_config(settled, model))
 
@@ -138,7 +138,8 @@ def _answers(model: Model, plan: Plan, condition: Condition, part: int) -> dict[
     found = generate(model, batch, strategy=condition.strategy, seed=seed, **settings)
     broken = [prompt.prompt_id for prompt, one in zip(batch, found, strict=True) if one.finish_reason == "non_finite"]
     if broken:  # which is neither right nor wrong
-        raise ModelError(f"{non_finite(model, broken)}, or leave them out of the dataset")
+        problem, advice = non_finite(model, broken)
+        raise ModelError(problem, f"{advice}, or leave them out of the dataset", given=broken)
     seconds = (time.perf_counter() - started) / len(batch)
     outputs, references = [one.text for one in found], [str(prompt.reference) for prompt in batch]
     return {

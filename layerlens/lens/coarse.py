@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from layerlens.axes import States
 from layerlens.compat import has_fast_bfloat16, onednn_layout
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 from layerlens.formulas import LOWEST
 from layerlens.lens.sums import Reading, Sums
 from layerlens.models.unembed import Unembed, product
@@ -168,14 +168,12 @@ def _mean(weights: Tensor, values: Tensor) -> Tensor:
 def refuse_without_bfloat16(device: torch.device) -> None:
     """OptionError where products in bfloat16 are no faster: on a GPU, and on processors that have none of their own."""
     if device.type != "cpu":
-        raise OptionError(
-            "--lens-precision bfloat16 is for a CPU, a GPU multiplies in the type of the weights; give --dtype bfloat16"
-        )
+        what = "is for a CPU, a GPU multiplies in the type of the weights"
+        advice = f"give {spelled('dtype', 'bfloat16')}"
+        raise OptionError.about("lens_precision", "bfloat16", what, advice)
     if not (torch.backends.mkldnn.is_available() and has_fast_bfloat16()):
-        raise OptionError(
-            "--lens-precision bfloat16 would be slower here, this processor multiplies no bfloat16 (AVX512-BF16 or AMX "
-            "would); leave it out"
-        )
+        what = "would be slower here, this processor multiplies no bfloat16 (AVX512-BF16 or AMX would)"
+        raise OptionError.about("lens_precision", "bfloat16", what, "leave it out")
 
 
 def _packed(weight: Tensor) -> Tensor:

@@ -75,7 +75,9 @@ def _watched_pass(hf: PreTrainedModel, source: str) -> tuple[Tensor | None, list
             advice = "the package that quantised its weights may not fit them or this processor: load it without"
         raise ModelError(
             f"{source} ({hf.config.model_type}) cannot be traced: a pass over token ids alone failed "
-            f"({first_sentence(error)}); {advice}"
+            f"({first_sentence(error)})",
+            advice,
+            given=source,
         ) from error
     return getattr(outputs, "logits", None), calls
 
@@ -85,7 +87,9 @@ def _refuse_several_heads(hf: PreTrainedModel, source: str) -> None:
     if isinstance(head, nn.ModuleList):
         raise ModelError(
             f"{source} ({hf.config.model_type}) cannot be traced: it has {len(head)} unembeddings, and predicts as "
-            "many tokens at once; layerlens traces models that predict one token at a time"
+            "many tokens at once",
+            "layerlens traces models that predict one token at a time",
+            given=source,
         )
 
 
@@ -96,15 +100,19 @@ def _head(hf: PreTrainedModel, logits: Tensor | None, source: str) -> tuple[nn.M
         isinstance(head, nn.Module) and getattr(hf, "is_quantized", False)
     )
     if logits is None or head is None:
-        raise ModelError(f"{source} cannot be traced: it has no unembedding; give a model with a language-model head")
+        raise ModelError(
+            f"{source} cannot be traced: it has no unembedding", "give a model with a language-model head", given=source
+        )
     if not has_weight:
         raise unreadable_head(head, source)
     assert isinstance(head, nn.Module)
     weight = getattr(head, "weight", None)
     if is_plain(weight) and not isinstance(weight, nn.Parameter):
         raise ModelError(
-            f"{source} cannot be traced: its unembedding makes its weight anew in every pass, by pruning or another "
-            "parametrisation; make that permanent (torch.nn.utils.prune.remove, remove_parametrizations), then load it"
+            f"{source} cannot be traced: its unembedding makes its weight anew in every pass, by pruning or "
+            "another parametrisation",
+            "make that permanent (torch.nn.utils.prune.remove, remove_parametrizations), then load it",
+            given=source,
         )
     return head, logits.shape[-1]
 
@@ -125,15 +133,18 @@ def _stack(hf: PreTrainedModel, calls: Sequence[Call], source: str) -> tuple[str
         what = f"{len(lists)} lists of modules ({', '.join(lists) or 'none'})"
         how = "several of them hand" if chains else "none of them hands"
         raise ModelError(
-            f"{source} ({hf.config.model_type}) cannot be traced: its layers are in {what}, and {how} a stream from "
-            "module to module; layerlens needs one stack of blocks with one residual stream"
+            f"{source} ({hf.config.model_type}) cannot be traced: its layers are in {what}, and {how} a stream "
+            "from module to module",
+            "layerlens needs one stack of blocks with one residual stream",
+            given=source,
         )
     ((path, blocks),) = chains.items()
     n_calls = sum(call.module is blocks[0] for call in calls)
     if n_calls > 1:
         raise ModelError(
-            f"{source} ({hf.config.model_type}) cannot be traced: one pass runs its blocks {n_calls} times; layerlens "
-            "needs a model in which each block is one layer"
+            f"{source} ({hf.config.model_type}) cannot be traced: one pass runs its blocks {n_calls} times",
+            "layerlens needs a model in which each block is one layer",
+            given=source,
         )
     return path, blocks
 

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from layerlens.compat import has_processed_weights
-from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.errors import ModelError, OptionError, first_sentence, spelled
 
 
 def is_bridge(model: object) -> bool:
@@ -18,17 +18,15 @@ def bridged(hf: PreTrainedModel, source: str) -> PreTrainedModel:
     try:
         from transformer_lens.model_bridge.sources import build_bridge_from_module
     except ImportError as error:
-        raise OptionError(
-            "--backend transformer-lens needs TransformerLens 4; get it with: pip install 'transformer-lens>=4.3,<5'"
-        ) from error
+        advice = "get it with: pip install 'transformer-lens>=4.3,<5'"
+        raise OptionError.about("backend", "transformer-lens", "needs TransformerLens 4", advice) from error
     architecture = type(hf).__name__
     try:
         # without a tokenizer: TransformerLens would have it put a begin token before every text
         bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config, tokenizer=None, model_name=source)
     except Exception as error:  # an architecture that TransformerLens lacks, or does not fit
-        raise ModelError(
-            f"TransformerLens has no bridge for {source} ({first_sentence(error)}); leave --backend out"
-        ) from error
+        problem = f"TransformerLens has no bridge for {source} ({first_sentence(error)})"
+        raise ModelError(problem, f"leave {spelled('backend')} out", option="backend", given=source) from error
     return module_of(bridge, source)
 
 
@@ -40,10 +38,14 @@ def module_of(bridge: Any, source: str) -> PreTrainedModel:
     """
     if has_processed_weights(bridge):
         raise ModelError(
-            f"the weights of {source} were folded and centred (enable_compatibility_mode), which changes the residual "
-            "stream that is measured; give a bridge as boot_transformers makes it, or set no_processing=True"
+            f"the weights of {source} were folded and centred (enable_compatibility_mode), which changes the "
+            "residual stream that is measured",
+            "give a bridge as boot_transformers makes it, or set no_processing=True",
+            given=source,
         )
     hf = getattr(bridge, "original_model", None)
     if not isinstance(hf, PreTrainedModel):
-        raise ModelError(f"{source} wraps a {type(hf).__name__}; give a bridge around a transformers model")
+        raise ModelError(
+            f"{source} wraps a {type(hf).__name__}", "give a bridge around a transformers model", given=source
+        )
     return hf

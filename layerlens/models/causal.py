@@ -35,15 +35,20 @@ def refuse_other_kinds(source: str, config: Any, *, known: bool) -> None:
     """ModelError for what is no decoder. `known`: transformers lists it as one, or it comes with code of its own."""
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
         raise ModelError(
-            f"{source} ({config.model_type}) is an encoder-only model: its config has is_decoder=False, so that every "
-            "token sees the whole text; layerlens traces decoder-only language models, give one of those"
+            f"{source} ({config.model_type}) is an encoder-only model: its config has is_decoder=False, so that "
+            "every token sees the whole text",
+            "layerlens traces decoder-only language models, give one of those",
+            given=source,
         )
     if config.is_encoder_decoder:
         raise ModelError(
-            f"{source} ({config.model_type}) is an encoder-decoder model; layerlens traces decoder-only language models"
+            f"{source} ({config.model_type}) is an encoder-decoder model",
+            "layerlens traces decoder-only language models",
+            given=source,
         )
     if not known:
         raise ModelError(
-            f"{source} ({config.model_type}) is not a causal language model in this transformers; layerlens traces "
-            "decoder-only language models"
+            f"{source} ({config.model_type}) is not a causal language model in this transformers",
+            "layerlens traces decoder-only language models",
+            given=source,
         )

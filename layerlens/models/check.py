@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from layerlens.errors import ModelError
+from layerlens.errors import ModelError, spelled
 from layerlens.models.changes import foundation_of
 from layerlens.models.check_parts import all_at_once, decoder_is_enough, parts_hold
 from layerlens.models.check_readout import with_its_readout
@@ -45,8 +45,9 @@ def _check_stream(model: Model, streams: Streams, shape: list[int]) -> None:
         if list(h_out.shape) != shape:
             raise ModelError(
                 f"{model.source} ({model.family}) cannot be traced: block {index} hands on a tensor of shape "
-                f"{list(h_out.shape)} where {shape} was expected; layerlens needs one residual stream with one state "
-                "for each token"
+                f"{list(h_out.shape)} where {shape} was expected",
+                "layerlens needs one residual stream with one state for each token",
+                given=model.source,
             )
         if index and not torch.equal(h_in, streams[index - 1][2].to(h_out.device)):
             raise stream_changed(model, index)
@@ -59,8 +60,10 @@ def _check_finite(model: Model, logits: Tensor) -> None:
 
 def _not_finite(model: Model) -> ModelError:
     return ModelError(
-        f"{model.source} gives NaN or infinite logits for a short probe; check the weights, or load with another "
-        f"--dtype than {str(model.hf.dtype).removeprefix('torch.')}"
+        f"{model.source} gives NaN or infinite logits for a short probe",
+        f"check the weights, or load with another {spelled('dtype')} than {str(model.hf.dtype).removeprefix('torch.')}",
+        option="dtype",
+        given=model.source,
     )
 
 
@@ -68,7 +71,9 @@ def stream_changed(model: Model, index: int) -> ModelError:
     """What to raise where a block is not given what the one before it handed on."""
     return ModelError(
         f"{model.source} ({model.family}) cannot be traced: block {index} does not start from what block "
-        f"{index - 1} handed on; models that change the residual stream between blocks are not supported"
+        f"{index - 1} handed on",
+        "models that change the residual stream between blocks are not supported",
+        given=model.source,
     )
 
 
@@ -81,5 +86,7 @@ def refuse_not_causal(model: Model, worst: float) -> None:
         why = "its config has is_decoder=False, and " if getattr(config, "is_decoder", None) is False else ""
         raise ModelError(
             f"{model.source} ({model.family}) is not causal: {why}changing the last token moves earlier logits by "
-            f"{worst:.1e} of their size; layerlens traces decoder-only language models, give one of those"
+            f"{worst:.1e} of their size",
+            "layerlens traces decoder-only language models, give one of those",
+            given=model.source,
         )

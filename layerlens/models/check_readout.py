@@ -45,13 +45,16 @@ def with_readout(model: Model, misses: Sequence[tuple[float, float]]) -> Model:
     worst, bias = misses[0]
     if worst == 0:  # equal, and yet without a size
         raise ModelError(
-            f"{model.source} ({model.family}) gives a logit of 0 for every word, so that all words are equally likely "
-            f"at every layer: {_what_is_zero(model)} nothing but zeros; load it with trained weights"
+            f"{model.source} ({model.family}) gives a logit of 0 for every word, so that all words are equally "
+            f"likely at every layer: {_what_is_zero(model)} nothing but zeros",
+            "load it with trained weights",
+            given=model.source,
         )
     raise UnknownHead(
         f"{model.source} ({model.family}) failed the readout check: final norm and unembedding of the last block's "
-        f"output differ from the model's own logits by {worst:.1e} of their size, {bias:.1e} on average; "
-        f"{_reason(model)}"
+        f"output differ from the model's own logits by {worst:.1e} of their size, {bias:.1e} on average",
+        _reason(model),
+        given=model.source,
     )
 
 
@@ -96,8 +99,10 @@ def _miss(model: Model, unembed: Unembed, logits: Tensor, last: Tensor) -> tuple
     except Exception as error:  # of a module that was given less than it needs
         tail = ", ".join(type(module).__name__ for module in unembed.tail)
         raise ModelError(
-            f"{model.source} ({model.family}) cannot be traced: what follows its last block ({tail}) does not read one "
-            f"state alone ({first_sentence(error)}); layerlens needs one residual stream with one state for each token"
+            f"{model.source} ({model.family}) cannot be traced: what follows its last block ({tail}) does not read "
+            f"one state alone ({first_sentence(error)})",
+            "layerlens needs one residual stream with one state for each token",
+            given=model.source,
         ) from error
     own = logits.flatten(0, 1).to(read.device)
     # the rounding of half precision is large but falls to both sides; a lost scale or soft-cap pulls to one

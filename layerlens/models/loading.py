@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import module_in
-from layerlens.errors import ModelError, OptionError
+from layerlens.errors import ModelError, OptionError, spelled
 from layerlens.models import bridge, checkpoints, gguf, memory, nnsight, packed_gguf, sizes
 from layerlens.models.adapter import adapt
 from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
@@ -79,22 +79,31 @@ def load(
         OptionError: the arguments do not fit each other.
     """
     if backend not in (None, *BACKENDS):
-        raise OptionError(f"--backend {backend} is unknown; give {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
+        advice = f"give {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
+        raise OptionError.about("backend", backend, "is unknown", advice)
     if not isinstance(model, str | os.PathLike):
         places = (device, device_map, max_memory, offload_folder)
         if dtype != "auto" or keep_quantized or any(given is not None for given in (*places, quantize, revision)):
             raise OptionError(
-                "a model in memory keeps its dtype, devices, quantisation and revision; leave those options out"
+                "a model in memory keeps its dtype, devices, quantisation and revision",
+                "leave those options out",
+                option="model",
             )
         return _from_memory(model, tokenizer, backend)
     if tokenizer is not None:
-        raise OptionError(f"{model} is loaded with its own tokenizer; give a tokenizer only with a model in memory")
+        raise OptionError(
+            f"{model} is loaded with its own tokenizer",
+            "give a tokenizer only with a model in memory",
+            option="tokenizer",
+            given=tokenizer,
+        )
     _refuse_unknown_dtype(dtype)
     place = place_for(device, device_map, max_memory, offload_folder)
-    _refuse_other_backends(backend, {"device-map": device_map, "quantize": quantize, "keep-quantized": keep_quantized})
+    _refuse_other_backends(backend, {"device_map": device_map, "quantize": quantize, "keep_quantized": keep_quantized})
     source = os.fspath(model)
     if revision is not None and Path(source).expanduser().exists():
-        raise OptionError(f"--revision {revision} belongs to a hub id, and {source} is a local path; leave it out")
+        what = f"belongs to a hub id, and {source} is a local path"
+        raise OptionError.about("revision", revision, what, "leave it out")
     _refuse_no_name(source)
     if backend == "nnsight-remote":
         with quiet():
@@ -158,28 +167,30 @@ def sized(
 
 def _refuse_no_name(source: str) -> None:
     if not source:
-        raise ModelError(f"the model's name is empty; {checkpoints.OTHER_SOURCES}")
+        raise ModelError("the model's name is empty", checkpoints.OTHER_SOURCES, option="model", given=source)
 
 
 def _refuse_unknown_dtype(dtype: str) -> None:
     if dtype != "auto" and dtype not in _DTYPES:
-        raise OptionError(f"--dtype {dtype} is unknown; give auto, {', '.join(_DTYPES)}")
+        raise OptionError.about("dtype", dtype, "is unknown", f"give auto, {', '.join(_DTYPES)}")
 
 
 def _refuse_other_formats(source: str, gguf_file: str | None, quantize: Any, keep_quantized: bool) -> None:
     """OptionError for a way of quantising that does not fit how the weights are stored."""
     if gguf_file is not None and quantize is not None:
-        raise OptionError(f"--quantize {quantize} packs other weights than GGUF, which {source} is; leave it out")
+        what = f"packs other weights than GGUF, which {source} is"
+        raise OptionError.about("quantize", quantize, what, "leave it out")
     if gguf_file is None and keep_quantized:
-        raise OptionError(f"--keep-quantized is for GGUF files, and {source} is none; leave it out")
+        what = f"is for GGUF files, and {source} is none"
+        raise OptionError.about("keep_quantized", keep_quantized, what, "leave it out")
 
 
 def _refuse_other_backends(backend: str | None, given: dict[str, Any]) -> None:
     """OptionError for what only transformers' own passes can do."""
     name = next((name for name, value in given.items() if value), None)
     if name is not None and backend not in (None, TRANSFORMERS.name):
-        value = "" if given[name] is True else f" {given[name]}"
-        raise OptionError(f"--{name}{value} does not work with --backend {backend}; leave one of them out")
+        what = f"does not work with {spelled('backend', backend)}"
+        raise OptionError.about(name, given[name], what, "leave one of them out")
 
 
 def _backed(
@@ -192,7 +203,8 @@ def _backed(
         model = checked(adapt(hf, tokenizer, source, commit))
         return replace(model, backend=TRANSFORMER_LENS if is_bridge else TRANSFORMERS)
     if backend == "nnsight-remote":
-        raise OptionError(f"--backend nnsight-remote runs models that its server has, by hub id; {source} is here")
+        what = f"runs models that its server has, and {source} is here"
+        raise OptionError.about("backend", backend, what, "give the hub id of one of them")
     return replace(nnsight.loaded(nnsight.wrapped(hf, tokenizer), tokenizer, source, backend), revision=commit)
 
 
@@ -202,7 +214,10 @@ def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backe
     if nnsight.is_language_model(model):
         if backend in (TRANSFORMERS.name, TRANSFORMER_LENS.name):
             raise OptionError(
-                f"nnsight's model is run by nnsight, not by {backend}; load the transformers model itself"
+                f"nnsight's model is run by nnsight, not by {backend}",
+                "load the transformers model itself",
+                option="backend",
+                given=backend,
             )
         return nnsight.loaded(model, tokenizer, _name_of(model), backend or "nnsight")
     if not isinstance(model, PreTrainedModel):
@@ -211,7 +226,10 @@ def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backe
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         given = "no tokenizer" if tokenizer is None else f"a {type(tokenizer).__name__}"
         raise OptionError(
-            f"a model in memory needs its tokenizer, {given} was given; call load(model, tokenizer=tokenizer)"
+            f"a model in memory needs its tokenizer, {given} was given",
+            "call load(model, tokenizer=tokenizer)",
+            option="tokenizer",
+            given=tokenizer,
         )
     source = hf.name_or_path or type(hf).__name__
     refuse_other_kinds(source, hf.config, known=is_known(hf))
@@ -223,11 +241,21 @@ def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backe
 
 def _from_bridge(model: Any, tokenizer: PreTrainedTokenizerBase | None, backend: str | None) -> Model:
     if backend not in (None, TRANSFORMER_LENS.name):
-        raise OptionError(f"a TransformerBridge is run by TransformerLens, not by {backend}; leave the backend out")
+        raise OptionError(
+            f"a TransformerBridge is run by TransformerLens, not by {backend}",
+            "leave the backend out",
+            option="backend",
+            given=backend,
+        )
     source = str(model.cfg.model_name)
     tokenizer = tokenizer or model.tokenizer
     if tokenizer is None:
-        raise OptionError(f"the bridge of {source} has no tokenizer; call load(bridge, tokenizer=tokenizer)")
+        raise OptionError(
+            f"the bridge of {source} has no tokenizer",
+            "call load(bridge, tokenizer=tokenizer)",
+            option="tokenizer",
+            given=source,
+        )
     hf = bridge.module_of(model, source)
     refuse_unobservable(hf, source)
     refuse_without_values(hf, source)
@@ -246,7 +274,9 @@ def _locate(source: str) -> tuple[Path, str | None]:
     path = gguf.built_in_file(source) if source in gguf.BUILT_IN else Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ModelError(f"there is no file {source}; give the path of a .gguf file, a folder, or a hub id")
+            raise ModelError(
+                f"there is no file {source}", "give the path of a .gguf file, a folder, or a hub id", given=source
+            )
         return path.parent, path.name
     if path.is_dir():
         refuse_adapter_folder(source, path)
@@ -255,6 +285,12 @@ def _locate(source: str) -> tuple[Path, str | None]:
         if len(ggufs) == 1:
             return path, ggufs[0]
         if ggufs:
-            raise ModelError(f"{source} holds {len(ggufs)} .gguf files ({', '.join(ggufs[:4])}); give the path of one")
-        raise ModelError(f"{source} holds no model: it has no config.json and no .gguf file; give a folder that does")
+            raise ModelError(
+                f"{source} holds {len(ggufs)} .gguf files ({', '.join(ggufs[:4])})",
+                "give the path of one",
+                given=source,
+            )
+        raise ModelError(
+            f"{source} holds no model: it has no config.json and no .gguf file", "give a folder that does", given=source
+        )
     return path, None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.errors import ModelError, OptionError, first_sentence, spelled
 from layerlens.models.placement import Place
 from layerlens.models.sizes import Weights, dtype_of
 
@@ -38,10 +38,14 @@ def refuse_unfit(weights: Weights | None, place: Place) -> None:
     limit = sum(free.values()) + (_meminfo().get("SwapFree", 0) if "cpu" in free and not place.max_memory else 0)
     if weights.n_bytes > limit:
         found = " and ".join(f"{gib(n_bytes)} on {name}" for name, n_bytes in free.items())
-        ways = "--offload-folder DIR, to leave the rest on disk" if place.spreads else "--device-map auto"
+        disk = f"a directory as {spelled('offload_folder')}, to leave the rest on disk"
+        ways = disk if place.spreads else spelled("device_map", "auto")
+        fewer = ", ".join(spelled(option) for option in ("dtype", "quantize", "keep_quantized"))
         raise ModelError(
             f"{weights.source} needs {gib(weights.n_bytes)} for its weights alone ({weights.kind}), and there are "
-            f"{found} free; give {ways}, or load fewer bits (--dtype, --quantize, --keep-quantized), or a smaller model"
+            f"{found} free",
+            f"give {ways}, or load fewer bits ({fewer}), or a smaller model",
+            given=weights.n_bytes,
         )
 
 
@@ -92,5 +96,8 @@ def _parsed(limit: str | int) -> int:
         return int(convert_file_size_to_int(limit))
     except ValueError as error:
         raise OptionError(
-            f"max_memory {limit!r} is no size ({first_sentence(error)}); give one such as 20GiB"
+            f"max_memory {limit!r} is no size ({first_sentence(error)})",
+            "give one such as 20GiB",
+            option="max_memory",
+            given=limit,
         ) from error

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from layerlens import compat, formulas
 from layerlens.compat import has_edits, module_in
-from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
+from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence, spelled
 from layerlens.models import reduction
 from layerlens.models.adapter import adapt
 from layerlens.models.backend import Backend
@@ -103,12 +103,14 @@ def named(source: str, revision: str | None) -> Any:
     from nnsight.modeling.transformers import TransformersModel
 
     if Path(source).expanduser().exists():
-        raise OptionError(f"--backend nnsight-remote runs models that its server has, by hub id; {source} is here")
+        what = f"runs models that its server has, and {source} is here"
+        raise OptionError.about("backend", "nnsight-remote", what, "give the hub id of one of them")
     revision = revision or "main"
     if not hub.answers(source, "config.json", revision=revision):
         raise ModelError(
-            f"{source!r} does not answer on the hub; give the hub id of a model that nnsight's server runs, and check "
-            "that the hub can be reached"
+            f"{source!r} does not answer on the hub",
+            "give the hub id of a model that nnsight's server runs, and check that the hub can be reached",
+            given=source,
         )
     try:
         # given, because nnsight 0.8 does not ask for it with transformers 5.23
@@ -116,7 +118,9 @@ def named(source: str, revision: str | None) -> Any:
         return TransformersModel(source, task="text-generation", revision=revision, tokenizer=tokenizer)
     except Exception as error:
         raise ModelError(
-            f"nnsight cannot make out {source!r} ({first_sentence(error)}); give the hub id of another model"
+            f"nnsight cannot make out {source!r} ({first_sentence(error)})",
+            "give the hub id of another model",
+            given=source,
         ) from error
 
 
@@ -135,7 +139,12 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
     """
     tokenizer = tokenizer or lm.tokenizer
     if tokenizer is None:
-        raise OptionError(f"{source} has no tokenizer in nnsight; call load(model, tokenizer=tokenizer)")
+        raise OptionError(
+            f"{source} has no tokenizer in nnsight",
+            "call load(model, tokenizer=tokenizer)",
+            option="tokenizer",
+            given=source,
+        )
     if name == "nnsight":
         lm.dispatch()
         model = checked(adapt(module_in(lm).eval(), tokenizer, source))
@@ -161,7 +170,10 @@ def refuse_edits(model: Model) -> None:
     if lm is not None and any(has_edits(envoy) for envoy in lm.modules()):
         raise OptionError(
             f"{model.source} carries edits of nnsight, which act only inside of nnsight's traces and not while text "
-            "is generated; trace given text with --max-new-tokens 0, or call clear_edits()"
+            "is generated",
+            f"trace given text with {spelled('max_new_tokens', 0)}, or call clear_edits()",
+            option="model",
+            given=model.source,
         )
 
 
@@ -197,10 +209,9 @@ def _plan(model: Model) -> tuple[Any, ...]:
 
 def _refuse_without_key() -> None:
     if not _nnsight().CONFIG.API.APIKEY:
-        raise OptionError(
-            "--backend nnsight-remote needs a key of its server: set NDIF_API_KEY, or run "
-            "`python -c \"import nnsight; nnsight.CONFIG.set_default_api_key('KEY')\"` once"
-        )
+        run = "`python -c \"import nnsight; nnsight.CONFIG.set_default_api_key('KEY')\"`"
+        advice = f"set NDIF_API_KEY, or run {run} once"
+        raise OptionError.about("backend", "nnsight-remote", "needs a key of its server", advice)
 
 
 @contextlib.contextmanager
@@ -212,7 +223,7 @@ def _answering(source: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(
-            f"nnsight could not run {source} ({first_sentence(error)}); try again, or another model"
+            f"nnsight could not run {source} ({first_sentence(error)})", "try again, or another model", given=source
         ) from error
 
 
@@ -220,4 +231,6 @@ def _nnsight() -> Any:
     try:
         return import_module("nnsight")
     except ImportError as error:
-        raise OptionError("this backend needs nnsight; get it with: pip install 'nnsight>=0.8,<0.9'") from error
+        raise OptionError(
+            "this backend needs nnsight", "get it with: pip install 'nnsight>=0.8,<0.9'", option="backend"
+        ) from error

@@ -12,7 +12,7 @@ from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from layerlens.compat import set_gguf_kernel
-from layerlens.errors import ModelError, first_sentence
+from layerlens.errors import ModelError, first_sentence, spelled
 from layerlens.models.gguf import load_gguf
 
 
@@ -30,7 +30,8 @@ def load_packed(
     _provide_kernel()
     hf, tokenizer = load_gguf(source, path, dtype, packed=True, **arguments)
     if not any(parameter.dtype == torch.uint8 for parameter in hf.parameters()):
-        raise ModelError(f"{source} has no weight that is packed; leave --keep-quantized out")
+        advice = f"leave {spelled('keep_quantized', True)} out"
+        raise ModelError(f"{source} has no weight that is packed", advice, option="keep_quantized", given=source)
     return hf, tokenizer
 
 
@@ -39,11 +40,16 @@ def refuse_other_architectures(source: str, path: Path) -> None:
     try:
         architecture = read_gguf_metadata(str(path))[0]["general.architecture"]
     except Exception as error:
-        raise ModelError(f"{source} could not be loaded as GGUF ({first_sentence(error)}); check the file") from error
+        raise ModelError(
+            f"{source} could not be loaded as GGUF ({first_sentence(error)})", "check the file", given=source
+        ) from error
     if architecture not in GGUF_ARCHS:
         raise ModelError(
             f"{source} ({architecture}) cannot stay quantised: this transformers keeps GGUF weights packed for "
-            f"{', '.join(sorted(GGUF_ARCHS))}; leave --keep-quantized out"
+            f"{', '.join(sorted(GGUF_ARCHS))}",
+            f"leave {spelled('keep_quantized', True)} out",
+            option="keep_quantized",
+            given=architecture,
         )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from layerlens.compat import mover_of
-from layerlens.errors import OptionError, first_sentence
+from layerlens.errors import OptionError, first_sentence, spelled
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -72,16 +72,17 @@ def place_for(
 ) -> Place:
     """Where a model is to lie, from the options of `load`; OptionError where they do not fit each other."""
     if device_map is None:
-        for name, value in (("max_memory", max_memory), ("--offload-folder", offload_folder)):
+        for name, value in (("max_memory", max_memory), ("offload_folder", offload_folder)):
             if value is not None:
-                raise OptionError(f"{name} {value} belongs to --device-map; add it, or leave {name} out")
+                advice = f"add it, or leave {spelled(name)} out"
+                raise OptionError.about(name, value, f"belongs to {spelled('device_map')}", advice)
         return Place({"": _device(device)})
     if device is not None:
-        raise OptionError(f"--device {device} and --device-map {device_map} both say where; give one of them")
+        what = f"and {spelled('device_map', device_map)} both say where"
+        raise OptionError.about("device", device, what, "give one of them")
     if not isinstance(device_map, Mapping) and device_map not in DEVICE_MAPS:
-        raise OptionError(
-            f"--device-map {device_map} is unknown; give {', '.join(DEVICE_MAPS)}, or --device for one device"
-        )
+        advice = f"give {', '.join(DEVICE_MAPS)}, or {spelled('device')} for one device"
+        raise OptionError.about("device_map", device_map, "is unknown", advice)
     chosen = device_map if isinstance(device_map, str) else dict(device_map)
     limits = None if max_memory is None else dict(max_memory)
     return Place(chosen, limits, None if offload_folder is None else os.fspath(offload_folder))
@@ -96,9 +97,8 @@ def _device(device: str | None) -> torch.device:
             raise RuntimeError("it holds no numbers")
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"--device {device} cannot be used here ({first_sentence(error)}); try --device cpu"
-        ) from error
+        what = f"cannot be used here ({first_sentence(error)})"
+        raise OptionError.about("device", device, what, f"try {spelled('device', 'cpu')}") from error
     return where
 
 

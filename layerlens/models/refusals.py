@@ -25,8 +25,9 @@ def refuse_adapter_folder(source: str, folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     raise ModelError(
-        f"{source} holds an adapter for {base or 'another model'} ({_ADAPTER}) and not a model of its own; merge it "
-        "with peft (PeftModel.from_pretrained(base, folder).merge_and_unload()), and give the merged model"
+        f"{source} holds an adapter for {base or 'another model'} ({_ADAPTER}) and not a model of its own",
+        "merge it with peft (PeftModel.from_pretrained(base, folder).merge_and_unload()), and give the merged model",
+        given=source,
     )
 
 
@@ -35,8 +36,11 @@ def refuse_no_model(given: object) -> NoReturn:
     name = type(given).__name__
     if any(kind.__module__.partition(".")[0] == "peft" for kind in type(given).__mro__):
         raise OptionError(
-            f"a {name} is peft's wrapper around a model; give the model with its adapters merged "
-            "(model.merge_and_unload()), or the one inside of it that carries them (model.get_base_model())"
+            f"a {name} is peft's wrapper around a model",
+            "give the model with its adapters merged (model.merge_and_unload()), or the one inside of it that "
+            "carries them (model.get_base_model())",
+            option="model",
+            given=name,
         )
     inner, path, compiled = given, "model", False
     while not isinstance(inner, PreTrainedModel) and (attribute := _inside(inner)) is not None:
@@ -44,10 +48,17 @@ def refuse_no_model(given: object) -> NoReturn:
         inner, path = getattr(inner, attribute), f"{path}.{attribute}"
     if isinstance(inner, PreTrainedModel):
         why = " by torch.compile, in whose code hooks do not run" if compiled else ""
-        raise OptionError(f"this {name} is a wrapper around a {type(inner).__name__}{why}; give that ({path})")
+        raise OptionError(
+            f"this {name} is a wrapper around a {type(inner).__name__}{why}",
+            f"give that ({path})",
+            option="model",
+            given=name,
+        )
     raise OptionError(
-        f"a {name} is no model; give a hub id, a path, or a model of transformers, TransformerLens (a "
-        "TransformerBridge) or nnsight"
+        f"a {name} is no model",
+        "give a hub id, a path, or a model of transformers, TransformerLens (a TransformerBridge) or nnsight",
+        option="model",
+        given=name,
     )
 
 
@@ -61,16 +72,22 @@ def unreadable_head(head: object, source: str) -> ModelError:
     """What to raise where the unembedding has no weight that can be read."""
     kind = type(head)
     if ".quantized." in f"{kind.__module__}.":
-        what = "is quantised by torch, which packs its weight away; leave the unembedding out of the quantisation"
+        what, advice = "is quantised by torch, which packs its weight away", "leave it out of the quantisation"
     else:
-        what = "has no weight of its own; give the model an unembedding with one, such as a torch.nn.Linear"
-    return ModelError(f"{source} cannot be traced: its unembedding ({kind.__module__}.{kind.__name__}) {what}")
+        what = "has no weight of its own"
+        advice = "give the model an unembedding with one, such as a torch.nn.Linear"
+    problem = f"{source} cannot be traced: its unembedding ({kind.__module__}.{kind.__name__}) {what}"
+    return ModelError(problem, advice, given=f"{kind.__module__}.{kind.__name__}")
 
 
 def refuse_unobservable(hf: nn.Module, source: str) -> None:
     """ModelError for a compiled model: hooks do not run in code that was compiled without them."""
     if is_compiled(hf):
-        raise ModelError(f"{source} is compiled, and hooks do not run in compiled code; load it without torch.compile")
+        raise ModelError(
+            f"{source} is compiled, and hooks do not run in compiled code",
+            "load it without torch.compile",
+            given=source,
+        )
 
 
 def refuse_without_values(hf: nn.Module, source: str) -> None:
@@ -80,8 +97,9 @@ def refuse_without_values(hf: nn.Module, source: str) -> None:
     empty = [name for name, parameter in hf.named_parameters() if parameter.is_meta]
     if empty:
         raise ModelError(
-            f"{source} has no values: {len(empty)} of its weights ({empty[0]} ...) are on the meta device; load it "
-            "with its weights, by from_pretrained"
+            f"{source} has no values: {len(empty)} of its weights ({empty[0]} ...) are on the meta device",
+            "load it with its weights, by from_pretrained",
+            given=source,
         )
 
 
@@ -98,14 +116,17 @@ def refuse_dropped_weights(
     """
     if missing:
         raise ModelError(
-            f"{source} lacks {len(missing)} of its weights ({_some(missing)}), which would be random; give a complete "
-            "checkpoint"
+            f"{source} lacks {len(missing)} of its weights ({_some(missing)}), which would be random",
+            "give a complete checkpoint",
+            given=source,
         )
     needed = [name for name in left_out if _acts(hf, name)]
     if needed:
         raise ModelError(
             f"{source} holds {len(needed)} weights that {type(hf).__name__} does not take ({_some(needed)}), and "
-            "without them it is another model; check its config.json, or use the transformers that it was made with"
+            "without them it is another model",
+            "check its config.json, or use the transformers that it was made with",
+            given=source,
         )
 
 

@@ -183,7 +183,9 @@ def tiny_model(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
             model: PreTrainedModel = built_from(kind, _fitting(config, kind), dtype=torch.float32)
             _roughen(model)
     except Exception as error:  # of transformers: a check of the config, a package that is missing
-        raise ModelError(f"this transformers builds no tiny {name} ({first_sentence(error)}); give another") from error
+        raise ModelError(
+            f"this transformers builds no tiny {name} ({first_sentence(error)})", "give another", given=name
+        ) from error
     model.eval()
     return model
 
@@ -192,7 +194,9 @@ def _class_of(name: str) -> Any:
     mapping = {**MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     if name not in mapping:
         raise ModelError(
-            f"there is no tiny model {name!r}; give a causal language model's type, such as {', '.join(CONFIGS)}"
+            f"there is no tiny model {name!r}",
+            f"give a causal language model's type, such as {', '.join(CONFIGS)}",
+            given=name,
         )
     return getattr(transformers, mapping[name])
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from layerlens.errors import ModelError, OptionError
+from layerlens.errors import ModelError, OptionError, spelled
 from layerlens.models.changes import changes, in_training, note_numbers
 from layerlens.models.check_parts import decoder_is_enough
 from layerlens.models.check_readout import readout_holds
@@ -29,10 +29,9 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remot
     if not model.backend.is_here:
         if may_be_remote:
             return
-        raise OptionError(
-            f"--backend {model.backend.name} leaves the weights of {model.source} on a server, and this decodes here; "
-            "load it with --backend transformers"
-        )
+        what = f"leaves the weights of {model.source} on a server, and this decodes here"
+        advice = f"load it with {spelled('backend', 'transformers')}"
+        raise OptionError.about("backend", model.backend.name, what, advice)
     if not may_be_compiled:
         refuse_unobservable(model.hf, model.source)
     fixed, watched = changes(model)
@@ -41,7 +40,9 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remot
     if in_training(model.hf):
         names = [name for name, module in model.hf.named_modules() if module.training]
         what = f"{model.source} is" if model.hf.training else f"{names[0]} of {model.source} is"
-        raise ModelError(f"{what} in training mode, where dropout is on; call model.hf.eval() first")
+        raise ModelError(
+            f"{what} in training mode, where dropout is on", "call model.hf.eval() first", given=model.source
+        )
     if watched:
         if not _still_holds(model):
             raise _changed(model, watched)
@@ -51,8 +52,9 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remot
 def _changed(model: Model, phrases: Sequence[str]) -> ModelError:
     more = f" (and {len(phrases) - 2} more)" if len(phrases) > 2 else ""
     return ModelError(
-        f"{model.source} was changed after it was loaded: {', '.join(phrases[:2])}{more}; undo that, or load it as it "
-        "is now: ll.load(model.hf, tokenizer=model.tokenizer)"
+        f"{model.source} was changed after it was loaded: {', '.join(phrases[:2])}{more}",
+        "undo that, or load it as it is now: ll.load(model.hf, tokenizer=model.tokenizer)",
+        given=model.source,
     )
 
 

@@ -42,7 +42,12 @@ def in_use(model: object, *, may_be_compiled: bool = False, may_be_remote: bool 
         ModelError, OptionError: it is no model from `load`; and see `still_as_loaded` and `own_terms`.
     """
     if not isinstance(model, Model):
-        raise OptionError(f"a {type(model).__name__} is no loaded model; load it: ll.load(model, tokenizer=tokenizer)")
+        raise OptionError(
+            f"a {type(model).__name__} is no loaded model",
+            "load it: ll.load(model, tokenizer=tokenizer)",
+            option="model",
+            given=type(model).__name__,
+        )
     with own_terms(), alone(model.hf):
         still_as_loaded(model, may_be_compiled=may_be_compiled, may_be_remote=may_be_remote)
         yield
@@ -69,7 +74,9 @@ def own_terms() -> Iterator[None]:
             dtype = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
             raise ModelError(
                 f"torch.autocast is on and computes in {dtype}, and models are measured in the type that they were "
-                f"loaded in; leave torch.autocast, or load the model with dtype={dtype!r}"
+                "loaded in",
+                f"leave torch.autocast, or load the model with dtype={dtype!r}",
+                given=dtype,
             )
     elsewhere = torch.get_default_device().type != "cpu"
     with torch.device("cpu") if elsewhere else nullcontext():

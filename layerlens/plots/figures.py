@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled, spelled_command
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
 from layerlens.plots.clouds import figure1
@@ -66,15 +66,16 @@ def draw(
         RunError: the run lacks what the figure shows.
     """
     if number not in NUMBERS:
-        raise OptionError(f"there is no figure {number}; choose from {', '.join(map(str, NUMBERS))}")
+        known = ", ".join(map(str, NUMBERS))
+        raise OptionError(f"there is no figure {number}", f"choose from {known}", option="number", given=number)
     if number == 3:
         if ablation is None:
-            raise OptionError(
-                "figure 3 shows scored answers; give --ablation, a directory written by `layerlens ablate`"
-            )
+            advice = f"give {spelled('ablation')}, a directory that {spelled_command('ablate')} wrote"
+            raise OptionError("figure 3 shows scored answers", advice, option="ablation")
         figure, table = figure3(ablation)
     elif run is None:
-        raise OptionError(f"figure {number} shows a run; give --run, a directory that `layerlens trace` wrote")
+        advice = f"give {spelled('run')}, a directory that {spelled_command('trace')} wrote"
+        raise OptionError(f"figure {number} shows a run", advice, option="run")
     elif number in GRIDS:
         figure, table = figure_grid(beside, run, choice=number - GRIDS[0] + 1)
     else:

@@ -101,9 +101,10 @@ def grid_table(
     """
     for name, value in (("choice", choice), ("most_tokens", most_tokens)):
         if value < 1:
-            raise OptionError(f"{name} is {value}; it counts from 1")
+            raise OptionError.about(name, value, "is too small", "give a whole number from 1")
     if rule not in _RULES:
-        raise OptionError(f"there is no rule {rule!r} by which tokens differ; choose from {', '.join(_RULES)}")
+        problem = f"there is no rule {rule!r} by which tokens differ"
+        raise OptionError(problem, f"choose from {', '.join(_RULES)}", option="rule", given=rule)
     runs = [run for run in (last_run, valley_run) if run is not None]
     found = [choices(run) for run in runs]
     chosen = _choose(runs, found, choice) if prompt_id is None else _check(runs, found, prompt_id)
@@ -291,12 +292,14 @@ def _with_text(runs: list[Records], found: list[Choices]) -> set[str]:
 def _choose(runs: list[Records], found: list[Choices], choice: int) -> str:
     common = _with_text(runs, found)
     if not common:
-        raise RunError(f"{runs[0].path} and {runs[-1].path} share no prompt; trace the same prompts in both")
+        problem = f"{runs[0].path} and {runs[-1].path} share no prompt"
+        raise RunError(problem, "trace the same prompts in both", given=runs[0].path)
     ids = _ids(runs[-1], found[-1])
     counts = pd.Series(found[-1].substituted, dtype=int).groupby(ids).sum()
     ranked = sorted(common, key=lambda prompt_id: (-int(counts[prompt_id]), prompt_id))
     if choice > len(ranked):
-        raise RunError(f"{_asked(choice)}, but {_holding(runs, len(ranked))}; trace more prompts")
+        problem = f"{_asked(choice)}, but {_holding(runs, len(ranked))}"
+        raise RunError(problem, "trace more prompts", option="choice", given=choice)
     return ranked[choice - 1]
 
 
@@ -318,28 +321,27 @@ def _check(runs: list[Records], found: list[Choices], prompt_id: str) -> str:
     for run, of in zip(runs, found, strict=True):
         if prompt_id not in _with_text([run], [of]):
             few = ", ".join(sorted(_with_text([run], [of]))[:4])
-            raise RunError(f"{run.path} generated nothing for prompt {prompt_id!r}; choose another, such as {few}")
+            problem = f"{run.path} generated nothing for prompt {prompt_id!r}"
+            raise RunError(problem, f"choose another, such as {few}", option="prompt_id", given=prompt_id)
     return prompt_id
 
 
 def _refuse_unlike(last_run: Records, valley_run: Records) -> None:
     strategy = last_run.manifest["strategy"]["name"]
     if strategy != "last":
-        raise RunError(
-            f"{last_run.path} was decoded by {strategy}, and standard decoding is drawn beside it; give a run from the "
-            "last layer"
-        )
+        problem = f"{last_run.path} was decoded by {strategy}, and standard decoding is drawn beside it"
+        raise RunError(problem, "give a run from the last layer", option="last_run", given=last_run.path)
     ours, theirs = (run.manifest["model"].get("fingerprint") for run in (last_run, valley_run))
     if ours != theirs or last_run.n_layers != valley_run.n_layers:
-        raise RunError(f"{last_run.path} and {valley_run.path} are of two models; trace the same one in both")
+        problem = f"{last_run.path} and {valley_run.path} are of two models"
+        raise RunError(problem, "trace the same one in both", given=last_run.path)
 
 
 def _refuse_other_prompts(runs: list[Records], prompt_id: str) -> None:
     first, second = (run.prompts.set_index("prompt_id")["prompt"][prompt_id] for run in runs)
     if first != second:
-        raise RunError(
-            f"{runs[0].path} and {runs[1].path} asked different things as {prompt_id!r}; trace the same prompts in both"
-        )
+        problem = f"{runs[0].path} and {runs[1].path} asked different things as {prompt_id!r}"
+        raise RunError(problem, "trace the same prompts in both", option="prompt_id", given=prompt_id)
 
 
 def _tokens_of(run: Records, found: Choices, prompt_id: str) -> pd.DataFrame:

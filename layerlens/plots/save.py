@@ -29,7 +29,8 @@ def save(figure: Figure, table: pd.DataFrame, out_dir: Path, stem: str) -> list[
         table.to_csv(csv, index=False, float_format="%.6g")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OptionError(f"figures cannot be written to {out_dir} ({reason}); name another directory") from error
+        problem = f"figures cannot be written to {out_dir} ({reason})"
+        raise OptionError(problem, "name another directory", option="out", given=out_dir) from error
     return paths
 
 

@@ -10,7 +10,7 @@ from layerlens.analysis.decoding import by_entropy_band, by_relative_position, v
 from layerlens.analysis.partition import partition
 from layerlens.analysis.phases import phases
 from layerlens.analysis.valleys import marks_shown, valleys
-from layerlens.errors import RunError
+from layerlens.errors import RunError, spelled
 from layerlens.records.reader import Records
 from layerlens.report.markup import Markup, element, join
 
@@ -45,10 +45,12 @@ def caveats(run: Records) -> list[str]:
     if not run.is_complete:
         said.append(
             f"This run is not complete: {len(run.prompts)} of {run.manifest['dataset']['rows']} prompts are in it; "
-            "repeat the trace with --resume and make the report again."
+            f"repeat the trace with {spelled('resume', True)} and make the report again."
         )
     if run.words.empty:
-        advice = "trace it again with this version" if run.is_complete else "continue it with --resume"
+        advice = (
+            "trace it again with this version" if run.is_complete else f"continue it with {spelled('resume', True)}"
+        )
         said.append(f"The run does not hold what its token ids say; {advice} and make the report again.")
     if n_broken:
         said.append(f"{count(n_broken, 'prompt')} with NaN or infinite states left out of the statistics and figures.")

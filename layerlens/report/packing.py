@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from layerlens.analysis.layers import layer_kinds
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled
 from layerlens.records.reader import Records
 
 BUDGET = 4_300_000
@@ -70,12 +70,14 @@ def _rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str,
     """The rows of `run.positions` of every prompt, in the order of its positions."""
     traced: dict[str, Array] = run.positions.groupby("prompt_id", sort=False).indices  # type: ignore[assignment]
     if not traced:
-        raise RunError(f"{run.path} holds no complete prompt; continue it with --resume, or trace one to its end")
+        advice = f"continue it with {spelled('resume', True)}, or trace one to its end"
+        raise RunError(f"{run.path} holds no complete prompt", advice, given=run.path)
     wanted = list(traced) if prompt_ids is None else list(prompt_ids)
     unknown = [name for name in wanted if name not in traced]
     if unknown or not wanted:
         given = f"no prompt {unknown[0]!r}" if unknown else "none of no prompts"
-        raise OptionError(f"{run.path} traced {given}; choose from run.prompts['prompt_id']")
+        advice = "choose from run.prompts['prompt_id']"
+        raise OptionError(f"{run.path} traced {given}", advice, option="prompt_ids", given=prompt_ids)
     position = run.positions["position"].to_numpy()
     return {name: traced[name][np.argsort(position[traced[name]], kind="stable")][:TOKENS_SHOWN] for name in wanted}
 

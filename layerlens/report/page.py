@@ -47,7 +47,8 @@ def write_report(run: Records, path: str | os.PathLike[str], prompt_ids: Sequenc
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OptionError(f"the report cannot be written to {out} ({reason}); name another file") from error
+        problem = f"the report cannot be written to {out} ({reason})"
+        raise OptionError(problem, "name another file", option="out", given=out) from error
     return out
 
 

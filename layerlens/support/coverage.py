@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from layerlens.decode.loop import generate
+from layerlens.decode.padding import padding_fault
 from layerlens.decode.strategies import Valley
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models import Model, load, tiny_model, tiny_tokenizer
@@ -169,17 +170,16 @@ def _refuse_unknown(name: str) -> None:
             one for one in known if asked and one.startswith(asked)
         ]
         meant = meant[:3]
-        raise OptionError(
-            f"transformers {transformers.__version__} has no causal language model of type {name!r}; "
-            + (f"did you mean {' or '.join(meant)}?" if meant else f"give one such as {', '.join(families()[:3])}")
-        )
+        problem = f"transformers {transformers.__version__} has no causal language model of type {name!r}"
+        advice = f"did you mean {' or '.join(meant)}?" if meant else f"give one such as {', '.join(families()[:3])}"
+        raise OptionError(problem, advice, option="names", given=name)
 
 
 def _checked(name: str) -> Coverage:
     try:
         hf = tiny_model(name)
     except ModelError as error:
-        return Coverage(name, "not tried", str(error).removesuffix("; give another"))
+        return Coverage(name, "not tried", error.problem)
     found = Coverage(name, "works")
     try:
         for step, learned in zip(STEPS, _steps(hf), strict=True):
@@ -218,7 +218,9 @@ def _padding(model: Model, alone: dict[str, np.ndarray]) -> str:
     try:
         together = _traced(model, "generate", len(_TEXTS))
     except OptionError as error:
-        return str(error).split("because ")[-1].split(";")[0]
+        if error.option != "batch_size":
+            raise
+        return padding_fault(model) or ""
     _agree("generating one by one", alone, "together", together)
     return ""
 

@@ -77,7 +77,9 @@ def estimate(
     with quiet():
         config, loader, dtype, weights = loading.sized(model, place, **options)
         if weights is None:
-            raise ModelError(f"{model} holds no weights that can be read; {checkpoints.weights_advice(model)}")
+            raise ModelError(
+                f"{model} holds no weights that can be read", checkpoints.weights_advice(model), given=model
+            )
         cache_bytes = _cache_bytes(config, loader, dtype, batch_size, n_tokens)
     text = config.get_text_config(decoder=True)
     device = torch.device("cuda" if place.uses_gpu else "cpu")

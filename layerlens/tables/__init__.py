@@ -6,7 +6,7 @@ from os import PathLike
 import pandas as pd
 
 from layerlens.analysis.ablation import table7
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled, spelled_command
 from layerlens.records.reader import Records
 from layerlens.tables.decoding import table6_1
 from layerlens.tables.overhead import table5
@@ -36,10 +36,10 @@ def composed(number: str, run: Records | None, ablations: Sequence[str | PathLik
     """
     if number == "7":
         if not ablations:
-            raise OptionError(
-                "table 7 shows scored answers; give --ablation, a directory written by `layerlens ablate`"
-            )
+            advice = f"give {spelled('ablation')}, a directory that {spelled_command('ablate')} wrote"
+            raise OptionError("table 7 shows scored answers", advice, option="ablation")
         return table7(ablations)
     if run is None:
-        raise OptionError(f"table {number} shows a run; give --run, a directory that `layerlens trace` wrote")
+        advice = f"give {spelled('run')}, a directory that {spelled_command('trace')} wrote"
+        raise OptionError(f"table {number} shows a run", advice, option="run")
     return _OF_A_RUN[number](run)

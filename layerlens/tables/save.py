@@ -33,7 +33,8 @@ def save(table: pd.DataFrame, title: str, out_dir: Path, stem: str) -> list[Path
         tex.write_text(latex(table, title), encoding="utf-8")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OptionError(f"tables cannot be written to {out_dir} ({reason}); name another directory") from error
+        problem = f"tables cannot be written to {out_dir} ({reason})"
+        raise OptionError(problem, "name another directory", option="out", given=out_dir) from error
     return paths
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from layerlens.decode.options import GenerateOptions, flag, settle_chat_template, whole
-from layerlens.errors import OptionError
+from layerlens.decode.options import GenerateOptions, settle_chat_template, whole
+from layerlens.errors import OptionError, spelled
 from layerlens.records.schema import default_window
 
 
@@ -43,24 +43,29 @@ class TraceOptions(GenerateOptions):
         ):
             if getattr(self, name) not in choices:
                 known = " or ".join(choice for choice in choices if choice)
-                raise OptionError(f"{flag(name)} {getattr(self, name)!r} is unknown; give {known}")
-        if self.samples and self.max_new_tokens == 0:
-            raise OptionError(
-                f"--temperature {self.temperature} has no effect with --max-new-tokens 0; drop one of them"
-            )
+                raise OptionError.about(name, getattr(self, name), "is unknown", f"give {known}")
         if self.kl and self.lens_precision != "float32":
-            raise OptionError(f"--kl needs --lens-precision float32, not {self.lens_precision}; leave one of them out")
-        if self.max_new_tokens == 0 and self.mode == "generate":
-            raise OptionError("--mode generate with --max-new-tokens 0 generates nothing; drop one of them")
-        if self.max_new_tokens == 0 and self.positions == "generated":
-            raise OptionError("--positions generated with --max-new-tokens 0 keeps nothing; give --positions all")
+            what = f"does not go with {spelled('lens_precision', self.lens_precision)}"
+            raise OptionError.about("kl", self.kl, what, "leave one of them out")
+        if self.max_new_tokens == 0:
+            given_text = f"with {spelled('max_new_tokens', 0)}"
+            if self.samples:
+                what = f"{given_text} has no effect"
+                raise OptionError.about("temperature", self.temperature, what, "drop one of them")
+            if self.mode == "generate":
+                what = f"{given_text} generates nothing"
+                raise OptionError.about("mode", self.mode, what, "drop one of them")
+            if self.positions == "generated":
+                advice = f"give {spelled('positions', 'all')}"
+                raise OptionError.about("positions", self.positions, f"{given_text} keeps nothing", advice)
 
     def settled(self, n_layers: int, has_chat_template: bool) -> "TraceOptions":
         """The same with every None that stands for a default replaced by what it means for this model."""
         given_text = self.max_new_tokens == 0
         window = default_window(n_layers) if self.window is None else self.window
         if window > n_layers:
-            raise OptionError(f"--window {window} does not fit a model of {n_layers} layers; give 1..{n_layers}")
+            what = f"does not fit a model of {n_layers} layers"
+            raise OptionError.about("window", window, what, f"give 1..{n_layers}")
         settled = replace(
             self,
             mode=self.mode or ("replay" if given_text else "generate"),

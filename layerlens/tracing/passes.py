@@ -16,7 +16,7 @@ from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.prompts import pad, pad_token_id
 from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Strategy
-from layerlens.errors import ModelError
+from layerlens.errors import ModelError, spelled
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
 from layerlens.tracing.meter import Meter
@@ -149,10 +149,10 @@ def _flat_selection(flat: Tensor, n_states: int) -> Callable[[Tensor], Tensor]:
 
     def select(stream: Tensor) -> Tensor:
         if stream.shape[0] * stream.shape[1] != n_states:
-            raise ModelError(
-                f"this model hands {stream.shape[0] * stream.shape[1]} of {n_states} prompt states to a block while "
-                "generating; trace all positions with --mode replay"
-            )
+            handed = stream.shape[0] * stream.shape[1]
+            problem = f"this model hands {handed} of {n_states} prompt states to a block while generating"
+            advice = f"trace all positions with {spelled('mode', 'replay')}"
+            raise ModelError(problem, advice, option="mode", given="generate")
         states = stream.flatten(0, 1)
         if everything:
             return states.clone()

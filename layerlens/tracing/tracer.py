@@ -20,7 +20,7 @@ from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.decode.texts import decoded as text_of
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 from layerlens.models import Model
 from layerlens.models.use import uses_model
 from layerlens.records import RunWriter
@@ -76,9 +76,8 @@ def trace(
     backend = kind(model, settled)
     backend.refuse_unable(strategy)
     if settled.max_new_tokens == 0 and not strategy.is_untouched:
-        raise OptionError(
-            f"--strategy {strategy_record(strategy)['name']} has no effect with --max-new-tokens 0; drop one of them"
-        )
+        name, what = strategy_record(strategy)["name"], f"has no effect with {spelled('max_new_tokens', 0)}"
+        raise OptionError.about("strategy", name, what, "drop one of them")
     tokenized = tokenize(model, dataset.prompts, settled)
     batches = [tokenized[start : start + settled.batch_size] for start in range(0, len(tokenized), settled.batch_size)]
     if (

@@ -124,7 +124,7 @@ def test_prompts_that_were_not_finite_are_left_out_and_order_changes_nothing(tmp
 def test_runs_without_a_token_to_count_are_refused(tmp_path):
     empty = write_run(tmp_path / "run", {"p": {"entropy": np.zeros((0, 3))}})
     for analysis in (agreement, earliest_agreement):
-        with pytest.raises(RunError, match="no complete prompt"):
+        with refused(RunError, problem="complete prompt"):
             analysis(empty)
 
 

@@ -13,6 +13,7 @@ from layerlens.analysis.uncertainty import resample, tail_level
 from layerlens.errors import RunError
 from layerlens.run import open_run
 from tests.made_up_run import eq7, write_run
+from tests.refusals import refused
 
 
 def made_up(seed, lengths, n_layers=5, shift=0.0):
@@ -168,10 +169,10 @@ def test_models_of_different_depth_can_be_compared(tmp_path):
 def test_runs_that_cannot_be_paired_say_why(tmp_path, comparison):
     run = write_run(tmp_path / "run", made_up(1, {"a": 5, "b": 4}))
     strangers = write_run(tmp_path / "strangers", made_up(1, {"c": 5}))
-    with pytest.raises(RunError, match="have no prompt in common: trace both with the same --dataset or --prompts"):
+    with refused(RunError, problem="in common", advice="prompts"):
         comparison(run, strangers)
     text = {"a": {"entropy": np.ones((4, 3)), "is_generated": np.zeros(4, dtype=bool)}}
-    with pytest.raises(RunError, match="no generated token"):
+    with refused(RunError, problem="generated token"):
         comparison(run, write_run(tmp_path / "text", text))
 
 
@@ -182,5 +183,5 @@ def test_equal_ids_with_other_reference_answers_are_not_paired(tmp_path):
         table = pq.read_table(path)
         place = table.schema.get_field_index("reference")
         pq.write_table(table.set_column(place, table.schema.field(place), [answers]), path)
-    with pytest.raises(RunError, match=r"prompt '1' of .* has another reference answer"):
+    with refused(RunError, given="1"):
         compare(*(open_run(run.path) for run in pair))

@@ -20,6 +20,7 @@ from layerlens.analysis.decoding import (
 )
 from layerlens.errors import OptionError, RunError
 from tests.made_up_run import hybrid_curves, planted, write_run
+from tests.refusals import refused
 
 REPORTED_VALUES = Path(__file__).resolve().parents[3] / "shared" / "paper" / "reported_values.csv"
 LAYERS, WINDOW = 6, 4
@@ -290,16 +291,16 @@ def test_the_order_of_prompts_and_of_rows_changes_nothing(tmp_path, prompts):
 @pytest.mark.parametrize("analysis", [valley_statistics, by_entropy_band, by_relative_position, walk_depths])
 def test_runs_that_cannot_have_them_say_which_would(tmp_path, analysis):
     text = write_run(tmp_path / "text", {"p": {"entropy": np.ones((4, 3)), "is_generated": np.zeros(4, dtype=bool)}})
-    with pytest.raises(RunError, match="no generated token: trace with --max-new-tokens above 0"):
+    with refused(RunError, problem="generated token", advice="max_new_tokens"):
         analysis(text)
     single = write_run(tmp_path / "single", {"p": {"entropy": np.ones((4, 1))}})
-    with pytest.raises(RunError, match="a single layer"):
+    with refused(RunError, problem="single layer"):
         analysis(single)
 
 
 @pytest.mark.parametrize("edges", [(), (0.1, 0.05), (0.1, 0.1), (0.0, 0.1), (0.1, math.inf), (math.nan,)])
 def test_edges_that_divide_nothing_are_refused(tmp_path, prompts, edges):
-    with pytest.raises(OptionError, match="rising numbers of nats above 0"):
+    with refused(OptionError, "edges", advice="rising numbers"):
         by_entropy_band(run_of(tmp_path / "run", prompts), edges)
 
 

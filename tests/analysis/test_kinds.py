@@ -10,6 +10,7 @@ import pytest
 from layerlens.analysis.kinds import kind_jumps
 from layerlens.errors import RunError
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+from tests.refusals import refused
 
 MEASURES = ("jump_of_means", "mean_jump")
 
@@ -108,7 +109,7 @@ def test_the_order_of_prompts_changes_nothing(tmp_path):
 
 def test_a_model_of_one_kind_is_refused_with_models_that_have_two(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(), n_prompts=2), layer_kinds=["sliding"] * 40)
-    with pytest.raises(RunError, match=r"of the kind 'sliding': trace a model that mixes two, such as qwen3_5"):
+    with refused(RunError, problem="'sliding'", advice="qwen3_5"):
         kind_jumps(run)
 
 

@@ -13,6 +13,7 @@ from layerlens.analysis import entropy_curves
 from layerlens.analysis.layers import MEASURES
 from layerlens.errors import RunError
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -111,9 +112,9 @@ def test_curves_split_the_tokens(tmp_path):
 
 def test_runs_without_a_token_to_count_are_refused(tmp_path):
     empty = write_run(tmp_path / "empty", {"p": {"entropy": np.zeros((0, 3))}})
-    with pytest.raises(RunError, match="no complete prompt"):
+    with refused(RunError, problem="complete prompt"):
         empty.by_layer()
     broken = write_run(tmp_path / "broken", {"p": {"entropy": np.ones((2, 3))}}, finish_reasons={"p": "non_finite"})
     for analysis in ("by_layer", "phases", "partition", "valleys", "substitutions"):
-        with pytest.raises(RunError, match="NaN or infinite"):
+        with refused(RunError, "dtype", problem="infinite"):
             getattr(broken, analysis)()

@@ -10,6 +10,7 @@ from layerlens.analysis.overhead import overhead
 from layerlens.analysis.reported import reported, reported_value
 from tests.conftest import tiny
 from tests.made_up_run import write_run
+from tests.refusals import refused
 
 COSTS = {"forward": 1000, "unembedding": 70}
 
@@ -57,10 +58,10 @@ def test_a_prompt_without_end_is_not_counted_twice_and_one_prompt_has_no_interva
 
 def test_what_a_run_must_have(tmp_path):
     run = write_run(tmp_path / "old", {"a": {"entropy": entropies([1])}})
-    with pytest.raises(ll.RunError, match="trace again with this version"):
+    with refused(ll.RunError, advice="this version"):
         overhead(run)
     run = costed(write_run(tmp_path / "given", {"a": {"entropy": entropies([1]), "is_generated": [False]}}))
-    with pytest.raises(ll.RunError, match="max-new-tokens above 0"):
+    with refused(ll.RunError, advice="max_new_tokens"):
         overhead(run)
 
 

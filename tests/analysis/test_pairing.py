@@ -13,6 +13,7 @@ from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from layerlens.records.manifest import read_manifest
 from layerlens.run import open_run
 from tests.made_up_run import write_run
+from tests.refusals import refused
 
 
 def written(folder, texts, manifest=None, lengths=None, **dataset):
@@ -47,7 +48,7 @@ def test_equal_ids_of_other_texts_are_no_pairs(tmp_path, ours, theirs):
     run = written(tmp_path / "a", FILE, **ours)
     other = written(tmp_path / "b", {"1": "Who wrote it?", "2": "Why?", "3": "When?"}, **theirs)
     for comparison in (compare, compare_outputs):
-        with pytest.raises(RunError, match=r"'1' for 'What is two and two\?' in the first and 'Who wrote it\?'"):
+        with refused(RunError, problem="'Who wrote it?'"):
             comparison(run, other)
 
 
@@ -120,7 +121,7 @@ def test_lists_in_python_are_paired_where_a_template_holds_the_text(tmp_path):
     other = written(tmp_path / "b", texts, {"chat_template_sha256": "t"}, name="prompts")
     assert pairs_of(run, other) == [("1", "1"), ("3", "3")]
     same_template = written(tmp_path / "c", texts, name="prompts")
-    with pytest.raises(RunError, match="the same ids stand for different texts"):
+    with refused(RunError, problem="different texts"):
         pairs_of(run, same_template)
 
 
@@ -129,7 +130,7 @@ def test_real_runs_of_other_texts_are_refused_and_of_the_same_paired(tmp_path):
     lists = [f"hello world {i}" for i in range(4)], [f"something else, number {i * 7}" for i in range(4)]
     options = {"max_new_tokens": 4, "batch_size": 4, "progress": False}
     runs = [ll.trace(model, texts, out=tmp_path / str(k), **options) for k, texts in enumerate(lists)]
-    with pytest.raises(RunError, match=r"'hello world 0.* 'something else, number 0"):
+    with refused(RunError, problem="'something else"):
         runs[0].compare(runs[1])
     turned = ll.trace(model, lists[0][::-1], out=tmp_path / "turned", **options)
     table = runs[0].compare(turned)

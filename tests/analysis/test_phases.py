@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from layerlens.analysis.phases import hidden_phases, plateau_bounds
 from layerlens.errors import OptionError
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+from tests.refusals import refused
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -270,5 +271,5 @@ def test_one_prompt_has_phases_without_intervals(tmp_path):
 
 def test_an_unknown_rule_is_refused_with_those_there_are(tmp_path):
     run = write_run(tmp_path / "run", {"p": {"entropy": np.ones((3, 8))}})
-    with pytest.raises(OptionError, match="no rule 'knee' for phases; choose from plateau, paper"):
+    with refused(OptionError, "rule", "knee", advice="plateau, paper"):
         run.phases(rule="knee")

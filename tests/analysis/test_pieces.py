@@ -9,6 +9,7 @@ from layerlens.errors import RunError
 from layerlens.plots.clouds import clouds_table
 from layerlens.run import Run, open_run
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+from tests.refusals import refused
 
 TABLES = [
     "by_layer",
@@ -112,5 +113,5 @@ def test_pieces_without_a_token_that_counts_are_passed_over(tmp_path, monkeypatc
     pd.testing.assert_frame_equal(whole, analysis.by_layer(in_pieces(run, monkeypatch, 10)), rtol=1e-9)
     monkeypatch.undo()
     run = write_run(tmp_path / "none", prompts, finish_reasons=dict.fromkeys(prompts, "non_finite"))
-    with pytest.raises(RunError, match="NaN or infinite"):
+    with refused(RunError, "dtype", problem="infinite"):
         analysis.by_layer(in_pieces(run, monkeypatch, 10))

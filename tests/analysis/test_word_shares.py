@@ -18,6 +18,7 @@ from layerlens.analysis.words import (
 )
 from layerlens.errors import OptionError, RunError
 from tests.made_up_run import hybrid_curves, planted, write_run
+from tests.refusals import refused
 
 WORDS = {1: " the", 2: " birds", 3: ".", 4: "\n", 5: "me", 6: " a", 7: " axi", 8: "s", 9: " sing", 10: "ick", 11: " th"}
 
@@ -188,15 +189,13 @@ def test_one_prompt_has_shares_and_no_interval(tmp_path):
 def test_token_ids_stand_in_for_texts_that_are_not_there(tmp_path):
     run = write_run(tmp_path / "run", PROMPTS)
     assert substituted_tokens(run, "last")["token"].tolist()[0] == "#1"
-    with pytest.raises(
-        RunError, match=r"say \(words.parquet\), as complete runs traced by this version do; trace it again$"
-    ):
+    with refused(RunError, problem="words.parquet", advice="trace it"):
         class_shares(run)
 
 
 def test_a_run_that_is_not_complete_is_to_be_continued_for_its_texts(tmp_path):
     run = write_run(tmp_path / "run", PROMPTS, words=WORDS, finish=False)
-    with pytest.raises(RunError, match=r"does not hold what its tokens say .*; continue it with --resume$"):
+    with refused(RunError, problem="words.parquet", advice="resume=True"):
         class_shares(run)
 
 
@@ -208,23 +207,23 @@ def test_a_run_without_substitutions_says_which_would_have_some(tmp_path):
         substituted_classes,
         lambda run: substituted_tokens(run, "last"),
     ):
-        with pytest.raises(RunError, match=r"no substitution: at none of its 2 generated tokens .* larger --window$"):
+        with refused(RunError, problem="no substitution", advice="window"):
             analysis(run)
 
 
 def test_a_run_without_generated_tokens_says_so(tmp_path):
     given_text = prompt((1, 2, 2), (1, 2, 2), generated=[False, False])
     run = write_run(tmp_path / "run", {"a": given_text}, words=WORDS)
-    with pytest.raises(RunError, match="holds no generated token: trace with --max-new-tokens above 0"):
+    with refused(RunError, problem="generated token", advice="max_new_tokens"):
         substitution_pairs(run)
 
 
 def test_options_that_do_not_exist_are_refused(run):
-    with pytest.raises(OptionError, match="no method 'standard'; choose from last, confident"):
+    with refused(OptionError, "method", "standard", advice="last, confident"):
         substituted_tokens(run, "standard")
-    with pytest.raises(OptionError, match="k is 0"):
+    with refused(OptionError, "k", 0):
         substitution_pairs(run, 0)
-    with pytest.raises(OptionError, match="by 'length'; choose from class, own class, frequency"):
+    with refused(OptionError, "by", "length", advice="class, frequency"):
         class_shares(run, by="length")
 
 

@@ -47,10 +47,10 @@ def test_a_run_begun_through_another_library_is_not_continued(trace, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "vllm"], "--backend vllm is unknown; give transformers, transformer-lens, nnsight,"),
-        (["--backend", "nnsight", "--mode", "generate"], "--mode generate does not work with --backend nnsight"),
-        (["--backend", "nnsight", "--kl"], "--kl does not work with --backend nnsight"),
-        (["--backend", "nnsight-remote"], "--backend nnsight-remote needs a key of its server: set NDIF_API_KEY"),
+        (["--backend", "vllm"], "--backend vllm"),
+        (["--backend", "nnsight", "--mode", "generate"], "--mode generate"),
+        (["--backend", "nnsight", "--kl"], "--kl"),
+        (["--backend", "nnsight-remote"], "NDIF_API_KEY"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(trace, tmp_path, monkeypatch, arguments, said):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from layerlens.records import store
 from layerlens.run import Run
 from tests.conftest import tiny
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -75,23 +77,23 @@ def test_a_text_of_ones_own(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "given"),
     [
-        (["--rounds", "0"], "--rounds 0"),
-        (["--batch-size", "0"], "--batch-size 0"),
-        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["--rounds", "0"], 0),
+        (["--batch-size", "0"], 0),
+        (["--max-new-tokens", "0"], 0),
         (["--strategy", "vally"], "vally"),
-        (["--strategy", "last", "--window", "4"], "--window 4"),
-        (["--window", "5"], "--window 5"),
-        (["--max-new-tokens", "128"], "--max-new-tokens 128"),
-        (["--prompt", "hello", "--max-new-tokens", "126"], "context"),
-        (["--json", "nowhere/at/all.json"], "nowhere/at/all.json"),
+        (["--window", "4", "--strategy", "last"], 4),
+        (["--window", "5"], 5),
+        (["--max-new-tokens", "128"], 128),
+        (["--max-new-tokens", "126", "--prompt", "hello"], 131),
+        (["--json", "nowhere/at/all.json"], Path("nowhere/at/all.json")),
         (["--device", "moon"], "moon"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_measured(folder, monkeypatch, arguments, words):
+def test_what_cannot_be_is_refused_before_anything_is_measured(folder, monkeypatch, arguments, given):
     monkeypatch.setattr("layerlens.bench.decoding.measure_decoding", lambda *_: pytest.fail("measured"))
-    with pytest.raises(LayerlensError, match=re.escape(words)):
+    with refused(LayerlensError, arguments[0].strip("-").replace("-", "_"), given):
         run("--model", folder, *arguments)
 
 
@@ -160,9 +162,9 @@ def test_a_long_run_is_not_read_as_a_whole(cli, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trace", "--model", "M", "--tokens", 0], "--tokens 0 is too small"),
-        (["trace", "--model", "M", "--rounds", 0], "--rounds 0 is too small"),
-        (["trace", "--model", "M", "--json", "/no/such/file"], "--json /no/such/file cannot be written there"),
+        (["trace", "--model", "M", "--tokens", 0], "--tokens 0"),
+        (["trace", "--model", "M", "--rounds", 0], "--rounds 0"),
+        (["trace", "--model", "M", "--json", "/no/such/file"], "--json /no/such/file"),
         (["analysis", "--run", "/no/such/run"], "/no/such/run"),
     ],
 )
@@ -176,4 +178,4 @@ def test_what_cannot_be_measured(cli, arguments, said):
 def test_a_text_that_the_model_cannot_read_is_not_tried(cli, tiny_folder):
     code, _, err = cli("bench", "trace", "--model", tiny_folder("llama"), "--tokens", 129)
     assert code == 2
-    assert err == "layerlens: --tokens 129 is more than the model's context of 128; lower it\n"
+    assert "--tokens 129" in err

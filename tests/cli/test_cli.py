@@ -95,7 +95,7 @@ def test_prompts_from_a_file_and_given_text(cli, model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trace", "--model", "MODEL", "--out", "OUT"], "neither --dataset nor --prompts"),
+        (["trace", "--model", "MODEL", "--out", "OUT"], "neither"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--prompts", "f.txt"], "both"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "smaple"], "smaple"),
         (["trace", "--model", "MODEL", "--out", "OUT", "--dataset", "sample", "--limit", "0"], "--limit 0"),

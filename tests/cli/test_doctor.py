@@ -86,12 +86,12 @@ def test_what_trace_would_refuse(cli, tiny_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder("llama"), folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:3000])
-    assert "holds no weights that can be read" in cli("doctor", "--model", folder)[2]
+    assert "no weights" in cli("doctor", "--model", folder)[2]
     (folder / "model.safetensors").unlink()
     code, _, err = cli("doctor", "--model", folder)
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "holds no weights that can be read" in err
-    assert "the model's name is empty" in cli("doctor", "--model", "")[2]
+    assert "no weights" in err
+    assert "is empty" in cli("doctor", "--model", "")[2]
     needs_smollm2()
     code, _, err = cli("doctor", "--model", "smollm2-135m-instruct", "--keep-quantized")
     assert code == 2
@@ -110,13 +110,13 @@ DTYPES = ("float32", "bfloat16")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tokens", "5"], "estimates what a model needs with --model; add it"),
-        (["--dtype", "float32"], "estimates what a model needs with --model; add it"),
-        (["--model", "FOLDER", "--tokens", "0"], "--tokens 0 is too small"),
-        (["--model", "FOLDER", "--batch-size", "0"], "--batch-size 0 is too small"),
-        (["--model", "FOLDER", "--dtype", "int3"], "--dtype int3 is unknown"),
-        (["--model", "FOLDER", "--device-map", "all"], "--device-map all is unknown"),
-        (["--model", "no-such/model"], "is no model that can be loaded"),
+        (["--tokens", "5"], "with --model;"),
+        (["--dtype", "float32"], "with --model;"),
+        (["--model", "FOLDER", "--tokens", "0"], "--tokens 0"),
+        (["--model", "FOLDER", "--batch-size", "0"], "--batch-size 0"),
+        (["--model", "FOLDER", "--dtype", "int3"], "--dtype int3"),
+        (["--model", "FOLDER", "--device-map", "all"], "--device-map all"),
+        (["--model", "no-such/model"], "'no-such/model'"),
     ],
 )
 def test_what_cannot_be_estimated(cli, tiny_folder, arguments, said):

@@ -78,9 +78,9 @@ def test_special_tokens_around_what_a_template_wrote():
 def test_a_chat_written_out_already_is_not_wrapped_once_more(tmp_path):
     model = model_with(CHAT)
     written = "<bos><user>hi"
-    with pytest.raises(ll.PromptError, match="--no-chat-template"):
+    with refused(ll.PromptError, "chat_template", "<bos>", advice="chat_template=False"):
         ll.generate(model, written, max_new_tokens=2)
-    with pytest.raises(ll.PromptError, match="--no-chat-template"):
+    with refused(ll.PromptError, "chat_template", "<bos>", advice="chat_template=False"):
         ll.trace(model, ["ok", written], max_new_tokens=2, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
     by_hand = ll.generate(model, written, max_new_tokens=2, chat_template=False)
@@ -97,14 +97,14 @@ def test_variables_of_the_template(run_of, tmp_path):
     ]
     assert texts == ["<bos><user>hi", "<bos><user>hi<quiet>", "<bos><user>hi"]
     for wrong in ("thinkss", "never_read"):
-        with pytest.raises(ll.OptionError, match=wrong):
+        with refused(ll.OptionError, "chat_template_args", {wrong: False}):
             ll.generate(model, "hi", chat_template_args={wrong: False})
-    with pytest.raises(ll.OptionError, match="chat template"):
+    with refused(ll.OptionError, "chat_template_args", {"thinks": False}):
         ll.generate(model_with(None), "hi", chat_template_args={"thinks": False})
     for wrong in ({"tokenize": True}, {"thinks": object()}, {"thinks": float("nan")}, {1: 2}, ["thinks"]):
-        with pytest.raises(ll.OptionError, match=r"chat.template.arg"):
+        with refused(ll.OptionError, "chat_template_args", wrong):
             GenerateOptions(chat_template_args=wrong)
-    with pytest.raises(ll.OptionError, match="--no-chat-template"):
+    with refused(ll.OptionError, "chat_template_args", {"thinks": False}, problem="chat_template=False"):
         GenerateOptions(chat_template_args={"thinks": False}, chat_template=False)
 
 
@@ -130,9 +130,9 @@ def test_resuming_keeps_to_how_prompts_were_written(option, value, tmp_path):
 @pytest.mark.parametrize(
     ("chat", "lost"),
     [
-        (said("system:a", "user:hi"), "message 1, of the role 'system'"),
-        (said("user:hi", "tool:x"), "message 2, of the role 'tool'"),
-        (said("user:hi", "assistant:x", "developer:hi"), "message 3, of the role 'developer'"),
+        (said("system:a", "user:hi"), "a"),
+        (said("user:hi", "tool:x"), "x"),
+        (said("user:hi", "assistant:x", "developer:hi"), "hi"),
         (said("user:hi", "assistant:<think>so</think>x", "user:hi"), None),
         (said("user: hi ", "assistant:x"), None),
     ],
@@ -144,15 +144,15 @@ def test_messages_that_a_template_leaves_out(chat, lost):
         assert text.startswith("<bos><user>")
         assert "<assistant>x" in text
         return
-    with pytest.raises(ll.PromptError, match=lost):
+    with refused(ll.PromptError, given=lost, problem=f"message {len(chat) if chat[0]['role'] == 'user' else 1}"):
         tokenized(model, ["fine", chat])
 
 
 def test_a_system_message_that_a_template_leaves_out(tmp_path):
     model = model_with(OF_TWO)
-    with pytest.raises(ll.PromptError, match="--system"):
+    with refused(ll.PromptError, "system", "i"):
         ll.generate(model, "hi", system="i", max_new_tokens=1)  # also one whose text stands in another message
-    with pytest.raises(ll.PromptError, match="--system"):
+    with refused(ll.PromptError, "system", "Be brief"):
         ll.trace(model, ["hi"], system="Be brief", out=tmp_path / "run", progress=False)
     assert tokenized(model_with(CHAT), ["hi"], system="Be brief")[0].text == "<bos><system>Be brief<user>hi"
 
@@ -171,9 +171,9 @@ def test_prompts_that_are_not_utf8(prompt, tmp_path):
     for model in (model_with(None), model_with(CHAT)):
         if isinstance(prompt, list) and not model.tokenizer.chat_template:
             continue
-        with pytest.raises(ll.PromptError, match=r"\\ud83d") as refused:
+        with pytest.raises(ll.PromptError, match=r"\\ud83d") as caught:
             ll.generate(model, [prompt], max_new_tokens=1)
-        assert str(refused.value).isascii()
+        assert str(caught.value).isascii()
         with pytest.raises(ll.PromptError, match=r"\\ud83d"):
             ll.trace(model, [prompt], max_new_tokens=0, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()

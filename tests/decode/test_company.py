@@ -1,11 +1,11 @@
 """Weights that let the rows of a batch change each other's numbers: not taken for a model that reads its padding."""
 
-import pytest
 import torch
 
 import layerlens as ll
 from layerlens.decode import padding
 from tests.conftest import stateful
+from tests.refusals import refused
 
 
 class Company(torch.nn.Module):
@@ -35,5 +35,5 @@ def test_company_is_no_padding():
 
 
 def test_without_quantised_weights_it_is_refused():
-    with pytest.raises(ll.OptionError, match="--batch-size above 1 does not work"):
+    with refused(ll.OptionError, "batch_size"):
         padding.refuse_ignored_padding(model_with_company(says_so=False))

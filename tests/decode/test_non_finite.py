@@ -10,6 +10,7 @@ import layerlens as ll
 from layerlens.decode.strategies import Choice, Last, Strategy
 from layerlens.errors import ModelError, Notice
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
+from tests.refusals import refused
 
 PROMPTS = ["abc", "xyz", "a longer one"]
 STRATEGIES = [ll.Last(), ll.Valley(window=3), ll.Fixed(1), ll.DoLa()]
@@ -80,7 +81,7 @@ def test_the_drop_in_names_the_row(strategy, do_sample):
     broken = poisoned(tiny_tokenizer()("y").input_ids[0])[1]
     inputs = broken.tokenizer(["abc", "xyz"], return_tensors="pt", padding=True)
     with ll.decoding(broken, strategy) as log:
-        with pytest.raises(ModelError, match="row 1 of the batch after 0 new tokens"):
+        with refused(ModelError, given=1, problem="0 new tokens"):
             broken.hf.generate(**inputs, max_new_tokens=3, do_sample=do_sample)
         assert len(log) == 0
         ids = broken.hf.generate(**broken.tokenizer(["abc"], return_tensors="pt"), max_new_tokens=3)
@@ -128,7 +129,7 @@ def test_an_ablation_counts_no_answer_that_is_none(tmp_path):
     broken = poisoned(tiny_tokenizer()("y").input_ids[0])[1]
     prompts = (ll.Prompt(str(place), text, "1") for place, text in enumerate(["abc", "xyz"]))
     items = ll.Dataset("gsm8k", "main", "test", None, None, tuple(prompts))
-    with pytest.warns(Notice), pytest.raises(ModelError, match="prompt 1:"):
+    with pytest.warns(Notice), refused(ModelError, problem="prompt 1"):
         ll.ablate(broken, items, out=tmp_path / "run", arms=["last"], max_new_tokens=2, progress=False)
 
 

@@ -7,6 +7,7 @@ from layerlens.datasets import from_prompts
 from layerlens.decode.options import GenerateOptions, settle_chat_template
 from layerlens.decode.prompts import tokenize
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
+from tests.refusals import refused
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -129,7 +130,7 @@ def test_what_the_template_wrote_is_always_found(models):
 def test_every_door_refuses_it_and_takes_it_as_messages():
     text = "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n"
     model = ll.load(tiny_model("llama"), tokenizer_with(GEMMA))
-    with pytest.raises(ll.PromptError, match="--no-chat-template"):
+    with refused(ll.PromptError, "chat_template", "<start_of_turn>user"):
         ll.generate(model, text, max_new_tokens=1)
     assert asked([{"role": "user", "content": text}], GEMMA).count("<start_of_turn>user") == 2
     assert asked("hi", GEMMA) == f"<bos>{text}"
@@ -163,9 +164,9 @@ def test_variables_that_a_template_reads(code, is_read, several):
     if is_read:
         assert asked("hi", given, chat_template_args={"x": "ja"}).startswith("hi")
     else:
-        with pytest.raises(ll.OptionError, match="x has no effect"):
+        with refused(ll.OptionError, "chat_template_args", problem="no effect"):
             asked("hi", given, chat_template_args={"x": "ja"})
-    with pytest.raises(ll.OptionError, match=r"namespace has no effect|y has no effect"):
+    with refused(ll.OptionError, "chat_template_args", problem="no effect"):
         asked("hi", given, chat_template_args={"y": "ja"})
 
 

@@ -11,6 +11,7 @@ from layerlens.decode.prompts import end_token_ids, pad_token_id
 from layerlens.decode.texts import decoded
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from layerlens.tracing.words import words
+from tests.refusals import refused
 
 PROMPTS = ["hello", "a longer prompt"]
 
@@ -94,9 +95,9 @@ def test_a_token_without_an_embedding_is_emitted_and_not_read(run_of):
     assert [one.token_ids for one in last] == [theirs(model.hf, prompt, 1) for prompt in PROMPTS]
     beyond = next(one.token_ids[0] for one in last if one.token_ids[0] >= 307)
     assert all(one.text == "" for one in last if one.token_ids[0] >= 307)
-    with pytest.raises(ll.ModelError, match=rf"token {beyond} .*0\.\.306"):
+    with refused(ll.ModelError, given=beyond):
         ll.generate(model, PROMPTS, max_new_tokens=3)
-    with pytest.raises(ll.ModelError, match=rf"token {beyond} .*0\.\.306"):
+    with refused(ll.ModelError, given=beyond):
         run_of(model, PROMPTS, max_new_tokens=3)
     run = run_of(model, PROMPTS, max_new_tokens=0)
     tops = run.layers("top_token_id")
@@ -118,7 +119,7 @@ def test_ids_that_generate_cannot_look_up(tiny_llama):
         for pad_id in (-1, 307):
             with pytest.raises(ll.OptionError, match=f"pad_token_id {pad_id} "):
                 tiny_llama.hf.generate(rows, max_new_tokens=3, do_sample=False, pad_token_id=pad_id)
-        with pytest.raises(ll.OptionError, match="input token 308 "):
+        with refused(ll.OptionError, given=308):
             tiny_llama.hf.generate(rows + 300, max_new_tokens=3, do_sample=False)
         assert len(log) == 0
         tiny_llama.hf.generate(rows[:1], max_new_tokens=3, do_sample=False, pad_token_id=307)  # pads nothing

@@ -230,42 +230,38 @@ def test_two_processes_cannot_write_one_ablation(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "option", "given"),
     [
-        ({"arms": ["walley"]}, "--arms walley is unknown"),
-        ({"arms": "valley"}, "--arms 'valley' is no list of names"),
-        ({"arms": []}, "--arms '' is no list of names"),
-        ({"arms": ["last valley"]}, "--arms last valley is unknown; give arms such as last,last-1,"),
-        ({"arms": ["fixed"]}, "--arms fixed needs offset; give arms such as last,last-1,"),
-        ({"arms": ["valley", "trough"]}, "--arms trough is valley, which is given already"),
-        ({"arms": ["valley", "valley"]}, "--arms valley is given already"),
-        ({"arms": ["dola"]}, "--arms dola has no probability p"),
-        ({"arms": ["last-9"]}, "--arms last-9 does not fit a model of 4 layers; give last-0 to last-3"),
-        ({"arms": ["last-1"], "window": 3}, "--window 3 has no effect"),
-        ({"arms": ["valley"], "window": 9}, "--window 9 does not fit"),
-        ({"p": [0.5, 1.5]}, "--p 1.5 is no probability"),
-        ({"p": [float("nan")]}, "--p nan"),
-        ({"p": []}, "no list of probabilities"),
-        ({"p": 0.5}, "no list of probabilities"),
-        ({"repeats": 0}, "--repeats 0"),
-        ({"max_new_tokens": 500}, "context"),
-        ({"max_new_token": 5}, "max_new_token"),
-        ({"top_p": 0.5}, "--top-p 0.5"),
+        ({"arms": ["walley"]}, "arms", "walley"),
+        ({"arms": "valley"}, "arms", "valley"),
+        ({"arms": []}, "arms", []),
+        ({"arms": ["last valley"]}, "arms", "last valley"),
+        ({"arms": ["fixed"]}, "strategy", "fixed"),
+        ({"arms": ["valley", "trough"]}, "arms", "trough"),
+        ({"arms": ["valley", "valley"]}, "arms", "valley"),
+        ({"arms": ["dola"]}, "arms", "dola"),
+        ({"arms": ["last-9"]}, "offset", 9),
+        ({"arms": ["last-1"], "window": 3}, "window", 3),
+        ({"arms": ["valley"], "window": 9}, "window", 9),
+        ({"p": [0.5, 1.5]}, "p", 1.5),
+        ({"p": [float("nan")]}, "p", float("nan")),
+        ({"p": []}, "p", []),
+        ({"p": 0.5}, "p", 0.5),
+        ({"repeats": 0}, "repeats", 0),
+        ({"max_new_tokens": 500}, "max_new_tokens", 520),
+        ({"max_new_token": 5}, "max_new_token", 5),
+        ({"top_p": 0.5}, "top_p", 0.5),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(tiny_llama, tmp_path, options, words):
+def test_what_cannot_be_is_refused_before_anything_is_written(tiny_llama, tmp_path, options, option, given):
     options = {"arms": ["valley"], "p": [1], "window": None, **options}
-    with pytest.raises(ll.LayerlensError) as error:
+    with refused(ll.LayerlensError, option, given):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", **options)
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "a").exists()
 
 
 def test_prompts_without_a_way_of_scoring_are_refused(tiny_llama, tmp_path):
-    with pytest.raises(
-        ll.OptionError, match="'prompts' have no way of scoring; give one of the datasets sample, gsm8k"
-    ):
+    with refused(ll.OptionError, "dataset", "prompts", advice="sample, gsm8k"):
         ablate(tiny_llama, ll.datasets.from_prompts(["a"]), out=tmp_path / "a", arms=["last"])
 
 
@@ -288,7 +284,7 @@ def test_the_command_line_runs_shows_and_resumes(cli, tiny_folder, tmp_path):
     assert cli(*asked, "--out", tmp_path / "a", "--resume")[0] == 0
     code, _, err = cli(*asked, "--out", tmp_path / "a", "--resume", "--seed", 1)
     assert code == 2
-    assert "was begun with --seed 0, not with --seed 1; give what it was begun with to continue it" in err
+    assert "begun with --seed 0, not with --seed 1;" in err
     assert len(err.strip().splitlines()) == 1
 
 
@@ -299,14 +295,14 @@ def test_the_command_line_runs_shows_and_resumes(cli, tiny_folder, tmp_path):
         (["--p", "0,x"], "'x'"),
         (["--p", "0,1.2"], "'1.2'"),
         (["--p", "nan"], "'nan'"),
-        (["--p", "...,1"], "does not say where ... leads"),
-        (["--p", "0,0.3,...,1"], "steps of 0.3 do not end at 1"),
-        (["--p", "0,0.2,..."], "does not say where ... leads"),
-        (["--p", "0,0,...,1"], "does not say where ... leads"),
-        (["--p", ""], "--p '' is no list of probabilities"),
-        (["--arms", ""], "is no list of names"),
-        (["--arms", "valley,nix"], "--arms nix is unknown"),
-        (["--arms", "last-99"], "--arms last-99 does not fit a model of 4 layers; give last-0 to last-3"),
+        (["--p", "...,1"], "where ..."),
+        (["--p", "0,0.3,...,1"], "steps of 0.3"),
+        (["--p", "0,0.2,..."], "where ..."),
+        (["--p", "0,0,...,1"], "where ..."),
+        (["--p", ""], "--p ''"),
+        (["--arms", ""], "no list"),
+        (["--arms", "valley,nix"], "--arms nix"),
+        (["--arms", "last-99"], "--arms last-99"),
         (["--repeats", "0"], "--repeats 0"),
         (["--limit", "0"], "--limit 0"),
         (["--temperature", "-1"], "--temperature -1"),

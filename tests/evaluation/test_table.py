@@ -178,7 +178,7 @@ def test_an_ablation_without_answers_and_a_broken_part(tmp_path):
     with refused(RunError, given=part, problem="cannot be read"):
         ablation_table(folder)
     part.unlink()
-    with pytest.raises(RunError, match="holds no answer yet; continue it with --resume"):
+    with refused(RunError, given=folder, advice="resume=True"):
         ablation_table(folder)
 
 
@@ -213,10 +213,10 @@ def test_table_7_has_what_was_measured_beside_what_is_reported(tmp_path):
 def test_table_7_needs_the_valley_and_one_measurement_of_each_condition(tmp_path):
     answers = drawn({("last", 0.0): 0.5, ("last-1", 1.0): 0.1}, n_items=4)
     without = write_ablation(tmp_path / "without", answers)
-    with pytest.raises(RunError, match="no answers of the arm valley: run `layerlens ablate` with --arms valley"):
+    with refused(RunError, "arms", advice="ll.ablate"):
         table7([without])
     folder = write_ablation(tmp_path / "a", drawn(SHARES, n_items=4))
-    with pytest.raises(OptionError, match=r"measured T=0\.0 p=0\.0, as another"):
+    with refused(OptionError, problem="T=0.0 p=0.0"):
         table7([folder, folder])
 
 

@@ -6,6 +6,7 @@ import torch
 import layerlens as ll
 from layerlens.models import tiny_model, tiny_tokenizer
 from tests.conftest import tiny
+from tests.refusals import refused
 
 
 def loaded(name, **changes):
@@ -74,24 +75,24 @@ def test_a_wrapper_can_leave_out_what_the_config_of_its_language_model_says():
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ("bert", r"encoder-only model: its config has is_decoder=False"),
-        ("xlnet", "is not causal"),
-        ("cpmant", "is not causal"),
-        ("deepseek_v4", r"shape \[2, 7, 4, 64\] where \[2, 7, 64\]"),
-        ("gemma3n_text", r"shape \[4, 2, 7, 64\] where \[2, 7, 64\]"),
-        ("qwen4_exp_text", r"shape \[2, 7, 256\] where \[2, 7, 64\]"),
-        ("prophetnet", "is not causal"),
-        ("inkling2_text", r"what follows its last block .* does not read one state alone"),
-        ("reformer", r"what follows its last block .* does not read one state alone"),
-        ("hrm_text", r"2 lists of modules \(model.L_module.layers, model.H_module.layers\), and several of them hand"),
-        ("blt", "6 lists of modules .* and several of them hand a stream"),
-        ("xlm", r"4 lists of modules \(transformer.attentions, .* and none of them hands a stream"),
+        ("bert", "is_decoder=False"),
+        ("xlnet", "not causal"),
+        ("cpmant", "not causal"),
+        ("deepseek_v4", "[2, 7, 4, 64]"),
+        ("gemma3n_text", "[4, 2, 7, 64]"),
+        ("qwen4_exp_text", "[2, 7, 256]"),
+        ("prophetnet", "not causal"),
+        ("inkling2_text", "last block"),
+        ("reformer", "last block"),
+        ("hrm_text", "model.L_module.layers, model.H_module.layers"),
+        ("blt", "6 lists"),
+        ("xlm", "4 lists"),
         ("musicgen", "4 unembeddings"),
-        ("blip-2", "a pass over token ids alone failed .*'pixel_values'"),
+        ("blip-2", "'pixel_values'"),
     ],
 )
 def test_what_is_refused_is_refused_for_what_it_is(family, words):
-    with pytest.raises(ll.ModelError, match=words):
+    with refused(ll.ModelError, problem=words):
         loaded(family)
 
 
@@ -103,7 +104,7 @@ def test_blocks_that_run_several_times_are_refused():
     hf = tiny_model("llama")
     forward = hf.model.forward
     hf.model.forward = lambda *args, **inputs: (forward(*args, **inputs), forward(*args, **inputs))[1]
-    with pytest.raises(ll.ModelError, match="one pass runs its blocks 2 times"):
+    with refused(ll.ModelError, given="LlamaForCausalLM", problem="2 times"):
         ll.load(hf, tokenizer=tiny_tokenizer())
 
 
@@ -117,7 +118,7 @@ def test_blocks_that_run_several_times_are_refused():
 )
 def test_why_prompts_of_different_lengths_cannot_share_a_batch(family, changes, words, run_of):
     model = loaded(family, **changes)
-    with pytest.raises(ll.OptionError, match=f"because it {words}.*; give --batch-size 1"):
+    with refused(ll.OptionError, "batch_size", problem=words):
         run_of(model, ["a longer text", "short"], max_new_tokens=2, batch_size=2)
     assert len(run_of(model, ["of length 1", "of length 2"], max_new_tokens=2, batch_size=2).positions) == 4
 
@@ -155,7 +156,7 @@ def test_the_context_is_as_long_as_rotary_positions_are_stretched(rope, length):
     ids = torch.tensor([model.tokenizer("x" * (length - 2)).input_ids])
     there = model.hf.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert read.token_ids == there[0, length - 2 :].tolist()
-    with pytest.raises(ll.PromptError, match=f"context of {length}"):
+    with refused(ll.PromptError, "max_new_tokens", problem=f"{length:,}"):
         ll.generate(model, "x" * (length - 1), max_new_tokens=2)
 
 

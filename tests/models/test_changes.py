@@ -20,6 +20,7 @@ from layerlens.models.changes import changes
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from layerlens.models.unchanged import still_as_loaded
 from tests.models.tiny_gguf import tiny_lfm2, write_gguf
+from tests.refusals import refused
 
 TEXT = "hello there"
 
@@ -222,18 +223,16 @@ def test_one_module_in_training_mode_is_refused_by_its_name(path: str) -> None:
     hf = tiny_model("llama")
     model = ll.load(hf, tiny_tokenizer())
     hf.get_submodule(path).train()
-    with pytest.raises(ll.ModelError) as refused:
+    with refused(ll.ModelError, problem=path or "LlamaForCausalLM", advice="eval()"):
         ll.generate(model, TEXT, max_new_tokens=1)
-    assert (path or "LlamaForCausalLM") in str(refused.value)
 
 
 def test_another_scale_of_the_logits_is_refused() -> None:
     hf = tiny_model("granite")
     model = ll.load(hf, tiny_tokenizer())
     hf.config.logits_scaling = hf.config.logits_scaling * 2
-    with pytest.raises(ll.ModelError) as refused:
+    with refused(ll.ModelError, problem="logits_scaling"):
         ll.generate(model, TEXT, max_new_tokens=1)
-    assert "logits_scaling" in str(refused.value)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "falcon_h1", "opt", "qwen3_moe"])
@@ -285,7 +284,7 @@ def test_a_pruned_or_parametrised_head_is_refused_for_what_it_is() -> None:
     prune.random_unstructured(pruned.lm_head, "weight", amount=0.5)
     parametrize.register_parametrization(doubled.lm_head, "weight", Doubled())
     for hf in (pruned, doubled):
-        with pytest.raises(ll.ModelError, match="makes its weight anew"):
+        with refused(ll.ModelError, given="LlamaForCausalLM", problem="weight anew"):
             ll.load(hf, tiny_tokenizer())
     prune.remove(pruned.lm_head, "weight")
     assert isinstance(ll.load(pruned, tiny_tokenizer()), ll.Model)
@@ -296,10 +295,8 @@ def test_an_adapter_or_a_hook_on_the_head_is_refused_for_what_it_is() -> None:
     adapted.lm_head = LoRA(adapted.lm_head, 0.5)
     hooked.lm_head.register_forward_hook(rotated)
     for hf, word in ((adapted, "merge"), (hooked, "hooks")):
-        with pytest.raises(ll.ModelError) as refused:
+        with refused(ll.ModelError, given="LlamaForCausalLM", advice=word):
             ll.load(hf.eval(), tiny_tokenizer())
-        assert word in str(refused.value)
-        assert "report" not in str(refused.value)
 
 
 def test_a_model_without_values_is_refused() -> None:
@@ -311,11 +308,11 @@ def test_a_model_without_values_is_refused() -> None:
 
 def test_a_folder_of_an_adapter_is_refused_with_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    with pytest.raises(ll.ModelError, match="adapter for org/base"):
+    with refused(ll.ModelError, problem="org/base"):
         ll.load(tmp_path)
     tiny_model("llama").save_pretrained(tmp_path)  # and where the base lies beside it
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ll.ModelError, match="adapter for org/base"):
+    with refused(ll.ModelError, problem="org/base"):
         ll.load(tmp_path)
 
 
@@ -351,10 +348,8 @@ def test_weights_that_the_class_does_not_take_are_named(
     folder = saved(tmp_path, kind, **config)
     assert isinstance(ll.load(folder), ll.Model)
     edit_config(folder, **edited)
-    with pytest.raises(ll.ModelError) as refused:
+    with refused(ll.ModelError, given=str(folder), problem=named, advice="config.json"):
         ll.load(folder)
-    assert "does not take" in str(refused.value)
-    assert named in str(refused.value)
 
 
 def test_weights_that_no_pass_uses_may_be_left_out(tmp_path: Path) -> None:
@@ -372,9 +367,9 @@ def test_tensors_that_transformers_passes_over_in_gguf_are_named(name: str, tmp_
     write_gguf(tmp_path / "plain.gguf", tiny_lfm2())
     assert isinstance(ll.load(tmp_path / "plain.gguf"), ll.Model)
     write_gguf(tmp_path / "more.gguf", tiny_lfm2(), more=(name,))
-    with pytest.raises(ll.ModelError) as refused:
+    left_out = name if name.startswith("rope") else "feed_forward.w1.bias"
+    with refused(ll.ModelError, given=str(tmp_path / "more.gguf"), problem=left_out):
         ll.load(tmp_path / "more.gguf")
-    assert (name if name.startswith("rope") else "feed_forward.w1.bias") in str(refused.value)
 
 
 def test_a_packed_head_that_was_written_to_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import transformers
 
 import layerlens as ll
 from layerlens.models import tiny_model, tiny_tokenizer
+from tests.refusals import refused
 
 SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -85,7 +86,7 @@ def test_pickled_weights_are_read_only_when_asked_for(tmp_path):
     folder = save(tmp_path / "model")
     (folder / "model.safetensors").unlink()
     torch.save(tiny_model("llama").state_dict(), folder / "pytorch_model.bin")
-    assert "--allow-pickle" in refusal(folder)
+    assert "allow_pickle=True" in refusal(folder)
     assert ll.load(folder, allow_pickle=True).n_layers == 4
 
 
@@ -112,7 +113,7 @@ def test_code_of_a_checkpoint_is_not_run_unless_asked_for(tmp_path):
             lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, intermediate_size=32)),
             "encoder-only",
         ),
-        (lambda: transformers.ViTModel(transformers.ViTConfig(hidden_size=32)), "not a causal language model"),
+        (lambda: transformers.ViTModel(transformers.ViTConfig(hidden_size=32)), "not a causal"),
     ],
 )
 def test_other_kinds_of_model(tmp_path, make, words):
@@ -169,15 +170,15 @@ def test_options_of_a_checkpoint_do_not_apply_to_a_model_in_memory():
     for options in ({"dtype": "bfloat16"}, {"device": "cpu"}, {"revision": "x"}):
         with pytest.raises(ll.OptionError, match="in memory"):
             ll.load(hf, tokenizer=tokenizer, **options)
-    with pytest.raises(ll.OptionError, match="a str was given"):
+    with refused(ll.OptionError, "tokenizer", "gpt2"):
         ll.load(hf, tokenizer="gpt2")
     for thing in (None, 3, torch.nn.Linear(2, 2)):
-        with pytest.raises(ll.OptionError, match="is no model"):
+        with refused(ll.OptionError, "model"):
             ll.load(thing)
 
 
 def test_a_revision_of_a_local_folder_is_refused(tmp_path):
-    with pytest.raises(ll.OptionError, match="--revision v1"):
+    with refused(ll.OptionError, "revision", "v1"):
         ll.load(save(tmp_path / "model"), revision="v1")
 
 

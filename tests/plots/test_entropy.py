@@ -13,6 +13,7 @@ from layerlens.errors import RunError
 from layerlens.plots import entropy_partition, style
 from layerlens.plots.entropy import entropy_table
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -201,5 +202,5 @@ def test_the_table_carries_marks_phases_and_shares(hybrid):
 
 def test_a_model_of_one_layer_has_no_such_figure(tmp_path):
     run = write_run(tmp_path / "run", {"p": {"entropy": np.ones((3, 1))}})
-    with pytest.raises(RunError, match="a single layer"):
+    with refused(RunError, problem="single layer"):
         entropy_partition(run)

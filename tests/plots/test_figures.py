@@ -14,6 +14,7 @@ from layerlens.plots.entropy import entropy_table
 from layerlens.plots.save import save
 from layerlens.plots.style import look
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+from tests.refusals import refused
 
 
 def hybrid(folder, n_layers=40):
@@ -157,23 +158,23 @@ def test_the_readers_settings_and_backend_are_left_alone(tmp_path):
 
 def test_an_unknown_number_is_refused_with_those_there_are(tmp_path):
     run = hybrid(tmp_path / "run")
-    with pytest.raises(OptionError, match="no figure 13; choose from 1, 2, 3, 4"):
+    with refused(OptionError, "number", 13):
         draw(13, run, tmp_path / "out")
-    with pytest.raises(OptionError, match="give --ablation"):
+    with refused(OptionError, "ablation"):
         draw(3, run, tmp_path / "out")
-    with pytest.raises(OptionError, match="give --run"):
+    with refused(OptionError, "run"):
         draw(7, None, tmp_path / "out")
 
 
 def test_a_run_without_tokens_is_refused(tmp_path):
     run = write_run(tmp_path / "run", {"p": {"entropy": np.ones((0, 9))}})
     for number in FIGURES:
-        with pytest.raises(RunError, match="no complete prompt"):
+        with refused(RunError, problem="complete prompt"):
             draw(number, run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OptionError, match=r"cannot be written to .*file"):
+    with refused(OptionError, "out", problem="cannot"):
         draw(2, hybrid(tmp_path / "run"), tmp_path / "file" / "out")

@@ -12,6 +12,7 @@ from layerlens.errors import OptionError, RunError
 from layerlens.plots import save
 from layerlens.plots.grids import COLUMNS, FONT, FRAME, figure_grid, grid_table
 from tests.made_up_run import write_run
+from tests.refusals import refused
 
 WORDS = {token_id: f" w{token_id}" for token_id in range(100)}
 
@@ -313,26 +314,23 @@ def test_the_readers_settings_are_left_alone(runs, tmp_path):
 
 def test_runs_without_common_prompts_are_refused(tmp_path, runs):
     other = write_run(tmp_path / "other", {"z": text([1])}, strategy="valley")
-    with pytest.raises(RunError, match="share no prompt; trace the same prompts in both"):
+    with refused(RunError, problem="no prompt"):
         figure_grid(runs[0], other)
 
 
 def test_a_prompt_that_is_not_there_is_refused_with_some_that_are(runs):
-    with pytest.raises(RunError, match="valley generated nothing for prompt 'only-last'; choose another, such as a, b"):
+    with refused(RunError, "prompt_id", "only-last", advice="a, b"):
         figure_grid(*runs, "only-last")
 
 
 def test_a_choice_beyond_the_prompts_is_refused(runs):
-    both = " and ".join(str(run.path) for run in runs)
-    with pytest.raises(RunError) as refused:
+    with refused(RunError, "choice", 3, problem="figure 9"):
         figure_grid(*runs, choice=3)
-    asked = "figure 9 shows the third text"
-    assert str(refused.value) == f"{asked}, but {both} have 2 prompts in common; trace more prompts"
-    with pytest.raises(RunError, match=r"choice is 7, but .* have 2 prompts in common; trace more prompts"):
+    with refused(RunError, "choice", 7, problem="2 prompts"):
         figure_grid(*runs, choice=7)
-    with pytest.raises(OptionError, match="choice is 0; it counts from 1"):
+    with refused(OptionError, "choice", 0):
         figure_grid(*runs, choice=0)
-    with pytest.raises(OptionError, match="no rule 'words' by which tokens differ; choose from place, alignment"):
+    with refused(OptionError, "rule", "words", advice="place, alignment"):
         figure_grid(*runs, rule="words")
 
 
@@ -340,8 +338,7 @@ def test_a_run_of_one_prompt_says_which_text_the_figure_shows(tmp_path, cli):
     run = write_run(tmp_path / "one", {"a": VALLEY["a"]}, words=WORDS, strategy="valley")
     code, out, err = cli("figure", "9", "--run", run.path, "--out", tmp_path / "out")
     assert (code, out) == (2, "")
-    said = f"figure 9 shows the third text, but {run.path} has 1 prompt; trace more prompts"
-    assert said.replace(" ", "") in "".join(err.split())
+    assert f"{run.path} has 1 prompt;" in err
     assert not (tmp_path / "out").exists()
 
 
@@ -350,12 +347,12 @@ def test_other_prompts_under_the_same_id_are_refused(tmp_path, runs):
     path = other.path / "prompts.parquet"
     prompts = pq.read_table(path)
     pq.write_table(prompts.set_column(1, prompts.schema.field(1), [["something else"]]), path)
-    with pytest.raises(RunError, match="asked different things as 'a'; trace the same prompts in both"):
+    with refused(RunError, "prompt_id", "a"):
         figure_grid(runs[0], other)
 
 
 def test_a_run_without_generated_tokens_is_refused(tmp_path, runs):
     measures = text([1, 2]) | {"is_generated": np.zeros(2, dtype=bool)}
     run = write_run(tmp_path / "given", {"a": measures})
-    with pytest.raises(RunError, match="given holds no generated token"):
+    with refused(RunError, problem="generated token"):
         figure_grid(runs[0], run)

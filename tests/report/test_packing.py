@@ -11,6 +11,7 @@ import pytest
 from layerlens.errors import OptionError, RunError
 from layerlens.report import packing
 from tests.made_up_run import write_run
+from tests.refusals import refused
 
 KINDS = {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32, "int32": np.int32}
 MEASURES = ("entropy", "norm_ratio", "io_cosine")
@@ -124,7 +125,7 @@ def test_chosen_prompts_in_the_order_given(run):
     packed = packing.pack(run, ["p2", "p0"])
     assert [prompt["id"] for prompt in packed["prompts"]] == ["p2", "p0"]
     assert packed["prompts_left_out"] == 0
-    with pytest.raises(OptionError, match="traced no prompt 'p9'"):
+    with refused(OptionError, "prompt_ids", problem="'p9'"):
         packing.pack(run, ["p0", "p9"])
     with pytest.raises(OptionError, match="choose from"):
         packing.pack(run, [])
@@ -160,5 +161,5 @@ def test_long_prompts_are_cut(tmp_path, monkeypatch):
 
 def test_a_run_without_positions_is_refused(tmp_path):
     run = write_run(tmp_path / "run", {"none": {"entropy": np.zeros((0, 4))}})
-    with pytest.raises(RunError, match="no complete prompt; continue it with --resume"):
+    with refused(RunError, problem="complete prompt", advice="resume=True"):
         packing.pack(run)

@@ -19,6 +19,7 @@ from layerlens.report.markup import Markup, element, escaped, join
 from layerlens.run import open_run
 from tests.analysis.test_no_torch import imports_torch
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
+from tests.refusals import refused
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--]]>\u2028\u202e"
 NO_TEXT = {"style", "script"}
@@ -206,7 +207,7 @@ def test_an_incomplete_run_says_so(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(6)), finish=False)
     text = page_of(run, tmp_path).text
     assert "This run is not complete: 8 of 8 prompts are in it" in text
-    assert "does not hold what its token ids say; continue it with --resume and make the report again." in text
+    assert "does not hold what its token ids say; continue it with resume=True and make the report again." in text
 
 
 def test_a_complete_run_without_texts_is_to_be_traced_again(tmp_path):
@@ -269,10 +270,10 @@ def test_given_texts_have_a_report_too(tmp_path):
 def test_what_cannot_be_reported_is_one_sentence(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(6)))
     empty = write_run(tmp_path / "empty", {"none": {"entropy": np.zeros((0, 4))}})
-    with pytest.raises(RunError, match="holds no complete prompt; continue it with --resume"):
+    with refused(RunError, problem="complete prompt", advice="resume=True"):
         write_report(empty, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
-    with pytest.raises(OptionError, match=r"cannot be written to .* name another file"):
+    with refused(OptionError, "out"):
         write_report(run, tmp_path)
 
 

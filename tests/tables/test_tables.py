@@ -14,6 +14,7 @@ from layerlens.tables import LATER, TABLES, TITLES, composed, latex, markdown, s
 from layerlens.tables.compose import Measured, beside
 from layerlens.tables.save import cell
 from tests.made_up_run import write_run
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -172,5 +173,5 @@ def test_a_run_that_lacks_what_all_tables_need(tmp_path, cli):
     assert "is of one prompt: means have no intervals" in err.splitlines()[0]
     assert "no table could be made" in err.splitlines()[-1]
     assert set(TABLES) == {"5", "6.1", "7", "8"}
-    with pytest.raises(ll.RunError, match="max-new-tokens"):
+    with refused(ll.RunError, advice="max_new_tokens"):
         composed("6.1", ll.open_run(tmp_path / "given"))

@@ -34,7 +34,12 @@ def walk_depths(parameters: Parameters, window: int = WINDOW) -> Floats:
         OptionError: the noise of neighbouring layers is correlated, or the window is not in 1..L.
     """
     if parameters.correlation:
-        raise OptionError(f"a correlation of {parameters.correlation:g} has no chain of integrals; simulate it")
+        raise OptionError(
+            f"a correlation of {parameters.correlation:g} has no chain of integrals",
+            "simulate it",
+            option="correlation",
+            given=parameters.correlation,
+        )
     curve, sd = parameters.noiseless, parameters.sd
     n_candidates = candidates(curve, window)
     if not parameters.noise:
@@ -94,6 +99,11 @@ def critical_rise(descent: float, window: int = WINDOW) -> float:
 def descending(descent: float, rise: float, window: int) -> Parameters:
     """A curve that falls by the descent from layer to layer up to V* = L-1, then rises; noise of sd 1."""
     if window < 2 or descent < 0:
-        raise OptionError(f"window {window} and descent {descent:g} cannot be; choose at least 2 and at least 0")
+        raise OptionError(
+            f"window {window} and descent {descent:g} cannot be",
+            "choose at least 2 and at least 0",
+            option="window",
+            given=window,
+        )
     plateau = descent * (window - 1)
     return Parameters(window + 1, onset=1, valley=window, plateau=plateau, lowest=0.0, rise=rise, noise=1.0)

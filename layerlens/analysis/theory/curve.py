@@ -42,19 +42,37 @@ class Parameters:
     def __post_init__(self) -> None:
         if not 1 <= self.onset < self.valley <= self.n_layers:
             order = f"V_onset {self.onset}, V* {self.valley} and {self.n_layers} layers"
-            raise OptionError(f"{order} do not fit together; choose 1 <= V_onset < V* <= the number of layers")
+            raise OptionError(
+                f"{order} do not fit together",
+                "choose 1 <= V_onset < V* <= the number of layers",
+                option="valley",
+                given=self.valley,
+            )
         if not np.isfinite(astuple(self)).all():
-            raise OptionError(f"{self} holds a number that is not finite; give finite ones")
+            raise OptionError(f"{self} holds a number that is not finite", "give finite ones", given=self)
         if self.plateau < self.lowest:
             raise OptionError(
-                f"a plateau of {self.plateau:g} nats is below the valley's {self.lowest:g}; exchange them"
+                f"a plateau of {self.plateau:g} nats is below the valley's {self.lowest:g}",
+                "exchange them",
+                option="plateau",
+                given=self.plateau,
             )
         if self.rise < 0 or (self.rise > 0 and self.valley == self.n_layers):
             at = f"a rise of {self.rise:g} nats after V* {self.valley} of {self.n_layers} layers"
-            raise OptionError(f"{at} is not one; give a rise of at least 0, and 0 where V* is the last layer")
+            raise OptionError(
+                f"{at} is not one",
+                "give a rise of at least 0, and 0 where V* is the last layer",
+                option="rise",
+                given=self.rise,
+            )
         if self.noise < 0 or self.early_factor <= 0 or not -1 < self.correlation < 1:
             given = f"noise {self.noise:g}, early_factor {self.early_factor:g}, correlation {self.correlation:g}"
-            raise OptionError(f"{given} cannot be; choose at least 0, above 0, and between -1 and 1")
+            raise OptionError(
+                f"{given} cannot be",
+                "choose at least 0, above 0, and between -1 and 1",
+                option="noise",
+                given=self.noise,
+            )
 
     @property
     def bare(self) -> Floats:
@@ -87,7 +105,7 @@ def simulate(parameters: Parameters, *, n_draws: int = DRAWS, seed: int = SEED) 
         OptionError: fewer than two draws.
     """
     if n_draws < 2:
-        raise OptionError(f"{n_draws} draws have no interval; ask for at least 2")
+        raise OptionError(f"{n_draws} draws have no interval", "ask for at least 2", option="n_draws", given=n_draws)
     normal = np.random.default_rng(seed).standard_normal((n_draws, parameters.n_layers))
     if parameters.correlation:
         fresh = sqrt(1 - parameters.correlation**2)

@@ -49,7 +49,9 @@ def parameters_table(run: Records, group: str = "all") -> pd.DataFrame:
     estimates, found = _read_off(tokens, tokens.of(run.layers("entropy")), among, ceiling, every)
     if np.isnan(estimates["V_onset"][0]):
         reason = f"the mean entropy of the {group} tokens of {run.path} does not fall before its final rise"
-        raise RunError(f"{reason}, and the theory is about a descent; choose another group or a run with one")
+        raise RunError(
+            f"{reason}, and the theory is about a descent", "choose another group or a run with one", given=run.path
+        )
     n_prompts = tokens.n_prompts_with(among)
     rows = []
     for name, values in estimates.items():
@@ -119,15 +121,22 @@ def _walk_measures(parameters: Parameters, entropy: Floats, window: int) -> dict
 def _members(run: Records, group: str) -> tuple[Sample, Bools]:
     if run.n_layers < MIN_LAYERS:
         raise RunError(
-            f"{run.path} traces {run.n_layers} layers, too few to tell noise from a curve: "
-            f"trace a model with at least {MIN_LAYERS}"
+            f"{run.path} traces {run.n_layers} layers, too few to tell noise from a curve",
+            f"trace a model with at least {MIN_LAYERS}",
+            given=run.path,
         )
     tokens = sample(run)
     members = groups(run, tokens)
     if group not in members:
-        raise OptionError(f"there is no group {group!r} of tokens; choose from {', '.join(members)}")
+        raise OptionError(
+            f"there is no group {group!r} of tokens", f"choose from {', '.join(members)}", option="group", given=group
+        )
     if not members[group].any():
-        raise RunError(f"{run.path} holds no token of the group {group!r}; choose another group or trace more tokens")
+        raise RunError(
+            f"{run.path} holds no token of the group {group!r}",
+            "choose another group or trace more tokens",
+            given=run.path,
+        )
     return tokens, members[group]
 
 

@@ -57,14 +57,21 @@ def premise_table(
             draws.
     """
     if parameters.valley == parameters.n_layers:
-        raise OptionError(f"V* {parameters.valley} is the last layer, after which nothing rises; choose an earlier V*")
+        raise OptionError(
+            f"V* {parameters.valley} is the last layer, after which nothing rises",
+            "choose an earlier V*",
+            option="valley",
+            given=parameters.valley,
+        )
     if n_draws < 2:
-        raise OptionError(f"{n_draws} draws have no interval; ask for at least 2")
+        raise OptionError(f"{n_draws} draws have no interval", "ask for at least 2", option="n_draws", given=n_draws)
     rise, fall = margins(parameters)
     rows = []
     for bound in bounds:
         if not 0 <= bound < np.inf:
-            raise OptionError(f"noise of at most {bound:g} nats cannot be; give a bound of at least 0")
+            raise OptionError(
+                f"noise of at most {bound:g} nats cannot be", "give a bound of at least 0", option="bounds", given=bound
+            )
         for name, draw in BOUNDED.items():
             noise = bound * draw(np.random.default_rng(seed), (n_draws, parameters.n_layers))
             entropy = parameters.noiseless + noise

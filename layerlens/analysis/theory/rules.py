@@ -33,7 +33,12 @@ def theorem_layers(entropy: Floats, window: int | None = None) -> Ints:
     """
     back = _falls_back(entropy, window)
     if not back.shape[-1]:
-        raise OptionError("Theorem 1 chooses a layer before the last, and a window of 1 holds none; choose 2 or more")
+        raise OptionError(
+            "Theorem 1 chooses a layer before the last, and a window of 1 holds none",
+            "choose 2 or more",
+            option="window",
+            given=window,
+        )
     layers: Ints = entropy.shape[-1] - 1 - _leading(back[..., 1:])
     return layers
 
@@ -67,7 +72,12 @@ def candidates(entropy: Floats, window: int | None) -> int:
     """How many layers a rule chooses from, 1..L; OptionError where the window is not in 1..L, None means L."""
     n_layers = entropy.shape[-1]
     if window is not None and not 1 <= window <= n_layers:
-        raise OptionError(f"a window of {window} does not fit {n_layers} layers; choose 1 to {n_layers}")
+        raise OptionError(
+            f"a window of {window} does not fit {n_layers} layers",
+            f"choose 1 to {n_layers}",
+            option="window",
+            given=window,
+        )
     return n_layers if window is None else window
 
 

@@ -19,7 +19,8 @@ def way_of_scoring(dataset: str) -> Scoring:
     """How answers to a dataset of that name are scored; an OptionError names those that can be if it cannot."""
     ways = {card.name: card.scoring for card in names() if card.scoring is not None}
     if dataset not in ways:
-        raise OptionError(f"answers to {dataset!r} have no way of scoring; give one of the datasets {', '.join(ways)}")
+        advice = f"give one of the datasets {', '.join(ways)}"
+        raise OptionError(f"answers to {dataset!r} have no way of scoring", advice, option="dataset", given=dataset)
     return ways[dataset]
 
 
@@ -27,14 +28,11 @@ def check_references(dataset: Dataset, way: Scoring) -> None:
     """Nothing, if every prompt has a reference that, given as the answer, is right; a PromptError otherwise."""
     for prompt in dataset:
         if prompt.reference is None:
-            raise PromptError(
-                f"prompt {prompt.prompt_id} of {dataset.name} has no reference; give one, or leave it out"
-            )
+            problem = f"prompt {prompt.prompt_id} of {dataset.name} has no reference"
+            raise PromptError(problem, "give one, or leave it out", given=prompt.prompt_id)
         if not WAYS[way](prompt.reference, prompt.reference):
-            raise PromptError(
-                f"the reference {prompt.reference!r} of prompt {prompt.prompt_id} cannot be scored as {way!r}; "
-                "mend it, or leave the prompt out"
-            )
+            problem = f"the reference {prompt.reference!r} of prompt {prompt.prompt_id} cannot be scored as {way!r}"
+            raise PromptError(problem, "mend it, or leave the prompt out", given=prompt.reference)
 
 
 def last_number(text: str, reference: str) -> bool:
