@@ -142,15 +142,6 @@ def test_a_malformed_file_of_prompts_is_refused_with_its_line(cli, model, tmp_pa
     assert "p.jsonl" in err
 
 
-def test_a_figure_of_an_unknown_number(cli, model, tmp_path):
-    cli(
-        "trace", "--model", model, "--dataset", "sample", "--limit", 2, "--max-new-tokens", 2, "--out", tmp_path / "run"
-    )
-    code, _, err = cli("figure", "13", "--run", tmp_path / "run", "--out", tmp_path / "figures")
-    assert code == 2
-    assert "2, 3, 4, 5, 6" in err
-
-
 def test_lists(cli):
     for command, word in (("models", "qwen3_5_moe"), ("datasets", "Idavidrein/gpqa"), ("doctor", "transformers")):
         code, out, _ = cli(command)

@@ -154,28 +154,3 @@ def test_trace_with_a_strategy_on_the_command_line(cli, folder, tmp_path):
     assert opened.prompts["output"].tolist() == [one.text for one in found]
     for one, (_, rows) in zip(found, opened.positions.groupby("prompt_id", sort=False), strict=True):
         assert rows["selected_layer"].tolist() == one.steps["selected_layer"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--strategy", "valey"], "--strategy valey"),
-        (["--strategy", "last", "--p", "0.5"], "--p 0.5"),
-        (["--strategy", "valley", "--p", "1.5"], "--p 1.5"),
-        (["--strategy", "valley", "--window", "9"], "--window 9"),
-        (["--strategy", "last-9"], "--strategy last-9"),
-        (["--strategy", "valley", "--criterion", "gini"], "--criterion gini"),
-        (["--strategy", "valley", "--scan", "quick"], "--scan quick"),
-        (["--top-k", "4"], "--top-k 4"),
-        (["--strategem", "x"], "--strategem"),
-    ],
-)
-def test_bad_input_is_one_sentence(cli, folder, tmp_path, options, words):
-    generate = ["generate", "--prompt", "Hi"]
-    trace = ["trace", "--dataset", "sample", "--limit", "1", "--out", tmp_path / "never"]
-    for command in (generate, trace):
-        code, _, err = cli(*command, "--model", folder, "--max-new-tokens", "5", *options)
-        assert code == 2
-        assert words in err
-        assert len(err.strip().splitlines()) == 1
-        assert not (tmp_path / "never").exists()
