@@ -40,15 +40,15 @@ from layerlens.bench.decoding import generate_way, mean_depth
 from layerlens.bench.machine import machine
 from layerlens.bench.timing import in_turns, paired_ratio, seconds_of
 from layerlens.decode.batch import Decoded, _Batch, decode_batch
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.criteria import shannon
 from layerlens.decode.flops import decoding_flops
 from layerlens.decode.options import GenerateOptions
-from layerlens.decode.reader import Reader
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import walk_back
 from layerlens.decode.strategies import Strategy
 from layerlens.models import Model, Unembed, tiny_tokenizer
-from layerlens.models.hooks import reading_out
+from layerlens.models.hooks import replacing_logits
 
 MIB = 2**20
 RESULTS = Path(__file__).parent / "results" / "decode_gpu.json"
@@ -235,7 +235,7 @@ def check_own_logits(model: Model, prompts: list[list[int]]) -> Outcome:
     own = hf(input_ids=ids, use_cache=False).logits[:, -1]
     equal = []
     for strategy in (ll.Valley(WINDOW, p=0.0), ll.Valley(window=1), ll.Last()):
-        with Reader(model, strategy).answering():
+        with Chooser(model, strategy).choosing():
             equal.append(torch.equal(hf(input_ids=ids, use_cache=False).logits[:, -1], own))
     return all(equal), f"{sum(equal)} of {len(equal)} equal"
 
@@ -273,7 +273,7 @@ def states_of(model: Model, prompts: list[list[int]]) -> dict[int, torch.Tensor]
     found: dict[int, torch.Tensor] = {}
     layers = range(model.n_layers - WINDOW + 1, model.n_layers + 1)
     hf: Any = model.hf
-    with reading_out(model.hf, model.head, model.blocks, layers, lambda states, _: found.update(states)):
+    with replacing_logits(model.hf, model.head, model.blocks, layers, lambda states, _: found.update(states)):
         hf(input_ids=torch.tensor(prompts, device=model.device), use_cache=False)
     return found
 
@@ -307,10 +307,10 @@ def check_graph(
     options = GenerateOptions(max_new_tokens=40, min_new_tokens=40, **sampling)
     model = fused(model, is_fused)
     with mock.patch.object(_Batch, "_captured", autospec=True, side_effect=_Batch._captured) as captured:
-        graphed = decode_batch(model, prompts, Reader(model, strategy), options, seed=1)
+        graphed = decode_batch(model, prompts, Chooser(model, strategy), options, seed=1)
         n_graphs = captured.call_count
         with mock.patch("layerlens.decode.batch._EAGER_STEPS", 10**9):
-            eager = decode_batch(model, prompts, Reader(model, strategy), options, seed=1)
+            eager = decode_batch(model, prompts, Chooser(model, strategy), options, seed=1)
         is_eager = captured.call_count == n_graphs
     same, detail = _same(graphed, eager)
     return same and n_graphs > 0 and is_eager, f"{n_graphs} graph, {detail}"
@@ -320,7 +320,7 @@ def check_caches(model: Model, prompts: list[list[int]]) -> Outcome:
     """What a graph needs, as far as a CPU can show it: a cache of fixed size changes nothing."""
     options = GenerateOptions(max_new_tokens=12, min_new_tokens=12)
     fixed, growing = (
-        decode_batch(model, prompts, Reader(model, ll.Valley(WINDOW)), options, seed=1, static=static)
+        decode_batch(model, prompts, Chooser(model, ll.Valley(WINDOW)), options, seed=1, static=static)
         for static in (True, False)
     )
     return _same(fixed, growing)
@@ -483,7 +483,7 @@ def run(
     decoded = decode_batch(
         model,
         prompts,
-        Reader(model, strategy),
+        Chooser(model, strategy),
         options,
         seed=0,
         on_tokens=lambda n: blocks.append((time.perf_counter(), n)),

@@ -29,7 +29,7 @@ PARTS = ("statistics", "comparison", "figures")
 
 MEASURED = """
 import json, sys, time
-from layerlens.bench.analysis import STATISTICS
+from layerlens.bench.run_statistics import STATISTICS
 from layerlens.bench.memory import MIB, peak_of_process
 from layerlens.cli import run
 from layerlens.run import open_run

@@ -25,8 +25,8 @@ from layerlens.bench.memory import MIB
 from layerlens.bench.timing import timed_with_memory
 from layerlens.bench.tracing import products
 from layerlens.decode.batch import decode_batch
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.options import GenerateOptions
-from layerlens.decode.reader import Reader
 from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.models.unembed import product
 from layerlens.plots import style
@@ -120,7 +120,7 @@ def decoded(sizes: dict[str, int]) -> dict[str, float]:
     options = GenerateOptions(max_new_tokens=32, min_new_tokens=32)
 
     def way(strategy: Any) -> Any:
-        return lambda: decode_batch(model, prompts, Reader(model, strategy), options, seed=0)
+        return lambda: decode_batch(model, prompts, Chooser(model, strategy), options, seed=0)
 
     ways = [way(ll.Valley(window=sizes["window"])), way(ll.Last())]
     for one in ways:

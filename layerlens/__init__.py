@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from layerlens.decode.dropin import decoding
     from layerlens.decode.log import DecodingLog
     from layerlens.decode.loop import Generation, generate
-    from layerlens.decode.names import named_strategy, register_strategy
     from layerlens.decode.options import GenerateOptions
     from layerlens.decode.readouts import Readouts
+    from layerlens.decode.registry import named_strategy, register_strategy
     from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
     from layerlens.evaluation.runner import ablate
@@ -63,7 +63,7 @@ _HOMES = {
     "layerlens.decode.dropin": ("decoding",),
     "layerlens.decode.log": ("DecodingLog",),
     "layerlens.decode.loop": ("Generation", "generate"),
-    "layerlens.decode.names": ("named_strategy", "register_strategy"),
+    "layerlens.decode.registry": ("named_strategy", "register_strategy"),
     "layerlens.decode.options": ("GenerateOptions",),
     "layerlens.decode.readouts": ("Readouts",),
     "layerlens.decode.strategies": ("Choice", "Fixed", "Last", "Strategy", "Valley"),

@@ -193,7 +193,7 @@ def gguf_reader() -> type[Any]:
 
     kinds, text_length = gguf.GGUFValueType, struct.Struct("=Q").unpack_from
 
-    class Reader(gguf.GGUFReader):
+    class Chooser(gguf.GGUFReader):
         @property
         def data(self) -> Any:
             return self._whole
@@ -219,7 +219,7 @@ def gguf_reader() -> type[Any]:
                     return 12 + values.nbytes, list(values.reshape(-1, 1)), list(range(n)), [kinds.ARRAY, kinds(kind)]
             return super()._get_field_parts(orig_offs, raw_type)
 
-    return Reader
+    return Chooser
 
 
 def set_gguf_kernel(functions: Any) -> None:

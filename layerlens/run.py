@@ -65,7 +65,7 @@ class Run(Records):
         """What decoding from the valley does to tokens, or would do; see `analysis.valley_statistics`."""
         return analysis.valley_statistics(self)
 
-    def by_entropy_band(self, edges: Sequence[float] = analysis.BANDS) -> pd.DataFrame:
+    def by_entropy_band(self, edges: Sequence[float] = analysis.ENTROPY_BANDS) -> pd.DataFrame:
         """Valleys and substitutions by how sure the last layer is; see `analysis.by_entropy_band`."""
         return analysis.by_entropy_band(self, edges)
 

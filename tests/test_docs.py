@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import layerlens as ll
-from layerlens.decode import names
+from layerlens.decode import registry as names
 from layerlens.decode.criteria import CRITERIA
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 

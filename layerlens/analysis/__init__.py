@@ -2,7 +2,13 @@
 
 from layerlens.analysis.agreement import agreement, earliest_agreement
 from layerlens.analysis.comparison import compare, compare_outputs
-from layerlens.analysis.decoding import BANDS, by_entropy_band, by_relative_position, valley_statistics, walk_depths
+from layerlens.analysis.decoding import (
+    ENTROPY_BANDS,
+    by_entropy_band,
+    by_relative_position,
+    valley_statistics,
+    walk_depths,
+)
 from layerlens.analysis.kinds import kind_jumps
 from layerlens.analysis.layers import by_layer, entropy_curves
 from layerlens.analysis.overhead import overhead
@@ -13,7 +19,7 @@ from layerlens.analysis.valleys import valleys
 from layerlens.analysis.word_shares import class_shares
 
 __all__ = [
-    "BANDS",
+    "ENTROPY_BANDS",
     "agreement",
     "by_entropy_band",
     "by_layer",

@@ -22,7 +22,7 @@ from layerlens.records.reader import Records
 
 SURE = 0.01
 """Below this entropy at layer L, in nats, section 6.1 takes a token for sure."""
-BANDS = (0.01, 0.05, 0.10)
+ENTROPY_BANDS = (0.01, 0.05, 0.10)
 """The inner edges of section 6.1's bands of entropy, in nats."""
 DECILES = 10
 
@@ -142,7 +142,7 @@ def valley_statistics(run: Records) -> pd.DataFrame:
     return _frame(run, found, [count, *means, _ratio_of_means(found), *apart, *others])
 
 
-def by_entropy_band(run: Records, edges: Sequence[float] = BANDS) -> pd.DataFrame:
+def by_entropy_band(run: Records, edges: Sequence[float] = ENTROPY_BANDS) -> pd.DataFrame:
     """One row per band of the entropy at layer L: how often there are valleys and substitutions, of generated tokens.
 
     Args:
@@ -248,7 +248,7 @@ def _columns(found: Steps) -> Columns:
         ("drop", fall, other),
         ("whole", found.entropy, other),
     )
-    for number, band in enumerate(_in_bands(found, BANDS), start=1):
+    for number, band in enumerate(_in_bands(found, ENTROPY_BANDS), start=1):
         yield f"substitution_rate_band_{number}", found.substituted, band
     deciles = list(_in_bins(found, DECILES))
     for name, flags in (("valley_rate", found.valley), ("substitution_rate", found.substituted)):

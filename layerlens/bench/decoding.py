@@ -13,12 +13,12 @@ from layerlens.bench.memory import MIB
 from layerlens.bench.timing import Way, in_turns, paired_ratio, timed
 from layerlens.datasets import dataset, from_prompts
 from layerlens.decode.batch import decode_batch
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.flops import decoding_flops
 from layerlens.decode.log import Decisions
-from layerlens.decode.names import strategy_record
 from layerlens.decode.options import GenerateOptions, settle_chat_template
 from layerlens.decode.prompts import pad_token_id, tokenize
-from layerlens.decode.reader import Reader
+from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Last, Strategy
 from layerlens.errors import OptionError
 from layerlens.models import Model
@@ -113,7 +113,7 @@ def decoding_way(
     model: Model, strategy: Strategy, prompts: Prompts, options: GenerateOptions
 ) -> Callable[[], Decisions]:
     """Our loop with the strategy, which gives what it decided."""
-    return lambda: decode_batch(model, prompts, Reader(model, strategy), options, seed=0).all_decisions
+    return lambda: decode_batch(model, prompts, Chooser(model, strategy), options, seed=0).all_decisions
 
 
 def mean_depth(decisions: Decisions, n_layers: int) -> float | None:

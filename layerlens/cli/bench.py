@@ -100,7 +100,7 @@ def analysis(
     """Show how long the statistics of a run take, and the memory of the process."""
     _refuse_unwritable(json)
 
-    from layerlens.bench.analysis import measure_analysis
+    from layerlens.bench.run_statistics import measure_analysis
 
     report, left_out = measure_analysis(run)
     for name, reason in left_out.items():

@@ -160,7 +160,7 @@ class StrategyOptions:
 
     def strategy(self, name: str, window: int | None, *, window_has_other_use: bool = False) -> "Strategy":
         """The strategy of that name with the options that were given; a trace uses a window for its valleys too."""
-        from layerlens.decode.names import named_strategy, takes_option
+        from layerlens.decode.registry import named_strategy, takes_option
 
         given = {option: value for option, value in asdict(self).items() if value is not None}
         if window is not None and (not window_has_other_use or takes_option(name, "window")):

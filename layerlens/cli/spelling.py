@@ -56,7 +56,7 @@ class CommandLine(Spelling):
             return flag.off
         if value is False:
             return f"no {flag.on}"
-        return " ".join(f"{flag.on} {word}" for word in _words(value, repeats=flag.repeats))
+        return " ".join(f"{flag.on} {word}" for word in _arguments_of(value, repeats=flag.repeats))
 
     def command(self, name: str) -> str:
         """The command that does that: `layerlens trace`."""
@@ -89,7 +89,7 @@ def _flags_of(command: Any) -> dict[str, _Flag]:
     return found
 
 
-def _words(value: object, *, repeats: bool) -> list[str]:
+def _arguments_of(value: object, *, repeats: bool) -> list[str]:
     """The values of an option, one for each time that it is given."""
     if isinstance(value, dict):
         return [shlex.quote(f"{name}={json.dumps(one)}") for name, one in value.items()]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from layerlens.compat import decoding_fast
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.endings import ending_criteria, has_ended
 from layerlens.decode.forward import Forward
 from layerlens.decode.generation_config import row_processors
 from layerlens.decode.log import Decisions
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id, refuse_unreadable
-from layerlens.decode.reader import Reader
 from layerlens.decode.sampling import Sampler
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
@@ -29,7 +29,7 @@ _EAGER_STEPS = 2  # real steps that do for the first time what a graph cannot ca
 def decode_batch(
     model: Model,
     prompts: Sequence[Sequence[int]],
-    reader: Reader,
+    chooser: Chooser,
     options: GenerateOptions,
     seed: int,
     *,
@@ -42,7 +42,7 @@ def decode_batch(
     Args:
         model: whose passes are to be answered.
         prompts: token ids.
-        reader: of the strategy; used for this batch alone.
+        chooser: of the strategy; used for this batch alone.
         options: of the generation.
         seed: of the sampler.
         static: keep keys and values in a cache of fixed size; None: on one accelerator. On a CPU a growing cache is
@@ -53,8 +53,8 @@ def decode_batch(
     """
     if static is None:
         static = model.device.type != "cpu" and not is_spread(model.hf)
-    batch = _Batch(model, prompts, reader, options, seed, static, before_pass)
-    with torch.no_grad(), reader.answering():
+    batch = _Batch(model, prompts, chooser, options, seed, static, before_pass)
+    with torch.no_grad(), chooser.choosing():
         return batch.run(on_tokens or (lambda _: None))
 
 
@@ -84,13 +84,13 @@ class _Batch:
         self,
         model: Model,
         prompts: Sequence[Sequence[int]],
-        reader: Reader,
+        chooser: Chooser,
         options: GenerateOptions,
         seed: int,
         static: bool,
         before_pass: Callable[[Sequence[int]], None] | None,
     ) -> None:
-        self._reader = reader
+        self._chooser = chooser
         self._n_steps = options.max_new_tokens
         self._optimized = partial(decoding_fast, model.hf)
         self._prompts = prompts
@@ -134,8 +134,8 @@ class _Batch:
         self._may_capture = self._forward.is_static and device.type == "cuda" and not on_host
         self._graph: torch.cuda.CUDAGraph | None = None
         self._n_eager = 0
-        reader.may_branch = device.type == "cpu"
-        reader.is_alive = self._alive
+        chooser.may_branch = device.type == "cpu"
+        chooser.is_alive = self._alive
 
     def run(self, on_tokens: Callable[[int], None]) -> Decoded:
         """Decode until every row has ended."""
@@ -170,7 +170,7 @@ class _Batch:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        for generator in (self._sampler.generator, self._reader.generator):
+        for generator in (self._sampler.generator, self._chooser.generator):
             graph.register_generator_state(generator)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
@@ -185,7 +185,7 @@ class _Batch:
         """Sample, record, test for the end."""
         token_ids = self._sampler(logits, self._step)
         token_ids = torch.where(self._alive, token_ids, self._pad)
-        decisions = self._reader.decisions
+        decisions = self._chooser.decisions
         assert decisions is not None
         for buffer, value in zip(
             self._buffers(decisions), (token_ids, decisions.numbers, decisions.values), strict=True
@@ -247,8 +247,8 @@ class _Batch:
         self._token = self._token[index]
         self._alive = torch.ones_like(index, dtype=torch.bool)
         self._sampler.keep_rows(index, alive)
-        self._reader.keep_rows(alive, len(self._prompts))
-        self._reader.is_alive = self._alive
+        self._chooser.keep_rows(alive, len(self._prompts))
+        self._chooser.is_alive = self._alive
         self._recorded, self._graph, self._n_eager = [], None, _EAGER_STEPS - 1
 
 

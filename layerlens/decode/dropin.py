@@ -16,11 +16,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.endings import ending_criteria
 from layerlens.decode.log import COLUMNS, Decisions, DecodingLog
 from layerlens.decode.options import whole
 from layerlens.decode.prompts import refuse_unreadable
-from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
@@ -56,20 +56,20 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
     def generate(*args: Any, **kwargs: Any) -> Any:
         # in whichever thread: streamers read what another thread generates
         with in_use(model, may_be_compiled=True):
-            reader.thread = get_ident()
-            return _followed(model, reader, log, own_generate, *args, **kwargs)
+            chooser.thread = get_ident()
+            return _followed(model, chooser, log, own_generate, *args, **kwargs)
 
     with ExitStack() as stack:
         with in_use(model, may_be_compiled=True):
             hf: Any = model.hf
-            reader = Reader(model, strategy, seed)
-            reader.is_running = False  # but in `generate`: other passes of the model are its own
+            chooser = Chooser(model, strategy, seed)
+            chooser.is_running = False  # but in `generate`: other passes of the model are its own
             log = DecodingLog(criterion_name(strategy))
             if "_layerlens_decoding" in vars(hf):
                 raise OptionError("this model is inside ll.decoding already", "leave that first", option="model")
             own_generate, theirs = hf.generate, vars(hf).get("generate")
             stack.enter_context(recompiled(hf))
-            stack.enter_context(reader.answering())
+            stack.enter_context(chooser.choosing())
             hf.generate, hf._layerlens_decoding = generate, log
         try:
             yield log
@@ -92,26 +92,26 @@ def criterion_name(strategy: Strategy) -> str:
 
 
 def _followed(
-    model: Model, reader: Reader, log: DecodingLog, own_generate: Callable[..., Any], *args: Any, **kwargs: Any
+    model: Model, chooser: Chooser, log: DecodingLog, own_generate: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     """transformers' generate, and what was decided in it added to the log."""
     kwargs = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
     config = _effective_config(model, kwargs)
     _refuse_other_searches(config, kwargs)
     _refuse_unreadable_ids(model, config, _inputs(kwargs))
-    follower = _Follower(reader, model.source)
+    follower = _Follower(chooser, model.source)
     tokenizer = kwargs.get("tokenizer") or model.tokenizer
-    endings = _Endings(model, config, kwargs.get("stopping_criteria"), tokenizer, reader)
+    endings = _Endings(model, config, kwargs.get("stopping_criteria"), tokenizer, chooser)
     kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), follower])
     kwargs["stopping_criteria"] = StoppingCriteriaList([endings])
-    reader.is_running = True
+    chooser.is_running = True
     try:
         output = own_generate(**kwargs)
     except IndexError as error:
         _refuse_short_cache(model, error)
         raise
     finally:
-        reader.is_running = False
+        chooser.is_running = False
     sequences = output if isinstance(output, Tensor) else output.sequences
     if follower.decisions:
         new = sequences[:, follower.first :].tolist()
@@ -188,8 +188,8 @@ class _Follower(LogitsProcessor):
         ModelError: the logits of a row that has not ended are NaN or infinite.
     """
 
-    def __init__(self, reader: Reader, source: str) -> None:
-        self._reader = reader
+    def __init__(self, chooser: Chooser, source: str) -> None:
+        self._chooser = chooser
         self._source = source
         self.decisions: list[Decisions] = []
         self.first = 0  # length of what generate began with
@@ -197,9 +197,9 @@ class _Follower(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not self.decisions:
             self.first = input_ids.shape[1]
-        assert self._reader.decisions is not None
-        alive = self._reader.is_alive
-        broken = ~self._reader.decisions.is_finite
+        assert self._chooser.decisions is not None
+        alive = self._chooser.is_alive
+        broken = ~self._chooser.decisions.is_finite
         if alive is not None:
             broken &= alive.to(broken.device)
         if broken.any():
@@ -210,7 +210,7 @@ class _Follower(LogitsProcessor):
                 "check its weights, or load it with another dtype",
                 given=row,
             )
-        self.decisions.append(self._reader.decisions)
+        self.decisions.append(self._chooser.decisions)
         return scores
 
 
@@ -223,15 +223,15 @@ class _Endings(StoppingCriteria):
         config: GenerationConfig,
         theirs: Sequence[StoppingCriteria] | None,
         tokenizer: Any,
-        reader: Reader,
+        chooser: Chooser,
     ) -> None:
         self._n_known = model.n_known_tokens
         self._may_emit_unknown = model.n_vocab > self._n_known
         self._most = config.max_new_tokens
         self._theirs = StoppingCriteriaList(theirs or [])
         self._known = ending_criteria(config.eos_token_id, config.stop_strings, tokenizer)
-        self._reader = reader
-        self._reader.is_alive = None
+        self._chooser = chooser
+        self._chooser.is_alive = None
         self._alive: Tensor | None = None
         self._lengths = torch.zeros(0)
 
@@ -244,7 +244,7 @@ class _Endings(StoppingCriteria):
             done = torch.as_tensor(self._theirs(input_ids, scores, **kwargs), device=done.device).expand_as(done)
         self._lengths += self._alive
         self._alive = self._alive & ~done & ~self._known(input_ids, scores)
-        self._reader.is_alive = self._alive
+        self._chooser.is_alive = self._alive
         if self._may_emit_unknown and int(self._lengths.max()) != self._most:
             refuse_unreadable(input_ids[self._alive, -1].tolist(), self._n_known)
         return done

@@ -9,13 +9,13 @@ import pandas as pd
 
 from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.decode.batch import decode_batch
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.dropin import criterion_name
 from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.log import DecodingLog
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
-from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.decode.texts import decoded
 from layerlens.errors import Notice, spelled
@@ -142,7 +142,7 @@ def _generated(
 ) -> list[Generation]:
     log = DecodingLog(criterion_name(strategy))
     ids = [list(prompt.token_ids) for prompt in prompts]
-    found = decode_batch(model, ids, Reader(model, strategy, seed), options, seed)
+    found = decode_batch(model, ids, Chooser(model, strategy, seed), options, seed)
     log.add_call(found.outputs, [len(prompt) - 1 for prompt in ids], found.decisions)
     steps = dict(tuple(log.steps.groupby("row", sort=False)))
     return [

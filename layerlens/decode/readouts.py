@@ -10,7 +10,7 @@ from layerlens.axes import Logits, Scalars, States
 from layerlens.decode.criteria import Criterion, shannon
 from layerlens.errors import OptionError
 from layerlens.lens.head import Head
-from layerlens.lens.readout import fused
+from layerlens.lens.logit_lens import fused
 from layerlens.models.unembed import Unembed
 from layerlens.native.compiled import processor
 

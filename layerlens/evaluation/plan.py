@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from layerlens.datasets import Dataset, Prompt
 from layerlens.datasets.source import Scoring
-from layerlens.decode.names import is_strategy_name, named_strategy, strategy_record, takes_option
 from layerlens.decode.options import GenerateOptions, whole
+from layerlens.decode.registry import is_strategy_name, named_strategy, strategy_record, takes_option
 from layerlens.decode.strategies import Last, Strategy, is_number
 from layerlens.errors import OptionError
 from layerlens.evaluation.scoring import check_references, way_of_scoring

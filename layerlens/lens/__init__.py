@@ -3,7 +3,7 @@
 from layerlens.lens.coarse import CoarseHead, refuse_without_bfloat16
 from layerlens.lens.criterion import perturbed, valley_layers
 from layerlens.lens.divergence import kl_from_last
-from layerlens.lens.readout import read
+from layerlens.lens.logit_lens import read
 from layerlens.lens.sums import Reading
 
 __all__ = ["CoarseHead", "Reading", "kl_from_last", "perturbed", "read", "refuse_without_bfloat16", "valley_layers"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from layerlens.axes import States
 from layerlens.formulas import LOWEST
-from layerlens.lens.readout import tile_for
+from layerlens.lens.logit_lens import tile_for
 from layerlens.lens.sums import Reading
 from layerlens.models.unembed import Unembed
 

@@ -1,4 +1,4 @@
-"""Where a model's weights lie and what runs its passes; `tracing/backends.py` asks each for what a trace needs."""
+"""Where a model's weights lie and what runs its passes; `tracing/engines.py` asks each for what a trace needs."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ BACKENDS = ("transformers", "transformer-lens", "nnsight", "nnsight-remote", "nn
 
 
 @dataclass(frozen=True, eq=False)
-class Backend:
+class Connection:
     """What runs a model's passes.
 
     Attributes:
@@ -18,5 +18,5 @@ class Backend:
     is_here: bool = True
 
 
-TRANSFORMERS = Backend("transformers")
-TRANSFORMER_LENS = Backend("transformer-lens")
+TRANSFORMERS = Connection("transformers")
+TRANSFORMER_LENS = Connection("transformer-lens")

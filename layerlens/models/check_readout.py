@@ -21,25 +21,25 @@ class UnknownHead(ModelError):
 def with_its_readout(model: Model, logits: Tensor, last: Tensor) -> Model:
     """The model with a head that gives its logits: as its config says, or without the scale and cap it speaks of, which
     wrappers around a language model can leave out."""
-    return with_readout(model, [_miss(model, unembed, logits, last) for unembed in readouts(model)])
+    return with_best_head(model, [_miss(model, unembed, logits, last) for unembed in possible_heads(model)])
 
 
-def readouts(model: Model) -> tuple[Unembed, Unembed]:
+def possible_heads(model: Model) -> tuple[Unembed, Unembed]:
     """The readout as the config says, and without the scale and cap that it speaks of."""
     return model.unembed, replace(model.unembed, scale=1.0, softcap=None)
 
 
-def with_readout(model: Model, misses: Sequence[tuple[float, float]]) -> Model:
+def with_best_head(model: Model, misses: Sequence[tuple[float, float]]) -> Model:
     """The model with the first of its readouts that misses its logits by no more than rounding.
 
     Args:
         model: as adapted.
-        misses: of each of `readouts`: at worst, and on average, as parts of the logits' size.
+        misses: of each of `possible_heads`: at worst, and on average, as parts of the logits' size.
 
     Raises:
         ModelError: none of them gives the model's logits, or these are all 0.
     """
-    for (worst, bias), unembed in zip(misses, readouts(model), strict=True):
+    for (worst, bias), unembed in zip(misses, possible_heads(model), strict=True):
         if _fits(model, unembed, worst, bias):
             return replace(model, unembed=unembed)
     worst, bias = misses[0]

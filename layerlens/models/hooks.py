@@ -111,7 +111,7 @@ IsOn = Callable[[], bool]
 
 
 @contextmanager
-def reading_out(
+def replacing_logits(
     root: nn.Module,
     head: nn.Module,
     blocks: Sequence[nn.Module],

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from layerlens.compat import module_in
 from layerlens.errors import ModelError, OptionError, spelled
-from layerlens.models import bridge, checkpoints, gguf, memory, nnsight, packed_gguf, sizes
+from layerlens.models import checkpoints, gguf, memory, nnsight, packed_gguf, sizes, transformer_lens
 from layerlens.models.adapter import adapt
 from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
 from layerlens.models.causal import is_known, refuse_other_kinds
@@ -199,7 +199,7 @@ def _backed(
     """The model with its passes run by that backend."""
     if backend in (TRANSFORMERS.name, TRANSFORMER_LENS.name):
         is_bridge = backend == TRANSFORMER_LENS.name
-        hf = bridge.bridged(hf, source) if is_bridge else hf
+        hf = transformer_lens.bridged(hf, source) if is_bridge else hf
         model = checked(adapt(hf, tokenizer, source, commit))
         return replace(model, backend=TRANSFORMER_LENS if is_bridge else TRANSFORMERS)
     if backend == "nnsight-remote":
@@ -209,7 +209,7 @@ def _backed(
 
 
 def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backend: str | None) -> Model:
-    if bridge.is_bridge(model):
+    if transformer_lens.is_bridge(model):
         return _from_bridge(model, tokenizer, backend)
     if nnsight.is_language_model(model):
         if backend in (TRANSFORMERS.name, TRANSFORMER_LENS.name):
@@ -256,7 +256,7 @@ def _from_bridge(model: Any, tokenizer: PreTrainedTokenizerBase | None, backend:
             option="tokenizer",
             given=source,
         )
-    hf = bridge.module_of(model, source)
+    hf = transformer_lens.module_of(model, source)
     refuse_unobservable(hf, source)
     refuse_without_values(hf, source)
     with alone(hf):

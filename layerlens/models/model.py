@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import attention_of, told_by_config
 from layerlens.models import machine, placement
-from layerlens.models.backend import TRANSFORMERS, Backend
+from layerlens.models.backend import TRANSFORMERS, Connection
 from layerlens.models.foundation import Foundation
 from layerlens.models.hooks import SubLayers
 from layerlens.models.packed import is_plain, plain_tensors
@@ -55,7 +55,7 @@ class Model:
     unembed: Unembed
     layer_kinds: Sequence[str]
     mlp_kinds: Sequence[str]
-    backend: Backend = TRANSFORMERS
+    backend: Connection = TRANSFORMERS
     overlaps: bool = False
     foundation: Foundation | None = None
 

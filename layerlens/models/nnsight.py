@@ -15,11 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from layerlens import compat, formulas
 from layerlens.compat import has_edits, module_in
 from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence, spelled
-from layerlens.models import reduction
+from layerlens.models import nnsight_reduction
 from layerlens.models.adapter import adapt
-from layerlens.models.backend import Backend
+from layerlens.models.backend import Connection
 from layerlens.models.check import checked, refuse_not_causal, stream_changed
-from layerlens.models.check_readout import readouts, with_readout
+from layerlens.models.check_readout import possible_heads, with_best_head
 from layerlens.models.families import FAMILIES
 from layerlens.models.model import Model
 from layerlens.models.probing import probe
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Nnsight(Backend):
+class Nnsight(Connection):
     """nnsight as a backend.
 
     Attributes:
@@ -53,7 +53,7 @@ class Nnsight(Backend):
             ModelError: the server refused the request or failed.
         """
         lm, plan = self.language_model, _plan(model)
-        reduce_blocks: Any = reduction.reduce_blocks
+        reduce_blocks: Any = nnsight_reduction.reduce_blocks
         inputs = {"input_ids": ids, "attention_mask": mask}
         saved = _nnsight().save
         with _answering(model.source), torch.no_grad(), lm.trace(inputs, remote=self.remote) as tracer:
@@ -149,7 +149,7 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
         lm.dispatch()
         model = checked(adapt(module_in(lm).eval(), tokenizer, source))
         return replace(model, backend=Nnsight(name, language_model=lm))
-    for travels in (reduction, formulas, compat):
+    for travels in (nnsight_reduction, formulas, compat):
         _nnsight().register(travels)
     remote: bool | str = "local" if name == "nnsight-simulated" else True
     if remote is True:
@@ -179,10 +179,10 @@ def refuse_edits(model: Model) -> None:
 
 def _checked_there(model: Model, backend: Nnsight) -> Model:
     """The model with the readout that gives its logits, found by a pass over two texts on the server."""
-    lm, saved, probe_misses = backend.language_model, _nnsight().save, reduction.probe_misses
+    lm, saved, probe_misses = backend.language_model, _nnsight().save, nnsight_reduction.probe_misses
     ids = probe(model).cpu()
     blocks, head, tail, _, _, n_vocab = _plan(model)
-    settings = [(one.scale, one.softcap) for one in readouts(model)]
+    settings = [(one.scale, one.softcap) for one in possible_heads(model)]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with _answering(model.source), torch.no_grad(), lm.trace(inputs, remote=backend.remote):
         found = saved(probe_misses(lm, blocks, head, tail, settings, n_vocab))
@@ -192,11 +192,11 @@ def _checked_there(model: Model, backend: Nnsight) -> Model:
     refuse_not_causal(model, moved)  # before the stream, in which no NaN equals another
     if changed_at:
         raise stream_changed(model, changed_at)
-    return with_readout(model, misses)
+    return with_best_head(model, misses)
 
 
 def _plan(model: Model) -> tuple[Any, ...]:
-    """The arguments of `reduction.reduce_blocks` between the model and the rows; a path means the same on a server."""
+    """The arguments of `reduce_blocks` between the model and the rows; a path means the same on a server."""
     path_of = {module: path for path, module in model.hf.named_modules()}
     blocks = [
         (path_of[block], None if part is None else path_of[part.watched], part is not None and part.parallel)

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from layerlens.compat import built_from
 from layerlens.errors import ModelError, first_sentence
-from layerlens.models.shrink import N_VOCAB, tiny_config
+from layerlens.models.tiny_configs import N_VOCAB, tiny_config
 
 _DENSE: dict[str, Any] = {
     "vocab_size": N_VOCAB,

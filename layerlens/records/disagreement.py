@@ -93,7 +93,7 @@ def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     if not differing:
         return None
     telling = [key for key in sorted(differing) if differing.isdisjoint(_follows(key))]
-    said = [(_words(key, right.get(key)), _words(key, left.get(key))) for key in telling]
+    said = [(_said(key, right.get(key)), _said(key, left.get(key))) for key in telling]
     begun, now = (list(dict.fromkeys(words)) for words in zip(*said, strict=True))
     now = [words for words in now if words not in begun]
     return ", ".join(begun) + (f", not with {', '.join(now)}" if now else "")
@@ -146,7 +146,7 @@ def _of_strategy(record: dict[str, Any], n_layers: int | None) -> dict[str, Any]
     }
 
 
-def _words(key: str, value: Any) -> str:
+def _said(key: str, value: Any) -> str:
     """An entry as the user would give it: "seed 0", or "--seed 0"."""
     section, _, name = key.rpartition(".")
     if key in _OPAQUE:

@@ -9,8 +9,8 @@ from layerlens.datasets import Dataset
 from layerlens.decode.flops import decoding_flops
 from layerlens.decode.identity import code_of
 from layerlens.decode.modules import model_record
-from layerlens.decode.names import strategy_record
 from layerlens.decode.prompts import TokenizedPrompt
+from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError
 from layerlens.models import Model

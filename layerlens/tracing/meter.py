@@ -29,7 +29,7 @@ _STREAMS = 3  # that are kept of each block: what entered it, stood between atte
 
 Measured = tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]
 Select = Callable[[Tensor], States]
-ReadOut = Callable[[States], Reading]
+Lens = Callable[[States], Reading]
 
 
 def names_of(kl: bool) -> tuple[str, ...]:
@@ -45,21 +45,19 @@ class Meter:
         names: what the numbers are, FLOATS first.
     """
 
-    def __init__(self, model: Model, *, kl: bool = False, read_out: "ReadOut | None" = None) -> None:
+    def __init__(self, model: Model, *, kl: bool = False, lens: "Lens | None" = None) -> None:
         """Begin.
 
         Args:
             model: whose blocks are watched.
             kl: keep the states of all layers until the last one is read, for the divergences from it.
-            read_out: from states to readings; None for `read` with the model's head.
+            lens: from states to readings; None for `read` with the model's head.
         """
         self.names = names_of(kl)
         self._unembed = model.unembed
         rows_waiting = _rows_waiting(model.n_layers, model.d_model, model.hf.dtype)
-        read_out = read_out or partial(read, head=model.unembed)
-        self._layers = [
-            _Layer(model, index, rows_waiting, read_out, keeps_states=kl) for index in range(model.n_layers)
-        ]
+        lens = lens or partial(read, head=model.unembed)
+        self._layers = [_Layer(model, index, rows_waiting, lens, keeps_states=kl) for index in range(model.n_layers)]
         device = model.unembed.device
         self._beside = Beside(device) if model.overlaps and not is_spread(model.hf) else None
         self.select: Select = lambda stream: stream.flatten(0, 1)
@@ -125,9 +123,9 @@ def _rows_waiting(n_layers: int, d_model: int, dtype: torch.dtype) -> int:
 class _Layer:
     """Attributes: kept, states and their readings that wait for the last layer; divergences from it, of rows so far."""
 
-    def __init__(self, model: Model, index: int, rows_waiting: int, read_out: ReadOut, *, keeps_states: bool) -> None:
+    def __init__(self, model: Model, index: int, rows_waiting: int, lens: Lens, *, keeps_states: bool) -> None:
         self._device = model.unembed.device
-        self._read_out = read_out
+        self._lens = lens
         self._rows_waiting = rows_waiting
         self._keeps_states = keeps_states
         self.kept: list[tuple[Tensor, Reading]] = []
@@ -171,7 +169,7 @@ class _Layer:
         for piece in pieces:
             changed = changes(*piece, self._parallel)
             states = piece[2].to(self._device)
-            reading = self._read_out(states)
+            reading = self._lens(states)
             if self._keeps_states:
                 self.kept.append((states, reading))
             entropy = reading.entropy.unsqueeze(0).to(changed.device)

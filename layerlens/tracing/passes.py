@@ -13,8 +13,8 @@ from transformers import DynamicCache
 
 from layerlens.compat import can_grow_a_cache
 from layerlens.decode.batch import Decoded, decode_batch
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.prompts import pad, pad_token_id
-from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError, spelled
 from layerlens.models import Model
@@ -58,11 +58,11 @@ def generate(
 
     Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
     """
-    reader = Reader(model, strategy, seed)
+    chooser = Chooser(model, strategy, seed)
     selection = _GrowingSelection(prompts, options, meter)
     with watch_blocks(model.blocks, model.sublayers, meter.on_block):
         decoded = decode_batch(
-            model, prompts, reader, options, seed, on_tokens=on_tokens, before_pass=selection.before_pass
+            model, prompts, chooser, options, seed, on_tokens=on_tokens, before_pass=selection.before_pass
         )
     return decoded, selection.rows()
 

@@ -14,10 +14,10 @@ from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.decode.batch import Decoded
 from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.loop import batch_seed
-from layerlens.decode.names import strategy_record
 from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
+from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.decode.texts import decoded as text_of
 from layerlens.errors import OptionError, spelled
@@ -25,13 +25,13 @@ from layerlens.models import Model
 from layerlens.models.use import uses_model
 from layerlens.records import RunWriter
 from layerlens.run import Run, open_run
-from layerlens.tracing.backends import Backend, kind_of
+from layerlens.tracing.engines import Engine, engine_of
 from layerlens.tracing.manifest import described, trace_manifest
 from layerlens.tracing.meter import FLOATS, Measured, names_of
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows
 from layerlens.tracing.progress import Progress
-from layerlens.tracing.words import ids_in, words
+from layerlens.tracing.token_texts import ids_in, token_texts
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -68,13 +68,13 @@ def trace(
     layers_of(strategy, model.n_layers, model.tied)
     if options.get("window") is None:
         options["window"] = strategy.window_in(model.n_layers)
-    kind = kind_of(model)
+    kind = engine_of(model)
     if options.get("mode") is None and "generate" not in kind.modes:
         options["mode"] = "replay"
     settled = made(TraceOptions, options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
     settled = with_generation_config(settled, model)
-    backend = kind(model, settled)
-    backend.refuse_unable(strategy)
+    engine = kind(model, settled)
+    engine.refuse_unable(strategy)
     if settled.max_new_tokens == 0 and not strategy.is_untouched:
         name, what = strategy_record(strategy)["name"], f"has no effect with {spelled('max_new_tokens', 0)}"
         raise OptionError.about("strategy", name, what, "drop one of them")
@@ -103,18 +103,18 @@ def trace(
             bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in pending))
             for index in sorted(pending):
                 seed = batch_seed(settled.seed, dataset.place_of(index))
-                tokens, rows = _trace_batch(backend, model.tokenizer, batches[index], settled, strategy, seed, bar)
+                tokens, rows = _trace_batch(engine, model.tokenizer, batches[index], settled, strategy, seed, bar)
                 writer.write(index, tokens, rows)
                 bar.advance_prompts(len(batches[index]))
         run = open_run(out)
         totals = _totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches))
         occurring = ids_in(run.positions["token_id"], run.positions["next_token_id"], run.layers("top_token_id"))
-        writer.finish(totals, words(model.tokenizer, occurring))
+        writer.finish(totals, token_texts(model.tokenizer, occurring))
     return open_run(out)
 
 
 def _trace_batch(
-    backend: Backend,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     batch: Sequence[TokenizedPrompt],
     options: TraceOptions,
@@ -127,15 +127,15 @@ def _trace_batch(
     prompts = [list(prompt.token_ids) for prompt in batch]
     decoded = None
     if options.mode == "generate":
-        decoded, measured, rows = backend.generated_and_measured(prompts, strategy, seed, bar.advance_tokens)
+        decoded, measured, rows = engine.generated_and_measured(prompts, strategy, seed, bar.advance_tokens)
     elif options.max_new_tokens:
-        decoded = backend.generated(prompts, strategy, seed, bar.advance_tokens)
+        decoded = engine.generated(prompts, strategy, seed, bar.advance_tokens)
     outputs = [[] for _ in batch] if decoded is None else decoded.outputs
     if options.mode == "replay":
         # the state of the last emitted token emitted nothing, and generating never computes it
         sequences = [prompt + output[:-1] for prompt, output in zip(prompts, outputs, strict=True)]
         firsts = [0 if options.positions == "all" else len(prompt) - 1 for prompt in prompts]
-        measured, rows = backend.measured(sequences, firsts)
+        measured, rows = engine.measured(sequences, firsts)
         if decoded is None:
             bar.advance_tokens(len(rows.position))
     tokens, finite = _token_columns(batch, decoded, rows, measured, options)

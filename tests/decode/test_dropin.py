@@ -388,12 +388,12 @@ def test_maximal_time_still_stops(tiny_llama):
 
 
 def test_batches_too_large_for_one_product_are_read_in_parts(monkeypatch):
-    from layerlens.decode import reader
+    from layerlens.decode import chooser
 
     model = tiny("llama")
     with ll.decoding(model, ll.Valley(window=3, p=0.5), seed=3) as log:
         generated(model)
-    monkeypatch.setattr(reader, "_STATES_AT_ONCE", 3)
+    monkeypatch.setattr(chooser, "_STATES_AT_ONCE", 3)
     with ll.decoding(model, ll.Valley(window=3, p=0.5), seed=3) as parts:
         generated(model)
     assert tokens_of(parts) == tokens_of(log)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import layerlens as ll
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.forward import Forward
 from layerlens.decode.prompts import pad
-from layerlens.decode.reader import Reader
+from layerlens.decode.speculative.skipping import indispensable, skipping
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import tiny_names
-from layerlens.models.skipping import indispensable, skipping
 from tests.conftest import STATEFUL, stateful, tiny
 from tests.invariants.laws import DEFAULT_TOLERANCE, TOLERANCE
 
@@ -190,17 +190,17 @@ def test_the_first_block_of_each_kind_stays():
 def test_a_strategy_chooses_at_every_position_that_is_read(strategy):
     """As it does where the positions come one after the other, and draws for each of them."""
     model, ids = tiny("llama"), torch.tensor(NEXT)
-    reader = Reader(model, strategy)
-    with reader.answering():
+    chooser = Chooser(model, strategy)
+    with chooser.choosing():
         forward, _ = begun(model)
-        reader.n_read = 4
+        chooser.n_read = 4
         found = forward.step(ids[:, :4], n_read=4)
-    decided = reader.decisions
+    decided = chooser.decisions
     assert len(decided.numbers) == 8
-    one = Reader(model, strategy)
+    one = Chooser(model, strategy)
     if decided.valley_layer.min() > 0:
         assert decided.valley_layer.unique().numel() > 1, "otherwise positions would not differ"
-    with one.answering():
+    with one.choosing():
         forward, _ = begun(model)
         one.generator.manual_seed(0)
         for place in range(4):

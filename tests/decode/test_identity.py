@@ -15,7 +15,7 @@ import torch
 
 import layerlens as ll
 from layerlens.decode.identity import attributes_of, code_of, recorded
-from layerlens.decode.names import strategy_record
+from layerlens.decode.registry import strategy_record
 
 
 class Kind(Enum):

@@ -5,9 +5,9 @@ import torch
 
 import layerlens as ll
 from layerlens.decode.batch import decode_batch
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.log import DecodingLog
 from layerlens.decode.loop import batch_seed, by_length
-from layerlens.decode.reader import Reader
 from layerlens.models import tiny_names
 from tests.conftest import STATEFUL, stateful, tiny
 from tests.decode import plain
@@ -30,7 +30,7 @@ def dropped_in(model, strategy, seed=3, **options):
 
 def looped(model, strategy, seed=3, static=None, **options):
     decoded = decode_batch(
-        model, PROMPTS, Reader(model, strategy, seed), ll.GenerateOptions(**options), seed, static=static
+        model, PROMPTS, Chooser(model, strategy, seed), ll.GenerateOptions(**options), seed, static=static
     )
     log = DecodingLog()
     log.add_call(decoded.outputs, [len(prompt) - 1 for prompt in PROMPTS], decoded.decisions)
@@ -86,7 +86,7 @@ def test_without_branching_the_choice_is_the_same(monkeypatch):
     model = tiny("llama")
     strategy = ll.Valley(window=4, scan="lazy", entropy_floor=4.0)
     expected = looped(model, strategy, max_new_tokens=12)
-    monkeypatch.setattr(Reader, "may_branch", property(lambda self: False, lambda self, value: None), raising=False)
+    monkeypatch.setattr(Chooser, "may_branch", property(lambda self: False, lambda self, value: None), raising=False)
     unbranched = looped(model, strategy, max_new_tokens=12)
     assert (unbranched["projections"] == 4).all()
     assert (expected["projections"] < 4).any()

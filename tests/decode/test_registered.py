@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import layerlens as ll
-from layerlens.decode import names
-from layerlens.decode.names import named_strategy, register_strategy, takes_option
+from layerlens.decode import registry as names
+from layerlens.decode.registry import named_strategy, register_strategy, takes_option
 from layerlens.evaluation.plan import arm_strategies
 from layerlens.evaluation.runner import ablate
 from layerlens.records.answers import read_manifest as read_ablation

@@ -6,7 +6,7 @@ import pytest
 
 import layerlens as ll
 from layerlens.decode.batch import decode_batch
-from layerlens.decode.reader import Reader
+from layerlens.decode.chooser import Chooser
 from tests.decode import plain
 
 # the plain loop takes ten minutes at full length: LAYERLENS_TOKENS=200 asks for it
@@ -30,7 +30,8 @@ def test_valley_is_the_plain_loop(smollm2, prompts, window, criterion):
     tokens, layers = plain.decode(smollm2.hf, prompts, N_TOKENS, window, criterion, double=False)
     never = smollm2.n_vocab - 1  # the plain loop does not stop either
     options = ll.GenerateOptions(max_new_tokens=N_TOKENS, eos_token_id=never)
-    decoded = decode_batch(smollm2, prompts, Reader(smollm2, ll.Valley(window=window, criterion=criterion)), options, 0)
+    chooser = Chooser(smollm2, ll.Valley(window=window, criterion=criterion))
+    decoded = decode_batch(smollm2, prompts, chooser, options, 0)
     assert decoded.outputs == tokens
     assert [decisions.selected_layer.tolist() for decisions in decoded.decisions] == layers
     assert len({layer for row in layers for layer in row}) > 1

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from layerlens.decode import names
+from layerlens.decode import registry as names
 from layerlens.decode.contrast import SLED, DoLa
 from layerlens.decode.criteria import CRITERIA
-from layerlens.decode.names import named_strategy, register_strategy, strategy_names, strategy_record
 from layerlens.decode.readouts import Readouts
+from layerlens.decode.registry import named_strategy, register_strategy, strategy_names, strategy_record
 from layerlens.decode.scan import SCANS
 from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
 from layerlens.errors import OptionError

@@ -10,7 +10,7 @@ from layerlens.cli.text import marked
 from layerlens.decode.prompts import end_token_ids, pad_token_id
 from layerlens.decode.texts import decoded
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
-from layerlens.tracing.words import words
+from layerlens.tracing.token_texts import token_texts
 from tests.refusals import refused
 
 PROMPTS = ["hello", "a longer prompt"]
@@ -176,7 +176,8 @@ def test_ids_that_a_tokenizer_does_not_know(alphabet, lacking, run_of):
     model = ll.load(tiny_model("llama"), tokenizer)
     text = alphabet[1:4]
     assert decoded(tokenizer, [300, 1, 2, 200, 3]) == text
-    assert words(tokenizer, [1, 3, 5, 200]) == {index: alphabet[index] for index in (1, 3, 5) if index < len(alphabet)}
+    known = {index: alphabet[index] for index in (1, 3, 5) if index < len(alphabet)}
+    assert token_texts(tokenizer, [1, 3, 5, 200]) == known
     found = ll.generate(model, [text], max_new_tokens=6, strategy=ll.Valley(window=3))[0]
     assert found.text == "".join(alphabet[index] for index in found.token_ids if index < len(alphabet))
     for options in ({"max_new_tokens": 6}, {"max_new_tokens": 6, "mode": "replay"}, {"max_new_tokens": 0}):

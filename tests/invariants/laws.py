@@ -9,8 +9,8 @@ import torch
 import layerlens as ll
 from layerlens import lens
 from layerlens.decode.batch import decode_batch
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.contrast import divergence
-from layerlens.decode.reader import Reader
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import walk_back
 from layerlens.models import Unembed, tiny_model
@@ -203,7 +203,8 @@ def decoding_is_the_plain_loop(model) -> None:
     """Law 7 in the whole loop: tokens and layers are those of hooks, whole float64 logits and Eq. 7."""
     prompts = [[5, 9, 20, 7, 44, 8], [7, 13, 99]]
     tokens, layers = plain.decode(model.hf, prompts, 10, window=3)
-    decoded = decode_batch(model, prompts, Reader(model, ll.Valley(window=3)), ll.GenerateOptions(max_new_tokens=10), 0)
+    options = ll.GenerateOptions(max_new_tokens=10)
+    decoded = decode_batch(model, prompts, Chooser(model, ll.Valley(window=3)), options, 0)
     n_kept = [len(output) for output in decoded.outputs]  # the plain loop knows no end token
     assert decoded.outputs == [row[:n] for row, n in zip(tokens, n_kept, strict=True)]
     chosen = [decisions.selected_layer.tolist() for decisions in decoded.decisions]

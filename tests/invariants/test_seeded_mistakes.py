@@ -10,9 +10,9 @@ import torch
 import layerlens as ll
 from layerlens import lens
 from layerlens.decode import batch, contrast, padding, readouts, scan
-from layerlens.decode.reader import Reader
+from layerlens.decode.chooser import Chooser
 from layerlens.models import Unembed, hooks
-from layerlens.tracing import backends, meter, passes, tracer
+from layerlens.tracing import engines, meter, passes, tracer
 from tests.invariants import laws
 from tests.refusals import refused
 
@@ -147,13 +147,13 @@ def test_hooks_that_stay(monkeypatch, run_of):
 
 def test_rows_of_one_prompt_given_to_another(monkeypatch, run_of):
     model = laws.fresh("llama")
-    right = backends.generate
+    right = engines.generate
 
     def swapped(*arguments, **options):
         decoded, rows = right(*arguments, **options)
         return decoded, passes.Rows(rows.batch_row[::-1].copy(), rows.position)
 
-    monkeypatch.setattr(backends, "generate", swapped)
+    monkeypatch.setattr(engines, "generate", swapped)
     with pytest.raises((AssertionError, IndexError)):
         laws.batching_changes_nothing(model, run_of)
 
@@ -250,7 +250,7 @@ def test_switched_off_through_our_own_product(monkeypatch):
     """Rebuilt logits are close, not equal."""
     model = laws.fresh("llama")
     laws.switched_off_is_the_model(model)
-    monkeypatch.setattr(Reader, "is_passive", False)
+    monkeypatch.setattr(Chooser, "is_passive", False)
     monkeypatch.setattr(
         Unembed, "logits", lambda self, states, **_: self.normed(states).double() @ self.weight.T.double()
     )

@@ -9,7 +9,7 @@ import torch
 
 import layerlens as ll
 from layerlens.models import Model, machine, placement
-from layerlens.models.backend import Backend
+from layerlens.models.backend import Connection
 
 NAMES = {0: "the current one", 1: "the model's", 2: "the model's", 3: "a third"}
 
@@ -50,7 +50,7 @@ def test_a_model_on_several_devices(gpus, tiny_llama, monkeypatch):
 
 
 def test_a_model_on_a_server_is_not_of_this_machine(tiny_llama):
-    there = replace(tiny_llama, backend=Backend("nnsight-remote", is_here=False))
+    there = replace(tiny_llama, backend=Connection("nnsight-remote", is_here=False))
     assert there.hardware() == {"processor": "remote"}
 
 

@@ -51,7 +51,7 @@ def test_a_checkpoint_of_a_wrapper_is_loaded(name, tmp_path):
 
 
 def _whole_config(name):
-    from layerlens.models.shrink import tiny_config
+    from layerlens.models.tiny_configs import tiny_config
 
     return tiny_config(name)
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import layerlens as ll
-from layerlens.decode import forward, reader
+from layerlens.decode import chooser, forward
 from layerlens.models import tiny_model, tiny_tokenizer
 
 TEXTS = ["abcd", "efgh"]
@@ -130,7 +130,7 @@ def main(out: str) -> None:
     made = torch.tensor
     torch.tensor = lambda data, dtype=None, device=None: made(data, dtype=dtype).to(device or "cpu")
     torch.Generator = NoDraws
-    reader.Reader._draw = lambda self, n_rows: torch.zeros(n_rows, device=self.generator.device)
+    chooser.Chooser._draw = lambda self, n_rows: torch.zeros(n_rows, device=self.generator.device)
     forward.StaticCache = None  # of several devices' keys there is none of fixed size
     print(json.dumps({family: traced(family, f"{out}/{family}") for family in MAPS}))
 

@@ -271,7 +271,7 @@ def test_a_manifest_is_complete_only_at_the_end(tiny_llama, tmp_path, monkeypatc
 
 def test_a_run_without_a_complete_prompt_may_be_begun_anew(tiny_llama, tmp_path, monkeypatch):
     """What failed at its first prompt holds nothing to lose, so other options need no other directory."""
-    monkeypatch.setattr("layerlens.tracing.backends.generate", lambda *_: 1 / 0)
+    monkeypatch.setattr("layerlens.tracing.engines.generate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=2)
     monkeypatch.undo()

@@ -25,7 +25,7 @@ from layerlens.support.coverage import (
     families,
     picture_families,
 )
-from layerlens.tracing import backends, meter, tracer
+from layerlens.tracing import engines, meter, tracer
 from tests.refusals import refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,7 @@ def test_it_fails_where_the_model_cannot_be_read(monkeypatch):
 
 
 def test_it_fails_where_generating_breaks(monkeypatch):
-    monkeypatch.setattr(backends, "generate", lambda *_: 1 / 0)
+    monkeypatch.setattr(engines, "generate", lambda *_: 1 / 0)
     found = check_family("llama")
     assert (found.verdict, found.passed) == ("fails", ("load",))
     assert found.reason == "at generate: ZeroDivisionError: division by zero"
@@ -181,13 +181,13 @@ def test_it_fails_where_generating_breaks(monkeypatch):
 
 
 def test_it_fails_where_a_replay_differs(monkeypatch):
-    right = backends.replay
+    right = engines.replay
     monkeypatch.setattr(
-        backends, "replay", lambda model, sequences, firsts, meter: right(model, sequences, [0 for _ in firsts], meter)
+        engines, "replay", lambda model, sequences, firsts, meter: right(model, sequences, [0 for _ in firsts], meter)
     )
     assert fails_at("replay", "llama").startswith("generating and replaying record (")
     wrong = lambda model, texts, *others: right(model, [text[::-1] for text in texts], *others)  # noqa: E731
-    monkeypatch.setattr(backends, "replay", wrong)
+    monkeypatch.setattr(engines, "replay", wrong)
     assert fails_at("replay", "llama").startswith("generating and replaying differ by ")
 
 

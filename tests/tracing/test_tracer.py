@@ -15,7 +15,7 @@ from layerlens.decode import batch
 from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.records import KL, PROMPTS, TOKENS
 from layerlens.tracing import meter
-from layerlens.tracing.words import words
+from layerlens.tracing.token_texts import token_texts
 from tests import reference
 from tests.conftest import STATEFUL, stateful, tiny
 from tests.invariants.laws import FLOATS, fresh, runs_agree
@@ -127,7 +127,7 @@ def test_the_space_before_a_word_is_kept(space, parts):
     tokenizer.pre_tokenizer, tokenizer.decoder = parts
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     assert wrapped("of a").input_ids == [1, 2]
-    assert words(wrapped, [1, 2]) == {1: " of", 2: " a"}
+    assert token_texts(wrapped, [1, 2]) == {1: " of", 2: " a"}
 
 
 def test_derived_columns_follow_from_the_entropies(tiny_llama, run_of):

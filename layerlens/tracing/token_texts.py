@@ -9,7 +9,7 @@ import numpy as np
 from layerlens.decode.texts import decoded, is_known
 
 
-def words(tokenizer: Any, token_ids: Sequence[int]) -> dict[int, str]:
+def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> dict[int, str]:
     """The text of each id as it stands within a text, leading space included; "\ufffd" for a piece of a character.
 
     Ids that the tokenizer does not know are left out.

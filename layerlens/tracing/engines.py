@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from layerlens.decode.batch import Decoded, decode_batch
+from layerlens.decode.chooser import Chooser
 from layerlens.decode.log import Decisions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
-from layerlens.decode.reader import Reader
 from layerlens.decode.strategies import Choice, Strategy
 from layerlens.errors import OptionError, spelled
 from layerlens.lens import CoarseHead, refuse_without_bfloat16
@@ -22,7 +22,7 @@ Prompts = Sequence[Sequence[int]]
 OnTokens = Callable[[int], None]
 
 
-class Backend(ABC):
+class Engine(ABC):
     """What a trace asks of whoever runs the passes.
 
     Attributes:
@@ -62,7 +62,7 @@ class Backend(ABC):
         raise NotImplementedError
 
 
-class Here(Backend):
+class InProcess(Engine):
     """transformers, or TransformerLens's components in its model: blocks are watched while the model runs here."""
 
     def __init__(self, model: Model, options: TraceOptions) -> None:
@@ -71,15 +71,15 @@ class Here(Backend):
         coarse = options.lens_precision != "float32"
         if coarse:
             refuse_without_bfloat16(model.unembed.device)
-        self._read_out = CoarseHead(model.unembed).read if coarse else None
+        self._lens = CoarseHead(model.unembed).read if coarse else None
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """Nothing is beyond it."""
 
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
         """By the decoding loop."""
-        reader = Reader(self._model, strategy, seed)
-        return decode_batch(self._model, prompts, reader, self._options, seed, on_tokens=on_tokens)
+        chooser = Chooser(self._model, strategy, seed)
+        return decode_batch(self._model, prompts, chooser, self._options, seed, on_tokens=on_tokens)
 
     def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
         """By a meter on every block."""
@@ -96,10 +96,10 @@ class Here(Backend):
         return decoded, meter.collect(), rows
 
     def _meter(self) -> Meter:
-        return Meter(self._model, kl=self._options.kl, read_out=self._read_out)
+        return Meter(self._model, kl=self._options.kl, lens=self._lens)
 
 
-class InNnsight(Backend):
+class WithNnsight(Engine):
     """nnsight with the weights here: full passes are nnsight's, and the decoding loop is ours."""
 
     modes = ("replay",)
@@ -133,8 +133,8 @@ class InNnsight(Backend):
 
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
         """By the decoding loop."""
-        reader = Reader(self._model, strategy, seed)
-        return decode_batch(self._model, prompts, reader, self._options, seed, on_tokens=on_tokens)
+        chooser = Chooser(self._model, strategy, seed)
+        return decode_batch(self._model, prompts, chooser, self._options, seed, on_tokens=on_tokens)
 
     def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
         """By the formulas, where nnsight has the states."""
@@ -144,7 +144,7 @@ class InNnsight(Backend):
         return self._connection.measured(self._model, ids, mask, flat), kept
 
 
-class OnServer(InNnsight):
+class OnNnsightServer(WithNnsight):
     """nnsight's server, which has the weights: full passes and greedy generation are its own."""
 
     def refuse_unable(self, strategy: Strategy) -> None:
@@ -177,16 +177,16 @@ class OnServer(InNnsight):
         return Decoded(outputs, reasons, decisions)
 
 
-_KINDS: dict[str, type[Backend]] = {
-    "transformers": Here,
-    "transformer-lens": Here,
-    "nnsight": InNnsight,
-    "nnsight-remote": OnServer,
-    "nnsight-simulated": OnServer,
+_KINDS: dict[str, type[Engine]] = {
+    "transformers": InProcess,
+    "transformer-lens": InProcess,
+    "nnsight": WithNnsight,
+    "nnsight-remote": OnNnsightServer,
+    "nnsight-simulated": OnNnsightServer,
 }
 
 
-def kind_of(model: Model) -> type[Backend]:
+def engine_of(model: Model) -> type[Engine]:
     """What runs the passes of this model."""
     return _KINDS[model.backend.name]
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from layerlens import analysis
-from layerlens.bench.analysis import STATISTICS, measure_analysis
+from layerlens.bench.run_statistics import STATISTICS, measure_analysis
 from layerlens.run import Run
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 
@@ -26,13 +26,13 @@ def test_torch_is_imported_after_the_peak_was_read(tmp_path):
     program = (
         "import json, sys\n"
         "from pathlib import Path\n"
-        "from layerlens.bench import analysis\n"
-        "peak, had_torch = analysis.peak_of_process, []\n"
+        "from layerlens.bench import run_statistics\n"
+        "peak, had_torch = run_statistics.peak_of_process, []\n"
         "def noted():\n"
         "    had_torch.append('torch' in sys.modules)\n"
         "    return peak()\n"
-        "analysis.peak_of_process = noted\n"
-        "report, _ = analysis.measure_analysis(Path(sys.argv[1]))\n"
+        "run_statistics.peak_of_process = noted\n"
+        "report, _ = run_statistics.measure_analysis(Path(sys.argv[1]))\n"
         "print(json.dumps([had_torch, 'torch' in report['machine']]))"
     )
     done = subprocess.run([sys.executable, "-c", program, run.path], capture_output=True, text=True, check=True)

@@ -15,14 +15,14 @@ from layerlens.decode.strategies import Choice, Strategy, layers_of
 from layerlens.errors import OptionError
 from layerlens.lens.sums import arg_max
 from layerlens.models import Model
-from layerlens.models.hooks import reading_out
+from layerlens.models.hooks import replacing_logits
 
 _STREAM = 0x5DEECE66D
 _STATES_AT_ONCE = 512  # more are read out in parts, so that their float32 logits stay small
 
 
-class Reader:
-    """Answers each forward pass with the logits a strategy chooses; use `answering` around the model's passes.
+class Chooser:
+    """Answers each forward pass with the logits a strategy chooses; use `choosing` around the model's passes.
 
     Attributes:
         decisions: about the last pass.
@@ -56,10 +56,10 @@ class Reader:
         return not self.layers
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
+    def choosing(self) -> Iterator[None]:
         """While open, the model's forward passes give the strategy's logits for their last position."""
         model = self._model
-        with reading_out(
+        with replacing_logits(
             model.hf, model.head, model.blocks, self.layers, self._answer, self._is_on, lambda: self.n_read
         ):
             yield
