@@ -139,18 +139,18 @@ def _by_item(answers: pd.DataFrame, items: list[str]) -> _ByItem:
 
 
 def _row(arm: _ByItem, last: _ByItem, weights: Floats) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    estimates: dict[str, Any] = {}
     for name in MEASURES:
         estimate = mean_interval if name == "generated_tokens" else share_interval
-        found[name] = estimate(*arm.of(name), weights)
-    found["difference"] = (0.0, 0.0, 0.0)  # one measurement, whatever p
+        estimates[name] = estimate(*arm.of(name), weights)
+    estimates["difference"] = (0.0, 0.0, 0.0)  # one measurement, whatever p
     if arm is not last:
         common = (arm.counts > 0) & (last.counts > 0)
         ours, theirs = (one.among(common).of("accuracy") for one in (last, arm))
-        found["difference"] = share_difference(ours, theirs, weights)
+        estimates["difference"] = share_difference(ours, theirs, weights)
     row: dict[str, Any] = {"n_items": int((arm.counts[:, 0] > 0).sum())}
     for name in ("accuracy", "difference", "generated_tokens", "finished"):
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, found[name]), strict=True))
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, estimates[name]), strict=True))
     return row
 
 

@@ -35,16 +35,16 @@ def agreement(run: Records) -> pd.DataFrame:
         sums = {name: tokens.per_prompt(np.asarray(flags)) for name, flags in shares.items()}
         return sums | ({KL.name: tokens.per_prompt(tokens.of(piece.layers(KL.name)))} if with_kl else {})
 
-    found = gathered(run, sums_of)
+    totals = gathered(run, sums_of)
     columns: dict[str, Any] = {"layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
-    columns |= _estimates(found, "agreement")
-    if found.n_prompts > 1:
+    columns |= _estimates(totals, "agreement")
+    if totals.n_prompts > 1:
         columns["agreement_low"][-1] = 1.0  # the last layer's own, by definition
-    columns |= {name: np.concatenate([[np.nan], values]) for name, values in _estimates(found, "flip").items()}
-    columns |= _estimates(found, "settled")
+    columns |= {name: np.concatenate([[np.nan], values]) for name, values in _estimates(totals, "flip").items()}
+    columns |= _estimates(totals, "settled")
     if with_kl:
-        columns |= _estimates(found, KL.name) | {f"{KL.name}_sd": found[KL.name].spread}
-    return found.frame(columns | {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts})
+        columns |= _estimates(totals, KL.name) | {f"{KL.name}_sd": totals[KL.name].spread}
+    return totals.frame(columns | {"n_tokens": totals.n_tokens, "n_prompts": totals.n_prompts})
 
 
 def earliest_agreement(run: Records) -> pd.DataFrame:
@@ -65,18 +65,18 @@ def earliest_agreement(run: Records) -> pd.DataFrame:
         layers = {"first": 1 + agrees.argmax(axis=1), "kept": 1 + kept.argmax(axis=1)}
         return {reading: tokens.per_prompt(layer.astype(np.float64)) for reading, layer in layers.items()}
 
-    found = gathered(run, sums_of)
+    totals = gathered(run, sums_of)
     rows = [
         {
             "reading": reading,
-            **found.entries("layer", one),
-            "layer_sd": float(one.spread),
-            "n_tokens": found.n_tokens,
-            "n_prompts": found.n_prompts,
+            **totals.entries("layer", per_prompt),
+            "layer_sd": float(per_prompt.spread),
+            "n_tokens": totals.n_tokens,
+            "n_prompts": totals.n_prompts,
         }
-        for reading, one in found.found.items()
+        for reading, per_prompt in totals.by_name.items()
     ]
-    return found.frame(rows)
+    return totals.frame(rows)
 
 
 def _agreement(top: np.ndarray[Any, Any]) -> tuple[Bools, Bools]:
@@ -85,5 +85,5 @@ def _agreement(top: np.ndarray[Any, Any]) -> tuple[Bools, Bools]:
     return agrees, np.logical_and.accumulate(agrees[:, ::-1], axis=1)[:, ::-1]
 
 
-def _estimates(found: Gathered, name: str) -> dict[str, Any]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), found.estimate(found[name]), strict=True))
+def _estimates(totals: Gathered, name: str) -> dict[str, Any]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), totals.estimate(totals[name]), strict=True))

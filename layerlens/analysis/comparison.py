@@ -93,13 +93,13 @@ def _with_pairs(table: pd.DataFrame, *pair: tuple[Records, Sample]) -> pd.DataFr
 
 def _quantities(run: Records, tokens: Sample) -> list[tuple[str, str, Sums]]:
     """Name, unit, and per-prompt sums and counts of what is compared."""
-    found = steps(run, tokens)
+    walks = steps(run, tokens)
     measures = [
-        ("valley_rate", "share", found.valley),
-        ("substitution_rate", "share", found.substituted),
-        ("perturbed_rate", "share", found.perturbed),
-        ("entropy", "nats", found.entropy),
-        ("walk_depth", "layers", found.depth),
+        ("valley_rate", "share", walks.valley),
+        ("substitution_rate", "share", walks.substituted),
+        ("perturbed_rate", "share", walks.perturbed),
+        ("entropy", "nats", walks.entropy),
+        ("walk_depth", "layers", walks.depth),
     ]
     lengths = tokens.by_prompt(np.ones(len(tokens.rows)))
     sums = [(name, unit, tokens.sums_and_counts(values)) for name, unit, values in measures]
@@ -109,11 +109,11 @@ def _quantities(run: Records, tokens: Sample) -> list[tuple[str, str, Sums]]:
 def _means(tokens: Sample, unit: str, ours: Sums, theirs: Sums) -> dict[str, float]:
     """Both means and their difference, each with its interval, from the same resamples of prompts."""
     mean, difference = _ESTIMATES[unit == "share"]
-    found = {name: mean(*sums, tokens.weights) for name, sums in (("run", ours), ("other", theirs))}
-    found["difference"] = difference(ours, theirs, tokens.weights)
+    estimates = {name: mean(*sums, tokens.weights) for name, sums in (("run", ours), ("other", theirs))}
+    estimates["difference"] = difference(ours, theirs, tokens.weights)
     return {
         name + end: float(value)
-        for name, values in found.items()
+        for name, values in estimates.items()
         for end, value in zip(("", "_low", "_high"), values, strict=True)
     }
 

@@ -128,18 +128,18 @@ def valley_statistics(run: Records) -> pd.DataFrame:
     Raises:
         RunError: no generated token of the run can be counted, or the model has a single layer.
     """
-    found = _gathered(run, _columns)
+    totals = _gathered(run, _columns)
     rows = {
-        name: {"statistic": name, "unit": _unit(name), **found.entries("value", one), **_counted(one)}
-        for name, one in found.found.items()
+        name: {"statistic": name, "unit": _unit(name), **totals.entries("value", per_prompt), **_counted(per_prompt)}
+        for name, per_prompt in totals.by_name.items()
         if name not in ("drop", "whole")
     }
     means = [row for name, row in rows.items() if "_band_" not in name and "_decile_" not in name]
     others = [row for name, row in rows.items() if "_band_" in name or "_decile_" in name]
-    apart = [_spread_of_rates(found, name) for name in ("valley_rate", "substitution_rate")]
-    count = {"statistic": "decode_steps", "unit": "tokens", "value": float(found.n_tokens)}
-    count |= _counted(found["valley_rate"])
-    return _frame(run, found, [count, *means, _ratio_of_means(found), *apart, *others])
+    apart = [_spread_of_rates(totals, name) for name in ("valley_rate", "substitution_rate")]
+    count = {"statistic": "decode_steps", "unit": "tokens", "value": float(totals.n_tokens)}
+    count |= _counted(totals["valley_rate"])
+    return _frame(run, totals, [count, *means, _ratio_of_means(totals), *apart, *others])
 
 
 def by_entropy_band(run: Records, edges: Sequence[float] = ENTROPY_BANDS) -> pd.DataFrame:
@@ -162,12 +162,12 @@ def by_entropy_band(run: Records, edges: Sequence[float] = ENTROPY_BANDS) -> pd.
         raise OptionError(
             f"edges {given} do not divide entropies", "give rising numbers of nats above 0", option="edges", given=given
         )
-    found = _gathered(run, lambda piece: _rates_of(piece, _in_bands(piece, given)))
+    totals = _gathered(run, lambda piece: _rates_of(piece, _in_bands(piece, given)))
     rows = []
     for number, (low, high) in enumerate(pairwise([0.0, *given, np.inf])):
         row = {"band": f"[{low:g}, {high:g})", "entropy_from": low, "entropy_to": high}
-        rows.append(row | found.entries("share", found[f"share {number}"]) | _rates(found, number))
-    return _frame(run, found, rows)
+        rows.append(row | totals.entries("share", totals[f"share {number}"]) | _rates(totals, number))
+    return _frame(run, totals, rows)
 
 
 def by_relative_position(run: Records, bins: int = DECILES) -> pd.DataFrame:
@@ -188,12 +188,12 @@ def by_relative_position(run: Records, bins: int = DECILES) -> pd.DataFrame:
         raise OptionError(
             f"{bins!r} bins cannot divide a sequence", "give a whole number, 1 or more", option="bins", given=bins
         )
-    found = _gathered(run, lambda piece: _rates_of(piece, _in_bins(piece, bins)))
+    totals = _gathered(run, lambda piece: _rates_of(piece, _in_bins(piece, bins)))
     rows = [
-        {"bin": place + 1, "position_from": place / bins, "position_to": (place + 1) / bins} | _rates(found, place)
+        {"bin": place + 1, "position_from": place / bins, "position_to": (place + 1) / bins} | _rates(totals, place)
         for place in range(bins)
     ]
-    return _frame(run, found, rows)
+    return _frame(run, totals, rows)
 
 
 def walk_depths(run: Records) -> pd.DataFrame:
@@ -205,15 +205,15 @@ def walk_depths(run: Records) -> pd.DataFrame:
     Raises:
         RunError: no generated token of the run can be counted, or the model has a single layer.
     """
-    found = _gathered(run, lambda piece: ((str(depth), piece.depth == depth, None) for depth in range(run.n_layers)))
-    reached = [int(depth) for depth, one in found.found.items() if one.sums.any()]
+    totals = _gathered(run, lambda piece: ((str(depth), piece.depth == depth, None) for depth in range(run.n_layers)))
+    reached = [int(depth) for depth, per_prompt in totals.by_name.items() if per_prompt.sums.any()]
     depths = range(max(min(run.manifest["window"], run.n_layers), max(reached) + 1))
     rows = []
     for depth in depths:
-        one = found[str(depth)]
-        counted = {"n_tokens": int(one.sums.sum()), "n_prompts": int((one.sums > 0).sum())}
-        rows.append({"depth": depth} | counted | found.entries("share", one))
-    return _frame(run, found, rows)
+        per_prompt = totals[str(depth)]
+        counted = {"n_tokens": int(per_prompt.sums.sum()), "n_prompts": int((per_prompt.sums > 0).sum())}
+        rows.append({"depth": depth} | counted | totals.entries("share", per_prompt))
+    return _frame(run, totals, rows)
 
 
 Columns = Iterable[tuple[str, np.ndarray[Any, Any], Bools | None]]
@@ -228,30 +228,30 @@ def _gathered(run: Records, columns_of: Callable[[Steps], Columns]) -> Gathered:
     return gathered(run, sums_of, generated)
 
 
-def _columns(found: Steps) -> Columns:
+def _columns(walks: Steps) -> Columns:
     """Everything that `valley_statistics` averages."""
-    other = found.valley & ~found.substituted
-    fall = found.entropy - found.entropy_valley
+    other = walks.valley & ~walks.substituted
+    fall = walks.entropy - walks.entropy_valley
     yield from (
-        ("valley_rate", found.valley, None),
-        ("sure_rate_without_valley", found.entropy < np.float32(SURE), ~found.valley),
-        ("substitution_rate", found.substituted, None),
-        ("substitution_rate_of_valleys", found.substituted, found.valley),
-        ("entropy_at_substitutions", found.entropy, found.substituted),
-        ("entropy_at_other_valleys", found.entropy, other),
-        ("entropy_without_valley", found.entropy, ~found.valley),
-        ("entropy", found.entropy, None),
-        ("entropy_change_of_perturbed", found.entropy - found.entropy_before, found.perturbed),
-        ("walk_depth", found.depth.astype(np.float64), None),
-        ("walk_depth_of_valleys", found.depth.astype(np.float64), found.valley),
-        ("entropy_drop_mean_of_ratios", ratio(fall, found.entropy), other),
+        ("valley_rate", walks.valley, None),
+        ("sure_rate_without_valley", walks.entropy < np.float32(SURE), ~walks.valley),
+        ("substitution_rate", walks.substituted, None),
+        ("substitution_rate_of_valleys", walks.substituted, walks.valley),
+        ("entropy_at_substitutions", walks.entropy, walks.substituted),
+        ("entropy_at_other_valleys", walks.entropy, other),
+        ("entropy_without_valley", walks.entropy, ~walks.valley),
+        ("entropy", walks.entropy, None),
+        ("entropy_change_of_perturbed", walks.entropy - walks.entropy_before, walks.perturbed),
+        ("walk_depth", walks.depth.astype(np.float64), None),
+        ("walk_depth_of_valleys", walks.depth.astype(np.float64), walks.valley),
+        ("entropy_drop_mean_of_ratios", ratio(fall, walks.entropy), other),
         ("drop", fall, other),
-        ("whole", found.entropy, other),
+        ("whole", walks.entropy, other),
     )
-    for number, band in enumerate(_in_bands(found, ENTROPY_BANDS), start=1):
-        yield f"substitution_rate_band_{number}", found.substituted, band
-    deciles = list(_in_bins(found, DECILES))
-    for name, flags in (("valley_rate", found.valley), ("substitution_rate", found.substituted)):
+    for number, band in enumerate(_in_bands(walks, ENTROPY_BANDS), start=1):
+        yield f"substitution_rate_band_{number}", walks.substituted, band
+    deciles = list(_in_bins(walks, DECILES))
+    for name, flags in (("valley_rate", walks.valley), ("substitution_rate", walks.substituted)):
         yield from ((f"{name}_decile_{number}", flags, among) for number, among in enumerate(deciles, start=1))
 
 
@@ -261,59 +261,59 @@ def _unit(statistic: str) -> str:
     return "nats" if statistic.startswith("entropy") and "_drop_" not in statistic else "share"
 
 
-def _rates_of(found: Steps, parts: Iterable[Bools]) -> Columns:
+def _rates_of(walks: Steps, parts: Iterable[Bools]) -> Columns:
     """The share of each part of the tokens, and its valley and substitution rates."""
     for number, among in enumerate(parts):
         yield f"share {number}", among, None
-        yield f"valley {number}", found.valley, among
-        yield f"substitution {number}", found.substituted, among
+        yield f"valley {number}", walks.valley, among
+        yield f"substitution {number}", walks.substituted, among
 
 
-def _rates(found: Gathered, number: int) -> dict[str, Any]:
+def _rates(totals: Gathered, number: int) -> dict[str, Any]:
     """Entries of a row about a part of the tokens: how many, and their valley and substitution rates."""
-    valley, substitution = found[f"valley {number}"], found[f"substitution {number}"]
-    rates = found.entries("valley_rate", valley) | found.entries("substitution_rate", substitution)
+    valley, substitution = totals[f"valley {number}"], totals[f"substitution {number}"]
+    rates = totals.entries("valley_rate", valley) | totals.entries("substitution_rate", substitution)
     return _counted(valley) | rates
 
 
-def _in_bands(found: Steps, edges: Sequence[float]) -> Iterator[Bools]:
+def _in_bands(walks: Steps, edges: Sequence[float]) -> Iterator[Bools]:
     """Which tokens lie in each band; the edges in the entropies' own precision, so that a recorded 0.01 is 0.01."""
-    band = np.searchsorted(np.array(edges, dtype=found.entropy.dtype), found.entropy, side="right")
+    band = np.searchsorted(np.array(edges, dtype=walks.entropy.dtype), walks.entropy, side="right")
     return (np.asarray(band == number) for number in range(len(edges) + 1))
 
 
-def _in_bins(found: Steps, bins: int) -> Iterator[Bools]:
+def _in_bins(walks: Steps, bins: int) -> Iterator[Bools]:
     """Which tokens lie in each part of their sequences; see `by_relative_position`."""
-    lengths = [tokens.stop - tokens.start for tokens in found.tokens.prompts]
+    lengths = [tokens.stop - tokens.start for tokens in walks.tokens.prompts]
     place = np.concatenate([bins * np.arange(length) // length for length in lengths])
     return (np.asarray(place == number) for number in range(bins))
 
 
-def _ratio_of_means(found: Gathered) -> dict[str, Any]:
-    low_high = mean_interval(found["drop"].sums, found["whole"].sums, found.weights)
+def _ratio_of_means(totals: Gathered) -> dict[str, Any]:
+    low_high = mean_interval(totals["drop"].sums, totals["whole"].sums, totals.weights)
     value = dict(zip(("value", "value_low", "value_high"), map(float, low_high), strict=True))
     row = {"statistic": "entropy_drop_ratio_of_means", "unit": "share"}
-    return row | value | _counted(found["drop"])
+    return row | value | _counted(totals["drop"])
 
 
-def _spread_of_rates(found: Gathered, name: str) -> dict[str, Any]:
-    rates = found[name].sums / found[name].counts
-    n = found.n_prompts
-    draws = np.concatenate([np.ones((1, n)), found.weights])
+def _spread_of_rates(totals: Gathered, name: str) -> dict[str, Any]:
+    rates = totals[name].sums / totals[name].counts
+    n = totals.n_prompts
+    draws = np.concatenate([np.ones((1, n)), totals.weights])
     squares = draws @ np.square(rates - rates.mean()) - np.square(draws @ (rates - rates.mean())) / n
     sds = np.sqrt(ratio(np.maximum(squares, 0), np.asarray(n - 1)))
     low, high = holding(sds[0], *interval(sds[1:], n))
     row = {"statistic": f"{name}_sd", "unit": "share", "value": float(sds[0])}
-    return row | {"value_low": float(low), "value_high": float(high)} | _counted(found[name])
+    return row | {"value_low": float(low), "value_high": float(high)} | _counted(totals[name])
 
 
-def _counted(found: PerPrompt) -> dict[str, int]:
-    return {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
+def _counted(per_prompt: PerPrompt) -> dict[str, int]:
+    return {"n_tokens": per_prompt.n_tokens, "n_prompts": per_prompt.n_prompts}
 
 
-def _frame(run: Records, found: Gathered, rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _frame(run: Records, totals: Gathered, rows: list[dict[str, Any]]) -> pd.DataFrame:
     counts = ["n_tokens", "n_prompts"]
-    table = found.frame(rows)
+    table = totals.frame(rows)
     ordered: pd.DataFrame = table[[name for name in table if name not in counts] + counts]
     ordered.attrs |= {"window": run.manifest["window"]}
     return ordered

@@ -39,14 +39,14 @@ def kind_jumps(run: Records) -> pd.DataFrame:
             "trace a model that mixes two, such as qwen3_5 (linear and full attention) or gemma3 (sliding and full)",
             given=run.path,
         )
-    found = gathered(run, _entropies_and_jumps)
-    levels, steps = ((found[name].sums, found[name].counts) for name in ("levels", "steps"))
+    totals = gathered(run, _entropies_and_jumps)
+    levels, steps = ((totals[name].sums, totals[name].counts) for name in ("levels", "steps"))
     rows = []
-    for stretch, (first, last) in _stretches(run, found, levels).items():
+    for stretch, (first, last) in _stretches(run, totals, levels).items():
         place = {"stretch": stretch, "first": first, "last": last}
         inside = (np.arange(1, run.n_layers) >= first) & (np.arange(1, run.n_layers) < last)
-        rows += [place | row for row in _rows(found, levels, steps, kinds[1:] != kinds[:-1], inside)]
-    return found.frame(rows)
+        rows += [place | row for row in _rows(totals, levels, steps, kinds[1:] != kinds[:-1], inside)]
+    return totals.frame(rows)
 
 
 Sums = tuple[Floats, Floats]
@@ -57,21 +57,21 @@ def _entropies_and_jumps(piece: Records, tokens: Sample) -> dict[str, PerPrompt]
     return {"levels": tokens.per_prompt(entropy), "steps": tokens.per_prompt(np.abs(np.diff(entropy, axis=1)))}
 
 
-def _stretches(run: Records, prompts: Gathered, levels: Sums) -> dict[str, tuple[int, int]]:
+def _stretches(run: Records, totals: Gathered, levels: Sums) -> dict[str, tuple[int, int]]:
     """First and last layer of each stretch, by name."""
     middle = phases(run).set_index("phase").loc["II"]
     name, bounds = "all layers", (1, run.n_layers)
     if not pd.isna(middle["first"]):
         name, bounds = "phase II", (int(middle["first"]), int(middle["last"]))
-    curve = resampled_means(*levels, np.ones((1, prompts.n_prompts)))[0]
+    curve = resampled_means(*levels, np.ones((1, totals.n_prompts)))[0]
     onset = float(onset_layers(curve, float(np.log(run.manifest["model"]["n_vocab"]))))
     if bounds[0] < onset < bounds[1]:
         return {name: bounds, "plateau": (bounds[0], int(onset))}
     return {name: bounds}
 
 
-def _rows(prompts: Gathered, levels: Sums, steps: Sums, changes: Bools, inside: Bools) -> list[dict[str, Any]]:
-    weights = np.concatenate([np.ones((1, prompts.n_prompts)), prompts.weights])  # the first is the estimate
+def _rows(totals: Gathered, levels: Sums, steps: Sums, changes: Bools, inside: Bools) -> list[dict[str, Any]]:
+    weights = np.concatenate([np.ones((1, totals.n_prompts)), totals.weights])  # the first is the estimate
     jumps = {
         "jump_of_means": np.abs(np.diff(resampled_means(*levels, weights), axis=1)),
         "mean_jump": resampled_means(*steps, weights),
@@ -89,7 +89,7 @@ def _rows(prompts: Gathered, levels: Sums, steps: Sums, changes: Bools, inside: 
         for name, values in measures.items():
             low, high = holding(values[0], *interval(values[1:], n_prompts))
             row |= {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
-        rows.append(row | {"n_tokens": prompts.n_tokens, "n_prompts": prompts.n_prompts})
+        rows.append(row | {"n_tokens": totals.n_tokens, "n_prompts": totals.n_prompts})
     return rows
 
 

@@ -25,11 +25,11 @@ def by_layer(run: Records) -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    sums = layer_sums(run, *MEASURES)
+    totals = layer_sums(run, *MEASURES)
     columns: dict[str, Any] = {"layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
     for measure in MEASURES:
-        columns |= _summary(sums, measure, sums[measure])
-    return sums.frame(columns | {"n_tokens": sums.n_tokens, "n_prompts": sums.n_prompts})
+        columns |= _summary(totals, measure, totals[measure])
+    return totals.frame(columns | {"n_tokens": totals.n_tokens, "n_prompts": totals.n_prompts})
 
 
 def entropy_curves(run: Records) -> pd.DataFrame:
@@ -41,14 +41,14 @@ def entropy_curves(run: Records) -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    sums = entropy_by_group(run)
+    totals = entropy_by_group(run)
     frames = []
-    for group, found in sums.found.items():
+    for group, per_prompt in totals.by_name.items():
         columns: dict[str, Any] = {"group": group, "layer": np.arange(1, run.n_layers + 1), "kind": layer_kinds(run)}
-        columns |= _summary(sums, "entropy", found)
-        columns |= {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
+        columns |= _summary(totals, "entropy", per_prompt)
+        columns |= {"n_tokens": per_prompt.n_tokens, "n_prompts": per_prompt.n_prompts}
         frames.append(pd.DataFrame(columns))
-    return sums.frame(pd.concat(frames, ignore_index=True))
+    return totals.frame(pd.concat(frames, ignore_index=True))
 
 
 def layer_kinds(run: Records) -> list[str]:
@@ -65,10 +65,10 @@ def layer_sums(run: Records, *measures: str) -> Gathered:
         return {measure: tokens.per_prompt(tokens.of(piece.layers(measure))) for measure in missing}
 
     if missing:
-        found = gathered(run, sums_of)
-        run.sums |= {measure: replace(found, found={measure: found[measure]}) for measure in missing}
+        totals = gathered(run, sums_of)
+        run.sums |= {measure: replace(totals, by_name={measure: totals[measure]}) for measure in missing}
     first: Gathered = run.sums[measures[0]]
-    return replace(first, found={measure: run.sums[measure][measure] for measure in measures})
+    return replace(first, by_name={measure: run.sums[measure][measure] for measure in measures})
 
 
 def entropy_by_group(run: Records) -> Gathered:
@@ -80,10 +80,10 @@ def entropy_by_group(run: Records) -> Gathered:
 
     if "groups" not in run.sums:
         run.sums["groups"] = gathered(run, sums_of)
-    found: Gathered = run.sums["groups"]
-    return found
+    totals: Gathered = run.sums["groups"]
+    return totals
 
 
-def _summary(prompts: Prompts, measure: str, found: PerPrompt) -> dict[str, Floats]:
-    mean, low, high = prompts.estimate(found)
-    return {measure: mean, f"{measure}_low": low, f"{measure}_high": high, f"{measure}_sd": found.spread}
+def _summary(prompts: Prompts, measure: str, per_prompt: PerPrompt) -> dict[str, Floats]:
+    mean, low, high = prompts.estimate(per_prompt)
+    return {measure: mean, f"{measure}_low": low, f"{measure}_high": high, f"{measure}_sd": per_prompt.spread}

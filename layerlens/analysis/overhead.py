@@ -70,11 +70,11 @@ def overhead(run: Records) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for row, low, high in zip(*(flops.rows() for flops in of_depth), strict=True):
         entry = {"name": row.name, "what": row.what}
-        for part, found in (("", row), ("_low", low), ("_high", high)):
+        for part, cost in (("", row), ("_low", low), ("_high", high)):
             bounded = row.name not in fixed or not part
-            entry[f"mflops{part}"] = found.flops / 1e6 if bounded else np.nan
-            entry[f"percent_of_forward{part}"] = found.percent_of_forward if bounded else np.nan
-            entry[f"percent_of_last{part}"] = found.percent_of_last if bounded else np.nan
+            entry[f"mflops{part}"] = cost.flops / 1e6 if bounded else np.nan
+            entry[f"percent_of_forward{part}"] = cost.percent_of_forward if bounded else np.nan
+            entry[f"percent_of_last{part}"] = cost.percent_of_last if bounded else np.nan
         rows.append(entry | {"n_tokens": int(generated.sum()), "n_prompts": int((n > 0).sum())})
     table = tokens.frame(rows)
     table.attrs |= {"mean_depth": depths[0], "window": window}

@@ -32,29 +32,29 @@ def partition(run: Records) -> pd.DataFrame:
             "trace a model with more layers",
             given=run.path,
         )
-    sums = entropy_by_group(run)
-    curve = resampled_means(sums["perturbed"].sums, sums["perturbed"].counts, np.ones((1, sums.n_prompts)))[0]
-    found = float(valley_layers(curve))
-    valley = None if np.isnan(found) else int(found)
-    rows = [_row(sums, group, valley) for group in sums.found]
-    return sums.frame(rows, layers=("valley_layer",))
+    totals = entropy_by_group(run)
+    curve = resampled_means(totals["perturbed"].sums, totals["perturbed"].counts, np.ones((1, totals.n_prompts)))[0]
+    layer = float(valley_layers(curve))
+    valley = None if np.isnan(layer) else int(layer)
+    rows = [_row(totals, group, valley) for group in totals.by_name]
+    return totals.frame(rows, layers=("valley_layer",))
 
 
-def _row(sums: Gathered, group: str, valley: int | None) -> dict[str, Any]:
-    found, every = sums[group], sums["all"]
-    last, before = found.sums[:, -1], found.sums[:, -2]
+def _row(totals: Gathered, group: str, valley: int | None) -> dict[str, Any]:
+    per_prompt, every = totals[group], totals["all"]
+    last, before = per_prompt.sums[:, -1], per_prompt.sums[:, -2]
     measures = {
         "entropy_change": last - before,
         "entropy_before": before,
         "entropy_last": last,
-        "entropy_valley": np.full(len(last), np.nan) if valley is None else found.sums[:, valley - 1],
+        "entropy_valley": np.full(len(last), np.nan) if valley is None else per_prompt.sums[:, valley - 1],
     }
     estimated = mean_interval if group == "all" else share_interval  # all are all, without doubt
-    row: dict[str, Any] = {"group": group, "n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
-    row |= _named("share", estimated(found.members, every.members, sums.weights))
+    row: dict[str, Any] = {"group": group, "n_tokens": per_prompt.n_tokens, "n_prompts": per_prompt.n_prompts}
+    row |= _named("share", estimated(per_prompt.members, every.members, totals.weights))
     row |= {"valley_layer": pd.NA if valley is None else valley}
     for name, values in measures.items():
-        row |= _named(name, mean_interval(values, found.members, sums.weights))
+        row |= _named(name, mean_interval(values, per_prompt.members, totals.weights))
     return row
 
 

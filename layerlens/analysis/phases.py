@@ -54,13 +54,13 @@ def phases(run: Records, rule: str = "plateau") -> pd.DataFrame:
         raise OptionError(
             f"there is no rule {rule!r} for phases", f"choose from {', '.join(_RULES)}", option="rule", given=rule
         )
-    found = layer_sums(run, "norm_ratio", "io_cosine")
-    ratios, cosines = ((found[measure].sums, found[measure].counts) for measure in ("norm_ratio", "io_cosine"))
-    every = np.ones((1, found.n_prompts))
+    totals = layer_sums(run, "norm_ratio", "io_cosine")
+    ratios, cosines = ((totals[measure].sums, totals[measure].counts) for measure in ("norm_ratio", "io_cosine"))
+    every = np.ones((1, totals.n_prompts))
     bounds = _RULES[rule](*(resampled_means(*measure, every) for measure in (ratios, cosines)))[0]
-    drawn = _RULES[rule](*(resampled_means(*measure, found.weights) for measure in (ratios, cosines)))
-    rows = [_row(found, index, bounds, drawn, {"norm_ratio": ratios, "io_cosine": cosines}) for index in range(3)]
-    table = found.frame(rows, layers=("first", "last", "first_low", "first_high"))
+    drawn = _RULES[rule](*(resampled_means(*measure, totals.weights) for measure in (ratios, cosines)))
+    rows = [_row(totals, index, bounds, drawn, {"norm_ratio": ratios, "io_cosine": cosines}) for index in range(3)]
+    table = totals.frame(rows, layers=("first", "last", "first_low", "first_high"))
     table.attrs |= {"rule": rule}
     if table["first"].isna().all():
         table.attrs["note"] = (
@@ -144,11 +144,11 @@ def _height(values: Floats, n_layers: Ints, left_out: float) -> Floats:
     return np.asarray(np.take_along_axis(np.sort(values, axis=-1), at, axis=-1)[..., 0])
 
 
-def _row(found: Gathered, index: int, bounds: Ints, drawn: Ints, measures: dict[str, Any]) -> dict[str, Any]:
+def _row(totals: Gathered, index: int, bounds: Ints, drawn: Ints, measures: dict[str, Any]) -> dict[str, Any]:
     before, last = int(bounds[index]), int(bounds[index + 1])
     there = drawn[:, index] < drawn[:, index + 1]
     exists = before < last
-    low, high = interval(np.where(there, drawn[:, index] + 1.0, np.nan), found.n_prompts if exists else 0)
+    low, high = interval(np.where(there, drawn[:, index] + 1.0, np.nan), totals.n_prompts if exists else 0)
     row: dict[str, Any] = {
         "phase": ("I", "II", "III")[index],
         "first": before + 1 if exists else pd.NA,
@@ -159,24 +159,24 @@ def _row(found: Gathered, index: int, bounds: Ints, drawn: Ints, measures: dict[
     }
     for name, (sums, counts) in measures.items():
         inside = [part[:, before:last].sum(axis=1) for part in (sums, counts)]
-        mean, below, above = mean_interval(inside[0], inside[1], found.weights)
+        mean, below, above = mean_interval(inside[0], inside[1], totals.weights)
         row |= {name: float(mean), f"{name}_low": float(below), f"{name}_high": float(above)}
-    return row | {"n_tokens": found.n_tokens, "n_prompts": found.n_prompts}
+    return row | {"n_tokens": totals.n_tokens, "n_prompts": totals.n_prompts}
 
 
 def _hidden(uneven: list[int], without: list[int]) -> str:
     """The note of `phases` on uneven layers."""
-    found = []
+    spans = []
     for phase, before, last in zip(("I", "II", "III"), without, without[1:], strict=False):
         if before < last:
-            found.append(f"{phase} {f'layers {before + 1}–{last}' if before + 1 < last else f'layer {last}'}")
+            spans.append(f"{phase} {f'layers {before + 1}–{last}' if before + 1 < last else f'layer {last}'}")
     names = ", ".join(map(str, uneven))
     those = (
         f"layers {names} stand out of the middle and hide a phase"
         if uneven[1:]
         else f"layer {names} stands out of the middle and hides a phase"
     )
-    return f"{those}; without {'these layers' if uneven[1:] else 'it'} the rule finds {', '.join(found)}"
+    return f"{those}; without {'these layers' if uneven[1:] else 'it'} the rule finds {', '.join(spans)}"
 
 
 def _whole(value: Any) -> Any:

@@ -79,13 +79,15 @@ class Prompts:
         """The resamples of these prompts, [resamples, prompts]; the same in every analysis of a run."""
         return resample(self.n_prompts)
 
-    def estimate(self, found: PerPrompt) -> tuple[Floats, Floats, Floats]:
+    def estimate(self, per_prompt: PerPrompt) -> tuple[Floats, Floats, Floats]:
         """Mean, low and high of every column; flags have a share instead of a mean, see `share_interval`."""
-        return (share_interval if found.are_flags else mean_interval)(found.sums, found.counts, self.weights)
+        return (share_interval if per_prompt.are_flags else mean_interval)(
+            per_prompt.sums, per_prompt.counts, self.weights
+        )
 
-    def entries(self, name: str, found: PerPrompt) -> dict[str, float]:
+    def entries(self, name: str, per_prompt: PerPrompt) -> dict[str, float]:
         """Three entries of a row: the mean under its name, and `_low` and `_high`."""
-        return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, self.estimate(found)), strict=True))
+        return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, self.estimate(per_prompt)), strict=True))
 
     def frame(self, rows: Any, layers: tuple[str, ...] = ()) -> pd.DataFrame:
         """A table of results that carries in `attrs` how many prompts it rests on and how many were left out.
@@ -106,16 +108,16 @@ class Gathered(Prompts):
     Attributes:
         n_prompts, left_out: see `Prompts`.
         n_tokens: of those prompts.
-        found: sums by name.
+        by_name: sums by name.
     """
 
     n_prompts: int
     left_out: int
     n_tokens: int
-    found: Mapping[str, PerPrompt]
+    by_name: Mapping[str, PerPrompt]
 
     def __getitem__(self, name: str) -> PerPrompt:
-        return self.found[name]
+        return self.by_name[name]
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ class Sample(Prompts):
 
     def prompt_ids(self, run: Records) -> np.ndarray[Any, Any]:
         """Of each prompt, [prompts]; the run is the one whose tokens these are."""
-        found: np.ndarray[Any, Any] = run.positions["prompt_id"].to_numpy()[self.rows[self.starts]]
-        return found
+        ids: np.ndarray[Any, Any] = run.positions["prompt_id"].to_numpy()[self.rows[self.starts]]
+        return ids
 
     def of(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The values of these tokens, [tokens, ...] from those of all positions of the run; no copy if all are."""
@@ -158,8 +160,8 @@ class Sample(Prompts):
 
     def sums_and_counts(self, values: np.ndarray[Any, Any], among: Bools | None = None) -> tuple[Floats, Floats]:
         """Per-prompt sums and counts, [prompts, ...], of the values that are not NaN, among some tokens or all."""
-        found = self.per_prompt(values, among)
-        return found.sums, found.counts
+        per_prompt = self.per_prompt(values, among)
+        return per_prompt.sums, per_prompt.counts
 
     def per_prompt(self, values: np.ndarray[Any, Any], among: Bools | None = None) -> PerPrompt:
         """What a mean of some of the values [tokens, ...] is made of."""
@@ -270,13 +272,13 @@ def gathered(
     Raises:
         RunError: no token of the run can be counted.
     """
-    ids, found, n_tokens, left_out = [], [], 0, 0
+    ids, parts, n_tokens, left_out = [], [], 0, 0
     for piece, tokens in counted_pieces(run, tokens_of):
         ids.append(tokens.prompt_ids(piece))
-        found.append(sums_of(piece, tokens))
+        parts.append(sums_of(piece, tokens))
         n_tokens, left_out = n_tokens + len(tokens.rows), tokens.left_out
     order = np.argsort(np.concatenate(ids), kind="stable")
-    joined = {name: PerPrompt.joined([part[name] for part in found], order) for name in found[0]}
+    joined = {name: PerPrompt.joined([part[name] for part in parts], order) for name in parts[0]}
     return Gathered(len(order), left_out, n_tokens, joined)
 
 

@@ -92,10 +92,10 @@ def substituted(run: Records) -> Substituted:
     """The substitutions of a run; RunError where there is none."""
     ids, parts, n_prompts, n_tokens, left_out = [], [], 0, 0, 0
     for piece, tokens in counted_pieces(run, generated):
-        found = choices_among(piece, tokens)
-        among = found.substituted
+        first_choices = choices_among(piece, tokens)
+        among = first_choices.substituted
         prompt = n_prompts + np.repeat(np.arange(tokens.n_prompts), np.diff([*tokens.starts, len(among)]))[among]
-        parts.append(np.stack([prompt, found.last[among], found.confident[among]]).astype(np.int32))
+        parts.append(np.stack([prompt, first_choices.last[among], first_choices.confident[among]]).astype(np.int32))
         ids.append(tokens.prompt_ids(piece))
         n_prompts, n_tokens, left_out = n_prompts + tokens.n_prompts, n_tokens + len(tokens.rows), tokens.left_out
     prompt, last, confident = np.concatenate(parts, axis=1)
@@ -151,15 +151,15 @@ def substitution_pairs(run: Records, k: int = 20) -> pd.DataFrame:
         OptionError: k is below 1.
         RunError: no token was generated, or none is a substitution.
     """
-    found = substituted(run)
-    ids = np.stack([found.last, found.confident], axis=1)
-    ranked, columns = _most_frequent(found, ids, k)
+    pairs = substituted(run)
+    ids = np.stack([pairs.last, pairs.confident], axis=1)
+    ranked, columns = _most_frequent(pairs, ids, k)
     texts = {
         f"{name}{part}": values
         for name, side in zip(("standard", "confident"), ranked.T, strict=True)
         for part, values in (("_token_id", side), ("", run.text_of(side)))
     }
-    return table_of(found, texts | columns, len(found.last))
+    return table_of(pairs, texts | columns, len(pairs.last))
 
 
 def substituted_tokens(run: Records, method: str, k: int = 20) -> pd.DataFrame:
@@ -181,9 +181,9 @@ def substituted_tokens(run: Records, method: str, k: int = 20) -> pd.DataFrame:
         raise OptionError(
             f"there is no method {method!r}", f"choose from {', '.join(METHODS)}", option="method", given=method
         )
-    found = substituted(run)
-    ranked, columns = _most_frequent(found, getattr(found, method)[:, None], k)
-    return table_of(found, {"token_id": ranked[:, 0], "token": run.text_of(ranked[:, 0])} | columns, len(found.last))
+    pairs = substituted(run)
+    ranked, columns = _most_frequent(pairs, getattr(pairs, method)[:, None], k)
+    return table_of(pairs, {"token_id": ranked[:, 0], "token": run.text_of(ranked[:, 0])} | columns, len(pairs.last))
 
 
 def _rows(run: Records, tokens_of: Callable[[Records], Sample], by: str) -> pd.DataFrame:
@@ -219,7 +219,7 @@ def _of_piece(run: Records, tokens: Sample, by: str) -> pd.DataFrame:
     return table
 
 
-def _most_frequent(found: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[str, Any]]:
+def _most_frequent(pairs: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[str, Any]]:
     """The k most frequent rows of ids [substitutions, ...], [k, ...], and their counts and shares."""
     if k < 1:
         raise OptionError(f"k is {k}", "ask for at least one of the most frequent", option="k", given=k)
@@ -227,7 +227,7 @@ def _most_frequent(found: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[st
     order = np.argsort(-counts, kind="stable")[:k]  # np.unique sorts by id, which settles ties
     code_of = np.full(len(distinct), len(order))
     code_of[order] = np.arange(len(order))
-    shares = found.shares(code_of[which.reshape(-1)], len(order) + 1)
+    shares = pairs.shares(code_of[which.reshape(-1)], len(order) + 1)
     columns = {"count": counts[order]} | {name: values[: len(order)] for name, values in shares.items()}
     return distinct[order], columns | {"n_substitutions": len(ids)}
 
@@ -242,8 +242,8 @@ def no_substitution(run: Records, n_tokens: int) -> RunError:
     )
 
 
-def table_of(found: Substituted | Gathered, rows: Any, n_substitutions: int) -> pd.DataFrame:
+def table_of(prompts: Substituted | Gathered, rows: Any, n_substitutions: int) -> pd.DataFrame:
     """The rows as a table that says in `attrs` of how many prompts, tokens and substitutions it is."""
-    table = found.frame(rows)
-    table.attrs |= {"n_substitutions": n_substitutions, "n_tokens": found.n_tokens}
+    table = prompts.frame(rows)
+    table.attrs |= {"n_substitutions": n_substitutions, "n_tokens": prompts.n_tokens}
     return table

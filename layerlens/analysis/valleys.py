@@ -41,12 +41,12 @@ def valleys(run: Records) -> pd.DataFrame:
     Raises:
         RunError: no token of the run can be counted.
     """
-    found = entropy_by_group(run)
+    totals = entropy_by_group(run)
     ceiling = float(np.log(run.manifest["model"]["n_vocab"]))
     rows = []
-    for group, one in found.found.items():
-        rows += _rows(found, group, one.sums, one.counts, ceiling)
-    return found.frame(rows, layers=("layer", "layer_low", "layer_high"))
+    for group, per_prompt in totals.by_name.items():
+        rows += _rows(totals, group, per_prompt.sums, per_prompt.counts, ceiling)
+    return totals.frame(rows, layers=("layer", "layer_low", "layer_high"))
 
 
 def marks_shown(valleys: pd.DataFrame) -> pd.DataFrame:
@@ -54,8 +54,8 @@ def marks_shown(valleys: pd.DataFrame) -> pd.DataFrame:
     of_group = valleys[valleys["mark"] == "V*"].set_index("group")["layer"]
     rise = valleys["group"].map(of_group)
     other = (rise != valleys["layer"]).fillna(False).astype(bool)
-    found: pd.DataFrame = valleys[(valleys["mark"] != "lowest") | other]
-    return found
+    shown: pd.DataFrame = valleys[(valleys["mark"] != "lowest") | other]
+    return shown
 
 
 def valley_layers(curves: Floats) -> Floats:
@@ -78,8 +78,8 @@ def onset_layers(curves: Floats, ceiling: float) -> Floats:
     """V_onset of each mean curve, [...] from [..., L], or NaN where there is none; ceiling is ln V. See `valleys`."""
     flat = curves.reshape(-1, curves.shape[-1])
     ends = np.nan_to_num(valley_layers(flat), nan=flat.shape[1]).astype(int)
-    found = [_onset(curve[:end], ceiling, len(curve)) for curve, end in zip(flat, ends, strict=True)]
-    onsets: Floats = np.asarray(found, dtype=np.float64).reshape(curves.shape[:-1])
+    corners = [_onset(curve[:end], ceiling, len(curve)) for curve, end in zip(flat, ends, strict=True)]
+    onsets: Floats = np.asarray(corners, dtype=np.float64).reshape(curves.shape[:-1])
     return onsets
 
 

@@ -48,9 +48,12 @@ def class_shares(run: Records, whole_words: bool = False, by: str = "class") -> 
 
     def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         refuse_without_texts(run)
-        found = choices_among(piece, tokens)
+        first_choices = choices_among(piece, tokens)
         emitted = piece.positions["next_token_id"].iloc[tokens.rows].to_numpy(dtype=np.int64)
-        sides = {"last": (found.last, found.substituted), "confident": (found.confident, found.substituted)}
+        sides = {
+            "last": (first_choices.last, first_choices.substituted),
+            "confident": (first_choices.confident, first_choices.substituted),
+        }
         sides["generated"] = (emitted, np.ones(len(emitted), dtype=bool))
         sums = {}
         for method, (ids, among) in sides.items():
@@ -65,17 +68,17 @@ def class_shares(run: Records, whole_words: bool = False, by: str = "class") -> 
             sums[method] = tokens.per_prompt(flags, among)
         return sums
 
-    found = gathered(run, sums_of, generated)
-    n_substitutions = found["last"].n_tokens
+    totals = gathered(run, sums_of, generated)
+    n_substitutions = totals["last"].n_tokens
     if not n_substitutions:
-        raise no_substitution(run, found.n_tokens)
+        raise no_substitution(run, totals.n_tokens)
     rows = []
-    for method, counted in found.found.items():
-        for label, share, low, high in zip(labels, *found.estimate(counted), strict=True):
+    for method, per_prompt in totals.by_name.items():
+        for label, share, low, high in zip(labels, *totals.estimate(per_prompt), strict=True):
             row: dict[str, Any] = {"method": method, "condition": label}
             row |= {"share": share, "share_low": low, "share_high": high}
-            rows.append(row | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts})
-    return table_of(found, rows, n_substitutions)
+            rows.append(row | {"n_tokens": per_prompt.n_tokens, "n_prompts": per_prompt.n_prompts})
+    return table_of(totals, rows, n_substitutions)
 
 
 def substituted_classes(run: Records, whole_words: bool = False, by: str = "class") -> pd.DataFrame:

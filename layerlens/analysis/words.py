@@ -109,14 +109,14 @@ def whole_words(texts: Sequence[str]) -> list[str]:
     joined = "".join(texts)
     kinds = joined.translate({ord(character): _kind(character) for character in set(joined)})
     words = [match.span() for match in _WORD.finditer(kinds)]
-    found, at = [], 0
+    whole, at = [], 0
     for start, end in pairwise(np.cumsum([0, *map(len, texts)]).tolist()):
         while at < len(words) and words[at][1] <= start:
             at += 1
         inside = start < end and at < len(words) and words[at][0] < end
         begins, ends = words[at] if inside else (start, end)
-        found.append(joined[begins:ends] if begins < start or ends > end else joined[start:end])
-    return found
+        whole.append(joined[begins:ends] if begins < start or ends > end else joined[start:end])
+    return whole
 
 
 def whole_word_classes(texts: Sequence[str], rule: str = "paper") -> list[str]:

@@ -66,13 +66,13 @@ def clouds_table(run: Records) -> pd.DataFrame:
     Raises:
         RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
     """
-    found = substituted(run)
+    pairs = substituted(run)
     refuse_without_texts(run)
-    frames = [_labels(run, found, method) for method in reversed(METHODS)]
-    entropies = gathered(run, _entropies, generated)
-    frames += [_curve(entropies, part, run.n_layers) for part in ("substituted", "generated")]
+    frames = [_labels(run, pairs, method) for method in reversed(METHODS)]
+    totals = gathered(run, _entropies, generated)
+    frames += [_curve(totals, part, run.n_layers) for part in ("substituted", "generated")]
     table = pd.concat(frames, ignore_index=True)
-    return found.frame(table.reindex(columns=list(_COLUMNS)), layers=("count", "layer", "n_labels"))
+    return pairs.frame(table.reindex(columns=list(_COLUMNS)), layers=("count", "layer", "n_labels"))
 
 
 def draw_cloud(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -135,8 +135,8 @@ _COLUMNS = (
 )
 
 
-def _labels(run: Records, found: Substituted, method: str) -> pd.DataFrame:
-    distinct, which, counts = np.unique(getattr(found, method), return_inverse=True, return_counts=True)
+def _labels(run: Records, pairs: Substituted, method: str) -> pd.DataFrame:
+    distinct, which, counts = np.unique(getattr(pairs, method), return_inverse=True, return_counts=True)
     texts = run.text_of(distinct)
     tokens = pd.DataFrame({"label": [_short(label(text)) for text in texts], "text": texts, "count": counts})
     ranked = tokens.sort_values(["count", "text"], ascending=[False, True]).groupby("label", sort=False)
@@ -144,10 +144,10 @@ def _labels(run: Records, found: Substituted, method: str) -> pd.DataFrame:
     table = table.sort_values(["count", "label"], ascending=[False, True], ignore_index=True)
     n_labels, table = len(table), table.head(MOST_LABELS)
     codes = tokens["label"].map({text: code for code, text in enumerate(table["label"])}).fillna(len(table))
-    shares = found.shares(codes.to_numpy(dtype=np.int64)[which], len(table) + 1)
+    shares = pairs.shares(codes.to_numpy(dtype=np.int64)[which], len(table) + 1)
     columns: dict[str, Any] = {"part": method, "label": table["label"], "word_class": table["text"].map(word_class)}
     columns |= {"count": table["count"]} | {name: values[: len(table)] for name, values in shares.items()}
-    columns |= {"n_tokens": len(found.prompt), "n_labels": n_labels}
+    columns |= {"n_tokens": len(pairs.prompt), "n_labels": n_labels}
     frame: pd.DataFrame = pd.DataFrame(columns)
     return frame
 
@@ -158,12 +158,12 @@ def _entropies(run: Records, tokens: Sample) -> dict[str, PerPrompt]:
     return {"substituted": tokens.per_prompt(entropy, among), "generated": tokens.per_prompt(entropy)}
 
 
-def _curve(entropies: Gathered, part: str, n_layers: int) -> pd.DataFrame:
-    counted = entropies[part]
-    mean, low, high = entropies.estimate(counted)
+def _curve(totals: Gathered, part: str, n_layers: int) -> pd.DataFrame:
+    per_prompt = totals[part]
+    mean, low, high = totals.estimate(per_prompt)
     columns: dict[str, Any] = {"part": part, "layer": np.arange(1, n_layers + 1), "entropy": mean}
-    columns |= {"entropy_low": low, "entropy_high": high, "n_tokens": counted.n_tokens}
-    frame: pd.DataFrame = pd.DataFrame(columns | {"n_prompts": counted.n_prompts})
+    columns |= {"entropy_low": low, "entropy_high": high, "n_tokens": per_prompt.n_tokens}
+    frame: pd.DataFrame = pd.DataFrame(columns | {"n_prompts": per_prompt.n_prompts})
     if part == "substituted":
         marks = {n_layers: "last layer"}
         if not np.isnan(trough := float(valley_layers(mean))):

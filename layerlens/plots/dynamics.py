@@ -44,11 +44,11 @@ def contributions_table(run: Records) -> pd.DataFrame:
 
 def phase_of_layers(run: Records) -> list[str | None]:
     """The phase of each layer 1..L by the rule "plateau"; None throughout where there are too few layers for it."""
-    found: list[str | None] = [None] * run.n_layers
+    phase_by_layer: list[str | None] = [None] * run.n_layers
     for phase in phases(run).dropna(subset="first").itertuples():
         for layer in range(int(phase.first), int(phase.last) + 1):
-            found[layer - 1] = str(phase.phase)
-    return found
+            phase_by_layer[layer - 1] = str(phase.phase)
+    return phase_by_layer
 
 
 def trend(values: Floats) -> Floats:

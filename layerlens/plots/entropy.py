@@ -135,14 +135,14 @@ def _draw_marks(table: pd.DataFrame, ax: Axes) -> None:
 def _draw_lowest(table: pd.DataFrame, ax: Axes) -> list[Any]:
     """A ring at the lowest layer where that is not V*."""
     look: dict[str, Any] = {"markersize": 4, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 4}
-    found = _marked(table, "lowest")
-    places = zip(found["layer"], found["entropy"], strict=True)
+    marked = _marked(table, "lowest")
+    places = zip(marked["layer"], marked["entropy"], strict=True)
     return [ax.plot(layer, entropy, "o", label=f"lowest: layer {layer}", **look)[0] for layer, entropy in places]
 
 
 def _marked(table: pd.DataFrame, mark: str) -> pd.DataFrame:
-    found: pd.DataFrame = table[table["mark"].fillna("").str.split(" ").map(lambda here: mark in here)]
-    return found
+    marked: pd.DataFrame = table[table["mark"].fillna("").str.split(" ").map(lambda here: mark in here)]
+    return marked
 
 
 def _zoom(table: pd.DataFrame, ax: Axes, place: Place) -> None:

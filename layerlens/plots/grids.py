@@ -106,12 +106,12 @@ def grid_table(
         problem = f"there is no rule {rule!r} by which tokens differ"
         raise OptionError(problem, f"choose from {', '.join(_RULES)}", option="rule", given=rule)
     runs = [run for run in (last_run, valley_run) if run is not None]
-    found = [choices(run) for run in runs]
-    chosen = _choose(runs, found, choice) if prompt_id is None else _check(runs, found, prompt_id)
+    choices_by_run = [choices(run) for run in runs]
+    chosen = _choose(runs, choices_by_run, choice) if prompt_id is None else _check(runs, choices_by_run, prompt_id)
     if last_run is not None:
         _refuse_unlike(last_run, valley_run)
         _refuse_other_prompts(runs, chosen)
-    frames = [_tokens_of(run, of, chosen) for run, of in zip(runs, found, strict=True)]
+    frames = [_tokens_of(run, first_choices, chosen) for run, first_choices in zip(runs, choices_by_run, strict=True)]
     if len(frames) == 2:
         above, below = (frame["token_id"].tolist() for frame in frames)
         for frame, differs in zip(frames, _RULES[rule](above, below), strict=True):
@@ -279,23 +279,25 @@ def _colour_bar(figure: Figure, norm: Normalize, height: float) -> None:
     axes.text(1.06, 0.5, "entropy (nats) at the layer whose logits were sampled", **place)
 
 
-def _ids(run: Records, found: Choices) -> "pd.Series[str]":
+def _ids(run: Records, first_choices: Choices) -> "pd.Series[str]":
     """The prompt of every token of a sample, in its order."""
-    return run.positions["prompt_id"].iloc[found.tokens.rows].reset_index(drop=True)
+    return run.positions["prompt_id"].iloc[first_choices.tokens.rows].reset_index(drop=True)
 
 
-def _with_text(runs: list[Records], found: list[Choices]) -> set[str]:
+def _with_text(runs: list[Records], choices_by_run: list[Choices]) -> set[str]:
     """Prompts for which every run generated something."""
-    return set.intersection(*(set(_ids(run, of).unique()) for run, of in zip(runs, found, strict=True)))
+    return set.intersection(
+        *(set(_ids(run, first_choices).unique()) for run, first_choices in zip(runs, choices_by_run, strict=True))
+    )
 
 
-def _choose(runs: list[Records], found: list[Choices], choice: int) -> str:
-    common = _with_text(runs, found)
+def _choose(runs: list[Records], choices_by_run: list[Choices], choice: int) -> str:
+    common = _with_text(runs, choices_by_run)
     if not common:
         problem = f"{runs[0].path} and {runs[-1].path} share no prompt"
         raise RunError(problem, "trace the same prompts in both", given=runs[0].path)
-    ids = _ids(runs[-1], found[-1])
-    counts = pd.Series(found[-1].substituted, dtype=int).groupby(ids).sum()
+    ids = _ids(runs[-1], choices_by_run[-1])
+    counts = pd.Series(choices_by_run[-1].substituted, dtype=int).groupby(ids).sum()
     ranked = sorted(common, key=lambda prompt_id: (-int(counts[prompt_id]), prompt_id))
     if choice > len(ranked):
         problem = f"{_asked(choice)}, but {_holding(runs, len(ranked))}"
@@ -317,10 +319,10 @@ def _holding(runs: list[Records], n_texts: int) -> str:
     return f"{where} {verb} {n_texts} {'prompt' if n_texts == 1 else 'prompts'}{shared}"
 
 
-def _check(runs: list[Records], found: list[Choices], prompt_id: str) -> str:
-    for run, of in zip(runs, found, strict=True):
-        if prompt_id not in _with_text([run], [of]):
-            few = ", ".join(sorted(_with_text([run], [of]))[:4])
+def _check(runs: list[Records], choices_by_run: list[Choices], prompt_id: str) -> str:
+    for run, first_choices in zip(runs, choices_by_run, strict=True):
+        if prompt_id not in _with_text([run], [first_choices]):
+            few = ", ".join(sorted(_with_text([run], [first_choices]))[:4])
             problem = f"{run.path} generated nothing for prompt {prompt_id!r}"
             raise RunError(problem, f"choose another, such as {few}", option="prompt_id", given=prompt_id)
     return prompt_id
@@ -344,9 +346,9 @@ def _refuse_other_prompts(runs: list[Records], prompt_id: str) -> None:
         raise RunError(problem, "trace the same prompts in both", option="prompt_id", given=prompt_id)
 
 
-def _tokens_of(run: Records, found: Choices, prompt_id: str) -> pd.DataFrame:
-    among = (_ids(run, found) == prompt_id).to_numpy()
-    rows = found.tokens.rows[among]
+def _tokens_of(run: Records, first_choices: Choices, prompt_id: str) -> pd.DataFrame:
+    among = (_ids(run, first_choices) == prompt_id).to_numpy()
+    rows = first_choices.tokens.rows[among]
     positions = run.positions.iloc[rows]
     layers = positions["selected_layer"].to_numpy(dtype=np.int64)
     ids = positions["next_token_id"].to_numpy(dtype=np.int64)
@@ -361,7 +363,7 @@ def _tokens_of(run: Records, found: Choices, prompt_id: str) -> pd.DataFrame:
             "label": [label(text) for text in texts],
             "selected_layer": layers,
             "entropy": run.layers("entropy")[rows, layers - 1].astype(np.float64),
-            "differs": found.substituted[among],
+            "differs": first_choices.substituted[among],
         }
     )
     return table

@@ -511,15 +511,15 @@ function hitsIn(prompt, wanted) {
   let length = 0;
   for (const text of texts) ends.push(length += text.length);
   const whole = texts.join("");
-  const found = [];
+  const hits = [];
   let token = 0;
   for (let at = whole.indexOf(wanted); at >= 0; at = whole.indexOf(wanted, at + wanted.length)) {
     while (ends[token] <= at) token += 1;
     let last = token;
     while (ends[last] < at + wanted.length) last += 1;
-    found.push([token, last]);
+    hits.push([token, last]);
   }
-  return found;
+  return hits;
 }
 
 async function goToHit() {

@@ -131,8 +131,8 @@ def _packed(run: Records, rows_of: dict[str, Array], steps: int) -> Packed:
 
 def _by_frequency(ids: list[Array]) -> Array:
     """Every id that occurs, the frequent ones first: their codes are small and deflate well."""
-    found, counts = np.unique(np.concatenate(ids), return_counts=True)
-    ordered = found[np.argsort(-counts, kind="stable")]
+    distinct, counts = np.unique(np.concatenate(ids), return_counts=True)
+    ordered = distinct[np.argsort(-counts, kind="stable")]
     words: Array = ordered[ordered != _NONE]
     return words
 

@@ -46,7 +46,7 @@ def parameters_table(run: Records, group: str = "all") -> pd.DataFrame:
     tokens, among = _members(run, group)
     ceiling = float(np.log(run.manifest["model"]["n_vocab"]))
     every = np.vstack([np.ones(tokens.n_prompts), tokens.weights])
-    estimates, found = _read_off(tokens, tokens.of(run.layers("entropy")), among, ceiling, every)
+    estimates, present = _read_off(tokens, tokens.of(run.layers("entropy")), among, ceiling, every)
     if np.isnan(estimates["V_onset"][0]):
         reason = f"the mean entropy of the {group} tokens of {run.path} does not fall before its final rise"
         raise RunError(
@@ -57,10 +57,10 @@ def parameters_table(run: Records, group: str = "all") -> pd.DataFrame:
     for name, values in estimates.items():
         low, high = interval(values[1:], n_prompts)
         row = {"parameter": name, "value": values[0], "low": float(low), "high": float(high)}
-        rows.append(row | {"found": found.get(name, True), "n_tokens": int(among.sum()), "n_prompts": n_prompts})
+        rows.append(row | {"found": present.get(name, True), "n_tokens": int(among.sum()), "n_prompts": n_prompts})
     table = tokens.frame(rows)
     table.attrs |= {"group": group}
-    absent = [name for name, there in found.items() if not there]
+    absent = [name for name, there in present.items() if not there]
     if absent:
         stands_in = {"V_onset": "the highest layer before V* stands in for V_onset", "V*": "L stands in for V*"}
         table.attrs |= {"note": "; ".join(stands_in[name] for name in absent)}
@@ -106,9 +106,9 @@ def prediction_table(
     rows = []
     for name, values in measured.items():
         sums, numbers = tokens.sums_and_counts(values[:, None].astype(np.float64), among)
-        found = [float(part[0]) for part in mean_interval(sums, numbers, tokens.weights)]
+        estimate = [float(part[0]) for part in mean_interval(sums, numbers, tokens.weights)]
         row: dict[str, Any] = {"measure": name} | over_draws("predicted", predicted[name])
-        row |= dict(zip(("measured", "measured_low", "measured_high"), found, strict=True))
+        row |= dict(zip(("measured", "measured_low", "measured_high"), estimate, strict=True))
         rows.append(row | counts)
     return tokens.frame(rows)
 
@@ -147,7 +147,7 @@ def _read_off(
     n_layers = entropy.shape[1]
     curves = resampled_means(*tokens.sums_and_counts(entropy, among), weights)
     valley, onset = valley_layers(curves), onset_layers(curves, ceiling)
-    found = {"V_onset": not np.isnan(onset[0]), "V*": not np.isnan(valley[0])}
+    present = {"V_onset": not np.isnan(onset[0]), "V*": not np.isnan(valley[0])}
     valley = np.where(np.isnan(valley), n_layers, valley)
     before = np.where(np.arange(1, n_layers + 1) < valley[:, None], curves, -np.inf)
     onset = np.where(np.isnan(onset), before.argmax(axis=1) + 1.0, onset)
@@ -158,7 +158,7 @@ def _read_off(
     descent = (plateau - lowest) / np.where(falls, valley - onset, 1)
     values = {"V_onset": onset, "V*": valley, "plateau": plateau, "lowest": lowest, "descent": descent}
     values |= {"rise": curves[:, -1] - lowest, "noise": noise, "early_factor": early_factor}
-    return {name: np.where(falls, value, np.nan) for name, value in values.items()}, found
+    return {name: np.where(falls, value, np.nan) for name, value in values.items()}, present
 
 
 def _noise(tokens: Sample, entropy: Floats, among: Bools, weights: Floats) -> tuple[Floats, Floats]:
