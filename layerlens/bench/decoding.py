@@ -55,15 +55,15 @@ def measure_decoding(
     ways["generate"]()
     ways["last"]()
     decisions = decode()
-    found = list(in_turns(ways, rounds, lambda way: timed(way, model.device)))
-    seconds = [{name: one.seconds for name, one in timings.items()} for timings in found]
+    by_round = list(in_turns(ways, rounds, lambda way: timed(way, model.device)))
+    seconds = [{name: one.seconds for name, one in timings.items()} for timings in by_round]
     n_tokens = len(prompts) * options.max_new_tokens
     window = len(strategy.layers(model.n_layers, model.tied))
     depth = mean_depth(decisions, model.n_layers)
     read = None
     if depth is not None:
         read = float(layers_read((model.n_layers - decisions.valley_layer).numpy(), window).mean())
-    extra = max(timings["strategy"].n_bytes - timings["last"].n_bytes for timings in found)
+    extra = max(timings["strategy"].n_bytes - timings["last"].n_bytes for timings in by_round)
     return {
         "model": model.source,
         "family": model.family,

@@ -25,8 +25,8 @@ def in_turns(ways: Mapping[str, Way], rounds: int, measure: Callable[[Way], Meas
     """What was measured of each way, round by round; every second round goes in the opposite order."""
     names = list(ways)
     for number in range(rounds):
-        found = {name: measure(ways[name]) for name in (names if number % 2 == 0 else reversed(names))}
-        yield {name: found[name] for name in names}
+        measured = {name: measure(ways[name]) for name in (names if number % 2 == 0 else reversed(names))}
+        yield {name: measured[name] for name in names}
 
 
 def seconds_of(way: Way, device: torch.device) -> float:

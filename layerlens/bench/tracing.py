@@ -44,8 +44,8 @@ def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "fl
     ways = _ways(model, n_tokens, precision)
     for way in ways.values():
         way()
-    found = list(in_turns(ways, rounds, lambda way: timed_with_memory(way, model.device)))
-    seconds = {name: [timings[name].seconds for timings in found] for name in ways}
+    by_round = list(in_turns(ways, rounds, lambda way: timed_with_memory(way, model.device)))
+    seconds = {name: [timings[name].seconds for timings in by_round] for name in ways}
     floors = {
         by: [sum(pair) for pair in zip(seconds["forward"], seconds[f"products, {by}"], strict=True)]
         for by in ("torch", "ours")
@@ -63,7 +63,7 @@ def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "fl
             by: statistics.median(took / floor for took, floor in zip(seconds["trace"], floor_of, strict=True))
             for by, floor_of in floors.items()
         },
-        "added_mib": {name: statistics.median(timings[name].n_bytes / MIB for timings in found) for name in ways},
+        "added_mib": {name: statistics.median(timings[name].n_bytes / MIB for timings in by_round) for name in ways},
         "machine": machine(model.device),
     }
 

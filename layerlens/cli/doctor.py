@@ -34,9 +34,9 @@ def doctor(
 
     whole("batch_size", batch_size, 1)
     whole("tokens", tokens, 1)
-    found = estimate(model, loading.place(), batch_size=batch_size, n_tokens=tokens, **loading.sizing())
-    _print_estimate(found)
-    return 1 if found.fits is False else 0
+    estimated = estimate(model, loading.place(), batch_size=batch_size, n_tokens=tokens, **loading.sizing())
+    _print_estimate(estimated)
+    return 1 if estimated.fits is False else 0
 
 
 def _refuse_without_model(loading: options.Loading, batch_size: int, tokens: int) -> None:
@@ -61,20 +61,20 @@ def _print_versions() -> None:
     typer.echo(f"gpu            {gpu}\nthreads        {torch.get_num_threads()}")
 
 
-def _print_estimate(found: "Estimate") -> None:
+def _print_estimate(estimated: "Estimate") -> None:
     from layerlens.models.memory import gib
 
-    texts = f"{found.batch_size} x {found.n_tokens:,} tokens"
-    cache = "not known" if found.cache_bytes is None else gib(found.cache_bytes)
+    texts = f"{estimated.batch_size} x {estimated.n_tokens:,} tokens"
+    cache = "not known" if estimated.cache_bytes is None else gib(estimated.cache_bytes)
     rows = [
-        ("weights", gib(found.weights.n_bytes), found.weights.kind),
+        ("weights", gib(estimated.weights.n_bytes), estimated.weights.kind),
         ("cache", cache, f"keys and values, or states, of {texts}"),
-        ("tracer", gib(found.tracer_bytes), "tiles of logits, and states that wait to be measured"),
-        ("together", gib(found.n_bytes), "and what the passes themselves take"),
-        *((name, gib(n_bytes), "free") for name, n_bytes in found.room.items()),
+        ("tracer", gib(estimated.tracer_bytes), "tiles of logits, and states that wait to be measured"),
+        ("together", gib(estimated.n_bytes), "and what the passes themselves take"),
+        *((name, gib(n_bytes), "free") for name, n_bytes in estimated.room.items()),
     ]
-    typer.echo(f"{found.weights.source} ({found.shape})")
+    typer.echo(f"{estimated.weights.source} ({estimated.shape})")
     for name, size, words in rows:
         typer.echo(f"{name:<10} {size:>12}  {words}")
-    disk = ", what fits nowhere else on disk" if found.may_use_disk else ""
-    typer.echo({True: f"fits{disk}", False: "does not fit", None: "whether it fits is not known here"}[found.fits])
+    disk = ", what fits nowhere else on disk" if estimated.may_use_disk else ""
+    typer.echo({True: f"fits{disk}", False: "does not fit", None: "whether it fits is not known here"}[estimated.fits])

@@ -38,9 +38,9 @@ def generate(
 
     loaded, sampled = loading.load(model), decoding.temperature > 0
     chosen.fit(loaded.n_layers, loaded.tied)
-    found = ll.generate(loaded, prompt, strategy=chosen, **settings)
+    generation = ll.generate(loaded, prompt, strategy=chosen, **settings)
     if compare:
         last = ll.generate(loaded, prompt, strategy=ll.Last(), **settings)
-        print_side_by_side(loaded, "last", last, strategy, found, sampled=sampled)
+        print_side_by_side(loaded, "last", last, strategy, generation, sampled=sampled)
     else:
-        print_generation(loaded, strategy, found, sampled=sampled)
+        print_generation(loaded, strategy, generation, sampled=sampled)

@@ -40,10 +40,10 @@ def models(
     from layerlens.support.coverage import as_table, check_families
 
     shown = _as_json if json else as_table if markdown else _as_lines
-    found: list[Coverage] = []
-    for line in shown(_kept(check_families(names or []), found)):
+    coverages: list[Coverage] = []
+    for line in shown(_kept(check_families(names or []), coverages)):
         typer.echo(line)
-    if any(one.verdict == "fails" for one in found):
+    if any(one.verdict == "fails" for one in coverages):
         raise typer.Exit(1)
 
 
@@ -66,27 +66,27 @@ def _list_families() -> None:
         typer.echo(f"  {name:<22} {blocks}")
 
 
-def _kept(found: "Iterable[Coverage]", kept: "list[Coverage]") -> "Iterator[Coverage]":
-    for one in found:
+def _kept(coverages: "Iterable[Coverage]", kept: "list[Coverage]") -> "Iterator[Coverage]":
+    for one in coverages:
         kept.append(one)
         yield one
 
 
-def _as_json(found: "Iterable[Coverage]") -> Iterator[str]:
+def _as_json(coverages: "Iterable[Coverage]") -> Iterator[str]:
     before = "["
-    for one in found:
+    for one in coverages:
         yield before + json_format.dumps(asdict(one))
         before = ","
     yield "]"
 
 
-def _as_lines(found: "Iterable[Coverage]") -> Iterator[str]:
+def _as_lines(coverages: "Iterable[Coverage]") -> Iterator[str]:
     """A line for each family, of steps that hold or of the reason why not, and one that counts them."""
     from layerlens.support.coverage import STEPS, summed_up
 
     yield f"{'family':<24}  verdict    seconds  {'  '.join(STEPS)}  parts  layers of the tiny model"
     kept: list[Coverage] = []
-    for one in _kept(found, kept):
+    for one in _kept(coverages, kept):
         start = f"{one.name:<24}  {one.verdict:<9}  {one.seconds:7.1f}  "
         if one.verdict != "works":
             yield start + one.reason

@@ -140,8 +140,8 @@ def _extra(error: Any, command: Any, path: str, arguments: list[str]) -> list[st
 def _meant(given: str, known: list[str]) -> str | None:
     """A guess at what was meant; None where nothing is like it."""
     longer = [name for name in known if len(given) > 3 and name.startswith(given)]
-    found = longer or difflib.get_close_matches(given, known, n=2, cutoff=0.7)
-    return f"did you mean {' or '.join(found)}?" if found else None
+    similar = longer or difflib.get_close_matches(given, known, n=2, cutoff=0.7)
+    return f"did you mean {' or '.join(similar)}?" if similar else None
 
 
 def called(group: Any, arguments: list[str]) -> tuple[Any, str]:

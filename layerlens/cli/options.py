@@ -182,20 +182,20 @@ def variables_of(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         OptionError: a word is no name with a value in JSON, or gives a name again.
     """
-    found: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     for word in words:
         name, sign, value = word.partition("=")
         if not (name and sign):
             advice = "write it like enable_thinking=false"
             raise OptionError.about("chat_template_args", word, "is no KEY=VALUE", advice)
-        if name in found:
+        if name in variables:
             raise OptionError.about("chat_template_args", word, f"gives {name} again", "give it once")
         try:
-            found[name] = json.loads(value)
+            variables[name] = json.loads(value)
         except ValueError as error:
             advice = f"write true, false, a number, or a text in double quotes: '{name}=\"text\"'"
             raise OptionError.about("chat_template_args", word, "has a value that is no JSON", advice) from error
-    return found
+    return variables
 
 
 def grouped(command: Callable[..., Result]) -> Callable[..., Result]:

@@ -66,10 +66,10 @@ class CommandLine(Spelling):
     def _flags(self) -> dict[str, _Flag]:
         """By the name of the option in Python."""
         own, _ = called(self._group, self._arguments)
-        found = {name: flag for command in (*_commands(self._group), own) for name, flag in _flags_of(command).items()}
+        flags = {name: flag for command in (*_commands(self._group), own) for name, flag in _flags_of(command).items()}
         if "arms" in _flags_of(own):
-            found["strategy"] = found["arms"]  # every arm is one
-        return found
+            flags["strategy"] = flags["arms"]  # every arm is one
+        return flags
 
 
 def _commands(group: Any) -> list[Any]:
@@ -78,15 +78,15 @@ def _commands(group: Any) -> list[Any]:
 
 
 def _flags_of(command: Any) -> dict[str, _Flag]:
-    found = {}
+    flags = {}
     for option in command.params:
         if option.param_type_name == "option":
             on, off = option.opts[0], next(iter(option.secondary_opts), None)
             if on.startswith("--no-"):
                 on, off = None, on
             flag = _Flag(on, off, bool(getattr(option, "is_flag", False)), bool(option.multiple))
-            found[_IN_PYTHON.get(option.name, option.name)] = flag
-    return found
+            flags[_IN_PYTHON.get(option.name, option.name)] = flag
+    return flags
 
 
 def _arguments_of(value: object, *, repeats: bool) -> list[str]:

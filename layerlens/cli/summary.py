@@ -71,11 +71,11 @@ def _valley_lines(valleys: pd.DataFrame) -> list[str]:
         if mark not in rows.index:
             continue
         row = rows.loc[mark].to_dict()
-        found = "none"
+        valley = "none"
         if not pd.isna(row["layer"]):
             bounds = "" if pd.isna(row["layer_low"]) else f" [{row['layer_low']}, {row['layer_high']}]"
-            found = f"layer {row['layer']}{bounds}{meaning}"
-        lines.append(f"{mark:<9}  {found} in the mean entropy of perturbed tokens")
+            valley = f"layer {row['layer']}{bounds}{meaning}"
+        lines.append(f"{mark:<9}  {valley} in the mean entropy of perturbed tokens")
     return lines
 
 

@@ -31,11 +31,11 @@ def table(
         typer.echo("layerlens: table 7 shows ablations: give --ablation", err=True)
 
     def make(one: str) -> list[Path]:
-        found = composed(one, shown, folders)
+        frame = composed(one, shown, folders)
         if out is None:
-            typer.echo(markdown(found, TITLES[one]))
+            typer.echo(markdown(frame, TITLES[one]))
             return []
-        return save(found, TITLES[one], out, f"table{one}")
+        return save(frame, TITLES[one], out, f"table{one}")
 
     everything = [one for one in TABLES if (folders if one == "7" else run)]
     for path in each("table", number, everything, make):

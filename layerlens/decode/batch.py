@@ -230,9 +230,9 @@ class _Batch:
         return n_tokens
 
     def _last_tokens(self, row: int) -> list[int]:
-        found = self._outputs[row][-self._tail :]
-        missing = self._tail - len(found)
-        return [*self._prompts[row][-missing:], *found] if missing else found
+        emitted = self._outputs[row][-self._tail :]
+        missing = self._tail - len(emitted)
+        return [*self._prompts[row][-missing:], *emitted] if missing else emitted
 
     def _leave_out_ended_rows(self) -> None:
         """On a CPU at once; where a smaller batch means another graph, once half the rows have ended."""

@@ -111,10 +111,10 @@ class Chooser:
             "last_token_id": (choice.last_token_id, (n_rows,)),
         }
         for field, (tensor, shape) in shapes.items():
-            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            if found != shape:
-                problem = f"{name}.choose gave {field} of shape {found}"
-                raise OptionError(problem, f"let it be {shape}", option="strategy", given=found)
+            given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            if given != shape:
+                problem = f"{name}.choose gave {field} of shape {given}"
+                raise OptionError(problem, f"let it be {shape}", option="strategy", given=given)
         if self.may_branch and not all(1 <= layer <= model.n_layers for layer in choice.selected_layer.tolist()):
             problem = f"{name}.choose selected a layer that is not"
             raise OptionError(problem, f"let selected_layer be 1..{model.n_layers}", option="strategy")

@@ -82,8 +82,8 @@ def acting(model: Model, options: GenerateOptions) -> dict[str, Any]:
     """The entries of the model's generation config that change logits and have no option of their own, fit for JSON."""
     config = getattr(model.hf, "generation_config", None)
     off = _OTHERS | (_OTHERS_OF_SAMPLING if options.samples else {})
-    found = {name: getattr(config, name, None) for name in off}
-    return {name: _for_json(value) for name, value in found.items() if value is not None and value != off[name]}
+    values = {name: getattr(config, name, None) for name in off}
+    return {name: _for_json(value) for name, value in values.items() if value is not None and value != off[name]}
 
 
 def unfollowed(config: GenerationConfig | None, source: str, options: GenerateOptions) -> Iterator[str]:

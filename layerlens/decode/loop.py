@@ -93,13 +93,13 @@ def generate(
     batches = by_length(tokenized, settled.batch_size)
     if any(len({len(tokenized[index].token_ids) for index in batch}) > 1 for batch in batches):
         refuse_ignored_padding(model)
-    found: dict[int, Generation] = {}
+    by_index: dict[int, Generation] = {}
     for number, batch in enumerate(batches):
         seed = batch_seed(settled.seed, number)
         texts = [tokenized[index] for index in batch]
         for index, generation in zip(batch, _generated(model, texts, strategy, settled, seed), strict=True):
-            found[index] = generation
-    in_order = [found[index] for index in range(len(tokenized))]
+            by_index[index] = generation
+    in_order = [by_index[index] for index in range(len(tokenized))]
     _tell_broken(model, tokenized, in_order)
     return in_order[0] if isinstance(prompts, str) else in_order
 
@@ -142,8 +142,8 @@ def _generated(
 ) -> list[Generation]:
     log = DecodingLog(criterion_name(strategy))
     ids = [list(prompt.token_ids) for prompt in prompts]
-    found = decode_batch(model, ids, Chooser(model, strategy, seed), options, seed)
-    log.add_call(found.outputs, [len(prompt) - 1 for prompt in ids], found.decisions)
+    emitted = decode_batch(model, ids, Chooser(model, strategy, seed), options, seed)
+    log.add_call(emitted.outputs, [len(prompt) - 1 for prompt in ids], emitted.decisions)
     steps = dict(tuple(log.steps.groupby("row", sort=False)))
     return [
         Generation(
@@ -153,5 +153,7 @@ def _generated(
             reason,
             steps.get(row, log.steps.iloc[:0]).reset_index(drop=True),
         )
-        for row, (prompt, output, reason) in enumerate(zip(prompts, found.outputs, found.finish_reasons, strict=True))
+        for row, (prompt, output, reason) in enumerate(
+            zip(prompts, emitted.outputs, emitted.finish_reasons, strict=True)
+        )
     ]

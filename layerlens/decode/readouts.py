@@ -130,8 +130,8 @@ class Readouts:
         stack = self._stacked(layers)[order]
         self._some().sub_(len(layers) * (~wanted).int())
         reading = read_fused(stack.flatten(0, 1), self._fused(), n_live=wanted.sum() * len(layers))
-        found = reading.entropy.view(stack.shape[:2])
-        return torch.empty_like(found).index_copy_(0, order, found)
+        entropies = reading.entropy.view(stack.shape[:2])
+        return torch.empty_like(entropies).index_copy_(0, order, entropies)
 
     def logits_at(self, layer: Int[Tensor, " rows"]) -> Logits:
         """Float32 logits of one layer per row, each one that the strategy's `layers` named."""

@@ -108,12 +108,12 @@ def _unseen(readouts: Readouts, window: int, criterion: Criterion, floor: float,
     while done < window:
         size = min(done, window - done) if in_turn else window - 1
         layers = _candidates(readouts, window)[-done - size : -done]
-        found = readouts.entropies(layers, walking)
-        walk.values[:, -done - size : -done] = found
-        steps = steps_back(torch.cat([found, lowest.unsqueeze(1)], dim=1))
+        entropies = readouts.entropies(layers, walking)
+        walk.values[:, -done - size : -done] = entropies
+        steps = steps_back(torch.cat([entropies, lowest.unsqueeze(1)], dim=1))
         walk.steps.add_(steps)
         walking = steps == size
-        lowest = found[:, 0]
+        lowest = entropies[:, 0]
         done += size
     valley_logits = readouts.logits_at(readouts.n_layers - walk.steps)
     moved = (walk.steps > 0).unsqueeze(1)

@@ -122,18 +122,18 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
     """
     if isinstance(arms, str) or not arms:
         raise OptionError.about("arms", arms, "is no list of names", f"give some, such as {','.join(ARMS[:5])}")
-    found: dict[str, Strategy] = {}
+    strategies: dict[str, Strategy] = {}
     for arm in arms:
         strategy = _strategy_of(arm, window)
         name = strategy.label or arm
-        if name in found:
+        if name in strategies:
             what = "is given already" if arm == name else f"is {name}, which is given already"
             raise OptionError.about("arms", arm, what, "leave one of them out")
-        found[name] = strategy
+        strategies[name] = strategy
     if window is not None and not any(takes_option(arm, "window") for arm in arms):
-        raise OptionError.about("window", window, f"has no effect on the arms {', '.join(found)}", "leave it out")
-    found.pop("last", None)
-    return {"last": Last(), **found}
+        raise OptionError.about("window", window, f"has no effect on the arms {', '.join(strategies)}", "leave it out")
+    strategies.pop("last", None)
+    return {"last": Last(), **strategies}
 
 
 def probabilities(p: Sequence[float]) -> list[float]:

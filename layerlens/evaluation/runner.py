@@ -135,20 +135,22 @@ def _answers(model: Model, plan: Plan, condition: Condition, part: int) -> dict[
     started = time.perf_counter()
     seed = batch_seed(repeat_seed(plan.options.seed, repeat), index)
     settings = {name: value for name, value in asdict(plan.options).items() if name not in ("seed", "do_sample")}
-    found = generate(model, batch, strategy=condition.strategy, seed=seed, **settings)
-    broken = [prompt.prompt_id for prompt, one in zip(batch, found, strict=True) if one.finish_reason == "non_finite"]
+    generations = generate(model, batch, strategy=condition.strategy, seed=seed, **settings)
+    broken = [
+        prompt.prompt_id for prompt, one in zip(batch, generations, strict=True) if one.finish_reason == "non_finite"
+    ]
     if broken:  # which is neither right nor wrong
         problem, advice = non_finite(model, broken)
         raise ModelError(problem, f"{advice}, or leave them out of the dataset", given=broken)
     seconds = (time.perf_counter() - started) / len(batch)
-    outputs, references = [one.text for one in found], [str(prompt.reference) for prompt in batch]
+    outputs, references = [one.text for one in generations], [str(prompt.reference) for prompt in batch]
     return {
         "prompt_id": [prompt.prompt_id for prompt in batch],
         "repeat": [repeat] * len(batch),
         "reference": references,
         "output": outputs,
         "is_correct": [WAYS[plan.scoring](*pair) for pair in zip(outputs, references, strict=True)],
-        "n_generated_tokens": [len(one.token_ids) for one in found],
-        "finish_reason": [one.finish_reason for one in found],
+        "n_generated_tokens": [len(one.token_ids) for one in generations],
+        "finish_reason": [one.finish_reason for one in generations],
         "seconds": [seconds] * len(batch),
     }

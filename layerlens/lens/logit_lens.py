@@ -102,5 +102,5 @@ def _read_rows(states: States, head: Head, chosen: Tensor | None, words: int) ->
 
 def _pick(logits: Tensor, chosen: Tensor, start: int, chosen_logits: Tensor) -> None:
     inside = (chosen >= start) & (chosen < start + logits.shape[1])
-    found = logits.gather(1, (chosen - start).clamp(0, logits.shape[1] - 1))
-    chosen_logits.copy_(torch.where(inside, found, chosen_logits))
+    picked_logits = logits.gather(1, (chosen - start).clamp(0, logits.shape[1] - 1))
+    chosen_logits.copy_(torch.where(inside, picked_logits, chosen_logits))

@@ -49,9 +49,9 @@ class Sums(NamedTuple):
     def of_tile(cls, logits: Logits, greatest: Scalars, top: Tensor, start: int) -> "Sums":
         """Of a tile's words, the first of which is `start`. A row's maximum takes the place of a lower one in
         `greatest`, and the first word that has it, on an accelerator any, takes that in `top`."""
-        found = row_sums(logits, greatest, top, start)
-        if found is not None:
-            return cls(*found)
+        sums = row_sums(logits, greatest, top, start)
+        if sums is not None:
+            return cls(*sums)
         maximum = raise_top(top, logits, greatest, start)
         torch.maximum(greatest, maximum, out=greatest)
         return cls.of(logits, maximum)
@@ -59,9 +59,9 @@ class Sums(NamedTuple):
     @classmethod
     def of_rows(cls, logits: Logits) -> "Sums":
         """Of all words, a logit of minus infinity among them, whose p = 0."""
-        found = row_sums(logits)
-        if found is not None:
-            return cls(*found)
+        sums = row_sums(logits)
+        if sums is not None:
+            return cls(*sums)
         maximum = logits.amax(1)
         centred = logits - maximum.unsqueeze(1)
         exps = centred.exp()

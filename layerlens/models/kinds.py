@@ -42,8 +42,8 @@ def mlp_kinds(blocks: Sequence[nn.Module]) -> list[str]:
 
 def _kind(stated: str, block: nn.Module) -> str:
     names = [f"{type(module).__name__} .{path}" for path, module in block.named_modules()]
-    found = (kind for part, kind in _RECURRENCES.items() if any(part in name for name in names))
-    return next(found, stated) if stated in ("linear", "full", "sliding") else stated
+    kinds = (kind for part, kind in _RECURRENCES.items() if any(part in name for name in names))
+    return next(kinds, stated) if stated in ("linear", "full", "sliding") else stated
 
 
 def _slides(config: Any) -> bool:

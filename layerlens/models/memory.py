@@ -37,13 +37,13 @@ def refuse_unfit(weights: Weights | None, place: Place) -> None:
         return
     limit = sum(free.values()) + (_meminfo().get("SwapFree", 0) if "cpu" in free and not place.max_memory else 0)
     if weights.n_bytes > limit:
-        found = " and ".join(f"{gib(n_bytes)} on {name}" for name, n_bytes in free.items())
+        amounts = " and ".join(f"{gib(n_bytes)} on {name}" for name, n_bytes in free.items())
         disk = f"a directory as {spelled('offload_folder')}, to leave the rest on disk"
         ways = disk if place.spreads else spelled("device_map", "auto")
         fewer = ", ".join(spelled(option) for option in ("dtype", "quantize", "keep_quantized"))
         raise ModelError(
             f"{weights.source} needs {gib(weights.n_bytes)} for its weights alone ({weights.kind}), and there are "
-            f"{found} free",
+            f"{amounts} free",
             f"give {ways}, or load fewer bits ({fewer}), or a smaller model",
             given=weights.n_bytes,
         )

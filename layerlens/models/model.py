@@ -205,8 +205,8 @@ def head_of(hf: PreTrainedModel) -> Any:
 
 def _sample(parameter: Tensor) -> list[float]:
     """Evenly spaced values, 16 of each tensor that it consists of; none where it lies in another process."""
-    found: list[float] = []
+    sample: list[float] = []
     for tensor in plain_tensors(parameter.detach()):
         values = tensor.flatten()
-        found += [] if values.is_meta else values[:: max(1, len(values) // 16)][:16].float().cpu().tolist()
-    return found
+        sample += [] if values.is_meta else values[:: max(1, len(values) // 16)][:16].float().cpu().tolist()
+    return sample

@@ -185,8 +185,8 @@ def _checked_there(model: Model, backend: Nnsight) -> Model:
     settings = [(one.scale, one.softcap) for one in possible_heads(model)]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with _answering(model.source), torch.no_grad(), lm.trace(inputs, remote=backend.remote):
-        found = saved(probe_misses(lm, blocks, head, tail, settings, n_vocab))
-    changed_at, moved, misses, dtype = found
+        probed = saved(probe_misses(lm, blocks, head, tail, settings, n_vocab))
+    changed_at, moved, misses, dtype = probed
     if model.hf.get_input_embeddings().weight.is_meta:
         model.hf.to(getattr(torch, dtype))
     refuse_not_causal(model, moved)  # before the stream, in which no NaN equals another

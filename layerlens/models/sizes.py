@@ -141,8 +141,8 @@ def _found(source: str, name: str, revision: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, name, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(source, name, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _header(path: Path) -> Iterator[Stored]:
@@ -159,8 +159,8 @@ def _header(path: Path) -> Iterator[Stored]:
 
 def dtype_of(config: Any) -> torch.dtype | None:
     """What a checkpoint says that it is to be loaded in; None where it says nothing."""
-    found = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
-    return getattr(torch, found) if isinstance(found, str) else found
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def _first_dtype(stored: list[Stored] | None) -> torch.dtype:

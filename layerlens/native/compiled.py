@@ -57,16 +57,16 @@ def processor() -> Processor | None:
         import llvmlite.binding as llvm
 
         if capability == "AVX2":
-            found = Processor(8, 12, "haswell", "")
+            this = Processor(8, 12, "haswell", "")
         else:
-            found = Processor(16, 20, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
-        compiled(_NO_WORK, found)
+            this = Processor(16, 20, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+        compiled(_NO_WORK, this)
     except Exception as error:  # whatever a compiler of another version, or half installed, raises
         reason = (str(error) or type(error).__name__).splitlines()[0]
         message = f"llvmlite cannot be used ({reason}) and torch's slower products are; install llvmlite 0.45 or newer"
         warnings.warn(message, Notice, stacklevel=2)
         return None
-    return found
+    return this
 
 
 def compiled(assembly: str, this: Processor) -> Loop:
@@ -118,5 +118,5 @@ def _openmp() -> ctypes.CDLL | None:
         return None
     loaded = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "gomp" in line}
     of_torch = {path for path in loaded if Path(torch.__file__).parent in Path(path).parents}
-    found = of_torch or loaded
-    return ctypes.CDLL(found.pop()) if len(found) == 1 else None
+    libraries = of_torch or loaded
+    return ctypes.CDLL(libraries.pop()) if len(libraries) == 1 else None

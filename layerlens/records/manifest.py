@@ -54,10 +54,10 @@ def digest(text: str) -> str:
 
 def refuse_disagreement(folder: Path, ours: Manifest, theirs: Manifest) -> None:
     """RunError where what the folder was begun with would not end with the same rows."""
-    found = disagreement(ours, theirs)
-    if found is not None:
+    difference = disagreement(ours, theirs)
+    if difference is not None:
         raise RunError(
-            f"{folder} was begun with {found}",
+            f"{folder} was begun with {difference}",
             f"give what it was begun with to continue it, or another directory as {spelled('out')} to begin anew",
             given=folder,
         )
@@ -77,12 +77,12 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         problem = f"{path} cannot be read ({error})"
         raise RunError(problem, "restore it, or trace again into a new directory", given=folder) from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if not isinstance(found, int):
+    format_number = manifest.get("format") if isinstance(manifest, dict) else None
+    if not isinstance(format_number, int):
         raise RunError(f"{path} was not written by layerlens: it names no format", advice, given=folder)
-    if found != FORMAT:
-        problem = f"{folder} is a run of format {found}, this layerlens reads format {FORMAT}"
-        raise RunError(problem, "upgrade layerlens" if found > FORMAT else "trace again", given=folder)
+    if format_number != FORMAT:
+        problem = f"{folder} is a run of format {format_number}, this layerlens reads format {FORMAT}"
+        raise RunError(problem, "upgrade layerlens" if format_number > FORMAT else "trace again", given=folder)
     if "ablation" in manifest:
         advice = f"give another directory, or draw it as figure 3, by {spelled('ablation', folder)}"
         raise RunError(f"{folder} is an ablation and no run", advice, given=folder)

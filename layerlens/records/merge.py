@@ -69,9 +69,9 @@ def _complete(folder: Path) -> Manifest:
 
 
 def _refuse_stranger(folder: Path, manifest: Manifest, first: Path, of_first: Manifest) -> None:
-    found = disagreement(_without_part(of_first), _without_part(manifest))
-    if found is not None:
-        problem = f"{folder} was traced with {found} as {first}"
+    difference = disagreement(_without_part(of_first), _without_part(manifest))
+    if difference is not None:
+        problem = f"{folder} was traced with {difference} as {first}"
         raise RunError(problem, "merge runs of one model, data set and options", option="runs", given=folder)
 
 

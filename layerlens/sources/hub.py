@@ -25,5 +25,5 @@ def commit_of(hub_id: str, filename: str, revision: str) -> str | None:
     """The commit that the cached file of a model belongs to; None where it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub_id, filename, revision=revision)
-    return Path(found).parent.name if isinstance(found, str) else None
+    cached = try_to_load_from_cache(hub_id, filename, revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None

@@ -123,27 +123,27 @@ def check_family(name: str) -> Coverage:
     started = time.perf_counter()
     with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        found = _checked(name)
-    return replace(found, seconds=round(time.perf_counter() - started, 2))
+        coverage = _checked(name)
+    return replace(coverage, seconds=round(time.perf_counter() - started, 2))
 
 
-def as_table(found: Iterable[Coverage]) -> Iterator[str]:
+def as_table(coverages: Iterable[Coverage]) -> Iterator[str]:
     """The lines of a Markdown table, one for each family, between what it was made with and the sum of it."""
     yield f"Made with transformers {transformers.__version__} by `layerlens models --check --markdown`.\n"
     yield f"| {' | '.join(_COLUMNS)} |"
     yield f"|{'---|' * len(_COLUMNS)}"
     kept = []
-    for one in found:
+    for one in coverages:
         kept.append(one)
         yield f"| {' | '.join(cell.replace('|', '/') for cell in _cells(one))} |"
     yield f"\n{summed_up(kept)}."
 
 
-def summed_up(found: Sequence[Coverage]) -> str:
+def summed_up(coverages: Sequence[Coverage]) -> str:
     """How many there are of each verdict."""
-    counts = Counter(one.verdict for one in found)
+    counts = Counter(one.verdict for one in coverages)
     said = ", ".join(f"{counts[verdict]} {_PLURAL.get(verdict, verdict)}" for verdict in VERDICTS)
-    return f"{len(found)} famil{'y' if len(found) == 1 else 'ies'}: {said}"
+    return f"{len(coverages)} famil{'y' if len(coverages) == 1 else 'ies'}: {said}"
 
 
 def _cells(one: Coverage) -> list[str]:
@@ -180,16 +180,16 @@ def _checked(name: str) -> Coverage:
         hf = tiny_model(name)
     except ModelError as error:
         return Coverage(name, "not tried", error.problem)
-    found = Coverage(name, "works")
+    coverage = Coverage(name, "works")
     try:
         for step, learned in zip(STEPS, _steps(hf), strict=True):
-            found = replace(found, passed=(*found.passed, step), **learned)
+            coverage = replace(coverage, passed=(*coverage.passed, step), **learned)
     except Exception as error:  # whatever it is, it is ours to mend, but for a refusal at load
-        if isinstance(error, ModelError) and not (found.passed or isinstance(error, UnknownHead)):
-            return replace(found, verdict="refused", reason=str(error))
-        step = list(STEPS)[len(found.passed)]
-        return replace(found, verdict="fails", reason=f"at {step}: {_described(error)}")
-    return found
+        if isinstance(error, ModelError) and not (coverage.passed or isinstance(error, UnknownHead)):
+            return replace(coverage, verdict="refused", reason=str(error))
+        step = list(STEPS)[len(coverage.passed)]
+        return replace(coverage, verdict="fails", reason=f"at {step}: {_described(error)}")
+    return coverage
 
 
 def _steps(hf: PreTrainedModel) -> Iterator[dict[str, Any]]:

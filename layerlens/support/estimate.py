@@ -113,9 +113,9 @@ def _cache_bytes(config: Any, loader: Any, dtype: torch.dtype, batch_size: int, 
     finally:
         log.setLevel(level)
     left = [outputs.get(name) for name in _MEMORIES]
-    found = {id(tensor): tensor for one in left for tensor in _tensors(one, set())}.values()
+    tensors = {id(tensor): tensor for one in left for tensor in _tensors(one, set())}.values()
     # some recurrent states are float32 whatever the model's type is
-    return sum(tensor.numel() * (dtype if tensor.dtype == _COUNTED_IN else tensor.dtype).itemsize for tensor in found)
+    return sum(tensor.numel() * (dtype if tensor.dtype == _COUNTED_IN else tensor.dtype).itemsize for tensor in tensors)
 
 
 def _tensors(thing: Any, seen: set[int]) -> list[Tensor]:

@@ -18,17 +18,17 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> dict[int, str]:
     # some tokenizers drop the space before the first word, so every id is decoded behind another one
     before = _some_word(tokenizer, known)
     prefix = _text(tokenizer, before)
-    found = {}
+    texts = {}
     for token_id in known:
         text = _text(tokenizer, [*before, token_id])
-        found[token_id] = text[len(prefix) :] if text.startswith(prefix) else _text(tokenizer, [token_id])
-    return found
+        texts[token_id] = text[len(prefix) :] if text.startswith(prefix) else _text(tokenizer, [token_id])
+    return texts
 
 
 def ids_in(*columns: Any) -> list[int]:
     """Every id that occurs in columns of ids, in order; nulls are passed over."""
-    found = [np.unique(column[~np.isnan(column)]) for column in (np.asarray(c, dtype=np.float64) for c in columns)]
-    return [int(token_id) for token_id in np.unique(np.concatenate(found))]
+    ids = [np.unique(column[~np.isnan(column)]) for column in (np.asarray(c, dtype=np.float64) for c in columns)]
+    return [int(token_id) for token_id in np.unique(np.concatenate(ids))]
 
 
 def _some_word(tokenizer: Any, token_ids: Sequence[int]) -> list[int]:

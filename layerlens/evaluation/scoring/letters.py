@@ -15,35 +15,35 @@ def settled_letter(text: str) -> str | None:
         first = choices[0].end()
     if first >= 0:  # there is something to correct
         phrases = sorted([*phrases, *_CORRECTION.finditer(text, first)], key=re.Match.end)
-    if found := _given(text, reversed(phrases)):
-        return None if _joined(text, found) else _name(found)
+    if letter := _given(text, reversed(phrases)):
+        return None if _joined(text, letter) else _name(letter)
     in_box = boxed(text)
     if in_box is not None:
-        if found := _IN_BOX.fullmatch(in_box.strip()):
-            return found[1].upper()
+        if letter := _IN_BOX.fullmatch(in_box.strip()):
+            return letter[1].upper()
         if letters := set(_STANDING.findall(in_box)):
             return letters.pop() if len(letters) == 1 else None
-    if found := _given(text, choices):
-        return None if _joined(text, found) else _name(found)
-    for found in reversed(list(_STANDING.finditer(text))):
-        if not _is_denied(text, found) and not _COMPARED.search(text[max(0, found.start() - 80) : found.start()]):
-            return None if _joined(text, found) else found[0]
+    if letter := _given(text, choices):
+        return None if _joined(text, letter) else _name(letter)
+    for letter in reversed(list(_STANDING.finditer(text))):
+        if not _is_denied(text, letter) and not _COMPARED.search(text[max(0, letter.start() - 80) : letter.start()]):
+            return None if _joined(text, letter) else letter[0]
     return None
 
 
 def _given(text: str, phrases: Iterable["re.Match[str]"]) -> "re.Match[str] | None":
     """The letter right after the first of the phrases that has one which is not denied."""
     letters = (_AFTER_ANSWER.match(text, phrase.end()) for phrase in phrases)
-    return next((found for found in letters if found and not denied(text, *found.span())), None)
+    return next((letter for letter in letters if letter and not denied(text, *letter.span())), None)
 
 
-def _name(found: "re.Match[str]") -> str:
-    return (found["enclosed"] or found["alone"]).upper()
+def _name(letter: "re.Match[str]") -> str:
+    return (letter["enclosed"] or letter["alone"]).upper()
 
 
-def _joined(text: str, found: "re.Match[str]") -> bool:
+def _joined(text: str, letter: "re.Match[str]") -> bool:
     """Whether "or", "and" or a slash joins another letter to this one, so that neither is the choice."""
-    end, start = found.end(), found.start()
+    end, start = letter.end(), letter.start()
     after = _JOINED_AFTER.match(text, end)
     if after is not None and not _is_denied(text, after, "other"):
         return True
@@ -51,11 +51,11 @@ def _joined(text: str, found: "re.Match[str]") -> bool:
     return before is not None
 
 
-def _is_denied(text: str, found: "re.Match[str]", group: int | str = 0) -> bool:
+def _is_denied(text: str, letter: "re.Match[str]", group: int | str = 0) -> bool:
     """Whether the letter is denied, alone or with those that are joined to it: "A, C and D are wrong"."""
-    end = found.end(group)
+    end = letter.end(group)
     joined = _REST_OF_LIST.match(text, end)
-    return denied(text, found.start(group), joined.end() if joined else end)
+    return denied(text, letter.start(group), joined.end() if joined else end)
 
 
 _OPTION_IS = re.compile(

@@ -116,11 +116,11 @@ def _without_units(answer: str) -> tuple[str, str]:
     """The answer without its units, and the unit: "" where none is known by name, such as apples."""
     units = []
 
-    def passed_over(found: "re.Match[str]") -> str:
-        unit = _unit(*found.groups()[-2:])
+    def passed_over(match: "re.Match[str]") -> str:
+        unit = _unit(*match.groups()[-2:])
         if unit is not None:
             units.append(unit)
-        return " " if unit is not None else found[0]
+        return " " if unit is not None else match[0]
 
     answer = _PLAIN.sub(passed_over, _IN_TEXT.sub(passed_over, answer))
     unknown = _UNKNOWN.search(answer)
@@ -148,11 +148,11 @@ _NAME = re.compile(
 
 def _without_names(items: list[str]) -> tuple[list[str], str]:
     """The items without the one name that they share, and the name; items with different names keep them."""
-    found = [_NAME.match(item) for item in items]
-    names = {re.sub(r"\s", "", name[1]) for name in found if name}
+    matches = [_NAME.match(item) for item in items]
+    names = {re.sub(r"\s", "", name[1]) for name in matches if name}
     if len(names) != 1:
         return items, ""
-    return [item[name.end() :] if name else item for item, name in zip(items, found, strict=True)], names.pop()
+    return [item[name.end() :] if name else item for item, name in zip(items, matches, strict=True)], names.pop()
 
 
 def _signs(item: str) -> tuple[str, ...]:
@@ -183,11 +183,11 @@ def _canonical(piece: str) -> str:
 def _split(text: str, separator: str) -> list[str]:
     """The parts of a text between the matches of a pattern that stand in no bracket."""
     depth, parts, start = 0, [], 0
-    for found in re.finditer(rf"[(\[{{]|[)\]}}]|{separator}", text):
-        if not depth and re.fullmatch(separator, found[0]):
-            parts.append(text[start : found.start()])
-            start = found.end()
-        depth += (found[0] in "([{") - (found[0] in ")]}")
+    for mark in re.finditer(rf"[(\[{{]|[)\]}}]|{separator}", text):
+        if not depth and re.fullmatch(separator, mark[0]):
+            parts.append(text[start : mark.start()])
+            start = mark.end()
+        depth += (mark[0] in "([{") - (mark[0] in ")]}")
     return [*parts, text[start:]]
 
 
@@ -213,7 +213,7 @@ def _by_value(number: "re.Match[str]") -> str:
 
 def _braced_fractions(text: str) -> str:
     """The text with braces around both arguments of every \\frac, as in \\frac{1}{2} for \\frac12."""
-    for at in [found.start() for found in re.finditer(r"\\frac(?![a-z])", text)][::-1]:
+    for at in [fraction.start() for fraction in re.finditer(r"\\frac(?![a-z])", text)][::-1]:
         arguments: list[str] = []
         end = at + 5
         while len(arguments) < 2 and (token := re.compile(r"\s*(\\[A-Za-z]+|[0-9A-Za-z]|(?=\{))").match(text, end)):

@@ -53,8 +53,8 @@ def last_number(text: str, reference: str) -> bool:
     3 × 4, ±2, 12 mod 5, 5 choose 2, and 5! in a box or between dollars. The signs +, -, * and x also write ranges,
     lists and sizes, so that "5-3" and "2 * 3" end in 3.
     """
-    found, wanted = last_value(text), last_value(reference)
-    return found is not None and found == wanted
+    number, wanted = last_value(text), last_value(reference)
+    return number is not None and number == wanted
 
 
 def chosen_letter(text: str, reference: str) -> bool:
