@@ -11,7 +11,9 @@ from layerlens.tracing.manifest import described
 from tests.conftest import tiny
 
 TEXTS = ["Hello there", "and you"]
-OPTIONS = {"window": 2, "max_new_tokens": 3, "batch_size": 1, "generation_config": False}
+# what a generation config would set is given, because reading it takes a model
+SETTLED = {"min_new_tokens": 0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "generation_config": False}
+OPTIONS = {"window": 4, "max_new_tokens": 3, "batch_size": 1, **SETTLED}
 # what an engine does whose model lies in other processes: it has a description, and the prompts' tokens
 PROGRAM = """
 import json, sys
@@ -25,14 +27,14 @@ given = json.loads(sys.stdin.read())
 dataset = from_prompts(given["texts"])
 batches = [[TokenizedPrompt(**prompt) for prompt in batch] for batch in given["batches"]]
 options = ll.TraceOptions(**given["options"]).settled(given["model"]["n_layers"], False)
-manifest = trace_manifest(given["model"], given["hardware"], dataset, batches, options, ll.Valley(window=2), None)
+manifest = trace_manifest(given["model"], given["hardware"], dataset, batches, options, ll.Valley(), None)
 print(json.dumps(manifest))
 """
 
 
 def test_it_is_that_of_the_trace(tmp_path):
     model = tiny("llama")
-    strategy = ll.Valley(window=2)
+    strategy = ll.Valley()
     run = ll.trace(model, TEXTS, out=tmp_path / "run", strategy=strategy, progress=False, **OPTIONS)
     traced = read_manifest(Path(run.path))
     prompts = run.prompts.reset_index()
@@ -52,6 +54,5 @@ def test_it_is_that_of_the_trace(tmp_path):
     made = json.loads(done.stdout)
     differing = {key for key in traced.keys() | made.keys() if traced.get(key) != made.get(key)}
     assert differing <= {"created", "command", "totals", "options"}
-    # what a generation config sets is for whoever has the model to say
     assert {**made["options"], "generation_config": None} == {**traced["options"], "generation_config": None}
     assert made["model"]["n_layers"] == model.n_layers
