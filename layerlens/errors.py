@@ -13,10 +13,11 @@ A message spells options and commands for whoever called: `spelled("window", 12)
 "--window 12" on the command line, which says so by `spelling` while a command runs.
 """
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Error = TypeVar("Error", bound="LayerlensError")
 
@@ -32,17 +33,33 @@ class LayerlensError(Exception):
         given: the value of that option, or whatever else was given that cannot be.
     """
 
-    def __init__(self, problem: str, advice: str = "", *, option: str | None = None, given: object = None) -> None:
+    def __init__(self, problem: str = "", advice: str = "", *, option: str | None = None, given: object = None) -> None:
         super().__init__(f"{problem}; {advice}" if advice else problem)
         self.problem = problem
         self.advice = advice
         self.option = option
         self.given = given
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With its fields, whatever a subclass is made from; what was given as its repr where it cannot be pickled."""
+        state = dict(vars(self))
+        try:
+            pickle.dumps(state["given"])
+        except Exception:  # of whatever the object is
+            state["given"] = repr(state["given"])
+        return _restored, (type(self), self.args, state)
+
     @classmethod
     def about(cls: "type[Error]", option: str, given: object, what: str, advice: str) -> "Error":
         """An option with its value, what is wrong with it, and what to do: "window 12 does not fit ...; give 1..8"."""
         return cls(f"{spelled(option, given)} {what}", advice, option=option, given=given)
+
+
+def _restored(kind: type[Error], args: tuple[Any, ...], state: dict[str, Any]) -> Error:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ModelError(LayerlensError):

@@ -19,6 +19,18 @@ from layerlens.records.files import DamagedFile
 KINDS = [ll.LayerlensError, ll.ModelError, ll.PromptError, ll.OptionError, ll.RunError, DamagedFile]
 
 
+class OfMyOwn(errors.OptionError):
+    def __init__(self, number):
+        super().__init__(f"bad {number}", "good", given=lambda: number)
+
+
+def test_what_cannot_be_pickled_is_said_instead():
+    """As of a strategy that is a lambda, in a pool of processes."""
+    error = pickle.loads(pickle.dumps(OfMyOwn(3)))
+    assert (type(error), str(error), error.problem, error.advice) == (OfMyOwn, "bad 3; good", "bad 3", "good")
+    assert "<lambda>" in error.given
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_a_copy_has_the_same_fields(kind, copied):

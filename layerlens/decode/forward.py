@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 
 from layerlens.axes import Logits
 from layerlens.compat import can_fill_a_static_cache, can_grow_a_cache
-from layerlens.errors import ModelError
+from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 
 # What a pass takes that an earlier one left; a family with none of them reads the whole text again.
@@ -55,6 +55,8 @@ class Forward:
         self._inputs = set(inspect.signature(model.hf.forward).parameters)
         self._name = next((name for name in _MEMORIES if name in self._inputs), None)
         self._memory, self.is_static = self._cache(model, ids.shape[1] + n_steps, static=static)
+        self._rewinds = rewinds
+        self._n_new = 0  # tokens that can be taken back
         if rewinds and hasattr(self._memory, "activate_past_recording"):
             self._memory.activate_past_recording()
         self._hands_on = self._forgets_rows = False
@@ -71,10 +73,21 @@ class Forward:
     def step(self, token_ids: Int[Tensor, "rows new"], n_read: int = 1) -> Float[Tensor, "rows read vocab"]:
         """The pass over more tokens of each row: the logits after each of the last `n_read` of them.
 
+        Where a `Chooser` answers the pass, its `n_read` is to be the same.
+
         Raises:
             ModelError: there are several, and `can_rewind` is false.
+            OptionError: they are more than there is room for, or other positions are read than a chooser chooses for.
         """
         n_new = token_ids.shape[1]
+        room = self._mask.shape[1] - (self._text.shape[1] if self._name is None else self._n_seen)
+        if n_new > room:
+            raise OptionError(
+                f"there is room for {room} more tokens after the prompts and not for {n_new}",
+                "give a larger n_steps, tokens that are taken back counted until then",
+                given=n_new,
+            )
+        self._n_new += n_new
         if n_new > 1 and not self.can_rewind:
             raise ModelError(
                 f"{self._source} cannot read {n_new} tokens in one pass after its prompts: it keeps a recurrence or a "
@@ -100,7 +113,8 @@ class Forward:
         if self._name is None:
             return True
         layers = getattr(self._memory, "layers", [])
-        kinds = (StaticLayer,) if self.is_static else (DynamicLayer, DynamicSlidingWindowLayer)
+        windows = (DynamicSlidingWindowLayer,) if self._rewinds else ()
+        kinds = (StaticLayer,) if self.is_static else (DynamicLayer, *windows)
         return self._forgets_rows and all(type(layer) in kinds for layer in layers)
 
     def rewind(self, n_tokens: int) -> None:
@@ -109,9 +123,23 @@ class Forward:
         Where the cache was made to rewind, call it now and then, with 0 where all is kept: until then it keeps all.
 
         Args:
-            n_tokens: at most those read since the last call.
+            n_tokens: at most those read by steps since the last call.
+
+        Raises:
+            ModelError: `can_rewind` is false.
+            OptionError: more tokens are to be taken back than were read.
         """
-        assert self.can_rewind
+        if not self.can_rewind:
+            raise ModelError(
+                f"{self._source} keeps a recurrence or a window of fixed size", "read its text again from the beginning"
+            )
+        if not 0 <= n_tokens <= self._n_new:
+            raise OptionError(
+                f"{n_tokens} tokens cannot be taken back",
+                f"give 0 to {self._n_new}, which were read since the last time",
+                given=n_tokens,
+            )
+        self._n_new = 0
         self._position.sub_(n_tokens)
         self._n_seen -= n_tokens
         if self._name is None:
@@ -148,6 +176,12 @@ class Forward:
         self._hands_on = self._name in outputs
         self._memory = outputs.get(self._name, self._memory)
         logits: Tensor = outputs.logits[:, -n_read:]
+        if logits.shape[1] != n_read:
+            raise OptionError(
+                f"{n_read} positions are read and a chooser chooses for {logits.shape[1]}",
+                "set its n_read to the same",
+                given=n_read,
+            )
         return logits
 
     def _positions(self) -> Tensor:

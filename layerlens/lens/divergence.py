@@ -8,6 +8,7 @@ from torch import Tensor
 
 from layerlens.axes import States
 from layerlens.formulas import LOWEST
+from layerlens.lens.head import Head
 from layerlens.lens.logit_lens import tile_for
 from layerlens.lens.sums import Reading
 from layerlens.models.unembed import Unembed
@@ -17,7 +18,7 @@ from layerlens.models.unembed import Unembed
 def kl_from_last(
     states: Sequence[States],
     readings: Sequence[Reading],
-    unembed: Unembed,
+    head: Head,
     *,
     tile: tuple[int, int] | None = None,
 ) -> Float[Tensor, "layers rows"]:
@@ -26,17 +27,23 @@ def kl_from_last(
     Args:
         states: of each layer, in order, on one device with the head.
         readings: what `read` gave for each of them.
-        unembed: the model's head.
+        head: the model's.
         tile: rows and words of a tile; by default what suits the device.
 
     KL = ln Z_l − Σ p_last z_l − H_last. Without a soft-cap the logits z are linear in the state, so that the sum is a
     product with the mean of the unembedding's rows under p_last: one further product with the vocabulary, for the last
-    layer. A soft-cap takes one for each layer.
+    layer. A soft-cap, and a head in shards, take one for each layer.
     """
     rows, words = tile or tile_for(states[-1].device)
     parts = zip(*(layer.split(rows) for layer in states), readings[-1].log_normalizer.split(rows), strict=True)
-    of_rows = _linear if unembed.softcap is None else _capped
-    mean_logits = [of_rows([unembed.normed(layer) for layer in part[:-1]], part[-1], unembed, words) for part in parts]
+    whole = head.whole
+
+    def mean_of(normed: Sequence[Tensor], log_normalizer: Tensor) -> Tensor:
+        if whole is None or whole.softcap is not None:
+            return _layer_by_layer(normed, log_normalizer, head, words)
+        return _linear(normed, log_normalizer, whole, words)
+
+    mean_logits = [mean_of([head.normed(layer) for layer in part[:-1]], part[-1]) for part in parts]
     log_normalizers = torch.stack([reading.log_normalizer for reading in readings])
     divergences = (log_normalizers - torch.cat(mean_logits, dim=1) - readings[-1].entropy).clamp_min(0.0)
     divergences[-1] *= 0.0  # from itself; NaN stays NaN
@@ -56,15 +63,15 @@ def _linear(normed: Sequence[Tensor], log_normalizer: Tensor, unembed: Unembed, 
     return unembed.scale * (torch.stack(products) + mean_bias)
 
 
-def _capped(normed: Sequence[Tensor], log_normalizer: Tensor, unembed: Unembed, words: int) -> Tensor:
+def _layer_by_layer(normed: Sequence[Tensor], log_normalizer: Tensor, head: Head, words: int) -> Tensor:
     means = log_normalizer.new_zeros(len(normed), len(log_normalizer))
-    for start in range(0, unembed.n_vocab, words):
-        stop = min(start + words, unembed.n_vocab)
-        probs = _probs(normed[-1], log_normalizer, unembed, start, stop)
+    for start in range(0, head.n_vocab, words):
+        stop = min(start + words, head.n_vocab)
+        probs = _probs(normed[-1], log_normalizer, head, start, stop)
         for mean, layer in zip(means, normed, strict=True):
-            mean += torch.linalg.vecdot(probs, unembed.logits_tile(layer, start, stop))
+            mean += torch.linalg.vecdot(probs, head.logits_tile(layer, start, stop))
     return means
 
 
-def _probs(normed: Tensor, log_normalizer: Tensor, unembed: Unembed, start: int, stop: int) -> Tensor:
-    return unembed.logits_tile(normed, start, stop).sub_(log_normalizer.unsqueeze(1)).exp_()
+def _probs(normed: Tensor, log_normalizer: Tensor, head: Head, start: int, stop: int) -> Tensor:
+    return head.logits_tile(normed, start, stop).sub_(log_normalizer.unsqueeze(1)).exp_()

@@ -5,16 +5,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from layerlens.axes import States
 from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.chooser import Chooser
 from layerlens.decode.log import Decisions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
 from layerlens.decode.strategies import Choice, Strategy
 from layerlens.errors import OptionError, spelled
-from layerlens.lens import CoarseHead, refuse_without_bfloat16
+from layerlens.lens import CoarseHead, Reading, refuse_without_bfloat16
 from layerlens.models import Model
 from layerlens.models.nnsight import Nnsight, refuse_edits
-from layerlens.tracing.meter import Measured, Meter
+from layerlens.tracing.meter import Lens, Measured, Meter
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows, generate, replay
 
@@ -29,15 +30,11 @@ class Engine(ABC):
         modes: when it can record: "generate" (while tokens are emitted), "replay" (in one pass afterwards).
     """
 
-    modes: tuple[str, ...] = ("generate", "replay")
-
-    @abstractmethod
-    def __init__(self, model: Model, options: TraceOptions) -> None:
-        """For one trace of the model; OptionError where an option needs what is not here."""
+    modes: tuple[str, ...] = ("replay",)
 
     @abstractmethod
     def refuse_unable(self, strategy: Strategy) -> None:
-        """OptionError for what this backend cannot do of its options with the strategy."""
+        """OptionError for what this engine cannot do of its options with the strategy."""
 
     @abstractmethod
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
@@ -57,13 +54,17 @@ class Engine(ABC):
     def generated_and_measured(
         self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens
     ) -> tuple[Decoded, Measured, Rows]:
-        """`generated`, measured while tokens are emitted. Rows of positions after the end of a text can be among them:
-        a step does not wait to learn that a row has ended."""
-        raise NotImplementedError
+        """`generated`, measured while tokens are emitted, by an engine whose modes have "generate".
+
+        Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
+        """
+        raise NotImplementedError(f"{type(self).__name__} measures in one pass alone")
 
 
 class InProcess(Engine):
     """transformers, or TransformerLens's components in its model: blocks are watched while the model runs here."""
+
+    modes = ("generate", "replay")
 
     def __init__(self, model: Model, options: TraceOptions) -> None:
         self._model = model
@@ -71,7 +72,7 @@ class InProcess(Engine):
         coarse = options.lens_precision != "float32"
         if coarse:
             refuse_without_bfloat16(model.unembed.device)
-        self._lens = CoarseHead(model.unembed).read if coarse else None
+        self._lens = _of_every_layer(CoarseHead(model.unembed).read) if coarse else None
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """Nothing is beyond it."""
@@ -177,7 +178,7 @@ class OnNnsightServer(WithNnsight):
         return Decoded(outputs, reasons, decisions)
 
 
-_KINDS: dict[str, type[Engine]] = {
+_KINDS: dict[str, type[InProcess] | type[WithNnsight]] = {
     "transformers": InProcess,
     "transformer-lens": InProcess,
     "nnsight": WithNnsight,
@@ -186,9 +187,13 @@ _KINDS: dict[str, type[Engine]] = {
 }
 
 
-def engine_of(model: Model) -> type[Engine]:
+def engine_of(model: Model) -> type[InProcess] | type[WithNnsight]:
     """What runs the passes of this model."""
     return _KINDS[model.backend.name]
+
+
+def _of_every_layer(read: Callable[[States], Reading]) -> Lens:
+    return lambda states, layer: read(states)
 
 
 def _is_plain(options: TraceOptions) -> bool:

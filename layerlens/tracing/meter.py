@@ -1,7 +1,6 @@
 """Turns the states that pass through the blocks into scalars, as they pass, on the device where they lie."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.axes import States
+from layerlens.errors import OptionError
 from layerlens.formulas import changes
 from layerlens.lens import Reading, kl_from_last, read
 from layerlens.models import Model
@@ -29,7 +29,7 @@ _STREAMS = 3  # that are kept of each block: what entered it, stood between atte
 
 Measured = tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]
 Select = Callable[[Tensor], States]
-Lens = Callable[[States], Reading]
+Lens = Callable[[States, int], Reading]
 
 
 def names_of(kl: bool) -> tuple[str, ...]:
@@ -51,12 +51,17 @@ class Meter:
         Args:
             model: whose blocks are watched.
             kl: keep the states of all layers until the last one is read, for the divergences from it.
-            lens: from states to readings; None for `read` with the model's head.
+            lens: from states of a layer 1..L to readings; None for `read` with the model's head.
+
+        Raises:
+            OptionError: `kl` with a lens, whose readings are not those of the head.
         """
+        if kl and lens is not None:
+            raise OptionError.about("kl", kl, "compares readings of the model's own head", "leave out the lens")
         self.names = names_of(kl)
         self._unembed = model.unembed
         rows_waiting = _rows_waiting(model.n_layers, model.d_model, model.hf.dtype)
-        lens = lens or partial(read, head=model.unembed)
+        lens = lens or (lambda states, layer: read(states, head=model.unembed))
         self._layers = [_Layer(model, index, rows_waiting, lens, keeps_states=kl) for index in range(model.n_layers)]
         device = model.unembed.device
         self._beside = Beside(device) if model.overlaps and not is_spread(model.hf) else None
@@ -126,6 +131,7 @@ class _Layer:
     def __init__(self, model: Model, index: int, rows_waiting: int, lens: Lens, *, keeps_states: bool) -> None:
         self._device = model.unembed.device
         self._lens = lens
+        self._number = index + 1
         self._rows_waiting = rows_waiting
         self._keeps_states = keeps_states
         self.kept: list[tuple[Tensor, Reading]] = []
@@ -169,7 +175,7 @@ class _Layer:
         for piece in pieces:
             changed = changes(*piece, self._parallel)
             states = piece[2].to(self._device)
-            reading = self._lens(states)
+            reading = self._lens(states, self._number)
             if self._keeps_states:
                 self.kept.append((states, reading))
             entropy = reading.entropy.unsqueeze(0).to(changed.device)

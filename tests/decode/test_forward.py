@@ -1,5 +1,6 @@
 """Passes of several tokens, what is taken back, and blocks that are left out, against whole passes of transformers."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -65,7 +66,7 @@ def agrees(model, found, expected):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_several_tokens_in_one_pass_are_as_many_passes(family):
     model = model_of(family)
-    forward, _ = begun(model, rewinds=False)
+    forward, _ = begun(model)
     first = forward.step(torch.tensor(NEXT)[:, :1])
     if family in RECURRENT:
         with pytest.raises(ModelError):
@@ -74,6 +75,45 @@ def test_several_tokens_in_one_pass_are_as_many_passes(family):
     found = forward.step(torch.tensor(NEXT)[:, 1:5], n_read=4)
     agrees(model, torch.cat([first, found], dim=1), whole(model, 5))
     assert forward.step(torch.tensor(NEXT)[:, 5:]).shape == (2, 1, model.n_vocab)
+
+
+@torch.no_grad()
+def test_what_cannot_be_read_or_taken_back_is_refused():
+    """Instead of wrong logits: tokens that there is no room for, other positions than are chosen for, too many back."""
+    model = tiny("gemma2")
+    forward, _ = begun(model)
+    for refused_number in (-1, 1):
+        with pytest.raises(OptionError) as refused:
+            forward.rewind(refused_number)
+        assert refused.value.given == refused_number
+    forward.step(WRONG)
+    forward.rewind(3)
+    with pytest.raises(OptionError):
+        forward.rewind(1)
+    with begun_choosing(model) as forward, pytest.raises(OptionError) as refused:
+        forward.step(WRONG, n_read=3)
+    assert refused.value.given == 3
+    for static in (False, True):
+        forward = Forward(tiny("llama"), *pad(PROMPTS, 0, left=True), 3, static=static)
+        forward.prompts()
+        with pytest.raises(OptionError) as refused:
+            forward.step(WRONG)
+        assert refused.value.given == 4
+        forward.step(WRONG[:, :3])
+        with pytest.raises(OptionError):
+            forward.step(WRONG[:, :1])
+    plain, _ = begun(model, rewinds=False)
+    assert not plain.can_rewind, "its windows keep no more than they need"
+    mamba, _ = begun(stateful("mamba"))
+    with pytest.raises(ModelError):
+        mamba.rewind(0)
+
+
+@contextmanager
+def begun_choosing(model):
+    with Chooser(model, ll.Fixed(1)).choosing():
+        forward, _ = begun(model)
+        yield forward
 
 
 @torch.no_grad()
@@ -168,7 +208,18 @@ def test_a_draft_that_is_taken_back_leaves_no_trace(family, static):
     agrees(model, forward.step(torch.tensor(NEXT)[:, :4], n_read=4), whole(model, 4))
 
 
-@pytest.mark.parametrize(("skipped", "given"), [([0], 0), ([1, 9], 9), ([-1], -1)])
+@torch.no_grad()
+def test_only_this_thread_leaves_blocks_out():
+    model, ids = tiny("llama"), torch.tensor([PROMPTS[0]])
+    whole_model = model.hf(input_ids=ids, use_cache=False).logits
+    with ThreadPoolExecutor(1) as others, skipping(model.blocks, model.layer_kinds, [1, 2]):
+        there = others.submit(torch.no_grad()(lambda: model.hf(input_ids=ids, use_cache=False).logits)).result()
+        here = model.hf(input_ids=ids, use_cache=False).logits
+    assert torch.equal(there, whole_model)
+    assert not torch.equal(here, whole_model)
+
+
+@pytest.mark.parametrize(("skipped", "given"), [([0], 0), ([1, 9], 9), ([-1], -1), ([True], True), ([2.0], 2.0)])
 def test_what_cannot_be_left_out_is_refused(skipped, given):
     model = tiny("llama")
     with pytest.raises(OptionError) as refused, skipping(model.blocks, model.layer_kinds, skipped):

@@ -83,6 +83,18 @@ def test_readings_are_those_of_the_whole_head(family):
             torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gptj", "granite"])
+def test_divergences_are_those_of_the_whole_head(family):
+    model, shards, states = case(family)
+    layers = [states[layer] for layer in range(1, model.n_layers + 1)]
+    whole, found = (
+        lens.kl_from_last(layers, [lens.read(layer, head) for layer in layers], head)
+        for head in (model.unembed, shards)
+    )
+    assert whole[:-1].min() > 0.01
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "strategy",
     [ll.Valley(window=3), ll.Valley(window=3, scan="lazy"), ll.Valley(window=3, shift=-1), ll.Fixed(1), DoLa(), SLED()],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ def indispensable(blocks: Sequence[nn.Module], kinds: Sequence[str]) -> set[int]
 
 @contextmanager
 def skipping(blocks: Sequence[nn.Module], kinds: Sequence[str], skipped: Collection[int]) -> Iterator[None]:
-    """While open, passes leave these blocks out: each hands on what it was given, computes nothing and keeps no keys.
+    """While open, passes of this thread leave these blocks out: each hands on what it was given, computes nothing and
+    keeps no keys.
 
     Hooks on a block that is left out run all the same, and see that it changed nothing.
 
@@ -43,19 +45,25 @@ def skipping(blocks: Sequence[nn.Module], kinds: Sequence[str], skipped: Collect
     """
     kept = indispensable(blocks, kinds)
     for number in skipped:
-        if number not in range(len(blocks)):
+        if type(number) is not int or number not in range(len(blocks)):
             raise OptionError(f"block {number} is not there to be skipped", f"give 0..{len(blocks) - 1}", given=number)
         if number in kept:
             raise OptionError(
                 f"block {number} is the first of its kind and cannot be skipped", "leave it out", given=number
             )
     returned: dict[type, Any] = {}
+    owner = get_ident()
 
     def remember(block: nn.Module, _args: Any, output: Any) -> None:
-        returned[type(block)] = output
+        if get_ident() == owner:
+            returned[type(block)] = output
 
     def handing_on(block: nn.Module) -> Callable[..., Any]:
+        own = block.forward
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if get_ident() != owner:
+                return own(*args, **kwargs)
             stream, like = stream_argument(args, kwargs), returned[type(block)]
             return stream if isinstance(like, Tensor) else type(like)((stream, *like[1:]))
 
