@@ -48,7 +48,7 @@ def tokenize(model: Model, prompts: Sequence[Prompt], options: GenerateOptions) 
                 f"of {room:,}",
                 advice,
                 option="max_new_tokens" if options.max_new_tokens else None,
-                given=needed,
+                given=options.max_new_tokens or needed,
             )
     return tokenized
 

@@ -109,6 +109,14 @@ def planned(
     """
     strategies, grid = arm_strategies(arms, window), probabilities(p)
     whole("repeats", repeats, 1)
+    if not isinstance(dataset, Dataset):
+        kind = type(dataset).__name__
+        raise OptionError(
+            f"a {kind} is no dataset that says how its answers are scored",
+            'give one, such as ll.dataset("gsm8k")',
+            option="dataset",
+            given=dataset,
+        )
     way = way_of_scoring(dataset.name)
     check_references(dataset, way)
     return Plan(dataset, way, strategies, grid, repeats, options or GenerateOptions())

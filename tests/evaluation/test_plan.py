@@ -105,3 +105,8 @@ def test_the_defaults_are_figure_3():
     assert tuple(defaults["arms"].split(",")) == ARMS
     assert tuple(command.probabilities(defaults["p"])) == P
     assert list(planned(ITEMS).strategies) == list(ARMS)
+
+
+def test_a_list_of_texts_is_no_dataset_that_can_be_scored():
+    with refused(OptionError, "dataset", ["one", "two"]):
+        planned(["one", "two"])
