@@ -91,7 +91,7 @@ def script(capsys, monkeypatch) -> Callable[..., CompletedProcess]:
     def run(path: Path, *arguments: object) -> CompletedProcess:
         words, code, before = [str(path), *map(str, arguments)], None, set(sys.modules)
         capsys.readouterr()  # what was written before
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, torch.set_grad_enabled(torch.is_grad_enabled()):
             patch.setattr(sys, "argv", words)
             patch.syspath_prepend(str(path.parent))
             try:

@@ -95,17 +95,18 @@ def test_start_with_a_tiny_model(tmp_path, tiny_folder):
         ("start.py", ["folder", "--out", "/no/such/file"], "--out: '/no/such/file' cannot be written; give a file"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_a_sentence(name, arguments, said):
-    done = subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(script, name, arguments, said):
+    done = script(FOLDER / name, *arguments)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_both_bars_in_each_instruction_set(tmp_path, tiny_folder):
+def test_both_bars_in_each_instruction_set(tmp_path, tiny_folder, monkeypatch):
     out = run(
         "instruction_sets.py",
         *("--model", tiny_folder("llama"), "--rounds", 1, "--inner", 1, "--new-tokens", 12, "--tokens", 16),
+        *("--sets", *module("instruction_sets", monkeypatch).available()[:2]),
         *("--out", tmp_path / "sets.json"),
     )
     report = json.loads((tmp_path / "sets.json").read_text())

@@ -130,8 +130,9 @@ def test_resuming_a_complete_run_changes_nothing(folder, tmp_path, cli):
     assert content(tmp_path / "run") == before
 
 
-def test_ctrl_c_keeps_what_is_complete(folder, tmp_path):
+def test_ctrl_c_keeps_what_is_complete(folder, tmp_path, cli):
     arguments = command(folder, tmp_path / "run", "--max-new-tokens", "100", "--batch-size", "1")  # time for the signal
+    arguments += ["--limit", "12"]
     process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("run/prompts/part-*")):
         time.sleep(0.001)
@@ -139,10 +140,10 @@ def test_ctrl_c_keeps_what_is_complete(folder, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "of 24 prompts are complete" in errors
+    assert "of 12 prompts are complete" in errors
     assert "--resume" in errors
-    assert run_cli([*arguments, "--resume"]).returncode == 0
-    assert len(ll.open_run(tmp_path / "run").prompts) == 24
+    assert cli([*arguments, "--resume"]).returncode == 0
+    assert len(ll.open_run(tmp_path / "run").prompts) == 12
 
 
 def test_an_out_that_is_taken_is_refused_at_once(folder, tmp_path, cli):
@@ -203,7 +204,7 @@ def test_two_processes_cannot_write_one_run(tiny_llama, tmp_path):
     ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
 
 
-def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path):
+def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path, cli):
     """A limit on the size of files stands for the full disk: the same failing write, without a disk to fill."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a\n" + "b" * 90 + "\n")
@@ -217,7 +218,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path
     done = run_cli(arguments, preexec_fn=limit)
     assert_one_sentence(done, "cannot be written", "--resume")
     assert ll.open_run(tmp_path / "run").prompts["prompt_id"].tolist() == ["1"]
-    assert run_cli([*arguments, "--resume"]).returncode == 0
+    assert cli([*arguments, "--resume"]).returncode == 0
     assert ll.open_run(tmp_path / "run").prompts["prompt_id"].tolist() == ["1", "2"]
 
 
