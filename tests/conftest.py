@@ -20,6 +20,23 @@ if not torch.cuda.is_available():
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets"
 
 
+# The files that take longest, begun first: a worker that begins one at the end works alone.
+LONGEST = (
+    *("test_benchmarks.py", "invariants/test_laws.py", "tracing/test_gemma3.py", "decode/test_dropin.py"),
+    *("test_notebooks.py", "lens/test_kernels.py", "tracing/test_smollm2.py", "models/test_backends.py"),
+    *("plots/test_figures.py", "records/test_store.py", "models/test_use.py", "test_scaling.py"),
+    *("tracing/test_pieces.py", "models/test_big_models.py", "decode/test_smollm2.py", "decode/test_loop.py"),
+    *("decode/test_generation_config.py", "plots/test_ablation.py", "evaluation/scoring/test_ways.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the longest files before the others, each file's in their order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in place), "a file was moved: name it as it is called now"
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
 @cache
 def tiny(family: str, **changes: object):
     """A tiny random model of the family, loaded and checked; made once."""
