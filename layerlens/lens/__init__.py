@@ -3,7 +3,17 @@
 from layerlens.lens.coarse import CoarseHead, refuse_without_bfloat16
 from layerlens.lens.criterion import perturbed, valley_layers
 from layerlens.lens.divergence import kl_from_last
-from layerlens.lens.logit_lens import read
-from layerlens.lens.sums import Reading
+from layerlens.lens.lens import Lens, Reading
+from layerlens.lens.logit_lens import LogitLens, read
 
-__all__ = ["CoarseHead", "Reading", "kl_from_last", "perturbed", "read", "refuse_without_bfloat16", "valley_layers"]
+__all__ = [
+    "CoarseHead",
+    "Lens",
+    "LogitLens",
+    "Reading",
+    "kl_from_last",
+    "perturbed",
+    "read",
+    "refuse_without_bfloat16",
+    "valley_layers",
+]

@@ -18,7 +18,8 @@ from layerlens.axes import States
 from layerlens.compat import has_fast_bfloat16, onednn_layout
 from layerlens.errors import OptionError, spelled
 from layerlens.formulas import LOWEST
-from layerlens.lens.sums import Reading, Sums
+from layerlens.lens.lens import Reading
+from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed, product
 
 # One candidate for the exact words comes from each block. Its words lie as far apart as the vocabulary allows: frequent

@@ -9,8 +9,8 @@ from torch import Tensor
 from layerlens.axes import States
 from layerlens.formulas import LOWEST
 from layerlens.lens.head import Head
+from layerlens.lens.lens import Reading
 from layerlens.lens.logit_lens import tile_for
-from layerlens.lens.sums import Reading
 from layerlens.models.unembed import Unembed
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from layerlens.axes import States
 from layerlens.formulas import LOWEST
-from layerlens.lens.sums import Reading, Sums
+from layerlens.lens.lens import Reading
+from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed
 
 _PROGRAMS = 1024  # enough to fill the largest GPU several times over

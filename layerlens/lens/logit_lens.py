@@ -12,12 +12,24 @@ from torch import Tensor
 from layerlens.axes import States
 from layerlens.formulas import LOWEST
 from layerlens.lens.head import Head
-from layerlens.lens.sums import Reading, Sums
+from layerlens.lens.lens import Reading
+from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed
 
 # On a CPU a tile and the probabilities of it stay in the cache; on an accelerator they fill the chip, at 32 MiB each.
 _CPU_TILE = (512, 1024)
 _ACCELERATOR_TILE = (512, 16384)
+
+
+class LogitLens:
+    """Reads states of every layer by the model's own head."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+
+    def __call__(self, states: States, layer: int) -> Reading:
+        """By `read`, the layer whatever it is."""
+        return read(states, self._head)
 
 
 @torch.no_grad()

@@ -14,25 +14,6 @@ from layerlens.native import row_sums
 _ROUNDING = 2.0**-20  # of a sum over words
 
 
-class Reading(NamedTuple):
-    """What the model would say if it stopped at a state."""
-
-    entropy: Scalars
-    """Shannon entropy in nats, 0..ln V; NaN where a logit is. Eq. 5 of arXiv 2606.21906."""
-    top_token_id: TokenIds
-    """Arg-max of the logits; on a CPU the lowest id where several are equal."""
-    log_normalizer: Scalars
-    """ln Σ exp(logit)."""
-    log_probs: Float[Tensor, "rows chosen"] | None
-    """Natural log-probability of each chosen token, <= 0; None where none were asked for."""
-
-    @classmethod
-    def of_nothing(cls, states: Tensor, chosen: Tensor | None) -> "Reading":
-        """Of no state at all."""
-        empty = states.new_empty(0, dtype=torch.float32)
-        return cls(empty, empty.long(), empty, None if chosen is None else empty.new_empty(0, chosen.shape[1]))
-
-
 class Sums(NamedTuple):
     """What words add to a reading: with the maximum m of their logits z, Σ exp(z − m) and Σ exp(z − m)·(z − m)."""
 

@@ -12,10 +12,10 @@ from layerlens.decode.log import Decisions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
 from layerlens.decode.strategies import Choice, Strategy
 from layerlens.errors import OptionError, spelled
-from layerlens.lens import CoarseHead, Reading, refuse_without_bfloat16
+from layerlens.lens import CoarseHead, Lens, Reading, refuse_without_bfloat16
 from layerlens.models import Model
 from layerlens.models.nnsight import Nnsight, refuse_edits
-from layerlens.tracing.meter import Lens, Measured, Meter
+from layerlens.tracing.meter import Measured, Meter
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows, generate, replay
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from layerlens.axes import States
 from layerlens.errors import OptionError
 from layerlens.formulas import changes
-from layerlens.lens import Reading, kl_from_last, read
+from layerlens.lens import Lens, LogitLens, Reading, kl_from_last
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 from layerlens.records import KL
@@ -29,7 +29,6 @@ _STREAMS = 3  # that are kept of each block: what entered it, stood between atte
 
 Measured = tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]
 Select = Callable[[Tensor], States]
-Lens = Callable[[States, int], Reading]
 
 
 def names_of(kl: bool) -> tuple[str, ...]:
@@ -45,13 +44,13 @@ class Meter:
         names: what the numbers are, FLOATS first.
     """
 
-    def __init__(self, model: Model, *, kl: bool = False, lens: "Lens | None" = None) -> None:
+    def __init__(self, model: Model, *, kl: bool = False, lens: Lens | None = None) -> None:
         """Begin.
 
         Args:
             model: whose blocks are watched.
             kl: keep the states of all layers until the last one is read, for the divergences from it.
-            lens: from states of a layer 1..L to readings; None for `read` with the model's head.
+            lens: None for the `LogitLens` of the model's head.
 
         Raises:
             OptionError: `kl` with a lens, whose readings are not those of the head.
@@ -61,7 +60,7 @@ class Meter:
         self.names = names_of(kl)
         self._unembed = model.unembed
         rows_waiting = _rows_waiting(model.n_layers, model.d_model, model.hf.dtype)
-        lens = lens or (lambda states, layer: read(states, head=model.unembed))
+        lens = lens or LogitLens(model.unembed)
         self._layers = [_Layer(model, index, rows_waiting, lens, keeps_states=kl) for index in range(model.n_layers)]
         device = model.unembed.device
         self._beside = Beside(device) if model.overlaps and not is_spread(model.hf) else None

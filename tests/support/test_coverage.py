@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 import layerlens as ll
 from layerlens.decode import scan
+from layerlens.lens import logit_lens
 from layerlens.models import adapter, tiny_model, tiny_tokenizer
 from layerlens.support.coverage import (
     STEPS,
@@ -204,8 +205,8 @@ def test_it_fails_where_layers_are_taken_for_the_next(monkeypatch, family):
 
 
 def test_it_fails_where_readouts_lack_the_final_norm(monkeypatch):
-    right = meter.read
-    monkeypatch.setattr(meter, "read", lambda states, head: right(states * 1.05 + 0.1, head))
+    right = logit_lens.read
+    monkeypatch.setattr(logit_lens, "read", lambda states, head: right(states * 1.05 + 0.1, head))
     assert fails_at("readout", "olmo2").endswith("in entropy")
 
 
