@@ -110,7 +110,7 @@ def _tell_broken(model: Model, prompts: Sequence[TokenizedPrompt], generations: 
     broken = [prompt.prompt_id for prompt, generation in pairs if generation.finish_reason == "non_finite"]
     if broken:
         problem, advice = non_finite(model, broken)
-        warnings.warn(f"{problem}, so that their texts end there; {advice}", Notice, stacklevel=3)
+        warnings.warn(f"{problem}, and the text ends there; {advice}", Notice, stacklevel=3)
 
 
 def non_finite(model: Model, prompt_ids: Sequence[str]) -> tuple[str, str]:

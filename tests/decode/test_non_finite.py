@@ -35,7 +35,7 @@ def test_a_text_ends_where_its_logits_are_no_numbers_and_its_neighbours_go_on(st
             one.hf.generation_config.no_repeat_ngram_size = 2
         options = {}
     whole = ll.generate(model, PROMPTS, strategy=strategy, max_new_tokens=5, batch_size=3, **options)
-    with pytest.warns(Notice, match="prompt 1:"):
+    with pytest.warns(Notice, match="logits for prompt 1,"):
         found = ll.generate(broken, PROMPTS, strategy=strategy, max_new_tokens=5, batch_size=3, **options)
     assert [one.finish_reason for one in found] == ["length", "non_finite", "length"]
     assert [one.token_ids for one in found] == [whole[0].token_ids, [], whole[2].token_ids]
