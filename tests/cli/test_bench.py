@@ -86,7 +86,7 @@ def test_a_text_of_ones_own(folder, capsys):
         (["--window", "4", "--strategy", "last"], 4),
         (["--window", "5"], 5),
         (["--max-new-tokens", "128"], 128),
-        (["--max-new-tokens", "126", "--prompt", "hello"], 131),
+        (["--max-new-tokens", "126", "--prompt", "hello"], 126),
         (["--json", "nowhere/at/all.json"], Path("nowhere/at/all.json")),
         (["--device", "moon"], "moon"),
     ],

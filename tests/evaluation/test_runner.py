@@ -248,7 +248,7 @@ def test_two_processes_cannot_write_one_ablation(tiny_llama, tmp_path):
         ({"p": []}, "p", []),
         ({"p": 0.5}, "p", 0.5),
         ({"repeats": 0}, "repeats", 0),
-        ({"max_new_tokens": 500}, "max_new_tokens", 520),
+        ({"max_new_tokens": 500}, "max_new_tokens", 500),
         ({"max_new_token": 5}, "max_new_token", 5),
         ({"top_p": 0.5}, "top_p", 0.5),
     ],

@@ -279,8 +279,8 @@ def test_options_that_contradict_are_refused_before_anything_is_written(tiny_lla
     ("prompts", "options", "option", "given"),
     [
         ([""], {}, None, ""),
-        (["a" * 200], {}, "max_new_tokens", 201),
-        (["a" * 100], {"max_new_tokens": 60}, "max_new_tokens", 160),
+        (["a" * 200], {}, "max_new_tokens", 1),
+        (["a" * 100], {"max_new_tokens": 60}, "max_new_tokens", 60),
         ([[{"role": "user", "content": "a"}]], {}, "chat_template", "0"),
         ([], {}, "prompts", []),
     ],
