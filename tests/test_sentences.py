@@ -406,6 +406,67 @@ SENTENCES = [
     ),
 ]
 
+MODEL_HELP = "hub id, folder, .gguf file, smollm2-135m-instruct or gemma3-270m"
+COMMANDS = "trace, generate, figure, table, report, merge, compare, ablate, models, datasets, doctor, bench"
+QUOTES = "leave it out, write its option before it, or put quotes around a text with spaces"
+
+MISTYPED = {
+    # something is lacking
+    "trace": f"`layerlens trace` lacks --model ({MODEL_HELP}) and --out (run directory to write); add them, or see "
+    "`layerlens trace --help`",
+    "trace --model m": "`layerlens trace` lacks --out (run directory to write); add it, or see `layerlens trace --help`",
+    "generate": f"`layerlens generate` lacks --model ({MODEL_HELP}) and --prompt (what to answer); add them, or see "
+    "`layerlens generate --help`",
+    "ablate --out o": f"`layerlens ablate` lacks --model ({MODEL_HELP}) and --dataset (name of a dataset with a way of "
+    "scoring; see `layerlens datasets`); add them, or see `layerlens ablate --help`",
+    "bench decode": f"`layerlens bench decode` lacks --model ({MODEL_HELP}); add it, or see `layerlens bench decode "
+    "--help`",
+    "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper, 1 to 12, or all) and --out (directory "
+    "for the PNG, the PDF and the csv they draw); add them, or see `layerlens figure --help`",
+    "table --run r": "`layerlens table` lacks NUMBER (number of a table of the paper (5, 7, 8), 6.1, or all); add it, "
+    "or see `layerlens table --help`",
+    "report": "`layerlens report` lacks RUN (run directory); add it, or see `layerlens report --help`",
+    "compare": "`layerlens compare` lacks RUN (run directory) and RUN (run directory of the same prompts); add them, or "
+    "see `layerlens compare --help`",
+    # an option has no value
+    f"{TRACE} --limit": "--limit is followed by nothing; give it a value (use the first N prompts)",
+    "trace --model m --out --resume": "--out is followed by --resume; give it a value (run directory to write)",
+    "trace --model m --out=": "--out is followed by an empty text; give it a value (run directory to write)",
+    f"{TRACE} --window --limit=3": "--window is followed by --limit=3; give it a value (candidate layers of a valley, "
+    "or of a strategy that takes a window)",
+    f"{ABLATE} --arms --p 1": "--arms is followed by --p; give it a value (strategies with a p, set off by commas: "
+    "last-N, valley, valley-N, valley+N)",
+    "bench decode --model m --json ''": "--json is followed by an empty text; give it a value (file to write the same "
+    "to, as JSON)",
+    "report r --out": "--out is followed by nothing; give it a value (the file to write; report.html in the run "
+    "directory)",
+    "compare a b --out": "--out is followed by nothing; give it a value (directory for comparison.csv and outputs.csv)",
+    # a value cannot be read
+    f"{TRACE} --limit '1 is not 2'": "--limit '1 is not 2' is no whole number; give one, such as 3",
+    f"{TRACE} --temperature 0,7": "--temperature 0,7 is no number; give one, such as 0.5",
+    f"{TRACE} --temperature=": "--temperature '' is no number; give one, such as 0.5",
+    f"{TRACE} --positions some": "--positions some is unknown; give generated or all",
+    f"{TRACE} --resume=yes": "--resume=yes gives a value to an option that takes none; write --resume",
+    # there is no such option, command or place
+    "trace --modle m": "`layerlens trace` has no option --modle; did you mean --mode or --model?",
+    f"{TRACE} -n 3": "`layerlens trace` has no option -n; see `layerlens trace --help`",
+    "report --run r": "`layerlens report` has no option --run; give it without one: `layerlens report RUN`",
+    "--model m trace": f"`layerlens` has no option --model; write a command before its options: {COMMANDS}",
+    "--versoin": "`layerlens` has no option --versoin; did you mean --version?",
+    "trase": "`layerlens` has no command 'trase'; did you mean trace?",
+    "eval --model m": f"`layerlens` has no command 'eval'; give {COMMANDS}",
+    "bench": "`layerlens bench` needs a command after it; give decode, trace, analysis",
+    "bench x": "`layerlens bench` has no command 'x'; give decode, trace, analysis",
+    "compare a b c": f"`layerlens compare` has no place for 'c'; {QUOTES}",
+    "generate --model m --prompt Why is '(it)?'": f"`layerlens generate` has no place for 'is (it)?'; {QUOTES}",
+    "models --check --json --markdown": "--json and --markdown are two ways to print the same; give one of them",
+    "table 11": "there is no table '11'; give 5, 6.1, 7, 8 or all",
+    "table all": "table all needs something to be made from; give --run or --ablation",
+}
+"""What can only be done on the command line: what is typed, and what is said."""
+
+SENTENCES += [Refusal(None, None, typed, said) for typed, said in MISTYPED.items()]
+
 
 @pytest.fixture(scope="module")
 def at(tmp_path_factory) -> Path:
