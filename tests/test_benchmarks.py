@@ -43,7 +43,7 @@ def test_compare_stops_where_ways_do_not_agree(monkeypatch, capsys, tmp_path):
     compare = module("compare", monkeypatch)
     one = {"entropy": 1.0, "top": 300.0}
     compare.agreement({"a": {"means": one}, "b": {"means": {"entropy": 1.0005, "top": 300.1}}})
-    with pytest.raises(SystemExit, match=r"b gives a mean entropy of 1\.01, where another way gives 1\.0"):
+    with pytest.raises(SystemExit, match=r"b .* entropy .* 1\.01,.* 1\.0"):
         compare.agreement({"a": {"means": one}, "b": {"means": {"entropy": 1.01, "top": 300.0}}})
 
 
@@ -85,20 +85,20 @@ def test_start_with_a_tiny_model(tmp_path, tiny_folder):
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("compare.py", ["--rounds", "0"], "--rounds: '0' is not a whole number from 1"),
-        ("decode_cpu.py", ["--prompts", "none"], "--prompts: 'none' is not a whole number from 1"),
-        ("trace_gpu.py", ["--tokens", "-3"], "--tokens: '-3' is not a whole number from 1"),
-        ("precision.py", ["--model", "nosuch"], "'nosuch' is no model that can be loaded"),
-        ("compare.py", ["--ways", "layerlens", "--tokens", "9000"], "9000 is more than the model's context of"),
-        ("scaling.py", ["/dev/null/x"], "'/dev/null/x' cannot be made or is no folder"),
-        ("analysis_large.py", ["/dev/null/x"], "'/dev/null/x' cannot be made or is no folder"),
-        ("start.py", ["folder", "--out", "/no/such/file"], "--out: '/no/such/file' cannot be written; give a file"),
+        ("compare.py", ["--rounds", "0"], ["--rounds:", "'0'", "from 1"]),
+        ("decode_cpu.py", ["--prompts", "none"], ["--prompts:", "'none'", "from 1"]),
+        ("trace_gpu.py", ["--tokens", "-3"], ["--tokens:", "'-3'", "from 1"]),
+        ("precision.py", ["--model", "nosuch"], ["'nosuch'", "no model"]),
+        ("compare.py", ["--ways", "layerlens", "--tokens", "9000"], ["9000", "context"]),
+        ("scaling.py", ["/dev/null/x"], ["'/dev/null/x'", "no folder"]),
+        ("analysis_large.py", ["/dev/null/x"], ["'/dev/null/x'", "no folder"]),
+        ("start.py", ["folder", "--out", "/no/such/file"], ["--out:", "'/no/such/file'", "a file"]),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_sentence(script, name, arguments, said):
     done = script(FOLDER / name, *arguments)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert [piece for piece in said if piece not in done.stderr.splitlines()[-1]] == []
     assert "Traceback" not in done.stderr
 
 

@@ -1,5 +1,6 @@
 """The sentences that users meet most, in Python and on the command line. Every other test asserts an error's fields."""
 
+import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 import layerlens as ll
+from layerlens.analysis.ablation import ablation_table
 from layerlens.decode.options import whole
+from layerlens.errors import Notice
 from layerlens.evaluation.plan import arm_strategies, probabilities
+from layerlens.evaluation.scoring.ways import way_of_scoring
+from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from layerlens.tables import composed
 from tests.conftest import tiny
+from tests.evaluation.made_up import write_ablation
 from tests.made_up_run import write_run
 
 TRACE = "trace --model m --out OUT --dataset sample"
@@ -27,7 +34,8 @@ ARMS = "last,last-1,last-2,last-4,valley,valley-2,valley-1,valley+1,valley+2"
 class Refusal(NamedTuple):
     """What is done in Python and on the command line, and what is said there; None where it cannot be done there.
 
-    AT is a directory with a run, RUN, of two tokens and two layers; MODEL has four layers; OUT does not exist.
+    AT is a directory with a run of two tokens and two layers, one without a complete prompt, one that MODEL traced, and
+    an ablation. MODEL has four layers; OUT does not exist.
     """
 
     do: Callable[[Path], object] | None
@@ -38,6 +46,11 @@ class Refusal(NamedTuple):
 
 def traced(**options: object) -> Callable[[Path], object]:
     return lambda at: ll.trace(tiny("llama"), ["a"], out=at / "out", progress=False, **{"max_new_tokens": 2} | options)
+
+
+def traced_prompt(at: Path, **options: object) -> object:
+    model, prompts = ll.load(at / "model"), ll.read_prompts(at / "p.txt")
+    return ll.trace(model, prompts, out=at / "traced", max_new_tokens=2, progress=False, **options)
 
 
 SENTENCES = [
@@ -270,6 +283,12 @@ SENTENCES = [
         f"{ABLATE} --repeats 0",
         "--repeats 0 is too small; give a whole number from 1",
     ),
+    Refusal(
+        lambda at: way_of_scoring("essays"),
+        "answers to 'essays' have no way of scoring; give one of the datasets sample, gsm8k, gpqa, math500",
+        None,
+        None,
+    ),
     # datasets and prompts
     Refusal(
         lambda at: ll.dataset("gsm9k"),
@@ -342,6 +361,13 @@ SENTENCES = [
         "generate --prompt hello --model AT/nix.gguf",
         "there is no file AT/nix.gguf; give the path of a .gguf file, a folder, or a hub id",
     ),
+    Refusal(
+        lambda at: ll.load(3),
+        "a int is no model; give a hub id, a path, or a model of transformers, TransformerLens (a TransformerBridge) "
+        "or nnsight",
+        None,
+        None,
+    ),
     # runs
     Refusal(
         lambda at: ll.open_run(at / "nowhere"),
@@ -379,6 +405,32 @@ SENTENCES = [
         "figure 4 --run AT/begun --out OUT",
         "AT/begun holds no complete prompt; continue it with --resume, or trace at least one prompt to its end",
     ),
+    Refusal(
+        lambda at: ll.open_run(at),
+        "AT is not a run: it has no manifest.json; give a directory that ll.trace wrote",
+        "figure 2 --run AT --out OUT",
+        "AT is not a run: it has no manifest.json; give a directory that `layerlens trace` wrote",
+    ),
+    Refusal(
+        lambda at: ablation_table(at),
+        "AT is not an ablation: it has no manifest.json; give a directory that ll.ablate wrote",
+        "table 7 --ablation AT",
+        "AT is not an ablation: it has no manifest.json; give a directory that `layerlens ablate` wrote",
+    ),
+    Refusal(
+        lambda at: traced_prompt(at, resume=True, seed=4),
+        "AT/traced was begun with seed 0, not with seed 4; give what it was begun with to continue it, or another "
+        "directory as out to begin anew",
+        "trace --model MODEL --prompts AT/p.txt --max-new-tokens 2 --out AT/traced --resume --seed 4",
+        "AT/traced was begun with --seed 0, not with --seed 4; give what it was begun with to continue it, or another "
+        "directory as --out to begin anew",
+    ),
+    Refusal(
+        None,
+        None,
+        "ablate --model MODEL --dataset sample --limit 2 --out AT/ablation",
+        "--out AT/ablation already holds an ablation; give a new directory, or --resume to continue the ablation",
+    ),
     # figures and tables
     Refusal(
         lambda at: ll.plot.draw(13, None, at),
@@ -414,7 +466,8 @@ MISTYPED = {
     # something is lacking
     "trace": f"`layerlens trace` lacks --model ({MODEL_HELP}) and --out (run directory to write); add them, or see "
     "`layerlens trace --help`",
-    "trace --model m": "`layerlens trace` lacks --out (run directory to write); add it, or see `layerlens trace --help`",
+    "trace --model m": "`layerlens trace` lacks --out (run directory to write); add it, or see `layerlens trace "
+    "--help`",
     "generate": f"`layerlens generate` lacks --model ({MODEL_HELP}) and --prompt (what to answer); add them, or see "
     "`layerlens generate --help`",
     "ablate --out o": f"`layerlens ablate` lacks --model ({MODEL_HELP}) and --dataset (name of a dataset with a way of "
@@ -426,8 +479,8 @@ MISTYPED = {
     "table --run r": "`layerlens table` lacks NUMBER (number of a table of the paper (5, 7, 8), 6.1, or all); add it, "
     "or see `layerlens table --help`",
     "report": "`layerlens report` lacks RUN (run directory); add it, or see `layerlens report --help`",
-    "compare": "`layerlens compare` lacks RUN (run directory) and RUN (run directory of the same prompts); add them, or "
-    "see `layerlens compare --help`",
+    "compare": "`layerlens compare` lacks RUN (run directory) and RUN (run directory of the same prompts); add them, "
+    "or see `layerlens compare --help`",
     # an option has no value
     f"{TRACE} --limit": "--limit is followed by nothing; give it a value (use the first N prompts)",
     "trace --model m --out --resume": "--out is followed by --resume; give it a value (run directory to write)",
@@ -469,10 +522,13 @@ SENTENCES += [Refusal(None, None, typed, said) for typed, said in MISTYPED.items
 
 
 @pytest.fixture(scope="module")
-def at(tmp_path_factory) -> Path:
+def at(tmp_path_factory, tiny_folder) -> Path:
     folder = tmp_path_factory.mktemp("at")
     (folder / "p.txt").write_text("a\n")
     tokens = {"a": {"entropy": np.array([[2.0, 1.0], [2.0, 1.0]])}}
+    (folder / "model").symlink_to(tiny_folder("llama"))
+    traced_prompt(folder)
+    write_ablation(folder / "ablation", {("last", 0.0): {"a": [(True, 5, "stop")]}})
     write_run(folder / "run", tokens)
     write_run(folder / "begun", tokens, finish=False)
     for part in (folder / "begun" / "prompts").iterdir():
@@ -495,8 +551,26 @@ def test_on_the_command_line(at, cli, tiny_folder, refusal):
     code, out, err = cli(*words)
     *notes, said = err.replace(str(at), "AT").splitlines()
     assert (code, out, said) == (2, "", f"layerlens: {refusal.on_the_command_line}")
-    assert len(notes) == ("AT/begun" in refusal.typed)  # that it is not complete
+    incomplete = "layerlens: AT/begun is not complete: 0 of 1 prompts"
+    assert notes == ([incomplete] if "AT/begun" in refusal.typed else [])
     assert not (at / "out").exists()
+
+
+def test_a_notice_that_a_text_ends_where_logits_are_no_numbers(cli, tmp_path):
+    hf, tokenizer = tiny_model("llama", tie_word_embeddings=False), tiny_tokenizer()
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[tokenizer("y").input_ids[0]] = math.nan
+    hf.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.warns(Notice) as in_python:
+        ll.generate(ll.load(tmp_path), "xyz", strategy=ll.Last(), max_new_tokens=1)
+    with pytest.warns(Notice) as on_the_command_line:
+        cli("generate", "--model", tmp_path, "--prompt", "xyz", "--strategy", "last", "--max-new-tokens", 1)
+    for (said,), dtype in ((in_python, "dtype"), (on_the_command_line, "--dtype")):
+        assert str(said.message) == (
+            f"{tmp_path} gave NaN or infinite logits for prompt 0, and the text ends there; check its weights, or load "
+            f"it with another {dtype} than float32"
+        )
 
 
 def test_there_are_enough_of_them():

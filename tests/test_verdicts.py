@@ -87,8 +87,9 @@ def test_a_table_that_lacks_a_row_is_not_judged(tmp_path):
     shutil.copytree(ROOT / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "*.pdf", "*.tex"))
     table = tmp_path / "figures" / "smollm2-gsm8k" / "claims.csv"
     table.write_text(table.read_text().replace("perturbed tokens,", "tokens that are perturbed,"))
-    with pytest.raises(RunError, match=r"claims.csv has 0 rows 'perturbed tokens' and not one"):
+    with pytest.raises(RunError, match="'perturbed tokens'") as caught:
         verdicts(tmp_path / "figures")
+    assert str(table.relative_to(tmp_path / "figures")) in str(caught.value)
 
 
 def page_rows():

@@ -60,6 +60,8 @@ def test_prompts_that_are_not_the_same_are_refused(call, runs, tmp_path):
     other = write_run(tmp_path / "other", {"a": measures([3, 2], 9), "c": measures([0.5, 0.5], 9)})
     done = call(runs[0].path, other.path, tmp_path / "out")
     assert done.returncode == 2
-    assert "are not of the same prompts" in done.stderr.splitlines()[-1]
+    said = done.stderr.splitlines()[-1]
+    assert "same prompts" in said
+    assert all(str(run.path) in said for run in (runs[0], other))
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

@@ -217,4 +217,5 @@ def test_a_figure_of_an_unfinished_run_says_so(cli, model, tmp_path, monkeypatch
     )
     code, _, err = cli("figure", "2", "--run", tmp_path / "run", "--out", tmp_path / "figures")
     assert code == 0
-    assert "not complete: 3 of 3 prompts" in err
+    assert str(tmp_path / "run") in err
+    assert "3 of 3" in err

@@ -96,7 +96,7 @@ def test_markdown_has_its_version_and_its_sum(cli):
         (["llama"], "llama"),
         (["--json"], "add --check"),
         (["--markdown"], "add --check"),
-        (["--check", "--json", "--markdown"], "--json and --markdown"),
+        (["--check", "--json", "--markdown"], "and --markdown"),
         (["--check", "llama", "lama"], "'lama'; did"),
         (["--check", "t5"], "'t5'; "),
         (["--chek"], "--chek"),

@@ -124,4 +124,4 @@ def test_variables_of_a_chat_template_are_json(cli, tmp_path):
         flags = [word for one in wrong for word in ("--chat-template-arg", one)]
         code, _, err = cli("trace", "--model", "m", "--dataset", "sample", "--out", tmp_path / "out", *flags)
         assert (code, len(err.splitlines())) == (2, 1)
-        assert err.startswith(f"layerlens: --chat-template-arg {wrong[-1]} ")
+        assert err.split()[1:3] == ["--chat-template-arg", wrong[-1]]

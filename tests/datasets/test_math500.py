@@ -28,5 +28,5 @@ def test_two_rows_with_one_id(tmp_path, refused):
     row = {"problem": "1 + 1", "answer": "2", "unique_id": "test/1"}
     path = tmp_path / "copy.json"
     path.write_text(json.dumps([row, row]))
-    with refused(f"{path}, row 2", "'test/1'", f"{path}, row 1", "id of its own"):
+    with refused(f"{path}, row 2", f"{path}, row 1", given="test/1"):
         ld.dataset("math500", data_file=path)

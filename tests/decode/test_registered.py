@@ -290,8 +290,9 @@ def test_what_it_needs_is_said_before_it_is_made():
     register_strategy("open", Open)
     with refused(ll.OptionError, "strategy", "needy", problem="needs depth"):
         named_strategy("needy", rate=1)
-    with refused(ll.OptionError, "strategy", "needy", problem="rate and depth"):
-        named_strategy("needy")
+    for name in ("rate", "depth"):
+        with refused(ll.OptionError, "strategy", "needy", problem=name):
+            named_strategy("needy")
     with refused(ll.OptionError, "made", 4):
         named_strategy("needy", made=4, rate=1, depth=1)
     with refused(ll.OptionError, "strategy", "plain", problem="needs weights"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -160,18 +161,18 @@ def test_resume_redoes_only_what_is_missing(tiny_llama, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "begun", "now"),
     [
-        ({"max_new_tokens": 5}, "max_new_tokens 6", "max_new_tokens 5"),
-        ({"p": [0.5]}, "p [0.0, 1.0]", "p [0.0, 0.5]"),
-        ({"arms": ["valley-1"]}, "arms ['last', 'valley']", "arms ['last', 'valley-1']"),
-        ({"window": 2}, "window 3", "window 2"),
-        ({"window": None}, "window 3", "no window"),
-        ({"seed": 4}, "seed 0", "seed 4"),
-        ({"repeats": 2}, "repeats 1", "repeats 2"),
-        ({"batch_size": 1}, "batch_size 2", "batch_size 1"),
+        ({"max_new_tokens": 5}, {"max_new_tokens": 6}, {"max_new_tokens": 5}),
+        ({"p": [0.5]}, {"p": [0.0, 1.0]}, {"p": [0.0, 0.5]}),
+        ({"arms": ["valley-1"]}, {"arms": ["last", "valley"]}, {"arms": ["last", "valley-1"]}),
+        ({"window": 2}, {"window": 3}, {"window": 2}),
+        ({"window": None}, {"window": 3}, {"window": None}),
+        ({"seed": 4}, {"seed": 0}, {"seed": 4}),
+        ({"repeats": 2}, {"repeats": 1}, {"repeats": 2}),
+        ({"batch_size": 1}, {"batch_size": 2}, {"batch_size": 1}),
         (
             {"arms": ["last-1"], "window": None},
-            "arms ['last', 'valley'], window 3",
-            "arms ['last', 'last-1'], no window",
+            {"arms": ["last", "valley"], "window": 3},
+            {"arms": ["last", "last-1"], "window": None},
         ),
     ],
 )
@@ -183,9 +184,14 @@ def test_resume_with_other_options_is_refused_with_what_it_was_begun_with(
     if not folder.exists():
         ablate(tiny_llama, ITEMS, out=folder, **options)
     before = answers(folder)
-    with pytest.raises(ll.RunError) as error:
+    with pytest.raises(ll.RunError) as caught:
         ablate(tiny_llama, ITEMS, out=folder, resume=True, **(options | changed))
-    assert error.value.problem.endswith(f"was begun with {begun}, not with {now}")
+    assert caught.value.given == folder
+    said = [
+        ", ".join(f"no {name}" if value is None else f"{name} {value}" for name, value in one.items())
+        for one in (begun, now)
+    ]
+    assert caught.value.problem.rpartition(" begun with ")[2].split(", not with ") == said
     with refused(ll.RunError, "out", folder, advice="resume=True"):
         ablate(tiny_llama, ITEMS, out=folder, **options)
     assert answers(folder) == before
@@ -280,11 +286,12 @@ def test_the_command_line_runs_shows_and_resumes(cli, tiny_folder, tmp_path):
     assert f"answers  {tmp_path / 'a'}" in out
     code, _, err = cli(*asked, "--out", tmp_path / "a")
     assert code == 2
-    assert "already holds an ablation" in err
+    assert f"--out {tmp_path / 'a'} " in err.replace("'", "")
+    assert "--resume" in err
     assert cli(*asked, "--out", tmp_path / "a", "--resume")[0] == 0
     code, _, err = cli(*asked, "--out", tmp_path / "a", "--resume", "--seed", 1)
     assert code == 2
-    assert "begun with --seed 0, not with --seed 1;" in err
+    assert re.findall(r"--seed \d", err) == ["--seed 0", "--seed 1"]
     assert len(err.strip().splitlines()) == 1
 
 
@@ -329,7 +336,8 @@ def test_a_dataset_without_a_way_of_scoring_names_those_that_have_one(cli, tmp_p
     monkeypatch.setitem(SOURCES, "essays", unscored)
     code, _, err = cli("ablate", "--model", "nix", "--dataset", "essays", "--out", tmp_path / "out")
     assert code == 2
-    assert "'essays' have no way of scoring; give one of the datasets sample, gsm8k, gpqa, math500" in err
+    assert "'essays'" in err
+    assert re.findall(r"\w+", err.partition("datasets")[2]) == ["sample", "gsm8k", "gpqa", "math500"]
 
 
 def test_p_in_steps():

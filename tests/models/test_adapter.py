@@ -111,9 +111,9 @@ def test_blocks_that_run_several_times_are_refused():
 @pytest.mark.parametrize(
     ("family", "changes", "words"),
     [
-        ("rwkv", {}, "reads padding as text"),
-        ("bart", {}, "counts padding among its positions"),
-        ("llama4_text", {"floor_scale": 4}, "counts padding among its positions"),  # in the temperature of attention
+        ("rwkv", {}, "as text"),
+        ("bart", {}, "counts padding"),
+        ("llama4_text", {"floor_scale": 4}, "counts padding"),  # in the temperature of attention
     ],
 )
 def test_why_prompts_of_different_lengths_cannot_share_a_batch(family, changes, words, run_of):

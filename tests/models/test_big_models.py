@@ -173,7 +173,7 @@ def test_two_gpus_give_the_numbers_of_one(tmp_path, run_of):
         ({"max_memory": {"cpu": "much"}, "device_map": "auto"}, "much", "20GiB"),
         ({"device_map": "auto", "backend": "nnsight"}, "auto", "one of"),
         ({"quantize": "4bit", "backend": "transformer-lens"}, "4bit", "one of"),
-        ({"quantize": "2bit"}, "2bit", "4bit or 8bit"),
+        ({"quantize": "2bit"}, "2bit", "8bit"),
         ({"keep_quantized": True}, True, "leave"),
     ],
 )
@@ -379,7 +379,8 @@ def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(cli, tmp
             ll.load(folder, **options)
     code, _, err = cli("generate", "--model", folder, "--prompt", "a")
     assert code == 2
-    assert err.startswith(f"layerlens: {folder} needs 0.4 MiB")
+    assert err.split()[1] == str(folder)
+    assert "0.4 MiB" in err
     assert len(err.splitlines()) == 1
     monkeypatch.undo()
     monkeypatch.setattr(memory, "_meminfo", lambda: {"MemAvailable": whole - 2, "SwapFree": 2})

@@ -23,7 +23,7 @@ def adapted(family, **changes):
 def test_a_readout_without_the_final_norm_is_refused(family):
     model = adapted(family)
     wrong = replace(model, unembed=replace(model.unembed, tail=model.unembed.tail[1:]))
-    with pytest.raises((ll.ModelError, RuntimeError), match=r"readout check|mat1 and mat2"):
+    with pytest.raises((ll.ModelError, RuntimeError), match=r"readout check|mat1"):
         checked(wrong)
 
 
@@ -53,12 +53,12 @@ def test_a_model_that_sees_the_future_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("worst", "words"),
-    [(1e-4, None), (1.1e-3, "is not causal: .* 1.1e-03"), (torch.nan, "NaN or inf"), (torch.inf, "NaN or inf")],
+    ("worst", "option", "words"),
+    [(1e-4, None, None), (1.1e-3, None, "1.1e-03"), (torch.nan, "dtype", "infinite"), (torch.inf, "dtype", "infinite")],
 )
-def test_earlier_logits_that_move_by_no_number_are_refused_like_those_that_move_far(worst, words):
+def test_earlier_logits_that_move_by_no_number_are_refused_like_those_that_move_far(worst, option, words):
     model = tiny("llama")
-    with pytest.raises(ll.ModelError, match=words) if words else nullcontext():
+    with refused(ll.ModelError, option, model.source, problem=words) if words else nullcontext():
         check.refuse_not_causal(model, worst)
 
 

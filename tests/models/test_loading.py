@@ -113,7 +113,7 @@ def test_code_of_a_checkpoint_is_not_run_unless_asked_for(tmp_path):
             lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, intermediate_size=32)),
             "encoder-only",
         ),
-        (lambda: transformers.ViTModel(transformers.ViTConfig(hidden_size=32)), "not a causal"),
+        (lambda: transformers.ViTModel(transformers.ViTConfig(hidden_size=32)), "(vit)"),
     ],
 )
 def test_other_kinds_of_model(tmp_path, make, words):

@@ -1,6 +1,7 @@
 """Shards of a dataset, traced apart and merged, are the run of the whole dataset."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_what_does_not_belong_together_is_refused(shards, tmp_path):
     with refused(RunError, "runs", shards / "alone", problem="prompt 'id-"):
         ll.merge([shards / "whole", shards / "alone"], out=out)
     ll.trace(tiny("llama"), prompts_of(TEXTS).shard(2, 3), out=tmp_path / "other", **OPTIONS | {"seed": 4})
-    with refused(RunError, "runs", tmp_path / "other", problem="seed 4, not with seed 3"):
+    with refused(RunError, "runs", tmp_path / "other", problem=" seed 4,"):
         ll.merge([*names(shards, 1, 3), tmp_path / "other"], out=out)
     ll.trace(tiny("llama"), prompts_of(TEXTS[::-1]).shard(2, 3), out=tmp_path / "reordered", **OPTIONS)
     with refused(RunError, "runs", tmp_path / "reordered", problem="other prompts"):
@@ -146,4 +147,4 @@ def test_on_the_command_line(tiny_folder, tmp_path, cli):
         assert said in error
     code, _, error = cli(*trace, "--shard", "2/2", "--resume", "--out", tmp_path / "s1")
     assert code == 2
-    assert "begun with --shard 1/2, not with --shard 2/2" in error
+    assert re.findall(r"--shard \S+", error) == ["--shard 1/2,", "--shard 2/2;"]

@@ -226,9 +226,9 @@ def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path
     ("manifest", "words"),
     [
         (None, "no manifest.json"),
-        ("{oops", "cannot be read"),
-        ("[]", "names no format"),
-        ('{"format": "x"}', "names no format"),
+        ("{oops", "manifest.json cannot"),
+        ("[]", "no format"),
+        ('{"format": "x"}', "no format"),
         ('{"format": 2}', "format 2"),
         ('{"format": 0}', "format 0"),
         ('{"format": 1, "ablation": {}}', "an ablation"),

@@ -149,11 +149,11 @@ def test_tables_of_the_evaluation_say_that_they_come_later(number, cli):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("11",), "no table '11'; give 5, 6.1, 7, 8 or all"),
+        (("11",), "'11'"),
         (("5",), "give --run"),
         (("7",), "give --ablation"),
-        (("all",), "give --run or --ablation"),
-        (("5", "--run", "nowhere"), "no run at nowhere"),
+        (("all",), "or --ablation"),
+        (("5", "--run", "nowhere"), "no run"),
         (("7", "--ablation", "nowhere"), "nowhere"),
     ],
 )
@@ -170,8 +170,9 @@ def test_a_run_that_lacks_what_all_tables_need(tmp_path, cli):
     code, out, err = cli("table", "all", "--run", tmp_path / "given")
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 5
-    assert "is of one prompt: means have no intervals" in err.splitlines()[0]
-    assert "no table could be made" in err.splitlines()[-1]
+    assert str(tmp_path / "given") in err.splitlines()[0]
+    assert "one prompt" in err.splitlines()[0]
+    assert "no table" in err.splitlines()[-1]
     assert set(TABLES) == {"5", "6.1", "7", "8"}
     with refused(ll.RunError, advice="max_new_tokens"):
         composed("6.1", ll.open_run(tmp_path / "given"))
