@@ -51,24 +51,36 @@ class Engine(ABC):
     def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
         """One full pass over the sequences, measured at the positions of each from its entry of `firsts` on."""
 
+    @abstractmethod
     def generated_and_measured(
         self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens
     ) -> tuple[Decoded, Measured, Rows]:
-        """`generated`, measured while tokens are emitted, by an engine whose modes have "generate".
+        """`generated`, measured while tokens are emitted; OptionError where `modes` has no "generate".
 
         Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
         """
-        raise NotImplementedError(f"{type(self).__name__} measures in one pass alone")
 
 
-class InProcess(Engine):
+class _DecodingHere(Engine):
+    """Tokens come from our decoding loop."""
+
+    def __init__(self, model: Model, options: TraceOptions) -> None:
+        self._model = model
+        self._options = options
+
+    def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
+        """By the decoding loop."""
+        chooser = Chooser(self._model, strategy, seed)
+        return decode_batch(self._model, prompts, chooser, self._options, seed, on_tokens=on_tokens)
+
+
+class InProcess(_DecodingHere):
     """transformers, or TransformerLens's components in its model: blocks are watched while the model runs here."""
 
     modes = ("generate", "replay")
 
     def __init__(self, model: Model, options: TraceOptions) -> None:
-        self._model = model
-        self._options = options
+        super().__init__(model, options)
         coarse = options.lens_precision != "float32"
         if coarse:
             refuse_without_bfloat16(model.unembed.device)
@@ -76,11 +88,6 @@ class InProcess(Engine):
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """Nothing is beyond it."""
-
-    def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
-        """By the decoding loop."""
-        chooser = Chooser(self._model, strategy, seed)
-        return decode_batch(self._model, prompts, chooser, self._options, seed, on_tokens=on_tokens)
 
     def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
         """By a meter on every block."""
@@ -100,27 +107,21 @@ class InProcess(Engine):
         return Meter(self._model, kl=self._options.kl, lens=self._lens)
 
 
-class WithNnsight(Engine):
+class WithNnsight(_DecodingHere):
     """nnsight with the weights here: full passes are nnsight's, and the decoding loop is ours."""
 
     modes = ("replay",)
 
     def __init__(self, model: Model, options: TraceOptions) -> None:
         assert isinstance(model.backend, Nnsight)
-        self._model = model
-        self._options = options
+        super().__init__(model, options)
         self._connection = model.backend
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """It records in one pass, of which entropies come back and no states."""
         options, name = self._options, self._connection.name
         if options.mode not in self.modes:
-            raise OptionError.about(
-                "mode",
-                options.mode,
-                f"does not work with {spelled('backend', name)}, which records in one pass",
-                f"give {' or '.join(spelled('mode', mode) for mode in self.modes)}",
-            )
+            raise self._in_one_pass(options.mode)
         for option, off in (("kl", False), ("lens_precision", "float32")):
             if (given := getattr(options, option)) != off:
                 raise OptionError.about(
@@ -132,17 +133,26 @@ class WithNnsight(Engine):
         if options.max_new_tokens:
             refuse_edits(self._model)
 
-    def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
-        """By the decoding loop."""
-        chooser = Chooser(self._model, strategy, seed)
-        return decode_batch(self._model, prompts, chooser, self._options, seed, on_tokens=on_tokens)
-
     def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
         """By the formulas, where nnsight has the states."""
         ids, mask = pad(sequences, pad_token_id(self._model), left=False)
         kept = Rows.from_on(firsts, sequences)
         flat = torch.from_numpy(kept.batch_row * ids.shape[1] + kept.position)
         return self._connection.measured(self._model, ids, mask, flat), kept
+
+    def generated_and_measured(
+        self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens
+    ) -> tuple[Decoded, Measured, Rows]:
+        """nnsight's passes are whole texts."""
+        raise self._in_one_pass("generate")
+
+    def _in_one_pass(self, mode: str | None) -> OptionError:
+        return OptionError.about(
+            "mode",
+            mode,
+            f"does not work with {spelled('backend', self._connection.name)}, which records in one pass",
+            f"give {' or '.join(spelled('mode', one) for one in self.modes)}",
+        )
 
 
 class OnNnsightServer(WithNnsight):
