@@ -12,6 +12,7 @@ from layerlens.cli import app, options
 from layerlens.decode.options import GenerateOptions
 from layerlens.records.answers import read_manifest as read_answers_manifest
 from layerlens.records.manifest import read_manifest
+from tests.refusals import refused
 
 GROUPS = {
     "trace": (options.Decoding, options.StrategyOptions, options.Loading),
@@ -110,6 +111,8 @@ def test_a_strategy_that_cannot_be_is_refused_by_its_flag(cli, tiny_folder, tmp_
 def test_the_farthest_layer_that_is_offered_fits(tiny_llama):
     for offset in (0, 3):
         ll.Fixed(offset).fit(tiny_llama.n_layers, tiny_llama.tied)
+    with refused(ll.OptionError, "offset", 4):
+        ll.Fixed(4).fit(tiny_llama.n_layers, tiny_llama.tied)
 
 
 def test_variables_of_a_chat_template_are_json(cli, tmp_path):
