@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from layerlens.records import RunWriter, new_manifest
+from layerlens.records.schema import ON_REQUEST
 from layerlens.run import Run, open_run
 
 Measures = dict[str, Any]
@@ -45,7 +46,7 @@ def write_run(
         dataset={"name": "made up", "rows": len(prompts)},
         strategy={"name": strategy},
         mode="generate",
-        options={"positions": "generated", "kl": any("kl_last_to_layer" in given for given in prompts.values())},
+        options={"positions": "generated"} | _requested(prompts),
         window=window,
         batches=[[prompt_id] for prompt_id in prompts],
     )
@@ -60,6 +61,13 @@ def write_run(
         if finish:
             writer.finish({"prompts": len(prompts)}, words or {})
     return open_run(folder)
+
+
+def _requested(prompts: dict[str, Measures]) -> dict[str, Any]:
+    """The options that ask for the columns that are given."""
+    given = {name: values for prompt in prompts.values() for name, values in prompt.items()}
+    asked = {option: any(column.name in given for column in columns) for option, columns in ON_REQUEST.items()}
+    return asked | {"top": np.shape(given["top_k_probs"])[2] if asked["top"] else 0}
 
 
 def token_rows(prompt_id: str, given: Measures, window: int = 10) -> Measures:
@@ -82,7 +90,9 @@ def token_rows(prompt_id: str, given: Measures, window: int = 10) -> Measures:
         "selected_layer": np.full(n_tokens, n_layers, dtype=np.int16),
         "perturbed": entropy[:, -1] > entropy[:, max(n_layers - 2, 0)],
     }
-    assert given.keys() <= made_up.keys() | {"entropy", "kl_last_to_layer"}
+    assert given.keys() <= made_up.keys() | {"entropy"} | {
+        column.name for columns in ON_REQUEST.values() for column in columns
+    }
     return made_up | given | {"entropy": entropy}
 
 

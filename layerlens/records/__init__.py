@@ -2,7 +2,17 @@
 
 from layerlens.records.manifest import Manifest, new_manifest, read_manifest
 from layerlens.records.merge import merge_runs
-from layerlens.records.schema import FINISH_REASONS, FORMAT, KL, PROMPTS, TOKENS, WORDS, Column, token_columns
+from layerlens.records.schema import (
+    FINISH_REASONS,
+    FORMAT,
+    KL,
+    PROMPTS,
+    TOKENS,
+    WORDS,
+    Column,
+    all_token_columns,
+    token_columns,
+)
 from layerlens.records.store import RunWriter
 
 __all__ = [
@@ -15,6 +25,7 @@ __all__ = [
     "Column",
     "Manifest",
     "RunWriter",
+    "all_token_columns",
     "merge_runs",
     "new_manifest",
     "read_manifest",

@@ -121,6 +121,10 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
         unsaid = (None, default_window(n_layers))  # what an arm has where no window is given
         windows = [arm["strategy.window"] for arm in arms if arm.get("strategy.window") not in unsaid]
         entries["ablation"] |= {"strategies": arms, "window": windows[0] if windows else None}
+    if entries.get("lens", {}).get("kind") == "logit":  # as it was before there were others
+        del entries["lens"]
+    if entries.get("options", {}).get("top") == 0:
+        del entries["options"]["top"]
     flat: dict[str, Any] = {}
     for key, value in entries.items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}

@@ -77,7 +77,11 @@ class Records:
         return [str(self._texts.get(int(token_id), f"#{token_id}")) for token_id in token_ids]
 
     def layers(self, column: str) -> np.ndarray[Any, Any]:
-        """A per-layer column as an array [positions, L], rows as in `positions`; NaN where a block has no such part."""
+        """A per-layer column as an array [positions, L], or [positions, L, K] where each layer has K words.
+
+        Rows as in `positions`. What is absent, such as a part that a block does not have, is NaN, and −1 among whole
+        numbers.
+        """
         self.read_layers(column)
         return self._layers[column]
 

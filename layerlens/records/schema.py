@@ -14,6 +14,7 @@ _DEFAULT_WINDOW = 10
 
 _layer_floats = pa.list_(pa.float32())
 _layer_ids = pa.list_(pa.int32())
+_layer_tops = (pa.list_(pa.list_(pa.float32())), pa.list_(pa.list_(pa.int32())))
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,19 @@ class Column:
 
     @property
     def per_layer(self) -> bool:
-        """Whether each row holds a list of L values."""
+        """Whether each row holds a list of L values, or of L lists of K."""
         return bool(pa.types.is_list(self.type))
+
+    @property
+    def value_type(self) -> pa.DataType:
+        """Of a single value of a per-layer column."""
+        inner = self.type.value_type
+        return inner.value_type if pa.types.is_list(inner) else inner
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether each layer has a list of K values."""
+        return self.per_layer and bool(pa.types.is_list(self.type.value_type))
 
 
 TOKENS = (
@@ -52,7 +64,50 @@ TOKENS = (
 KL = Column(
     "kl_last_to_layer", _layer_floats, "nats", ">= 0", "KL(L ‖ l) = Σ p(L) ln(p(L) / p(l)), p(l) the readout of h(l)"
 )
-"""A column of tokens that a run has where it was asked for."""
+JS = Column(
+    "js_from_last", _layer_floats, "nats", "0..ln 2", "Jensen-Shannon divergence between the readouts of h(l) and h(L)"
+)
+NEXT_LOG_PROB = Column(
+    "next_log_prob",
+    _layer_floats,
+    "nats",
+    "<= 0",
+    "ln p(next_token_id) in the readout of h(l); null where none followed",
+)
+NEXT_RANK = Column(
+    "next_rank",
+    _layer_ids,
+    "",
+    "0..V-1",
+    "words whose logit is above next_token_id's by more than rounding, in the readout of h(l); null as above",
+)
+TOP_K_TOKEN_IDS = Column(
+    "top_k_token_ids", _layer_tops[1], "", "0..V-1", "the K first words of the readout of h(l), the likeliest first"
+)
+TOP_K_PROBS = Column("top_k_probs", _layer_tops[0], "1", "0..1", "their probabilities")
+HALF_ENTROPY = Column(
+    "half_entropy",
+    _layer_floats,
+    "nats",
+    "0..ln V",
+    "entropy of the readout of h(l−1) + what attention adds; null where that is no state of the stream",
+)
+HALF_TOP_TOKEN_ID = Column(
+    "half_top_token_id",
+    _layer_ids,
+    "",
+    "0..V-1",
+    "arg-max of the readout of h(l−1) + what attention adds; null as above",
+)
+
+ON_REQUEST: dict[str, tuple[Column, ...]] = {
+    "kl": (KL,),
+    "js": (JS,),
+    "targets": (NEXT_LOG_PROB, NEXT_RANK),
+    "top": (TOP_K_TOKEN_IDS, TOP_K_PROBS),
+    "sublayers": (HALF_ENTROPY, HALF_TOP_TOKEN_ID),
+}
+"""Columns of tokens that a run has where they were asked for, by the option that asks."""
 
 PROMPTS = (
     Column("prompt_id", pa.string(), "", "", "unique in the run"),
@@ -85,7 +140,13 @@ def default_window(n_layers: int | None) -> int:
 
 def token_columns(manifest: Mapping[str, Any]) -> tuple[Column, ...]:
     """The columns of tokens that a run with this manifest has."""
-    return (*TOKENS, KL) if manifest.get("options", {}).get("kl") else TOKENS
+    options = manifest.get("options", {})
+    return (*TOKENS, *(column for option, columns in ON_REQUEST.items() if options.get(option) for column in columns))
+
+
+def all_token_columns() -> tuple[Column, ...]:
+    """The columns of tokens that a run can have."""
+    return (*TOKENS, *(column for columns in ON_REQUEST.values() for column in columns))
 
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:

@@ -7,6 +7,7 @@ the prompt parts are joined into prompts.parquet.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,22 @@ from layerlens.records.files import (
     writing,
 )
 from layerlens.records.manifest import read_manifest, refuse_disagreement
-from layerlens.records.schema import KL, PROMPTS, TOKENS, WORDS, Column, arrow_schema, token_columns
+from layerlens.records.schema import (
+    HALF_ENTROPY,
+    NEXT_LOG_PROB,
+    ON_REQUEST,
+    PROMPTS,
+    WORDS,
+    Column,
+    all_token_columns,
+    arrow_schema,
+    token_columns,
+)
 
 Columns = dict[str, Any]
 
+_NOTHING = -1  # in place of a whole number
+_CAN_LACK = ("attn_ratio", "mlp_ratio", NEXT_LOG_PROB.name, HALF_ENTROPY.name)
 _READERS = 2  # unpacking keeps a core busy; more threads than cores would only wait
 
 
@@ -58,7 +71,7 @@ class RunWriter(FolderWriter):
 
         Args:
             index: place of the batch in `manifest["batches"]`.
-            tokens: one array per declared column of tokens; [rows] or, per layer, [rows, L].
+            tokens: one array per declared column of tokens; [rows] or, per layer, [rows, L], or [rows, L, K].
             prompts: one list per declared column of prompts.
         """
         with writing(self.folder):
@@ -170,50 +183,66 @@ def read_tokens_table(folder: Path, columns: list[str] | None = None, parts: Seq
 def read_layers(
     folder: Path, columns: Sequence[str], n_layers: int, parts: Sequence[Path] | None = None
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Per-layer columns, [rows, n_layers] each, of the rows of `read_tokens_table`; null is NaN."""
+    """Per-layer columns of the rows of `read_tokens_table`: [rows, n_layers] each, or [rows, n_layers, K]. What is null
+    is NaN, and −1 among whole numbers."""
 
-    schema = _token_schema(folder, columns)
-    flat = [name for name in columns if not pa.types.is_list(schema.field(name).type)]
+    _token_schema(folder, columns)
+    declared = {column.name: column for column in all_token_columns()}
+    flat = [name for name in columns if not declared[name].per_layer]
     if flat:
-        known = ", ".join(column.name for column in (*TOKENS, KL) if column.per_layer)
+        known = ", ".join(column.name for column in declared.values() if column.per_layer)
         problem = f"column {flat[0]!r} holds no value per layer"
         raise OptionError(problem, f"see run.positions; per layer there are {known}", option="column", given=flat[0])
+    n_tops = read_manifest(folder).get("options", {}).get("top") or 0
+
+    def shape(column: Column) -> tuple[int, ...]:
+        return (n_layers, n_tops) if column.is_nested else (n_layers,)
 
     def of_part(path: Path) -> list[np.ndarray[Any, np.dtype[Any]]]:
         table = read_table(path, list(columns))
-        return [_per_layer(table.column(name), n_layers) for name in columns]
+        return [_per_layer(table.column(name), declared[name], shape(declared[name])) for name in columns]
 
     with ThreadPoolExecutor(_READERS) as readers:
         read = list(readers.map(of_part, token_parts(folder, parts)))
-    empty = {name: np.empty((0, n_layers), schema.field(name).type.value_type.to_pandas_dtype()) for name in columns}
-    return {name: np.concatenate([empty[name], *(part[k] for part in read)]) for k, name in enumerate(columns)}
+    empty = [np.empty((0, *shape(declared[name])), declared[name].value_type.to_pandas_dtype()) for name in columns]
+    return {name: np.concatenate([empty[k], *(part[k] for part in read)]) for k, name in enumerate(columns)}
 
 
 def _token_schema(folder: Path, columns: Sequence[str]) -> pa.Schema:
     """The schema of the run's token parts; OptionError where no run has one of the columns, RunError where this one was
     not asked to have it."""
-    known = [column.name for column in (*TOKENS, KL)]
+    known = [column.name for column in all_token_columns()]
     unknown = [name for name in columns if name not in known]
     if unknown:
         problem = f"there is no column {unknown[0]!r}"
         raise OptionError(problem, f"there are {', '.join(known)}", option="column", given=unknown[0])
     schema = arrow_schema(token_columns(read_manifest(folder)))
-    if KL.name in columns and KL.name not in schema.names:
-        advice = f"trace the prompts again with {spelled('kl', True)}"
-        raise RunError(f"{folder} holds no divergences from the last layer", advice, given=folder)
+    for option, on_request in ON_REQUEST.items():
+        lacking = [column.name for column in on_request if column.name in columns and column.name not in schema.names]
+        if lacking:
+            asked = spelled(option, 5 if option == "top" else True)
+            advice = f"trace the prompts again with {asked}"
+            raise RunError(f"{folder} holds no column {lacking[0]}", advice, given=folder)
     return schema
 
 
-def _per_layer(column: pa.ChunkedArray, n_layers: int) -> np.ndarray[Any, np.dtype[Any]]:
-    values: np.ndarray[Any, np.dtype[Any]] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if len(values) != len(column) * n_layers:
-        problem = f"a per-layer column holds {len(values)} values for {len(column)} rows of {n_layers} layers"
+def _per_layer(column: pa.ChunkedArray, declared: Column, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[Any]]:
+    flat = column.combine_chunks().flatten()
+    if declared.is_nested:
+        flat = flat.flatten()
+    if flat.null_count and pa.types.is_integer(flat.type):
+        flat = flat.fill_null(_NOTHING)
+    values: np.ndarray[Any, np.dtype[Any]] = flat.to_numpy(zero_copy_only=False)
+    if len(values) != len(column) * prod(shape):
+        of_each = " x ".join(map(str, shape))
+        problem = f"a per-layer column holds {len(values)} values for {len(column)} rows of {of_each} values"
         raise RunError(problem, "restore the run, or trace again", given=len(values))
-    return values.reshape(len(column), n_layers)
+    return values.reshape(len(column), *shape)
 
 
 def to_table(declared: tuple[Column, ...], columns: Columns) -> pa.Table:
-    """An arrow table with exactly the declared columns, in order; NaN in a sub-layer column becomes null."""
+    """An arrow table with exactly the declared columns, in order; what is absent becomes null: NaN in columns that can
+    lack a value, and −1 in columns of whole numbers of each layer."""
     undeclared = columns.keys() ^ {column.name for column in declared}
     assert not undeclared, f"columns do not match the declaration: {sorted(undeclared)}"
     arrays = [_list_array(c, columns[c.name]) if c.per_layer else pa.array(columns[c.name], c.type) for c in declared]
@@ -221,10 +250,14 @@ def to_table(declared: tuple[Column, ...], columns: Columns) -> pa.Table:
 
 
 def _list_array(column: Column, values: np.ndarray[Any, np.dtype[Any]]) -> pa.ListArray:
-    rows, layers = values.shape
-    absent = np.isnan(values).ravel() if column.name in ("attn_ratio", "mlp_ratio") else None
-    flat = pa.array(values.ravel(), column.type.value_type, mask=absent)
-    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * layers, pa.int32()), flat)
+    if pa.types.is_integer(column.value_type):
+        absent = (values < 0).ravel()
+    else:
+        absent = np.isnan(values).ravel() if column.name in _CAN_LACK else None
+    array = pa.array(values.ravel(), column.value_type, mask=absent)
+    for size in values.shape[:0:-1]:  # from the innermost list outwards
+        array = pa.ListArray.from_arrays(pa.array(np.arange(len(array) // size + 1) * size, pa.int32()), array)
+    return array
 
 
 def token_groups(folder: Path, most_rows: int) -> list[list[Path]]:

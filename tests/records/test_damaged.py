@@ -8,8 +8,7 @@ import pytest
 
 import layerlens as ll
 from layerlens.analysis.ablation import ablation_table
-from layerlens.records import TOKENS, store
-from layerlens.records.schema import KL
+from layerlens.records import all_token_columns, store
 from tests.refusals import refused
 
 FEW = {"max_new_tokens": 3, "progress": False, "batch_size": 1}
@@ -76,7 +75,7 @@ def test_a_column_that_is_none_is_said_with_those_there_are(tiny_llama, tmp_path
         lambda name: run.read_layers("entropy", name),
         lambda name: store.read_tokens_table(run.path, ["position", name]),
     ):
-        known = ", ".join(column.name for column in (*TOKENS, KL))
+        known = ", ".join(column.name for column in all_token_columns())
         with refused(ll.OptionError, "column", "entropi", advice=known):
             ask("entropi")
     with refused(ll.OptionError, "column", "position", advice="entropy"):
