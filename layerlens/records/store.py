@@ -250,10 +250,11 @@ def to_table(declared: tuple[Column, ...], columns: Columns) -> pa.Table:
 
 
 def _list_array(column: Column, values: np.ndarray[Any, np.dtype[Any]]) -> pa.ListArray:
+    absent = None
     if pa.types.is_integer(column.value_type):
         absent = (values < 0).ravel()
-    else:
-        absent = np.isnan(values).ravel() if column.name in _CAN_LACK else None
+    elif column.name in _CAN_LACK:
+        absent = np.isnan(values).ravel()
     array = pa.array(values.ravel(), column.value_type, mask=absent)
     for size in values.shape[:0:-1]:  # from the innermost list outwards
         array = pa.ListArray.from_arrays(pa.array(np.arange(len(array) // size + 1) * size, pa.int32()), array)
