@@ -1,0 +1,141 @@
+"""What brings the states of a layer to where the model's own head can read them: the first half of a lens."""
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from layerlens.axes import States
+from layerlens.errors import OptionError, spelled
+from layerlens.models.unembed import product
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """Maps states of a layer to states that the head can read, [rows, d_model] each; layer L is left as it is."""
+
+    @property
+    def layers(self) -> Container[int]:
+        """Those it can map, of 0..L; L is one of them."""
+
+    def __call__(self, states: States, layer: int) -> States:
+        """The states of that layer as the last layer would write them, in their own dtype and on their device."""
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of it: "kind", "source" (where it came from) and "sha256" (of what was read there)."""
+
+
+class Identity:
+    """Leaves all states as they are: the logit lens."""
+
+    layers: Container[int] = range(2**31)
+
+    def __call__(self, states: States, layer: int) -> States:
+        """The states themselves."""
+        return states
+
+    def record(self) -> dict[str, Any]:
+        """That it is the logit lens."""
+        return {"kind": "logit"}
+
+
+IDENTITY = Identity()
+
+
+class Affine:
+    """A matrix for each layer, with or without a vector: the linear, the tuned and the Jacobian lens.
+
+    Linear (arXiv 2303.09435) A h + b, tuned (arXiv 2303.08112) h + (A h + b), Jacobian J h.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        weights: Mapping[int, Tensor],
+        biases: Mapping[int, Tensor],
+        n_layers: int,
+        *,
+        adds: bool,
+        source: str = "",
+        sha256: str | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            kind: "linear", "tuned" or "jacobian".
+            weights: by layer 0..L − 1, [d_model, d_model] each: columns read the state.
+            biases: by layer, [d_model] each; layers without one have none.
+            n_layers: L.
+            adds: whether what comes out is added to the state.
+            source: where it was read.
+            sha256: of what was read there.
+
+        Raises:
+            OptionError: a matrix or vector holds NaN or infinity.
+        """
+        self._n_layers = n_layers
+        self._weights, self._biases = dict(weights), dict(biases)
+        self._adds = adds
+        self._record = {"kind": kind, "source": source, "sha256": sha256}
+        for layer, tensors in self.tensors().items():
+            if not all(tensor.isfinite().all() for tensor in tensors if tensor is not None):
+                problem = f"{spelled('lens', self.spec)} holds NaN or infinity for layer {layer}"
+                raise OptionError(problem, "fit it again, or restore the file", option="lens", given=self.spec)
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Those it has a matrix for, and L."""
+        return [*sorted(self._weights), self._n_layers]
+
+    @property
+    def spec(self) -> str:
+        """As an option says it: "linear:lens.safetensors"."""
+        return f"{self._record['kind']}:{self._record['source']}"
+
+    def tensors(self) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """Matrix and vector of each layer."""
+        return {layer: (weight, self._biases.get(layer)) for layer, weight in self._weights.items()}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> "Affine":
+        """The same with its tensors where a head lies: on a CPU in float32, elsewhere in that type."""
+        wanted = torch.float32 if device.type == "cpu" else dtype
+        moved = type(self).__new__(type(self))
+        moved.__dict__ |= self.__dict__
+        moved._weights = {layer: one.to(device, wanted).contiguous() for layer, one in self._weights.items()}
+        moved._biases = {layer: one.to(device, torch.float32) for layer, one in self._biases.items()}
+        return moved
+
+    def __call__(self, states: States, layer: int) -> States:
+        """The states of that layer as the last layer would write them; summed up in float32."""
+        if layer == self._n_layers:
+            return states
+        weight, bias = self._weights[layer], self._biases.get(layer)
+        mapped = product(states.to(weight.dtype), weight)
+        if bias is not None:
+            mapped += bias
+        if self._adds:
+            mapped += states
+        return mapped.to(states.dtype)
+
+    def record(self) -> dict[str, Any]:
+        """Its kind, where it was read, and the SHA-256 of that."""
+        return dict(self._record)
+
+
+def refuse_lacking(transport: Transport, layers: Sequence[int], who: str) -> None:
+    """OptionError where the transport cannot map a layer that is to be read.
+
+    Args:
+        transport: of a lens.
+        layers: to be read, of 0..L.
+        who: reads them, such as "a trace".
+    """
+    lacking = [layer for layer in layers if layer not in transport.layers]
+    if lacking:
+        record = transport.record()
+        named = f"{record['kind']}:{record.get('source')}"
+        which = f"layer{'s' if len(lacking) > 1 else ''} {', '.join(map(str, lacking[:5]))}"
+        which += ", ..." if len(lacking) > 5 else ""
+        what = f"has nothing for {which}, which {who} reads"
+        raise OptionError.about("lens", named, what, "give a lens of all these layers, or leave it out")
