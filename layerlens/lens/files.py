@@ -195,7 +195,7 @@ def _tuned_lens(path: Path) -> Stored:
             "tuned", path, "it is neither a folder with config.json and params.pt nor a .safetensors file"
         )
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    state = _tensors_only("tuned", path / "params.pt")
+    state = _tensors_only("tuned", path, "params.pt")
     named: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     for name, tensor in state.items():
         layer, what = str(name).split(".")
@@ -236,14 +236,12 @@ def _jacobian_lens(path: Path) -> Stored:
     )
 
 
-def _tensors_only(kind: str, path: Path) -> dict[Any, Any]:
+def _tensors_only(kind: str, path: Path, within: str = "") -> dict[Any, Any]:
     """What torch.save wrote, where it is nothing but tensors, numbers, texts, and lists and dicts of them."""
-    if not path.is_file():
-        raise _unreadable(kind, path, "there is no such file")
     try:
-        with warnings.catch_warnings():  # of a pickle that is then refused
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle that is then refused
+            loaded = torch.load(path / within, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unreadable(kind, path, "it is a pickle that holds more than tensors and could run code") from error
     if not isinstance(loaded, dict):

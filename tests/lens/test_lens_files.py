@@ -62,7 +62,8 @@ def refused_lens(lens, *words):
         yield
     error = caught.value
     assert (error.option, error.given) == ("lens", lens)
-    assert error.advice and "\n" not in str(error)
+    assert error.advice
+    assert "\n" not in str(error)
     assert all(word in str(error) for word in words), error
 
 
