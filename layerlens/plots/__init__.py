@@ -12,6 +12,7 @@ from layerlens.plots.dynamics import contributions_table, draw_contributions, dr
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NUMBERS, draw, figure2, figure4
 from layerlens.plots.grids import figure_grid
+from layerlens.plots.lens_grid import lens_grid
 from layerlens.plots.save import save
 from layerlens.records.reader import Records
 
@@ -29,6 +30,7 @@ __all__ = [
     "figure4",
     "figure_grid",
     "io_cosine",
+    "lens_grid",
     "save",
 ]
 

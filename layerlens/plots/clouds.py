@@ -14,7 +14,7 @@ from layerlens.analysis.valleys import lowest_layers, valley_layers
 from layerlens.analysis.word_shares import refuse_without_texts
 from layerlens.analysis.words import word_class
 from layerlens.plots import style
-from layerlens.plots.grids import FONT, ink_box, label
+from layerlens.plots.boxes import FONT, ink_box, label
 from layerlens.records.reader import Records
 
 MOST_LABELS = 60

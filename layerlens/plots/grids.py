@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from difflib import SequenceMatcher
-from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -10,27 +9,20 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
-from matplotlib.transforms import Bbox, TransformedBbox
-from PIL import ImageFont
 
 from layerlens.analysis.substitutions import Choices, choices
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import style
-from layerlens.plots.labels import visible
+from layerlens.plots.boxes import as_share, boxes, label, scale, write
 from layerlens.records.reader import Records
 
-FONT = "DejaVu Sans"  # comes with matplotlib, so that every machine draws the same
 COLUMNS = 14
 MOST_TOKENS = 12 * COLUMNS
 FRAME = "#D55E00"
 
 _WIDTH, _ROW, _HEAD, _FOOT, _BAR = 2 * style.COLUMN_INCHES, 0.185, 0.24, 0.17, 0.42  # inches
-_LARGEST, _SMALLEST = 6.5, 4.5  # points
-_ROOM = 0.86  # of a box's width may be text
 
 
 def figure_grid(
@@ -78,7 +70,7 @@ def figure_grid(
         for part, letter, part_height, foot in zip(parts, _letters(len(parts)), heights, feet, strict=True):
             lower -= part_height
             inches = (0.04, lower + foot, _WIDTH - 0.08, part_height - _HEAD - foot)
-            axes = figure.add_axes(_as_share(inches, _WIDTH, height))
+            axes = figure.add_axes(as_share(inches, _WIDTH, height))
             draw_grid(part, axes, norm)
             axes.set_title(f"{letter}{_title(part, framed)}", loc="left", pad=3)
         _colour_bar(figure, norm, height)
@@ -133,15 +125,15 @@ def draw_grid(table: pd.DataFrame, ax: Axes, norm: Normalize) -> Axes:
         norm: which entropy, in nats, has which place on the colour scale.
     """
     shown = table[table["shown"]]
-    colours = _scale()(norm(shown["entropy"].to_numpy()))
+    colours = scale()(norm(shown["entropy"].to_numpy()))
     corners = [divmod(place, COLUMNS)[::-1] for place in range(len(shown))]
-    ax.add_collection(_boxes(corners, facecolors=colours, edgecolors="white", linewidths=0.6), autolim=False)
+    ax.add_collection(boxes(corners, facecolors=colours, edgecolors="white", linewidths=0.6), autolim=False)
     for text, corner, colour in zip(shown["label"], corners, colours, strict=True):
-        _write(str(text), corner, "white" if _luminance(colour) < 0.18 else "black", ax)
+        write(str(text), corner, colour, ax, (_WIDTH - 0.08) / COLUMNS)
     framed = [corner for corner, differs in zip(corners, shown["differs"], strict=True) if differs]
     twice = [corner for corner in framed for _ in range(2)]  # on white, so that it shows on dark boxes and in grey
     look: dict[str, Any] = {"facecolors": "none", "edgecolors": ["white", FRAME], "linewidths": [3.0, 1.3]}
-    ax.add_collection(_boxes(twice, (0.03, 0.06), zorder=3, **look), autolim=False)
+    ax.add_collection(boxes(twice, (0.03, 0.06), zorder=3, **look), autolim=False)
     rows = _n_rows(table)
     ax.set(xlim=(0, COLUMNS), ylim=(rows, 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
@@ -152,57 +144,8 @@ def draw_grid(table: pd.DataFrame, ax: Axes, norm: Normalize) -> Axes:
     return ax
 
 
-def label(text: str) -> str:
-    """What is drawn for a token: `visible`, with the code of every character that the font lacks."""
-    return visible(text, lambda character: ord(character) in _characters())
-
-
-def fitted(label: str, inches: float) -> tuple[str, float]:
-    """A label and its size in points so that it is no wider than that: first smaller, then cut and ended with …"""
-    room = inches * 72
-    if width(label) * _SMALLEST <= room:
-        return label, min(_LARGEST, room / max(width(label), 1e-9))
-    fits = max((n for n in range(len(label)) if width(f"{label[:n]}…") * _SMALLEST <= room), default=0)
-    return f"{label[:fits]}…", _SMALLEST
-
-
-def width(text: str) -> float:
-    """How wide a text's ink is, in multiples of the font's size."""
-    left, _, right, _ = ink_box(text)
-    return right - left
-
-
-def ink_box(text: str) -> tuple[float, float, float, float]:
-    """Left, upper, right and lower edge of a text's ink from where its baseline begins, y downwards, in font sizes."""
-    left, upper, right, lower = (float(edge) / _MEASURED_AT for edge in _measure().getbbox(text, anchor="ls"))
-    return left, upper, right, lower
-
-
-_MEASURED_AT = 100
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")  # of Figures 7 to 12
 _STRATEGIES = {"last": "Standard decoding, last layer", "valley": "Confident decoding, valley"}
-
-
-@cache
-def _measure() -> Any:
-    return ImageFont.truetype(findfont(FONT), _MEASURED_AT)
-
-
-@cache
-def _characters() -> frozenset[int]:
-    return frozenset(get_font(findfont(FONT)).get_charmap())
-
-
-@cache
-def _scale() -> Colormap:
-    """Nearly white to dark blue: its lightness falls throughout, so that it reads the same in grey."""
-    blues = mpl.colormaps["Blues"](np.linspace(0.03, 0.9, 256))
-    return LinearSegmentedColormap.from_list("entropy", list(map(tuple, blues)))
-
-
-def _luminance(colour: Any) -> float:
-    red, green, blue = (value**2.2 for value in colour[:3])
-    return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
 
 
 def _by_place(above: list[int], below: list[int]) -> tuple[list[bool], list[bool]]:
@@ -224,37 +167,12 @@ _RULES: dict[str, Callable[[list[int], list[int]], tuple[list[bool], list[bool]]
 _RULES = {"place": _by_place, "alignment": _by_alignment}
 
 
-def _boxes(corners: list[tuple[int, int]], inset: tuple[float, float] = (0, 0), **look: Any) -> PolyCollection:
-    """Boxes of width and height 1 by their left upper corners, smaller by the inset on each side.
-
-    One artist for all of them: hundreds take matplotlib longer to place than the texts to draw.
-    """
-    across, up = inset
-    sides = np.array([(across, up), (1 - across, up), (1 - across, 1 - up), (across, 1 - up)])
-    return PolyCollection([np.add(corner, sides) for corner in corners], joinstyle="miter", **look)
-
-
-def _write(text: str, corner: tuple[int, int], colour: str, ax: Axes) -> None:
-    """A token's label in its box, beyond which nothing of it shows."""
-    column, row = corner
-    shown, size = fitted(text, _ROOM * (_WIDTH - 0.08) / COLUMNS)
-    look: dict[str, Any] = {"fontsize": size, "color": colour, "family": FONT, "parse_math": False}
-    drawn = ax.text(column + 0.5, row + 0.5, shown, ha="center", va="center_baseline", clip_on=True, **look)
-    drawn.set_clip_path(None)  # the axes', which would be another clip beside that of the box
-    drawn.set_clip_box(TransformedBbox(Bbox.from_bounds(column, row, 1, 1), ax.transData))
-
-
 def _letters(n: int) -> list[str]:
     return ["(a) ", "(b) "] if n == 2 else [""]
 
 
 def _n_rows(table: pd.DataFrame) -> int:
     return -(-int(table["shown"].sum()) // COLUMNS)
-
-
-def _as_share(inches: tuple[float, float, float, float], across: float, up: float) -> Any:
-    x, y, wide, high = inches
-    return x / across, y / up, wide / across, high / up
 
 
 def _substituted(run: Records) -> str:
@@ -271,8 +189,8 @@ def _title(part: pd.DataFrame, framed: str) -> str:
 
 
 def _colour_bar(figure: Figure, norm: Normalize, height: float) -> None:
-    axes = figure.add_axes(_as_share((0.12, 0.23, 2.2, 0.09), _WIDTH, height))
-    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, _scale()), cax=axes, orientation="horizontal")
+    axes = figure.add_axes(as_share((0.12, 0.23, 2.2, 0.09), _WIDTH, height))
+    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, scale()), cax=axes, orientation="horizontal")
     bar.outline.set_linewidth(0.4)
     axes.tick_params(labelsize=6, length=2, pad=1.5)
     place: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 6.5}

@@ -11,7 +11,7 @@ import pandas as pd
 
 from layerlens.records import store
 from layerlens.records.manifest import read_manifest
-from layerlens.records.schema import TOKENS
+from layerlens.records.schema import TOKENS, token_columns
 
 _PIECE = 500_000  # tokens, of which 40 layers of a measure are 80 MB
 
@@ -71,6 +71,10 @@ class Records:
         names = [column.name for column in TOKENS if not column.per_layer]
         frame: pd.DataFrame = store.read_tokens_table(self.path, names, self._parts).to_pandas()
         return frame
+
+    def has(self, column: str) -> bool:
+        """Whether the run holds a column of tokens; those of options that were not asked for it lacks."""
+        return column in {one.name for one in token_columns(self.manifest)}
 
     def text_of(self, token_ids: Iterable[int]) -> list[str]:
         """The text of each id; "#123" for one whose text the run does not hold."""

@@ -10,7 +10,8 @@ from matplotlib.font_manager import findfont, get_font
 
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import save
-from layerlens.plots.grids import COLUMNS, FONT, FRAME, figure_grid, grid_table
+from layerlens.plots.boxes import FONT
+from layerlens.plots.grids import COLUMNS, FRAME, figure_grid, grid_table
 from tests.made_up_run import write_run
 from tests.refusals import refused
 

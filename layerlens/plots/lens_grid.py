@@ -1,0 +1,279 @@
+"""What every layer would have said at every token: layers by tokens, each cell the layer's top token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, FuncNorm, Normalize
+from matplotlib.figure import Figure
+
+from layerlens.errors import OptionError, RunError
+from layerlens.plots import style
+from layerlens.plots.boxes import as_share, boxes, label, scale, write
+from layerlens.records.reader import Records
+from layerlens.records.schema import JS, KL
+
+COLUMNS = 24
+MOST_COLUMNS = 96
+MOST_ROWS = 40
+KNOWN = "#E69F00"
+
+_CELL, _ROW = 0.5, 0.185  # inches
+_LEFT, _RIGHT, _HEAD, _FOOT = 0.62, 0.06, 0.55, 0.92
+
+
+def lens_grid(
+    run: Records,
+    prompt_id: str | None = None,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    layers: Sequence[int] | None = None,
+    colour: str = "entropy",
+) -> tuple[Figure, pd.DataFrame]:
+    """The top token of every layer (rows, L on top) for tokens of one prompt (columns), and the table drawn.
+
+    A column belongs to the state that predicted a token: the token that followed stands above it, the one that was read
+    below. Strong colour means less sure: a greater entropy, a less probable word, a worse rank, a larger divergence. A
+    frame marks the cells whose top token is the one that followed, so that one sees at which layer the model first
+    knew it.
+
+    Args:
+        run: what was traced.
+        prompt_id: of the prompt to draw; the run's first one where not given.
+        first, last: which of the prompt's traced tokens are drawn, counted from 1, both included; 24 from the first
+            generated one on, or from the first, where not given. At most 96.
+        layers: that are drawn, 1..L; all of them where not given, or L and every k-th below it in models of more than
+            40.
+        colour: "entropy" in nats; "probability" of the layer's top word (runs traced with `top`); "rank" of the token
+            that followed, how many words are before it, on a logarithmic scale (`targets`); "divergence" of the layer's
+            readout from the last one's, Jensen-Shannon's (`js`) or else KL(L ‖ l) (`kl`), in nats.
+
+    Raises:
+        OptionError: no such prompt, colour, layer or tokens.
+        RunError: the run holds no complete prompt, or was not traced with what the colour needs.
+    """
+    table = lens_grid_table(run, prompt_id, first=first, last=last, layers=layers, colour=colour)
+    n_columns, n_rows = table["place"].nunique(), table["layer"].nunique()
+    width, height = _LEFT + _CELL * n_columns + _RIGHT, _HEAD + _ROW * n_rows + _FOOT
+    width = max(width, _LEFT + 5.2)  # the words under a grid of a few columns
+    with style.look():
+        figure = Figure(figsize=(width, height))
+        inches = (_LEFT, _FOOT, _CELL * n_columns, _ROW * n_rows)
+        ax = figure.add_axes(as_share(inches, width, height))
+        shading = _shading(table)
+        draw_lens_grid(table, ax, shading)
+        title = f"{table['prompt_id'].iloc[0]}, tokens {table['place'].min():,} to {table['place'].max():,}"
+        figure.text(0.06 / width, 1 - 0.07 / height, label(title), va="top", fontsize=7, parse_math=False)
+        _colour_bar(figure, shading, width, height)
+    return figure, table
+
+
+def lens_grid_table(
+    run: Records,
+    prompt_id: str | None = None,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    layers: Sequence[int] | None = None,
+    colour: str = "entropy",
+) -> pd.DataFrame:
+    """One row per cell of `lens_grid`, token by token, the deepest layer first; arguments and errors as there.
+
+    Columns: prompt_id; place of the token among those traced of the prompt, from 1; position; token_id and token, what
+    was read; next_token_id and next_token, what followed (−1 and "" where nothing did); layer; top_token_id and
+    top_token, the layer's; label, as it is drawn; is_next, whether the top token is the one that followed; colour;
+    measure, the column of the run that it shows; value (NaN where the state was not finite or nothing followed); unit.
+    """
+    if colour not in _COLOURS:
+        advice = f"choose from {', '.join(_COLOURS)}"
+        raise OptionError(f"there is no colour {colour!r} of a lens grid", advice, option="colour", given=colour)
+    name, rows = _rows_of(run, prompt_id)
+    places = _places(run.positions["is_generated"].to_numpy()[rows], first, last)
+    drawn = _layers(run.n_layers, layers)
+    of_cells = np.ix_(rows[places - 1], drawn - 1)
+    measure, values, unit = _COLOURS[colour](run)
+    shown = run.positions.iloc[rows[places - 1]]
+    followed = shown["next_token_id"].fillna(-1).to_numpy(np.int64)
+    tops = run.layers("top_token_id")[of_cells]
+    texts = run.text_of(tops.ravel())
+
+    def over_layers(column: Any) -> Any:
+        return np.repeat(np.asarray(column), len(drawn))
+
+    table: pd.DataFrame = pd.DataFrame(
+        {
+            "prompt_id": name,
+            "place": over_layers(places),
+            "position": over_layers(shown["position"]),
+            "token_id": over_layers(shown["token_id"]),
+            "token": over_layers(run.text_of(shown["token_id"])),
+            "next_token_id": over_layers(followed),
+            "next_token": over_layers(
+                ["" if one < 0 else text for one, text in zip(followed, run.text_of(followed), strict=True)]
+            ),
+            "layer": np.tile(drawn, len(places)),
+            "top_token_id": tops.ravel(),
+            "top_token": texts,
+            "label": [label(text) for text in texts],
+            "is_next": (tops == followed[:, None]).ravel(),
+            "colour": colour,
+            "measure": measure,
+            "value": values[of_cells].astype(np.float64).ravel(),
+            "unit": unit,
+        }
+    )
+    return table
+
+
+@dataclass(frozen=True)
+class Shading:
+    """What a value's colour is, and what the colour bar says of it."""
+
+    norm: Normalize
+    colours: Colormap
+    ticks: list[float] | None
+    title: str
+
+
+def draw_lens_grid(table: pd.DataFrame, ax: Axes, shading: Shading) -> Axes:
+    """The axes with the cells of a table of `lens_grid_table`; text sizes are for cells half an inch wide."""
+    drawn = table["layer"].unique()
+    n_columns = table["place"].nunique()
+    corners = [(column, row) for column in range(n_columns) for row in range(len(drawn))]
+    values = np.ma.masked_invalid(table["value"].to_numpy())
+    colours = shading.colours(shading.norm(values))
+    ax.add_collection(boxes(corners, facecolors=colours, edgecolors="white", linewidths=0.6), autolim=False)
+    for text, corner, colour in zip(table["label"], corners, colours, strict=True):
+        write(str(text), corner, colour, ax, _CELL)
+    known = [corner for corner, is_next in zip(corners, table["is_next"], strict=True) if is_next]
+    twice = [corner for corner in known for _ in range(2)]  # on black, so that it shows on pale boxes and in grey
+    look: dict[str, Any] = {"facecolors": "none", "edgecolors": ["black", KNOWN], "linewidths": [1.8, 1.1]}
+    ax.add_collection(boxes(twice, (0.035, 0.08), zorder=3, **look), autolim=False)
+    columns = table.drop_duplicates("place")
+    for column, (read, followed) in enumerate(zip(columns["token"], columns["next_token"], strict=True)):
+        for text, row in ((followed, -1.25), (read, len(drawn) + 0.15)):
+            write(label(str(text)), (column, row), (1, 1, 1), ax, _CELL)
+    beside: dict[str, Any] = {"ha": "right", "va": "center_baseline", "fontsize": 6.5, "color": style.GREY}
+    ax.text(-0.15, -0.75, "followed", **beside)
+    ax.text(-0.15, len(drawn) + 0.65, "read", **beside)
+    ax.set(xlim=(0, n_columns), ylim=(len(drawn), 0), xticks=[])
+    ax.set_yticks(np.arange(len(drawn)) + 0.5, [str(layer) for layer in drawn])
+    ax.tick_params(axis="y", length=0, pad=3)
+    ax.set_ylabel("layer", labelpad=2)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def _entropy(run: Records) -> tuple[str, Any, str]:
+    return "entropy", run.layers("entropy"), "nats"
+
+
+def _probability(run: Records) -> tuple[str, Any, str]:
+    return "top_k_probs", run.layers("top_k_probs")[:, :, 0], "1"
+
+
+def _rank(run: Records) -> tuple[str, Any, str]:
+    ranks = run.layers("next_rank")
+    return "next_rank", np.where(ranks < 0, np.nan, ranks), "words"
+
+
+def _divergence(run: Records) -> tuple[str, Any, str]:
+    """Jensen-Shannon's where the run has it, which a run that has neither is told to ask for."""
+    only_kl = run.has(KL.name) and not run.has(JS.name)
+    measure = KL.name if only_kl else JS.name
+    return measure, run.layers(measure), "nats"
+
+
+_COLOURS = {"entropy": _entropy, "probability": _probability, "rank": _rank, "divergence": _divergence}
+COLOURS = tuple(_COLOURS)
+
+
+def _rows_of(run: Records, prompt_id: str | None) -> tuple[str, Any]:
+    """A prompt's id and its rows of `run.positions`, in the order of its positions."""
+    ids = run.positions["prompt_id"].to_numpy()
+    if not len(ids):
+        advice = "continue it to the end of a prompt, or trace one"
+        raise RunError(f"{run.path} holds no complete prompt", advice, given=run.path)
+    name = str(ids[0]) if prompt_id is None else prompt_id
+    rows = np.flatnonzero(ids == name)
+    if not len(rows):
+        few = ", ".join(map(str, run.prompts["prompt_id"][:4]))
+        problem = f"{run.path} traced no prompt {name!r}"
+        raise OptionError(problem, f"choose another, such as {few}", option="prompt_id", given=prompt_id)
+    return name, rows[np.argsort(run.positions["position"].to_numpy()[rows], kind="stable")]
+
+
+def _places(is_generated: Any, first: int | None, last: int | None) -> Any:
+    """The tokens that are drawn, counted from 1."""
+    n_tokens = len(is_generated)
+    for name, value in (("first", first), ("last", last)):
+        if value is not None and not 1 <= value <= n_tokens:
+            raise OptionError.about(
+                name, value, "is no token of the prompt", f"give a whole number from 1 to {n_tokens}"
+            )
+    if first is None:
+        generated = np.flatnonzero(is_generated)
+        first = int(generated[0]) + 1 if len(generated) else 1
+        first = first if last is None or first <= last else max(1, last - COLUMNS + 1)
+    until = min(first + COLUMNS - 1, n_tokens) if last is None else last
+    if until < first:
+        raise OptionError.about("last", last, f"comes before token {first}", f"give a whole number from {first}")
+    if until - first >= MOST_COLUMNS:
+        problem = f"{until - first + 1:,} tokens do not fit into one figure"
+        raise OptionError(problem, f"give at most {MOST_COLUMNS}", option="last", given=last)
+    return np.arange(first, until + 1)
+
+
+def _layers(n_layers: int, layers: Sequence[int] | None) -> Any:
+    """The layers that are drawn, the deepest first."""
+    if layers is None:
+        return np.arange(n_layers, 0, -ceil(n_layers / MOST_ROWS))
+    wrong = [layer for layer in layers if not 1 <= layer <= n_layers]
+    if wrong or not len(layers):
+        given = wrong[0] if wrong else list(layers)
+        problem = f"there is no layer {given}" if wrong else "no layers are none to draw"
+        raise OptionError(problem, f"give layers from 1 to {n_layers}", option="layers", given=given)
+    return np.array(sorted(set(layers), reverse=True))
+
+
+def _shading(table: pd.DataFrame) -> Shading:
+    """Strong colour where the model is less sure, or farther from what it says at the end."""
+    colour = str(table["colour"].iloc[0])
+    finite = table["value"].to_numpy()[np.isfinite(table["value"].to_numpy())]
+    top = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
+    colours = scale().reversed() if colour == "probability" else scale()
+    colours = colours.with_extremes(bad="0.85")
+    if colour == "probability":
+        return Shading(Normalize(0, 1), colours, None, "probability of the layer's top token")
+    if colour == "rank":
+        norm = FuncNorm((np.log1p, np.expm1), vmin=0, vmax=top)
+        ticks = [0.0, *(10.0**power for power in range(6) if 10**power <= top)]
+        return Shading(norm, colours, ticks, "rank of the token that followed: words before it (log scale)")
+    return Shading(Normalize(0, top), colours, None, _TITLES[str(table["measure"].iloc[0])])
+
+
+_TITLES = {
+    "entropy": "entropy of the layer's readout (nats)",
+    JS.name: "Jensen-Shannon divergence from the last layer's readout (nats)",
+    KL.name: "KL(L ‖ l) of the last layer's readout from this one's (nats)",
+}
+
+
+def _colour_bar(figure: Figure, shading: Shading, width: float, height: float) -> None:
+    axes = figure.add_axes(as_share((_LEFT, 0.36, 1.6, 0.09), width, height))
+    mappable = mpl.cm.ScalarMappable(shading.norm, shading.colours)
+    bar = figure.colorbar(mappable, cax=axes, orientation="horizontal", ticks=shading.ticks)
+    if shading.ticks is not None:
+        bar.ax.xaxis.set_major_formatter("{x:,.0f}")
+        bar.ax.minorticks_off()
+    bar.outline.set_linewidth(0.4)
+    axes.tick_params(labelsize=6, length=2, pad=1.5)
+    place: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 6.5}
+    axes.text(1.06, 0.5, shading.title, **place)
+    axes.text(1.06, -1.6, "framed: the layer's top token is the one that followed", **place)
