@@ -85,6 +85,10 @@ class Run(Records):
         """The mean earliest layer that has the last layer's first choice; see `analysis.earliest_agreement`."""
         return analysis.earliest_agreement(self)
 
+    def onset(self, rank: int = 1) -> pd.DataFrame:
+        """From which layer on the emitted token is among the first `rank` words; see `analysis.onset`."""
+        return analysis.onset(self, rank)
+
     def kind_jumps(self) -> pd.DataFrame:
         """Jumps of entropy between layers of different kinds and elsewhere; see `analysis.kind_jumps`."""
         return analysis.kind_jumps(self)

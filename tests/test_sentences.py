@@ -434,9 +434,9 @@ SENTENCES = [
     # figures and tables
     Refusal(
         lambda at: ll.plot.draw(13, None, at),
-        "there is no figure 13; choose from 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12",
+        "there is no figure 13; choose from 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, onset",
         "figure 13 --out OUT",
-        "there is no figure '13'; give 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 or all",
+        "there is no figure '13'; give 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, onset or all",
     ),
     Refusal(
         lambda at: ll.plot.draw(2, None, at),
@@ -474,8 +474,8 @@ MISTYPED = {
     "scoring; see `layerlens datasets`); add them, or see `layerlens ablate --help`",
     "bench decode": f"`layerlens bench decode` lacks --model ({MODEL_HELP}); add it, or see `layerlens bench decode "
     "--help`",
-    "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper, 1 to 12, or all) and --out (directory "
-    "for the PNG, the PDF and the csv they draw); add them, or see `layerlens figure --help`",
+    "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper, 1 to 12; a name, such as onset; or "
+    "all) and --out (directory for the PNG, the PDF and the csv they draw); add them, or see `layerlens figure --help`",
     "table --run r": "`layerlens table` lacks NUMBER (number of a table of the paper (5, 7, 8), 6.1, or all); add it, "
     "or see `layerlens table --help`",
     "report": "`layerlens report` lacks RUN (run directory); add it, or see `layerlens report --help`",

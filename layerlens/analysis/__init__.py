@@ -11,6 +11,7 @@ from layerlens.analysis.decoding import (
 )
 from layerlens.analysis.kinds import kind_jumps
 from layerlens.analysis.layers import by_layer, entropy_curves
+from layerlens.analysis.onset import onset, onset_by_layer
 from layerlens.analysis.overhead import overhead
 from layerlens.analysis.partition import partition
 from layerlens.analysis.phases import phases
@@ -30,6 +31,8 @@ __all__ = [
     "earliest_agreement",
     "entropy_curves",
     "kind_jumps",
+    "onset",
+    "onset_by_layer",
     "overhead",
     "partition",
     "phases",

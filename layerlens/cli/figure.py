@@ -1,4 +1,4 @@
-"""`layerlens figure`: the paper's figures for a run."""
+"""`layerlens figure`: the paper's figures and further ones for a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,9 @@ from layerlens.cli.each import each, opened, refuse_unknown, say_unfinished
 
 
 def figure(
-    number: Annotated[str, typer.Argument(help="Number of a figure of the paper, 1 to 12, or all.")],
+    number: Annotated[
+        str, typer.Argument(help="Number of a figure of the paper, 1 to 12; a name, such as onset; or all.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory for the PNG, the PDF and the csv they draw.")],
     run: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     beside: Annotated[
@@ -17,10 +19,10 @@ def figure(
     ] = None,
     ablation: Annotated[Path | None, typer.Option(help="Directory of `layerlens ablate`, for figure 3.")] = None,
 ) -> None:
-    """Draw a figure of the paper from a run: PNG, PDF, and the numbers as csv."""
+    """Draw a figure from a run: PNG, PDF, and the numbers as csv."""
     import layerlens as ll
 
-    refuse_unknown("figure", number, [str(one) for one in ll.plot.NUMBERS])
+    refuse_unknown("figure", number, [str(one) for one in (*ll.plot.NUMBERS, *ll.plot.NAMED)])
     shown, other = opened(run), opened(beside)
     if ablation is not None:
         say_unfinished(ablation)
@@ -31,11 +33,12 @@ def figure(
         typer.echo(f"layerlens: figures {ll.plot.GRIDS[n_texts]} to 12 show further texts, which {run} lacks", err=True)
     if number == "all" and run is not None:
         _say_left_out(ablation)
+    names = [] if shown is None else ll.plot.named_for(shown)
     for path in each(
         "figure",
         number,
-        [str(one) for one in everything],
-        lambda one: ll.plot.draw(int(one), shown, out, beside=other, ablation=ablation),
+        [*map(str, everything), *names],
+        lambda one: ll.plot.draw(int(one) if one.isdecimal() else one, shown, out, beside=other, ablation=ablation),
     ):
         typer.echo(path)
 

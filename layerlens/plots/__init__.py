@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
 from layerlens.plots.clouds import figure1
+from layerlens.plots.depths import draw_onset, onset_table
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
-from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NUMBERS, draw, figure2, figure4
+from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NAMED, NUMBERS, draw, figure2, figure4, named_for
 from layerlens.plots.grids import figure_grid
 from layerlens.plots.lens_grid import lens_grid
 from layerlens.plots.save import save
@@ -20,6 +21,7 @@ __all__ = [
     "DISTINCT",
     "FIGURES",
     "GRIDS",
+    "NAMED",
     "NUMBERS",
     "contributions",
     "draw",
@@ -31,6 +33,8 @@ __all__ = [
     "figure_grid",
     "io_cosine",
     "lens_grid",
+    "named_for",
+    "onset",
     "save",
 ]
 
@@ -64,6 +68,20 @@ def entropy_partition(run: Records, axes: Any = None) -> np.ndarray[Any, Any]:
         for group, ax in zip(GROUPS, drawn_on, strict=True):
             draw_entropy(table[table["group"] == group], ax)
     return drawn_on
+
+
+def onset(run: Records, ax: Axes | None = None, rank: int = 1) -> Axes:
+    """The axes with the share of emitted tokens that are among the first `rank` words from each layer on.
+
+    Args:
+        run: what was traced with --targets.
+        ax: what to draw on; new axes where none are given.
+        rank: how many first words, 1 or more.
+    """
+    table = onset_table(run, rank)
+    drawn_on = _new_axes(1)[0] if ax is None else ax
+    with style.look():
+        return draw_onset(table, drawn_on)
 
 
 def _new_axes(rows: int) -> np.ndarray[Any, Any]:

@@ -1,7 +1,8 @@
-"""Whole figures of the paper, each with the table it draws, and the numbers they go by."""
+"""Whole figures, each with the table it draws: those of the paper by their numbers, others by their names."""
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +12,14 @@ from layerlens.errors import OptionError, spelled, spelled_command
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
 from layerlens.plots.clouds import figure1
+from layerlens.plots.depths import figure_onset
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.grids import figure_grid
 from layerlens.plots.save import save
+from layerlens.records import token_columns
 from layerlens.records.reader import Records
+from layerlens.records.schema import ON_REQUEST
 
 
 def figure2(run: Records) -> tuple[Figure, pd.DataFrame]:
@@ -43,19 +47,19 @@ def figure4(run: Records) -> tuple[Figure, pd.DataFrame]:
 
 
 def draw(
-    number: int,
+    number: int | str,
     run: Records | None,
     out_dir: Path,
     *,
     beside: Records | None = None,
     ablation: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
-    """The files of the paper's figure of that number: PNG, PDF and the csv they draw.
+    """The files of a figure, by the paper's number or by its name: PNG, PDF and the csv they draw.
 
     Figures 5 and 6 are 2 and 4 for another model; 7 to 12 show the prompts with the most substitutions, one each.
 
     Args:
-        number: of the figure, 1 to 12.
+        number: of the figure, 1 to 12, or its name, one of `NAMED`.
         run: what was traced; not needed for Figure 3.
         out_dir: where the files go.
         beside: for Figures 7 to 12 the same prompts decoded from the last layer; drawn above.
@@ -65,8 +69,8 @@ def draw(
         OptionError: there is no such figure, what it is drawn from is missing, or the directory cannot be written.
         RunError: the run lacks what the figure shows.
     """
-    if number not in NUMBERS:
-        known = ", ".join(map(str, NUMBERS))
+    if number not in (*NUMBERS, *NAMED):
+        known = ", ".join(map(str, (*NUMBERS, *NAMED)))
         raise OptionError(f"there is no figure {number}", f"choose from {known}", option="number", given=number)
     if number == 3:
         if ablation is None:
@@ -76,11 +80,28 @@ def draw(
     elif run is None:
         advice = f"give {spelled('run')}, a directory that {spelled_command('trace')} wrote"
         raise OptionError(f"figure {number} shows a run", advice, option="run")
+    elif isinstance(number, str):
+        figure, table = NAMED[number].drawn(run)
     elif number in GRIDS:
         figure, table = figure_grid(beside, run, choice=number - GRIDS[0] + 1)
     else:
         figure, table = FIGURES[number](run)
-    return save(figure, table, Path(out_dir), f"figure{number}")
+    stem = number if isinstance(number, str) else f"figure{number}"
+    return save(figure, table, Path(out_dir), stem)
+
+
+def named_for(run: Records) -> list[str]:
+    """The names of the figures that the run has the columns for, in the order of `NAMED`."""
+    there = token_columns(run.manifest)
+    return [name for name, one in NAMED.items() if set(ON_REQUEST[one.option]) <= set(there)]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A figure that goes by a name: what draws it, and the option of a trace that records what it shows."""
+
+    drawn: Callable[[Records], tuple[Figure, pd.DataFrame]]
+    option: str
 
 
 GRIDS = (7, 8, 9, 10, 11, 12)
@@ -93,3 +114,5 @@ FIGURES: dict[int, Callable[[Records], tuple[Figure, pd.DataFrame]]] = {
 }
 NUMBERS = (1, 2, 3, 4, 5, 6, *GRIDS)
 DISTINCT = (1, 2, 3, 4, *GRIDS)
+
+NAMED = {"onset": Named(figure_onset, "targets")}

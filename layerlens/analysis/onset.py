@@ -1,0 +1,102 @@
+"""From which layer on the token that was emitted is among the first words of every readout."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from layerlens.analysis.depths import (
+    Ints,
+    first_layers,
+    mean_layer,
+    quantile_layer,
+    share_by_layer,
+    share_of,
+)
+from layerlens.analysis.sample import Gathered, Sample
+from layerlens.errors import OptionError
+from layerlens.records.reader import Records
+from layerlens.records.schema import NEXT_RANK
+
+_QUARTILES = {"onset_q25": 0.25, "onset_median": 0.5, "onset_q75": 0.75}
+
+
+def onset(run: Records, rank: int = 1) -> pd.DataFrame:
+    """One row for all emitted tokens and one per word class: from which layer on the token is among the first words.
+
+    The onset of an emitted token is the earliest layer l such that in each of the layers l..L fewer than `rank` words
+    have a greater logit than it. A token that layer L itself does not have among its first `rank` words has no onset:
+    it was sampled, decoded from another layer or changed by a penalty. Such tokens are counted in `outside`, and in no
+    mean or quartile.
+
+    Columns: words ("all", or a class of `word_class` by its rule "paper", of the token's own text; "all" alone where
+    the run does not hold its tokens' texts, as until it is complete); onset, the mean layer, 1..L, with `_low` and
+    `_high` (95 %, prompts resampled) and `_sd` (over tokens); relative_onset, the mean of layer / L, with `_low` and
+    `_high`, to compare models of different depths; onset_median with `_low` and `_high`, onset_q25 and onset_q75, the
+    first layer by which half, a quarter, three quarters of the tokens that have an onset have it; at_last, the share of
+    all tokens whose onset is L, and outside, the share without onset, both with `_low` and `_high`; n_tokens;
+    n_prompts that have such tokens. A class without tokens has NaN.
+
+    Args:
+        run: what was traced with --targets.
+        rank: how many of the first words; 1 asks for the first alone. Words as likely as the token do not push it back.
+
+    Raises:
+        OptionError: the rank is no whole number between 1 and the size of the vocabulary.
+        RunError: the run was traced without --targets, or none of its generated tokens can be counted.
+    """
+    totals = _onsets(run, rank)
+    rows = []
+    for words, counted in totals.by_name.items():
+        row: dict[str, Any] = {"words": words}
+        mean = {end: float(value[0]) for end, value in mean_layer(totals, counted).items()}
+        row |= {f"onset{end}": value for end, value in mean.items()}
+        row |= {f"relative_onset{end}": mean[end] / run.n_layers for end in ("", "_low", "_high")}
+        for name, level in _QUARTILES.items():
+            quantile = _named(name, quantile_layer(totals, counted, level))
+            row |= quantile if level == 0.5 else {name: quantile[name]}
+        row |= _named("at_last", share_of(totals, counted, slice(run.n_layers - 1, run.n_layers)))
+        row |= _named("outside", share_of(totals, counted, slice(run.n_layers, None)))
+        rows.append(row | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts})
+    return totals.frame(rows)
+
+
+def onset_by_layer(run: Records, rank: int = 1) -> pd.DataFrame:
+    """One row per class of words as in `onset` and layer 1..L: the share of tokens whose onset is there or before.
+
+    Columns: words; layer; relative_layer, layer / L; share of all tokens of the class, those without onset among them,
+    with `_low` and `_high` (95 %, prompts resampled); n_tokens; n_prompts. At L it is 1 less `outside` of `onset`.
+
+    Raises:
+        OptionError, RunError: as `onset`.
+    """
+    totals = _onsets(run, rank)
+    layers = np.arange(1, run.n_layers + 1)
+    frames = []
+    for words, counted in totals.by_name.items():
+        columns: dict[str, Any] = {"words": words, "layer": layers, "relative_layer": layers / run.n_layers}
+        shares = share_by_layer(totals, counted)
+        columns |= {name: value[0] for name, value in zip(("share", "share_low", "share_high"), shares, strict=True)}
+        frames.append(pd.DataFrame(columns | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts}))
+    return totals.frame(pd.concat(frames, ignore_index=True))
+
+
+def _onsets(run: Records, rank: int) -> Gathered:
+    n_vocab = int(run.manifest["model"]["n_vocab"])
+    if not isinstance(rank, int) or not 1 <= rank <= n_vocab:
+        raise OptionError.about(
+            "rank", rank, f"is no number of words out of {n_vocab:,}", f"give a whole number between 1 and {n_vocab}"
+        )
+
+    def onsets_of(piece: Records, tokens: Sample) -> Ints:
+        ranks = tokens.of(piece.layers(NEXT_RANK.name))
+        within = (ranks >= 0) & (ranks < rank)  # −1 where no rank is known
+        kept: Ints = np.logical_and.accumulate(within[:, ::-1], axis=1).sum(axis=1, dtype=np.int64)
+        return 1 + run.n_layers - kept[:, None]
+
+    return first_layers(run, onsets_of)
+
+
+def _named(name: str, values: Any) -> dict[str, float]:
+    """Estimate, low and high of the only question as three entries of a row."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), (float(value[0]) for value in values), strict=True))
