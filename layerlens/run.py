@@ -49,6 +49,14 @@ class Run(Records):
         """Perturbed, unperturbed and all tokens, counted and averaged; see `analysis.partition`."""
         return analysis.partition(self)
 
+    def perturbation_parts(self) -> pd.DataFrame:
+        """What attention and MLP of the last layer do to the entropy; see `analysis.perturbation_parts`."""
+        return analysis.perturbation_parts(self)
+
+    def parts_by_layer(self) -> pd.DataFrame:
+        """What attention and MLP of every layer do to the entropy; see `analysis.parts_by_layer`."""
+        return analysis.parts_by_layer(self)
+
     def valleys(self) -> pd.DataFrame:
         """V_onset, V* and the lowest layer of the mean entropy curves; see `analysis.valleys`."""
         return analysis.valleys(self)
@@ -88,6 +96,10 @@ class Run(Records):
     def onset(self, rank: int = 1) -> pd.DataFrame:
         """From which layer on the emitted token is among the first `rank` words; see `analysis.onset`."""
         return analysis.onset(self, rank)
+
+    def settling(self, g: float | Sequence[float] = 0.5, rho: float = 0.85, *, unit: str = "bits") -> pd.DataFrame:
+        """Settling depth and deep-thinking ratio, for one threshold g or several; see `analysis.settling`."""
+        return analysis.settling(self, g, rho, unit=unit)
 
     def kind_jumps(self) -> pd.DataFrame:
         """Jumps of entropy between layers of different kinds and elsewhere; see `analysis.kind_jumps`."""

@@ -14,13 +14,16 @@ from layerlens.analysis.layers import by_layer, entropy_curves
 from layerlens.analysis.onset import onset, onset_by_layer
 from layerlens.analysis.overhead import overhead
 from layerlens.analysis.partition import partition
+from layerlens.analysis.parts import half_step_curves, parts_by_layer, perturbation_parts
 from layerlens.analysis.phases import phases
+from layerlens.analysis.settling import THRESHOLDS, settling, settling_by_layer
 from layerlens.analysis.substitutions import replacements, substituted_tokens, substitution_pairs, substitutions
 from layerlens.analysis.valleys import valleys
 from layerlens.analysis.word_shares import class_shares
 
 __all__ = [
     "ENTROPY_BANDS",
+    "THRESHOLDS",
     "agreement",
     "by_entropy_band",
     "by_layer",
@@ -30,13 +33,18 @@ __all__ = [
     "compare_outputs",
     "earliest_agreement",
     "entropy_curves",
+    "half_step_curves",
     "kind_jumps",
     "onset",
     "onset_by_layer",
     "overhead",
     "partition",
+    "parts_by_layer",
+    "perturbation_parts",
     "phases",
     "replacements",
+    "settling",
+    "settling_by_layer",
     "substituted_tokens",
     "substitution_pairs",
     "substitutions",

@@ -96,6 +96,15 @@ def share_by_layer(totals: Gathered, counted: PerPrompt) -> tuple[Floats, Floats
     return share, np.maximum.accumulate(low, axis=-1), np.minimum.accumulate(high[..., ::-1], axis=-1)[..., ::-1]
 
 
+def share_after(totals: Gathered, counted: PerPrompt, layer: int) -> tuple[Floats, Floats, Floats]:
+    """The share of all tokens with a first layer above one of 0..L, or none, low and high, [questions]."""
+    if not layer:
+        every, bound = (np.full(counted.sums.shape[1], 1.0 if counted.n_prompts >= n else np.nan) for n in (1, 2))
+        return every, bound, bound
+    share, low, high = (1 - end[..., layer - 1] for end in share_by_layer(totals, counted))
+    return share, high, low
+
+
 def _counted(tokens: Sample, layers: Ints, n_layers: int, among: Bools) -> PerPrompt:
     prompt = np.repeat(np.arange(tokens.n_prompts), np.diff(tokens.starts, append=len(tokens.rows)))[among]
     shape = (tokens.n_prompts, layers.shape[1], n_layers + 1)

@@ -10,6 +10,7 @@ from layerlens.analysis.depths import (
     first_layers,
     mean_layer,
     quantile_layer,
+    share_after,
     share_by_layer,
     share_of,
 )
@@ -56,7 +57,7 @@ def onset(run: Records, rank: int = 1) -> pd.DataFrame:
             quantile = _named(name, quantile_layer(totals, counted, level))
             row |= quantile if level == 0.5 else {name: quantile[name]}
         row |= _named("at_last", share_of(totals, counted, slice(run.n_layers - 1, run.n_layers)))
-        row |= _named("outside", share_of(totals, counted, slice(run.n_layers, None)))
+        row |= _named("outside", share_after(totals, counted, run.n_layers))
         rows.append(row | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts})
     return totals.frame(rows)
 

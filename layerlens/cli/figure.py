@@ -18,6 +18,9 @@ def figure(
         Path | None, typer.Option(help="Run of the same prompts from the last layer, for figures 7 to 12.")
     ] = None,
     ablation: Annotated[Path | None, typer.Option(help="Directory of `layerlens ablate`, for figure 3.")] = None,
+    half_steps: Annotated[
+        bool, typer.Option("--half-steps", help="Show the steps between attention and MLP in figures 4 and 6.")
+    ] = False,
 ) -> None:
     """Draw a figure from a run: PNG, PDF, and the numbers as csv."""
     import layerlens as ll
@@ -38,7 +41,9 @@ def figure(
         "figure",
         number,
         [*map(str, everything), *names],
-        lambda one: ll.plot.draw(int(one) if one.isdecimal() else one, shown, out, beside=other, ablation=ablation),
+        lambda one: ll.plot.draw(
+            int(one) if one.isdecimal() else one, shown, out, beside=other, ablation=ablation, half_steps=half_steps
+        ),
     ):
         typer.echo(path)
 

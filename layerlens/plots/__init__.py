@@ -8,12 +8,13 @@ from matplotlib.axes import Axes
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
 from layerlens.plots.clouds import figure1
-from layerlens.plots.depths import draw_onset, onset_table
+from layerlens.plots.depths import draw_deep_thinking, draw_onset, draw_settled, onset_table, settling_table
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NAMED, NUMBERS, draw, figure2, figure4, named_for
 from layerlens.plots.grids import figure_grid
 from layerlens.plots.lens_grid import lens_grid
+from layerlens.plots.parts import draw_last_parts, draw_parts_by_layer, parts_table
 from layerlens.plots.save import save
 from layerlens.records.reader import Records
 
@@ -35,7 +36,9 @@ __all__ = [
     "lens_grid",
     "named_for",
     "onset",
+    "perturbation_parts",
     "save",
+    "settling",
 ]
 
 
@@ -55,14 +58,16 @@ def io_cosine(run: Records, ax: Axes | None = None) -> Axes:
         return draw_io_cosine(table, drawn_on)
 
 
-def entropy_partition(run: Records, axes: Any = None) -> np.ndarray[Any, Any]:
+def entropy_partition(run: Records, axes: Any = None, half_steps: bool = False) -> np.ndarray[Any, Any]:
     """Two axes with the mean entropy by layer of perturbed and of unperturbed tokens (Figure 4), as an array.
 
     Args:
         run: what was traced.
         axes: two axes to draw on; new ones, one above the other, where none are given.
+        half_steps: whether the entropy between attention and MLP of each layer is drawn too; of a run traced with
+            --sublayers.
     """
-    table = entropy_table(run)
+    table = entropy_table(run, half_steps)
     drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
     with style.look():
         for group, ax in zip(GROUPS, drawn_on, strict=True):
@@ -82,6 +87,38 @@ def onset(run: Records, ax: Axes | None = None, rank: int = 1) -> Axes:
     drawn_on = _new_axes(1)[0] if ax is None else ax
     with style.look():
         return draw_onset(table, drawn_on)
+
+
+def settling(run: Records, axes: Any = None, g: float = 0.5, rho: float = 0.85) -> np.ndarray[Any, Any]:
+    """Two axes as an array: the share of tokens settled by each layer, and the deep-thinking ratio by threshold.
+
+    Args:
+        run: what was traced with --js.
+        axes: two axes to draw on; new ones, one above the other, where none are given.
+        g: the threshold that is set off from the sweep, in bits.
+        rho: where the deep-thinking regime begins, as a share of the depth.
+    """
+    table = settling_table(run, g, rho)
+    above, below = drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
+    with style.look():
+        draw_settled(table, above)
+        draw_deep_thinking(table, below)
+    return drawn_on
+
+
+def perturbation_parts(run: Records, axes: Any = None) -> np.ndarray[Any, Any]:
+    """Two axes as an array: what attention and MLP do to the entropy layer by layer, and in the last layer.
+
+    Args:
+        run: what was traced with --sublayers.
+        axes: two axes to draw on; new ones, one above the other, where none are given.
+    """
+    table = parts_table(run)
+    above, below = drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
+    with style.look():
+        draw_parts_by_layer(table, above)
+        draw_last_parts(table, below)
+    return drawn_on
 
 
 def _new_axes(rows: int) -> np.ndarray[Any, Any]:

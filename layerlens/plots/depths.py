@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layerlens.analysis import onset, onset_by_layer
+from layerlens.analysis import THRESHOLDS, onset, onset_by_layer, settling, settling_by_layer
 from layerlens.analysis.depths import ALL
 from layerlens.plots import style
 from layerlens.records.reader import Records
@@ -46,7 +48,9 @@ def draw_onset(table: pd.DataFrame, ax: Axes) -> Axes:
         f"{last['n_tokens']:,} emitted tokens, {100 * last['outside']:.1f} % not {ranked} at layer {last['layer']}",
         loc="left",
     )
-    handles = _shares_by_layer(table, ax)
+    style.layer_axis(ax, int(last["layer"]))
+    _share_axis(ax)
+    handles = _curves(table, "layer", "share", ax)
     ax.set_ylabel(f"share {ranked} from here on")
     if pd.notna(last["onset_median"]):
         _upright(ax, last["onset_median"], f"half by layer {last['onset_median']:.0f}", last["layer"])
@@ -63,21 +67,99 @@ def figure_onset(run: Records) -> tuple[Figure, pd.DataFrame]:
     return figure, table
 
 
-def _shares_by_layer(table: pd.DataFrame, ax: Axes) -> list[Any]:
-    """A curve for each class of words, and for all in black with its interval; the legend's entries."""
-    style.layer_axis(ax, int(table["layer"].max()))
+def settling_table(run: Records, g: float = 0.5, rho: float = 0.85) -> pd.DataFrame:
+    """One row per threshold, class of words and layer with everything the figure of settling draws.
+
+    The thresholds are `analysis.THRESHOLDS` and g, in bits. Columns: those of `analysis.settling_by_layer`; and of the
+    threshold and class, the same in every row, settling_depth, deep_from and deep_thinking_ratio with `_low` and
+    `_high` of `analysis.settling`; chosen, whether the threshold is g.
+
+    Raises:
+        OptionError, RunError: as `analysis.settling`.
+    """
+    thresholds = sorted({*THRESHOLDS, g})
+    ratio = [f"deep_thinking_ratio{end}" for end in ("", "_low", "_high")]
+    depths = settling(run, thresholds, rho)[["g", "words", "settling_depth", "deep_from", *ratio]]
+    table: pd.DataFrame = settling_by_layer(run, thresholds).merge(depths, on=["g", "words"], how="left")
+    table["chosen"] = np.isclose(table["g"], g)
+    return table
+
+
+def draw_settled(table: pd.DataFrame, ax: Axes) -> Axes:
+    """The axes with the share of all tokens settled by each layer, a curve for each threshold.
+
+    The chosen threshold is black, with its 95 % interval; the deep-thinking regime is grey.
+    """
+    every = table[table["words"] == ALL]
+    n_layers = int(every["layer"].max())
+    style.layer_axis(ax, n_layers)
     _share_axis(ax)
+    ax.axvspan(every["deep_from"].iloc[0] - 0.5, n_layers + 0.6, color=style.FULL_ATTENTION, linewidth=0, zorder=0)
+    thresholds = every["g"].unique()
+    colours = mpl.colormaps["viridis"](np.linspace(0.9, 0.1, len(thresholds)))
+    lines: list[Any] = []
+    bands: list[Any] = []
+    for colour, (g, rows) in zip(colours, every.groupby("g"), strict=True):
+        if rows["chosen"].all():
+            line, *bands = _curve_of_all(rows, "layer", "share", ax, f"{g:g}")
+            lines.append(line)
+        else:
+            lines += ax.plot(rows["layer"], rows["share"], label=f"{g:g}", linewidth=0.9, color=colour)
+    ax.set_ylabel("share settled by this layer")
+    ax.set_title(f"{every['n_tokens'].iloc[0]:,} emitted tokens; grey: deep-thinking regime", loc="left")
+    ax.legend(handles=lines + bands, title="g (bits)", loc="upper center", bbox_to_anchor=(0.47, -0.2), ncols=4)
+    return ax
+
+
+def draw_deep_thinking(table: pd.DataFrame, ax: Axes) -> Axes:
+    """The axes with the deep-thinking ratio against the threshold, of all with the 95 % interval and of each class."""
+    ratios = table[table["layer"] == 1].rename(columns=lambda name: name.replace("deep_thinking_ratio", "ratio"))
+    handles = _curves(ratios, "g", "ratio", ax)
+    chosen = ratios[ratios["chosen"] & (ratios["words"] == ALL)].iloc[0]
+    ax.axvline(chosen["g"], color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
+    ax.set_title(f"g = {chosen['g']:g} bits: ratio {chosen['ratio']:.3f}{_between(chosen)}", loc="left")
+    _share_axis(ax)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("threshold g (bits)")
+    ax.set_ylabel("deep-thinking ratio")
+    _legend(ax, handles)
+    return ax
+
+
+def figure_settling(run: Records) -> tuple[Figure, pd.DataFrame]:
+    """By which layer tokens settle (a), and the deep-thinking ratio by threshold (b); see `settling_table`."""
+    table = settling_table(run)
+    with style.look():
+        figure = Figure(figsize=(style.COLUMN_INCHES, 5.2), layout="constrained")
+        above, below = figure.subplots(2, 1)
+        draw_settled(table, above)
+        draw_deep_thinking(table, below)
+        for ax, letter in ((above, "(a)"), (below, "(b)")):
+            ax.set_title(f"{letter} {ax.get_title(loc='left')}", loc="left")
+    return figure, table
+
+
+def _between(row: Any) -> str:
+    if not row["ratio_low"] < row["ratio_high"]:  # a single prompt
+        return ""
+    return f" (95 %: {row['ratio_low']:.3f}–{row['ratio_high']:.3f})"
+
+
+def _curves(table: pd.DataFrame, across: str, share: str, ax: Axes) -> list[Any]:
+    """A curve for each class of words, and for all in black with its interval; the legend's entries."""
     handles: list[Any] = []
     for words, rows in table.groupby("words", sort=False):
-        if words == ALL or not rows["n_tokens"].iloc[0]:
-            continue
-        handles += ax.plot(rows["layer"], rows["share"], label=words, linewidth=0.9, **_CLASSES[str(words)])
-    every = table[table["words"] == ALL]
-    handles += ax.plot(every["layer"], every["share"], label="all", color="black", zorder=3)
-    if (every["share_high"] > every["share_low"]).any():
+        if words != ALL and rows["n_tokens"].iloc[0]:
+            handles += ax.plot(rows[across], rows[share], label=words, linewidth=0.9, **_CLASSES[str(words)])
+    return handles + _curve_of_all(table[table["words"] == ALL], across, share, ax)
+
+
+def _curve_of_all(rows: pd.DataFrame, across: str, share: str, ax: Axes, label: str = "all") -> list[Any]:
+    handles: list[Any] = ax.plot(rows[across], rows[share], label=label, color="black", zorder=3)
+    low, high = rows[f"{share}_low"], rows[f"{share}_high"]
+    if (high > low).any():
         band: dict[str, Any] = {"color": "black", "alpha": 0.18, "linewidth": 0, "zorder": 1}
-        low, high = every["share_low"], every["share_high"]
-        handles.append(ax.fill_between(every["layer"], low, high, label="95 % interval of all", **band))
+        handles.append(ax.fill_between(rows[across], low, high, label="95 % interval", **band))
     return handles
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from layerlens.analysis import entropy_curves, partition, valleys
+from layerlens.analysis import entropy_curves, half_step_curves, partition, valleys
 from layerlens.analysis.valleys import marks_shown
 from layerlens.plots import style
 from layerlens.plots.dynamics import name_phases, phase_of_layers
 from layerlens.records.reader import Records
+from layerlens.records.schema import HALF_ENTROPY
 
 GROUPS = ("perturbed", "unperturbed")
 ZOOM_LAYERS = 5
@@ -22,16 +23,18 @@ _COLOURS = {"perturbed": style.PERTURBED, "unperturbed": style.UNPERTURBED}
 _SIGNS = {"V_onset": (r"$V_\mathrm{onset}$", ""), "V*": ("$V^*$", ", lowest of the final rise")}
 
 
-def entropy_table(run: Records) -> pd.DataFrame:
+def entropy_table(run: Records, half_steps: bool = False) -> pd.DataFrame:
     """One row per group (perturbed, unperturbed) and layer 1..L with everything Figure 4 draws.
 
     Columns: group; layer; kind; entropy in nats with `_low`, `_high` and `_sd`; n_tokens; n_prompts; phase (NA
     where the rule "plateau" finds none); mark, "V_onset", "V*" (the lowest layer of the final rise) or, where another
     layer is lower, "lowest", at the layer of the group's own curve that has it, else NA; share of all tokens in the
-    group with share_low and share_high.
+    group with share_low and share_high. With half steps also half_entropy, the mean between attention and MLP of the
+    layer in nats, with `_low` and `_high`; NaN where the layer has no such state.
 
     Raises:
-        RunError: no token can be counted, or the model has a single layer.
+        RunError: no token can be counted, the model has a single layer, or half steps are asked for and the run has
+            none.
     """
     shares = partition(run)[["group", "share", "share_low", "share_high"]]
     marks = marks_shown(valleys(run)).dropna(subset="layer")[["group", "layer", "mark"]]
@@ -41,7 +44,7 @@ def entropy_table(run: Records) -> pd.DataFrame:
     phase = pd.DataFrame({"layer": range(1, run.n_layers + 1), "phase": phase_of_layers(run)})
     table = curves.merge(phase, on="layer", how="left").merge(marks, on=["group", "layer"], how="left")
     drawn: pd.DataFrame = table.merge(shares, on="group", how="left")
-    return drawn
+    return drawn.merge(half_step_curves(run), on=["group", "layer"], how="left") if half_steps else drawn
 
 
 def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -49,7 +52,8 @@ def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
 
     Drawn: the mean, its 95 % interval and one standard deviation over tokens (cut at 0), V_onset and V* where there
     are any and a word where there are none, the lowest layer where that is not V*, phases, full-attention layers, and
-    the last five layers enlarged.
+    the last five layers enlarged. Where the table has half steps, circles half a layer before each layer, and a thin
+    line from step to step.
     """
     first = table.iloc[0]
     kinds = list(table["kind"])
@@ -62,7 +66,9 @@ def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.text(0.5, 0.5, "no such token", transform=ax.transAxes, ha="center", va="center", color=style.GREY)
         return ax
     handles = _curve(table, ax)
-    top = float(np.fmax(table["entropy"] + table["entropy_sd"], table["entropy_high"]).max()) or 1.0
+    highest = [table["entropy"] + table["entropy_sd"], table["entropy_high"]]
+    highest += [table[HALF_ENTROPY.name]] if HALF_ENTROPY.name in table else []
+    top = float(pd.concat(highest).max()) or 1.0
     zooms = len(table) > ZOOM_LAYERS + 2
     place, room = _free_place(table, HEADROOM * top) if zooms else (None, HEADROOM * top)
     style.value_axis(ax, top, room)
@@ -97,6 +103,17 @@ def _curve(table: pd.DataFrame, ax: Axes, *, with_sd: bool = True) -> list[Any]:
     low, high = table["entropy_low"], table["entropy_high"]
     if (high > low).any():
         handles.append(ax.fill_between(x, low, high, alpha=0.45, label="95 % interval", zorder=2, **look))
+    return handles + _half_steps(table, ax)
+
+
+def _half_steps(table: pd.DataFrame, ax: Axes) -> list[Any]:
+    """Circles between attention and MLP of each layer, and a line through them and the layers; none without any."""
+    if HALF_ENTROPY.name not in table or table[HALF_ENTROPY.name].isna().all():
+        return []
+    steps = np.column_stack([table["layer"] - 0.5, table[HALF_ENTROPY.name], table["layer"], table["entropy"]])
+    look: dict[str, Any] = {"color": "0.25", "linewidth": 0.5, "marker": "o", "markevery": 2, "markersize": 2}
+    look |= {"markerfacecolor": "white", "markeredgewidth": 0.5, "zorder": 3.5}
+    handles: list[Any] = ax.plot(*steps.reshape(-1, 2).T, label="half steps", **look)
     return handles
 
 
@@ -150,6 +167,8 @@ def _zoom(table: pd.DataFrame, ax: Axes, place: Place) -> None:
     inset = ax.inset_axes(place, zorder=5)
     _curve(last, inset, with_sd=False)  # which would flatten what the inset is there to show
     low, high = (last[f"entropy{end}"].fillna(last["entropy"]) for end in ("_low", "_high"))
+    if HALF_ENTROPY.name in last:
+        low, high = (pd.concat([end, last[HALF_ENTROPY.name]]) for end in (low, high))
     room = 0.08 * float(high.max() - low.min()) or 0.1
     inset.set_ylim(max(0.0, float(low.min()) - room), float(high.max()) + room)
     inset.set_xticks([int(last["layer"].iloc[0]), int(last["layer"].iloc[-1])])
@@ -171,6 +190,9 @@ def _free_place(table: pd.DataFrame, limit: float) -> tuple[Place, float]:
     width, height, bottom = 0.34, 0.24, 0.47  # its title ends below the lowest label
     below = (table["entropy"] - table["entropy_sd"]).clip(lower=0)
     above = table["entropy"] + table["entropy_sd"]
+    if HALF_ENTROPY.name in table:
+        half = table[HALF_ENTROPY.name]
+        below, above = below.where(~(half < below), half), above.where(~(half > above), half)
     limits = {}
     for left in (0.12, 0.2, 0.3, 0.4, 0.5):
         reached = (table["layer"] - 0.5).between((left - 0.1) * len(table), (left + width + 0.02) * len(table))

@@ -12,10 +12,11 @@ from layerlens.errors import OptionError, spelled, spelled_command
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
 from layerlens.plots.clouds import figure1
-from layerlens.plots.depths import figure_onset
+from layerlens.plots.depths import figure_onset, figure_settling
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.grids import figure_grid
+from layerlens.plots.parts import figure_parts
 from layerlens.plots.save import save
 from layerlens.records import token_columns
 from layerlens.records.reader import Records
@@ -35,9 +36,9 @@ def figure2(run: Records) -> tuple[Figure, pd.DataFrame]:
     return figure, table
 
 
-def figure4(run: Records) -> tuple[Figure, pd.DataFrame]:
+def figure4(run: Records, half_steps: bool = False) -> tuple[Figure, pd.DataFrame]:
     """Mean entropy by layer of perturbed (a) and unperturbed (b) tokens, and the table drawn; see `entropy_table`."""
-    table = entropy_table(run)
+    table = entropy_table(run, half_steps)
     with style.look():
         figure = Figure(figsize=(style.COLUMN_INCHES, 4.8), layout="constrained")
         for group, ax, letter in zip(GROUPS, figure.subplots(2, 1), ("(a)", "(b)"), strict=True):
@@ -53,6 +54,7 @@ def draw(
     *,
     beside: Records | None = None,
     ablation: str | os.PathLike[str] | None = None,
+    half_steps: bool = False,
 ) -> list[Path]:
     """The files of a figure, by the paper's number or by its name: PNG, PDF and the csv they draw.
 
@@ -64,6 +66,7 @@ def draw(
         out_dir: where the files go.
         beside: for Figures 7 to 12 the same prompts decoded from the last layer; drawn above.
         ablation: for Figure 3 the directory that `layerlens ablate` wrote.
+        half_steps: whether Figures 4 and 6 show the entropy between attention and MLP of each layer too.
 
     Raises:
         OptionError: there is no such figure, what it is drawn from is missing, or the directory cannot be written.
@@ -84,6 +87,8 @@ def draw(
         figure, table = NAMED[number].drawn(run)
     elif number in GRIDS:
         figure, table = figure_grid(beside, run, choice=number - GRIDS[0] + 1)
+    elif number in (4, 6):
+        figure, table = figure4(run, half_steps)
     else:
         figure, table = FIGURES[number](run)
     stem = number if isinstance(number, str) else f"figure{number}"
@@ -115,4 +120,8 @@ FIGURES: dict[int, Callable[[Records], tuple[Figure, pd.DataFrame]]] = {
 NUMBERS = (1, 2, 3, 4, 5, 6, *GRIDS)
 DISTINCT = (1, 2, 3, 4, *GRIDS)
 
-NAMED = {"onset": Named(figure_onset, "targets")}
+NAMED = {
+    "onset": Named(figure_onset, "targets"),
+    "settling": Named(figure_settling, "js"),
+    "parts": Named(figure_parts, "sublayers"),
+}

@@ -155,6 +155,29 @@ def test_phases_are_tinted_and_full_attention_is_banded(axes):
         assert {"I", "II", "III"} <= set(texts(ax))
 
 
+def test_half_steps_are_drawn_between_the_layers(tmp_path):
+    prompts = planted(hybrid_curves(), noise=0.2, n_tokens=20)
+    random = np.random.default_rng(0)
+    for rows in prompts.values():
+        rows["half_entropy"] = (rows["entropy"] * random.uniform(0.5, 1.5, (20, 40))).astype(np.float32)
+        rows["half_entropy"][:, 6] = np.nan
+        rows["half_top_token_id"] = np.zeros((20, 40), np.int32)
+    run = write_run(tmp_path / "run", prompts)
+    for ax, perturbed in zip(
+        entropy_partition(run, Figure().subplots(2, 1), half_steps=True), (True, False), strict=True
+    ):
+        halves = [row["half_entropy"] for row in run.tokens.to_dict("records") if row["perturbed"] == perturbed]
+        (drawn,) = [line.get_xydata() for line in ax.lines if line.get_label() == "half steps"]
+        assert drawn[::2, 0].tolist() == [layer - 0.5 for layer in range(1, 41)]
+        assert drawn[::2, 1] == pytest.approx(np.mean(halves, axis=0), rel=1e-5, nan_ok=True)
+        assert drawn[1::2] == pytest.approx(ax.lines[0].get_xydata())
+        assert "half steps" in legend(ax)
+        (inset,) = ax.child_axes
+        assert "half steps" in [line.get_label() for line in inset.lines]
+    without = entropy_partition(run, Figure().subplots(2, 1))
+    assert not [text for ax in without for text in legend(ax) if text == "half steps"]
+
+
 @pytest.mark.parametrize("n_layers", [2, 4, 7])
 def test_few_layers_are_drawn_without_phases_or_inset(tmp_path, n_layers):
     prompts = {f"p{i}": {"entropy": np.random.default_rng(i).gamma(1, 1, (9, n_layers))} for i in range(3)}

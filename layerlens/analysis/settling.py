@@ -1,0 +1,153 @@
+"""By which layer a readout has come near the last one's: settling depth and deep-thinking ratio of arXiv 2602.13517.
+
+The paper asks of each emitted token t for D(t, l), the Jensen-Shannon divergence between the readouts of layer l and of
+the last layer; for the least D of the layers up to l; and for the settling depth c, the first layer where that is at
+most g (its Eq. 2 to 4). A token is deep-thinking where c >= ⌈rho L⌉ (Eq. 5), and the share of such tokens in a text is
+the text's deep-thinking ratio (Eq. 6). The least D so far first reaches g where D itself does: a token counts as
+settled although later layers may lead away from the last one again.
+
+The paper names no logarithm. It sweeps g over 0.25, 0.5 and 0.75 and finds ratios above 0 for each. In nats no
+divergence exceeds ln 2 = 0.693, so that 0.75 would settle every token at layer 1: its g must be in bits, where the
+bound is 1. So is ours, unless nats are asked for; 0.5 nats are 0.721 bits. Its Algorithm 1 prints ⌈(1 - rho) L⌉ where
+Eq. 5 has ⌈rho L⌉, which is taken here; by the former nearly every layer would be deep. Its Eq. 1 reads a state by the
+unembedding alone, while a run has read it through the final norm too, and perhaps through a lens.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from layerlens.analysis.depths import Ints, first_layers, mean_layer, share_after, share_by_layer
+from layerlens.analysis.sample import Gathered, PerPrompt, Sample
+from layerlens.analysis.shares import share_interval
+from layerlens.analysis.uncertainty import Floats, ratio
+from layerlens.errors import OptionError
+from layerlens.records.reader import Records
+from layerlens.records.schema import JS
+
+THRESHOLDS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+"""A sweep over g in bits; the paper's three are among them."""
+BIT = math.log(2)
+"""One bit in nats, which is also the greatest Jensen-Shannon divergence there is."""
+
+_NATS = {"bits": BIT, "nats": 1.0}
+"""What one of each unit of g is in nats."""
+
+
+def settling(run: Records, g: float | Sequence[float] = 0.5, rho: float = 0.85, *, unit: str = "bits") -> pd.DataFrame:
+    """One row per threshold and class of words: settling depth and deep-thinking ratio of the emitted tokens.
+
+    The definitions, and why g is in bits, stand at the top of the module. g does not carry over from one model to
+    another: give several, such as `THRESHOLDS`, and see whether what you find holds for all of them.
+
+    Columns: g, in bits; g_nats, the same in nats; words ("all", or a class of `word_class` by its rule "paper", of the
+    token's own text; "all" alone where the run does not hold its tokens' texts, as until it is complete);
+    settling_depth, the mean layer, 1..L, with `_low` and `_high` (95 %, prompts resampled) and `_sd` (over tokens);
+    relative_depth, the mean of layer / L; deep_from, the first layer of the deep-thinking regime;
+    deep_thinking_ratio, the share of all tokens that settle there, 0..1; ratio_of_prompts, the mean over prompts of
+    each one's own ratio, which long answers do not dominate; these three with `_low` and `_high`; n_tokens; n_prompts
+    that have such tokens. A class without tokens has NaN.
+
+    Args:
+        run: what was traced with --js.
+        g: how near the last layer's readout is near enough; one or several.
+        rho: where the deep-thinking regime begins, as a share of the depth; above 0, at most 1.
+        unit: of g, "bits" or "nats".
+
+    Raises:
+        OptionError: g is below 0 or above the greatest divergence there is, 1 bit or ln 2 nats; rho is not
+            above 0 and at most 1; or there is no such unit.
+        RunError: the run was traced without --js, or none of its generated tokens can be counted.
+    """
+    thresholds, deep_from = _in_nats(g, unit), _first_deep(rho, run.n_layers)
+    totals = _settled(run, thresholds)
+    columns_of = {}
+    for words, counted in totals.by_name.items():
+        mean = mean_layer(totals, counted)
+        columns = {f"settling_depth{end}": value for end, value in mean.items()}
+        columns |= {f"relative_depth{end}": mean[end] / run.n_layers for end in ("", "_low", "_high")}
+        columns |= _named("deep_thinking_ratio", share_after(totals, counted, deep_from - 1))
+        columns_of[words] = columns | _named("ratio_of_prompts", _share_of_prompts(totals, counted, deep_from))
+    rows = [
+        _of(threshold)
+        | {"words": words, "deep_from": deep_from}
+        | {name: float(values[k]) for name, values in columns_of[words].items()}
+        | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts}
+        for k, threshold in enumerate(thresholds)
+        for words, counted in totals.by_name.items()
+    ]
+    return totals.frame(rows)
+
+
+def settling_by_layer(run: Records, g: float | Sequence[float] = THRESHOLDS, *, unit: str = "bits") -> pd.DataFrame:
+    """One row per threshold, class of words as in `settling` and layer 1..L: the share of tokens settled by then.
+
+    Columns: g, in bits; g_nats; words; layer; relative_layer, layer / L; share of all tokens of the class with `_low`
+    and `_high` (95 %, prompts resampled), 1 at L; n_tokens; n_prompts.
+
+    Raises:
+        OptionError, RunError: as `settling`.
+    """
+    thresholds = _in_nats(g, unit)
+    totals = _settled(run, thresholds)
+    shares_of = {words: share_by_layer(totals, counted) for words, counted in totals.by_name.items()}
+    layers = np.arange(1, run.n_layers + 1)
+    frames = []
+    for k, threshold in enumerate(thresholds):
+        for words, counted in totals.by_name.items():
+            columns: dict[str, Any] = _of(threshold) | {"words": words, "layer": layers}
+            columns |= {"relative_layer": layers / run.n_layers}
+            columns |= _named("share", [values[k] for values in shares_of[words]])
+            if counted.n_prompts > 1:
+                columns["share_low"][-1] = 1.0  # the last layer is near itself, by definition
+            frames.append(pd.DataFrame(columns | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts}))
+    return totals.frame(pd.concat(frames, ignore_index=True))
+
+
+def _settled(run: Records, thresholds: list[float]) -> Gathered:
+    def settled_of(piece: Records, tokens: Sample) -> Ints:
+        divergence = tokens.of(piece.layers(JS.name))
+        layers = np.empty((len(divergence), len(thresholds)), dtype=np.int64)
+        for k, threshold in enumerate(thresholds):
+            near = divergence <= threshold
+            near[:, -1] = True  # by definition, whatever rounding left there
+            layers[:, k] = 1 + near.argmax(axis=1)
+        return layers
+
+    return first_layers(run, settled_of)
+
+
+def _share_of_prompts(totals: Gathered, counted: PerPrompt, deep_from: int) -> tuple[Floats, Floats, Floats]:
+    """The mean over prompts of each one's own share of tokens that settle so deep, low and high, [questions]."""
+    shares = ratio(counted.sums[..., deep_from - 1 :].sum(axis=-1), counted.counts[..., 0])
+    return share_interval(np.nan_to_num(shares), (~np.isnan(shares)).astype(np.float64), totals.weights)
+
+
+def _in_nats(g: float | Sequence[float], unit: str) -> list[float]:
+    if unit not in _NATS:
+        raise OptionError.about("unit", unit, "is no unit of g", f"choose from {', '.join(_NATS)}")
+    given = [g] if isinstance(g, int | float) else list(g)
+    greatest = BIT / _NATS[unit]
+    wrong = [one for one in given if not 0 <= one <= greatest]
+    if wrong or not given:
+        what = f"is no divergence in {unit}, of which there are {greatest:.3g} at most"
+        raise OptionError.about("g", wrong[0] if wrong else given, what, f"give numbers from 0 to {greatest:.3g}")
+    return [one * _NATS[unit] for one in given]
+
+
+def _first_deep(rho: float, n_layers: int) -> int:
+    """⌈rho L⌉; a product that rounding put above a whole number is that number."""
+    if not 0 < rho <= 1:
+        raise OptionError.about("rho", rho, "is no share of the depth", "give a number above 0, at most 1")
+    return math.ceil(rho * n_layers - 1e-9)
+
+
+def _of(threshold: float) -> dict[str, Any]:
+    return {"g": threshold / BIT, "g_nats": threshold}
+
+
+def _named(name: str, estimate: Sequence[Floats]) -> dict[str, Floats]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
