@@ -395,7 +395,7 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.open_run(at / "run").layers("kl_last_to_layer"),
-        "AT/run holds no divergences from the last layer; trace the prompts again with kl=True",
+        "AT/run holds no column kl_last_to_layer; trace the prompts again with kl=True",
         None,
         None,
     ),

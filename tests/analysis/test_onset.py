@@ -127,7 +127,9 @@ def test_laws(tmp_path_factory, lengths, n_layers, seed):
         assert 1 <= one["onset_q25"] <= one["onset_median"] <= one["onset_q75"] <= n_layers
     else:
         assert one[["onset", "onset_median", "relative_onset"]].isna().all()
-    if len(lengths) == 1:
+    if len(lengths) > 1:
+        assert (onset_by_layer(run)[["share_low", "share_high"]].diff().dropna() >= 0).all(axis=None)
+    else:
         assert one[["onset_low", "onset_median_low", "outside_low"]].isna().all()
 
 

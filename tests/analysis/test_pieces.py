@@ -27,6 +27,13 @@ TABLES = [
     "substitutions",
     "substitution_pairs",
     "class_shares",
+    "onset",
+    "onset_by_layer",
+    "settling",
+    "settling_by_layer",
+    "perturbation_parts",
+    "parts_by_layer",
+    "half_step_curves",
 ]
 
 
@@ -38,6 +45,11 @@ def unequal_prompts():
     for place, measures in enumerate(shuffled.values()):
         measures["top_token_id"] = random.integers(0, 3, (60, 40)).astype(np.int32)
         measures["kl_last_to_layer"] = random.random((60, 40))
+        measures["next_rank"] = random.integers(-1, 2, (60, 40)).astype(np.int32)
+        measures["next_log_prob"] = -random.random((60, 40))
+        measures["js_from_last"] = 0.69 * random.random((60, 40))
+        measures["half_entropy"] = np.where(np.arange(40) == 3, np.nan, random.random((60, 40)))
+        measures["half_top_token_id"] = np.zeros((60, 40), np.int32)
         measures["attn_ratio"] = np.array(measures["attn_ratio"] * np.ones((60, 1)))
         measures["attn_ratio"][:, 3] = np.nan
         for name, values in measures.items():

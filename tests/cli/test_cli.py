@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import layerlens as ll
 import layerlens.cli
 from layerlens.models import tiny_model, tiny_tokenizer
+from tests.made_up_run import write_run
 
 COMMANDS = [
     "trace",
@@ -79,6 +82,22 @@ def test_trace_then_figures_tables_and_a_report(cli, model, tmp_path):
     code, out, err = cli("report", tmp_path / "run")
     assert (code, err) == (0, "")
     assert out.strip() == str(tmp_path / "run" / "report.html")
+
+
+def test_figures_by_name_are_among_all_where_the_run_has_their_columns(cli, tmp_path):
+    layers = np.ones((6, 4), np.float32)
+    columns = {"next_rank": np.zeros((6, 4), np.int32), "next_log_prob": -layers}
+    columns |= {"half_entropy": layers, "half_top_token_id": np.zeros((6, 4), np.int32)}
+    write_run(tmp_path / "run", {f"p{k}": {"entropy": layers} | columns for k in range(3)})
+    code, out, _ = cli("figure", "all", "--half-steps", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    assert code == 0
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert {"figure4", "onset", "parts"} <= names
+    assert "settling" not in names
+    assert "half_entropy" in pd.read_csv(tmp_path / "figures" / "figure4.csv")
+    code, out, err = cli("figure", "settling", "--run", tmp_path / "run", "--out", tmp_path / "figures")
+    assert (code, out) == (2, "")
+    assert "--js" in err or "js=True" in err
 
 
 def test_prompts_from_a_file_and_given_text(cli, model, tmp_path):

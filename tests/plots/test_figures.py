@@ -91,6 +91,16 @@ def test_texts_stay_on_the_page_and_off_each_other(tmp_path, figure, n_layers):
     assert_texts_are_apart(page)
 
 
+@pytest.mark.parametrize("n_layers", [4, 9, 30, 80])
+def test_half_steps_leave_texts_on_the_page_and_off_each_other(tmp_path, n_layers):
+    prompts = planted(hybrid_curves(n_layers), noise=0.1, n_tokens=12)
+    for rows in prompts.values():
+        rows["half_entropy"] = rows["entropy"] * np.random.default_rng(1).uniform(0.3, 2, rows["entropy"].shape)
+        rows["half_top_token_id"] = np.zeros(rows["entropy"].shape, np.int32)
+    page, _ = figure4(write_run(tmp_path / "run", prompts, layer_kinds=hybrid_kinds(n_layers)), half_steps=True)
+    assert_texts_are_apart(page)
+
+
 @pytest.mark.parametrize("n_layers", [4, 8, 12, 13, 17, 40, 80])
 @pytest.mark.parametrize("values", [[9.49, 1.08], [94.3, 9.49, 1.08], [1634.2, 9.49, 1.08]])
 def test_each_value_of_a_clipped_bar_is_over_its_own_bar(tmp_path, n_layers, values):
