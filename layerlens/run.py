@@ -31,11 +31,19 @@ class Run(Records):
     def _repr_html_(self) -> str:
         return as_html(repr(self))
 
-    def show(self, height: int = 720) -> Framed:
-        """The token explorer of `layerlens report`, for the last line of a notebook's cell; height in pixels."""
+    def show(self, height: int = 720, beside: "Run | None" = None) -> Framed:
+        """The token explorer of `layerlens report`, for the last line of a notebook's cell.
+
+        Args:
+            height: in pixels.
+            beside: another run of the same prompts, to explore beside this one.
+
+        Raises:
+            RunError: a run holds no complete prompt, or the two share none.
+        """
         from layerlens.report import explorer_html
 
-        return Framed(explorer_html(self), height)
+        return Framed(explorer_html(self, beside=beside), height)
 
     def by_layer(self) -> pd.DataFrame:
         """One row per layer with the mean of every measure; see `analysis.by_layer`."""

@@ -10,6 +10,10 @@ from layerlens.cli.each import say_incomplete
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
+    beside: Annotated[
+        Path | None,
+        typer.Option(help="Run of the same prompts by another strategy, lens or model, to explore beside it."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; report.html in the run directory.")] = None,
 ) -> None:
     """Write what a run found, with every token to look into, as one HTML file."""
@@ -17,5 +21,8 @@ def report(
     from layerlens.report import write_report
 
     opened = ll.open_run(run)
-    say_incomplete(opened)
-    typer.echo(write_report(opened, opened.path / "report.html" if out is None else out))
+    other = None if beside is None else ll.open_run(beside)
+    for one in (opened, other):
+        if one is not None:
+            say_incomplete(one)
+    typer.echo(write_report(opened, opened.path / "report.html" if out is None else out, beside=other))

@@ -11,6 +11,11 @@ from layerlens.report.markup import Markup, element, join
 
 def heading(run: Records) -> Markup:
     """The model as title, and one line that says how much of what was traced."""
+    return join(element("h1", str(run.manifest["model"]["source"])), element("p", summary(run)))
+
+
+def summary(run: Records) -> str:
+    """How much of what was traced, in one line."""
     generated = int(run.positions["is_generated"].sum())
     amounts = [
         f"{count(len(run.prompts), 'prompt')} of {run.manifest['dataset']['name']}",
@@ -18,7 +23,12 @@ def heading(run: Records) -> Markup:
         count(run.n_layers, "layer"),
         f"decoded by {run.manifest['strategy']['name']}" if generated else "nothing generated: the texts were given",
     ]
-    return join(element("h1", str(run.manifest["model"]["source"])), element("p", " · ".join(amounts)))
+    return " · ".join(amounts)
+
+
+def label(run: Records) -> str:
+    """What a run is called beside another one."""
+    return f"{run.path.name}: {run.manifest['model']['source']}, {_options(run.manifest['strategy'])}"
 
 
 def facts(run: Records) -> Markup:

@@ -2,7 +2,8 @@
 
 Every column of a prompt is an array, deflated and written in base64. Measures are held in a limited number of steps, as
 many as fit: 65,535 for a short run. The steps lie evenly between the smallest and the largest value of each layer, on a
-curve that gives small values the finer ones: the square root for entropies, ln(1 + 100 x) for norm ratios.
+curve that gives small values the finer ones: the square root for entropies and divergences, ln(1 + 100 x) for norm
+ratios, ln(1 + x) for ranks. The first words of each layer come after everything else, as far as there is room.
 """
 
 import base64
@@ -17,11 +18,14 @@ import numpy as np
 from layerlens.analysis.layers import layer_kinds
 from layerlens.errors import OptionError, RunError, spelled
 from layerlens.records.reader import Records
+from layerlens.records.schema import JS, KL, NEXT_RANK, TOP_K_PROBS, TOP_K_TOKEN_IDS
 
 BUDGET = 4_300_000
 STEPS = (65535, 255, 127)
 TOKENS_SHOWN = 4096
 COLOURED = (0.02, 0.98)
+FIRST_WORDS = (20, 10, 5, 3)
+PROB_STEPS = 255
 
 _NONE = -1
 
@@ -33,40 +37,55 @@ _CURVES: dict[str, tuple[str, Curve, Curve]] = {
     "entropy": ("square", np.sqrt, np.square),
     "norm_ratio": ("exponential", lambda x: np.log1p(100 * x), lambda x: np.expm1(x) / 100),
     "io_cosine": ("straight", np.positive, np.positive),
+    "top_prob": ("straight", np.positive, np.positive),
+    NEXT_RANK.name: ("logarithm", np.log1p, np.expm1),
+    JS.name: ("square", np.sqrt, np.square),
+    KL.name: ("square", np.sqrt, np.square),
 }
+_ZERO_IS_PALE = ("entropy", NEXT_RANK.name, JS.name, KL.name)
 
 
-def pack(run: Records, prompt_ids: Sequence[str] | None = None) -> Packed:
-    """Everything the explorer shows, ready for `json.dumps`, at most about `BUDGET` bytes unless one prompt has more.
+def pack(run: Records, prompt_ids: Sequence[str] | None = None, budget: float | None = None) -> Packed:
+    """Everything the explorer shows, ready for `json.dumps`, at most about the budget unless one prompt has more.
 
     Of a prompt the first 4,096 positions are held. Where not all prompts fit even in the fewest steps, the first ones
-    are held that do; "prompts_left_out" counts the others.
+    are held that do; "prompts_left_out" counts the others. What a run has on request comes along: the probability of
+    each layer's top word, the rank of the token that followed, a divergence, and the first words of each layer, of
+    which fewer are held, or those of the first prompts alone, where there is no room for all of them.
 
     Args:
         run: what was traced.
         prompt_ids: which prompts to hold, in this order; all of them where not given.
+        budget: in bytes; `BUDGET` where not given.
 
     Raises:
         OptionError: no prompt of such an id was traced, or none is given.
         RunError: the run holds no complete prompt.
     """
-    rows_of = _rows_by_prompt(run, prompt_ids)
-    n_prompts = len(rows_of)
+    budget = BUDGET if budget is None else budget
+    rows_of = rows_by_prompt(run, prompt_ids)
+    n_prompts, values = len(rows_of), _values(run)
     n_cells = np.cumsum([len(rows) * run.n_layers for rows in rows_of.values()])
-    fitting = max(1, int((n_cells <= _most_cells(STEPS[-1])).sum()))
+    fitting = max(1, int((n_cells <= _most_cells(STEPS[-1], len(values), budget)).sum()))
     rows_of = dict(list(rows_of.items())[:fitting])
+    words = _words(run, np.concatenate(list(rows_of.values())))
     for steps in STEPS:
-        if n_cells[fitting - 1] <= _most_cells(steps) or steps == STEPS[-1]:
-            packed = _packed(run, rows_of, steps)
-            if _size(packed) <= BUDGET:
+        # half of the room for the first words, unless everything else takes more
+        room = budget / 2 if run.has(TOP_K_PROBS.name) and steps != STEPS[-1] else budget
+        if n_cells[fitting - 1] <= _most_cells(steps, len(values), room) or steps == STEPS[-1]:
+            packed = _packed(run, rows_of, values, words, steps)
+            if _size(packed) <= room:
                 break
-    excess = _size(packed) - BUDGET
+    excess = _size(packed) - budget
     while len(packed["prompts"]) > 1 and excess > 0:
         excess -= _size(packed["prompts"].pop()) + len(", ")
+    if run.has(TOP_K_PROBS.name):
+        held = [rows_of[prompt["id"]] for prompt in packed["prompts"]]
+        _add_first_words(packed, run, held, words, budget - _size(packed))
     return packed | {"prompts_left_out": n_prompts - len(packed["prompts"])}
 
 
-def _rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str, Array]:
+def rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str, Array]:
     """The rows of `run.positions` of every prompt, in the order of its positions."""
     traced: dict[str, Array] = run.positions.groupby("prompt_id", sort=False).indices  # type: ignore[assignment]
     if not traced:
@@ -82,18 +101,39 @@ def _rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str,
     return {name: traced[name][np.argsort(position[traced[name]], kind="stable")][:TOKENS_SHOWN] for name in wanted}
 
 
-def _most_cells(steps: int) -> float:
-    """How many states of a layer fit at the very most: three measures each, which deflate hardly makes shorter."""
-    return BUDGET * 0.75 / (3 * 0.9 * log2(steps + 1) / 8)
+def _values(run: Records) -> dict[str, Array]:
+    """The measures of the run that can colour, [positions, L] each."""
+    divergences = [column.name for column in (JS, KL) if run.has(column.name)][:1]
+    values = {name: run.layers(name) for name in ("entropy", "norm_ratio", "io_cosine", *divergences)}
+    if run.has(TOP_K_PROBS.name):
+        values["top_prob"] = run.layers(TOP_K_PROBS.name)[:, :, 0]
+    if run.has(NEXT_RANK.name):
+        ranks = run.layers(NEXT_RANK.name)
+        values[NEXT_RANK.name] = np.where(ranks < 0, np.nan, ranks)
+    return {name: values[name] for name in _CURVES if name in values}
 
 
-def _packed(run: Records, rows_of: dict[str, Array], steps: int) -> Packed:
+def _words(run: Records, rows: Array) -> Array:
+    """Every id that occurs in some rows, apart from layers' first words, the frequent ones first: their codes are small
+    and deflate well."""
+    ids = [run.layers("top_token_id")[rows].ravel()]
+    ids += [run.positions[name].fillna(_NONE).to_numpy(np.int64)[rows] for name in ("token_id", "next_token_id")]
+    distinct, counts = np.unique(np.concatenate(ids), return_counts=True)
+    ordered = distinct[np.argsort(-counts, kind="stable")]
+    words: Array = ordered[ordered != _NONE]
+    return words
+
+
+def _most_cells(steps: int, n_measures: int, room: float) -> float:
+    """How many states of a layer fit at the very most: deflating hardly makes their measures shorter."""
+    return room * 0.75 / (n_measures * 0.9 * log2(steps + 1) / 8)
+
+
+def _packed(run: Records, rows_of: dict[str, Array], values: dict[str, Array], words: Array, steps: int) -> Packed:
     every = np.concatenate(list(rows_of.values()))
     frame, top = run.positions, run.layers("top_token_id")
     ids = {name: frame[name].fillna(_NONE).to_numpy(np.int64) for name in ("token_id", "next_token_id")}
-    words = _by_frequency([top[every].ravel(), *(column[every] for column in ids.values())])
     codes = _codes(words)
-    values = {name: run.layers(name) for name in _CURVES}
     measures = {name: _measure(name, of_layer[every], steps) for name, of_layer in values.items()}
     small = {"position": np.int32, "is_generated": np.uint8, "perturbed": np.uint8}
     small |= {"valley_layer": np.uint16, "selected_layer": np.uint16}
@@ -104,7 +144,7 @@ def _packed(run: Records, rows_of: dict[str, Array], steps: int) -> Packed:
         columns: dict[str, Array] = {name: frame[name].to_numpy()[rows].astype(kind) for name, kind in small.items()}
         columns |= {name: codes[column[rows]] for name, column in ids.items()}
         columns |= {"top_token_id": codes[top[rows]]}
-        columns |= {name: _in_steps(name, values[name][rows], measures[name], steps) for name in _CURVES}
+        columns |= {name: _in_steps(name, values[name][rows], measures[name], steps) for name in values}
         about = described.loc[prompt_id]
         texts = {name: about[name] if isinstance(about[name], str) else None for name in ("prompt", "reference")}
         prompts.append(
@@ -113,8 +153,8 @@ def _packed(run: Records, rows_of: dict[str, Array], steps: int) -> Packed:
                 "finish": str(about["finish_reason"]),
                 "n_tokens": len(rows),
                 "n_left_out": int(lengths[prompt_id]) - len(rows),
-                "texts": _deflated(json.dumps(texts).encode()),
-                "columns": {name: [str(column.dtype), _deflated(column.tobytes())] for name, column in columns.items()},
+                "texts": deflated(json.dumps(texts).encode()),
+                "columns": {name: [str(column.dtype), deflated(column.tobytes())] for name, column in columns.items()},
             }
         )
     return {
@@ -124,17 +164,9 @@ def _packed(run: Records, rows_of: dict[str, Array], steps: int) -> Packed:
         "earliest": int(frame[["valley_layer", "selected_layer"]].to_numpy()[every].min()),
         "steps": steps,
         "measures": measures,
-        "words": _deflated(json.dumps(["", *run.text_of(words)]).encode()),
+        "words": deflated(json.dumps(["", *run.text_of(words)]).encode()),
         "prompts": prompts,
     }
-
-
-def _by_frequency(ids: list[Array]) -> Array:
-    """Every id that occurs, the frequent ones first: their codes are small and deflate well."""
-    distinct, counts = np.unique(np.concatenate(ids), return_counts=True)
-    ordered = distinct[np.argsort(-counts, kind="stable")]
-    words: Array = ordered[ordered != _NONE]
-    return words
 
 
 def _codes(words: Array) -> Array:
@@ -148,7 +180,8 @@ def _measure(name: str, values: Array, steps: int) -> Packed:
     """How the steps of a measure are read and coloured.
 
     low, high: the ends of its curve, by layer; pale, strong: the values between which colours run, the 2nd and 98th
-    percentile of each layer (0 is the palest entropy); error: what 99 % of the values are off by at most.
+    percentile of each layer (0 is the palest entropy, rank and divergence); error: what 99 % of the values are off by
+    at most.
     """
     curve, bent, straight = _CURVES[name]
     ends = np.zeros((4, values.shape[1]))
@@ -157,7 +190,7 @@ def _measure(name: str, values: Array, steps: int) -> Packed:
         if len(finite):
             ends[:2, layer] = bent(np.array([finite.min(), finite.max()]))
             ends[2:, layer] = np.quantile(finite, COLOURED)
-    if name == "entropy":
+    if name in _ZERO_IS_PALE:
         ends[2] = 0
     measure: Packed = {"curve": curve}
     measure |= {key: row.tolist() for key, row in zip(("low", "high", "pale", "strong"), ends, strict=True)}
@@ -176,7 +209,39 @@ def _in_steps(name: str, values: Array, measure: Packed, steps: int) -> Array:
     return step.astype(np.uint16 if steps > 255 else np.uint8)
 
 
-def _deflated(content: bytes) -> str:
+def _add_first_words(packed: Packed, run: Records, rows_of: list[Array], words: Array, room: float) -> None:
+    """Give every prompt the first words of each layer with their probabilities, as many of them as there is room for.
+
+    "first_words" says how many, k, and which words they need beside the others, whose codes go on from theirs; a
+    prompt's own are the codes and the steps (`PROB_STEPS` where not finite) of the square roots of their probabilities,
+    [tokens, L, k] each. Where three are too many for all prompts, the last ones have none.
+    """
+    ids, probs = run.layers(TOP_K_TOKEN_IDS.name), run.layers(TOP_K_PROBS.name)
+    n_tops = ids.shape[2]
+    for k in sorted({min(k, n_tops) for k in FIRST_WORDS}, reverse=True):
+        further = np.setdiff1d(ids[np.concatenate(rows_of), :, :k], np.append(words, _NONE))
+        codes = _codes(np.concatenate([words, further]))
+        held = [_first_words_of(codes[ids[rows, :, :k]], probs[rows, :, :k]) for rows in rows_of]
+        about: Packed = {"k": k, "words": deflated(json.dumps(run.text_of(further)).encode())}
+        excess = sum(map(_size, held)) + _size(about) - room
+        if excess <= 0:
+            break
+    while held and excess > 0:
+        excess -= _size(held.pop())
+    if held:
+        packed["first_words"] = about
+    for prompt, first_words in zip(packed["prompts"], held, strict=False):
+        prompt["first_words"] = first_words
+
+
+def _first_words_of(codes: Array, probs: Array) -> list[str]:
+    finite = np.isfinite(probs)
+    steps = np.rint(np.sqrt(np.where(finite, np.clip(probs, 0, 1), 0)) * (PROB_STEPS - 1))
+    steps = np.where(finite, steps, PROB_STEPS).astype(np.uint8)
+    return [str(codes.dtype), deflated(codes.tobytes()), deflated(steps.tobytes())]
+
+
+def deflated(content: bytes) -> str:
     return base64.b64encode(zlib.compress(content)).decode("ascii")
 
 

@@ -22,26 +22,37 @@ from layerlens import plots
 from layerlens.errors import OptionError, RunError
 from layerlens.plots.style import look
 from layerlens.records.reader import Records
-from layerlens.report.facts import facts, heading
+from layerlens.report.beside import pack_beside
+from layerlens.report.facts import facts, heading, summary
 from layerlens.report.findings import caveats, findings, note
 from layerlens.report.markup import Markup, element, escaped, join
 from layerlens.report.packing import pack
 
+_SCRIPTS = ("data", "text", "colours", "tokens", "grid", "plot", "detail", "search", "choosing", "link", "start")
 
-def write_report(run: Records, path: str | os.PathLike[str], prompt_ids: Sequence[str] | None = None) -> Path:
+
+def write_report(
+    run: Records,
+    path: str | os.PathLike[str],
+    prompt_ids: Sequence[str] | None = None,
+    *,
+    beside: Records | None = None,
+) -> Path:
     """The path of an HTML file about a run: what was run, its statistics, Figures 2 and 4, and the token explorer.
 
     Args:
         run: what was traced; complete or not.
         path: the file to write; a file of that name is replaced, missing directories are made.
         prompt_ids: the prompts the explorer holds, in this order; all of them, as far as they fit, where not given.
+        beside: another run of the same prompts, by another strategy, lens or model. The explorer holds the prompts that
+            both have, with their texts beside each other.
 
     Raises:
         OptionError: the file cannot be written, or the run traced no prompt of such an id.
-        RunError: the run holds no complete prompt.
+        RunError: a run holds no complete prompt, or the two share none.
     """
     out = Path(path).expanduser()
-    page = _report_html(run, prompt_ids)
+    page = _report_html(run, prompt_ids, beside)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
@@ -52,26 +63,35 @@ def write_report(run: Records, path: str | os.PathLike[str], prompt_ids: Sequenc
     return out
 
 
-def explorer_html(run: Records, prompt_ids: Sequence[str] | None = None) -> str:
+def explorer_html(run: Records, prompt_ids: Sequence[str] | None = None, *, beside: Records | None = None) -> str:
     """The token explorer alone, as a whole HTML page; it works within an iframe's srcdoc.
 
     Args:
         run: what was traced; complete or not.
         prompt_ids: the prompts to hold, in this order; all of them, as far as they fit, where not given.
+        beside: another run of the same prompts, to be explored beside it; see `write_report`.
 
     Raises:
         OptionError: the run traced no prompt of such an id.
-        RunError: the run holds no complete prompt.
+        RunError: a run holds no complete prompt, or the two share none.
     """
-    return _document(run, _data(run, prompt_ids), _section("explorer", "Token explorer", _fragment("explorer.html")))
+    return _document(
+        run, _data(run, prompt_ids, beside), _section("explorer", "Token explorer", _fragment("explorer.html"))
+    )
 
 
-def _report_html(run: Records, prompt_ids: Sequence[str] | None) -> str:
-    data = _data(run, prompt_ids)
+def _report_html(run: Records, prompt_ids: Sequence[str] | None, beside: Records | None) -> str:
+    data = _data(run, prompt_ids, beside)
+    second = (
+        []
+        if beside is None
+        else [_section("beside", "What was run beside it", element("p", summary(beside)), facts(beside))]
+    )
     return _document(
         run,
         data,
         _section("run", "What was run", facts(run)),
+        *second,
         _section("findings", "What it found", join(*map(note, caveats(run))), findings(run)),
         _section("figures", "Layer by layer", element("div", *_figures(run), attributes={"class": "figures"})),
         _section("explorer", "Token explorer", _fragment("explorer.html")),
@@ -79,7 +99,7 @@ def _report_html(run: Records, prompt_ids: Sequence[str] | None) -> str:
 
 
 def _document(run: Records, data: Markup, *sections: Markup) -> str:
-    style, script = _fragment("report.css"), _fragment("explorer.js")
+    style, script = _fragment("report.css"), _script()
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -105,13 +125,19 @@ def _fragment(name: str) -> Markup:
     return Markup(files(__package__).joinpath(name).read_text(encoding="utf-8").strip())
 
 
+def _script() -> Markup:
+    parts = "\n\n".join(_fragment(f"script/{name}.js") for name in _SCRIPTS)
+    return Markup(f'(() => {{\n"use strict";\n\n{parts}\n}})();')
+
+
 def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
 
 
-def _data(run: Records, prompt_ids: Sequence[str] | None) -> Markup:
+def _data(run: Records, prompt_ids: Sequence[str] | None, beside: Records | None) -> Markup:
     """The explorer's data as JSON that no HTML parser can take for markup."""
-    text = json.dumps(pack(run, prompt_ids), allow_nan=False, separators=(",", ":"))
+    packed = pack(run, prompt_ids) if beside is None else pack_beside(run, beside, prompt_ids)
+    text = json.dumps(packed, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return element("script", Markup(text), attributes={"type": "application/json", "id": "explorer-data"})

@@ -1,0 +1,139 @@
+"""Two runs on one page: which of their prompts are the same, and which token of one belongs to which of the other.
+
+Models cut texts into tokens in different ways, so that tokens are aligned by what they say: a token belongs to the one
+of the other text that begins where it does, or before. Characters count from where the generated text begins.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from layerlens.analysis.pairing import paired_ids
+from layerlens.records.reader import Records
+from layerlens.report import packing
+from layerlens.report.facts import label
+from layerlens.report.packing import Packed, deflated, pack, rows_by_prompt
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as one run has it.
+
+    Attributes:
+        tokens: what each says, in order.
+        n_given: how many of them, from the first on, were given; the others were generated.
+    """
+
+    tokens: Sequence[str]
+    n_given: int
+
+    @property
+    def generated(self) -> str:
+        """What the model wrote."""
+        return "".join(self.tokens[self.n_given :])
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each token begins, in characters from the beginning of the generated text; given ones are below 0."""
+        ends = [0, *accumulate(map(len, self.tokens))]
+        return [end - ends[self.n_given] for end in ends[:-1]]
+
+
+def pack_beside(run: Records, other: Records, prompt_ids: Sequence[str] | None = None) -> Packed:
+    """`pack` of the prompts of a run that another one has too, with "beside", those of the other in the same order.
+
+    "pairs" holds for each prompt, deflated as int32, the token of the other run that belongs to each of ours ("there")
+    and ours that belong to each of the other's ("back"), and "parting", the first tokens at which the two texts
+    differ, ours and the other's, each null where that text has ended or is cut before; null where they do not differ.
+    "labels" are what the runs are called.
+    "unpaired" counts the prompts of either run that have no partner, of `run` alone where they were chosen.
+
+    Args:
+        run, other: two runs of the same prompts, by whatever models, strategies or lenses.
+        prompt_ids: which prompts of `run` to hold, in this order; all that both have where not given.
+
+    Raises:
+        OptionError: `run` traced no prompt of such an id, or none is given.
+        RunError: the runs share no prompt, or a run holds no complete one.
+    """
+    ours, theirs = rows_by_prompt(run, prompt_ids), rows_by_prompt(other, None)
+    pairs = paired_ids(run, other, list(ours), list(theirs))
+    half = packing.BUDGET / 2
+    packed, beside = (pack(one, [pair[side] for pair in pairs], half) for side, one in enumerate((run, other)))
+    n_held = min(len(one["prompts"]) for one in (packed, beside))
+    for one in (packed, beside):
+        del one["prompts"][n_held:]
+        one["prompts_left_out"] = len(pairs) - n_held
+    aligned = [
+        _pair(text_of(run, first), text_of(other, second), before["n_tokens"], after["n_tokens"])
+        for (first, second), before, after in zip(pairs, packed["prompts"], beside["prompts"], strict=False)
+    ]
+    unpaired = len(ours) - len(pairs) + (len(theirs) - len(pairs) if prompt_ids is None else 0)
+    labels = [label(run), label(other)]
+    return packed | {"beside": beside, "pairs": aligned, "unpaired": unpaired, "labels": labels}
+
+
+def text_of(run: Records, prompt_id: str) -> Text:
+    """What followed position by position of a prompt; a text that was given alone counts as given to its end."""
+    rows = np.flatnonzero(run.positions["prompt_id"].to_numpy() == prompt_id)
+    frame = run.positions.iloc[rows].sort_values("position", kind="stable")
+    following = frame["next_token_id"].fillna(-1).astype(int).tolist()
+    texts = ["" if token_id < 0 else text for token_id, text in zip(following, run.text_of(following), strict=True)]
+    generated = np.flatnonzero(frame["is_generated"].to_numpy())
+    return Text(texts, int(generated[0]) if len(generated) else len(texts))
+
+
+def counterparts(text: Text, other: Text) -> list[int]:
+    """For each token of a text the one of the other text that begins where it does, or else the last one before.
+
+    Tokens that say nothing begin where the next one does; of several that begin at one place the last belong together,
+    so that a text beside itself is aligned token by token. What lies outside of the other text belongs to its end.
+    """
+    starts, others = text.starts, other.starts
+    found = []
+    for token, start in enumerate(starts):
+        last = bisect_right(others, start) - 1
+        if last < 0:
+            found.append(0)
+            continue
+        to_the_last = bisect_right(starts, start) - 1 - token
+        first = bisect_left(others, others[last])
+        found.append(max(first, last - to_the_last) if others[last] == start else last)
+    return found
+
+
+def parting(text: Text, other: Text) -> tuple[int, int] | None:
+    """The tokens, one of each text, with the first character that differs in what was generated; None if none does.
+
+    A text that ends there has none, and its number of tokens stands for it. Texts of which one was not generated have
+    nothing to compare.
+    """
+    both = (text, other)
+    written = [one.generated for one in both]
+    pairs_of_signs = enumerate(zip(*written, strict=False))
+    same = next((at for at, (one, other_one) in pairs_of_signs if one != other_one), min(map(len, written)))
+    if any(one.n_given == len(one.tokens) for one in both) or len(written[0]) == len(written[1]) == same:
+        return None
+    first, second = (_token_with(one, same) for one in both)
+    return first, second
+
+
+def _token_with(text: Text, character: int) -> int:
+    """The token that a character of the generated text belongs to; the number of tokens behind the last one."""
+    ends = [start + len(token) for start, token in zip(text.starts, text.tokens, strict=True)]
+    return bisect_right(ends, character)
+
+
+def _pair(text: Text, other: Text, n_shown: int, n_others_shown: int) -> Packed:
+    there = np.minimum(counterparts(text, other), n_others_shown - 1)[:n_shown]
+    back = np.minimum(counterparts(other, text), n_shown - 1)[:n_others_shown]
+    apart = parting(text, other)
+    shown = zip(apart or (), (n_shown, n_others_shown), strict=False)
+    return {
+        "there": deflated(there.astype(np.int32).tobytes()),
+        "back": deflated(back.astype(np.int32).tobytes()),
+        "parting": None if apart is None else [token if token < n else None for token, n in shown],
+    }
