@@ -434,9 +434,9 @@ SENTENCES = [
     # figures and tables
     Refusal(
         lambda at: ll.plot.draw(13, None, at),
-        "there is no figure 13; choose from 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, onset, settling, parts",
+        "there is no figure 13; choose from 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, onset, settling, parts, grid",
         "figure 13 --out OUT",
-        "there is no figure '13'; give 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, onset, settling, parts or all",
+        "there is no figure '13'; give 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, onset, settling, parts, grid or all",
     ),
     Refusal(
         lambda at: ll.plot.draw(2, None, at),

@@ -1,16 +1,40 @@
 """`layerlens figure`: the paper's figures and further ones for a run."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from layerlens.cli.each import each, opened, refuse_unknown, say_unfinished
+from layerlens.cli.options import grouped
+from layerlens.errors import OptionError
 
 
+@dataclass(frozen=True)
+class Grid:
+    """What is drawn in the grid of layers by tokens."""
+
+    prompt_id: Annotated[str | None, typer.Option(help="Prompt that figure grid shows. [default: the run's first]")] = (
+        None
+    )
+    first: Annotated[
+        int | None, typer.Option(help="Its first token, counted from 1. [default: the first that was generated]")
+    ] = None
+    last: Annotated[int | None, typer.Option(help="Its last token. [default: 24 in all]")] = None
+    colour: Annotated[str | None, typer.Option(help="entropy, probability, rank or divergence. [default: entropy]")] = (
+        None
+    )
+
+    def given(self) -> dict[str, str | int]:
+        """The options that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@grouped
 def figure(
     number: Annotated[
-        str, typer.Argument(help="Number of a figure of the paper, 1 to 12; a name, such as onset; or all.")
+        str, typer.Argument(help="Number of a figure of the paper, 1 to 12; a name, such as onset or grid; or all.")
     ],
     out: Annotated[Path, typer.Option(help="Directory for the PNG, the PDF and the csv they draw.")],
     run: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
@@ -21,11 +45,17 @@ def figure(
     half_steps: Annotated[
         bool, typer.Option("--half-steps", help="Show the steps between attention and MLP in figures 4 and 6.")
     ] = False,
+    *,
+    grid: Grid,
 ) -> None:
     """Draw a figure from a run: PNG, PDF, and the numbers as csv."""
     import layerlens as ll
 
     refuse_unknown("figure", number, [str(one) for one in (*ll.plot.NUMBERS, *ll.plot.NAMED)])
+    if number != "grid":
+        for name, value in grid.given().items():
+            advice = f"leave it out, or give grid in place of {number}"
+            raise OptionError.about(name, value, "is an option of figure grid", advice)
     shown, other = opened(run), opened(beside)
     if ablation is not None:
         say_unfinished(ablation)
@@ -42,7 +72,13 @@ def figure(
         number,
         [*map(str, everything), *names],
         lambda one: ll.plot.draw(
-            int(one) if one.isdecimal() else one, shown, out, beside=other, ablation=ablation, half_steps=half_steps
+            int(one) if one.isdecimal() else one,
+            shown,
+            out,
+            beside=other,
+            ablation=ablation,
+            half_steps=half_steps,
+            **grid.given(),
         ),
     ):
         typer.echo(path)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from layerlens.plots.depths import figure_onset, figure_settling
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.grids import figure_grid
+from layerlens.plots.lens_grid import lens_grid
 from layerlens.plots.parts import figure_parts
 from layerlens.plots.save import save
 from layerlens.records import token_columns
@@ -55,6 +57,7 @@ def draw(
     beside: Records | None = None,
     ablation: str | os.PathLike[str] | None = None,
     half_steps: bool = False,
+    **of_the_figure: Any,
 ) -> list[Path]:
     """The files of a figure, by the paper's number or by its name: PNG, PDF and the csv they draw.
 
@@ -67,6 +70,7 @@ def draw(
         beside: for Figures 7 to 12 the same prompts decoded from the last layer; drawn above.
         ablation: for Figure 3 the directory that `layerlens ablate` wrote.
         half_steps: whether Figures 4 and 6 show the entropy between attention and MLP of each layer too.
+        of_the_figure: what a figure that goes by a name takes beside the run, such as the colour of `lens_grid`.
 
     Raises:
         OptionError: there is no such figure, what it is drawn from is missing, or the directory cannot be written.
@@ -84,7 +88,7 @@ def draw(
         advice = f"give {spelled('run')}, a directory that {spelled_command('trace')} wrote"
         raise OptionError(f"figure {number} shows a run", advice, option="run")
     elif isinstance(number, str):
-        figure, table = NAMED[number].drawn(run)
+        figure, table = NAMED[number].drawn(run, **of_the_figure)
     elif number in GRIDS:
         figure, table = figure_grid(beside, run, choice=number - GRIDS[0] + 1)
     elif number in (4, 6):
@@ -96,17 +100,18 @@ def draw(
 
 
 def named_for(run: Records) -> list[str]:
-    """The names of the figures that the run has the columns for, in the order of `NAMED`."""
+    """The names of the figures of columns that the run was asked for, in the order of `NAMED`."""
     there = token_columns(run.manifest)
-    return [name for name, one in NAMED.items() if set(ON_REQUEST[one.option]) <= set(there)]
+    return [name for name, one in NAMED.items() if one.option and set(ON_REQUEST[one.option]) <= set(there)]
 
 
 @dataclass(frozen=True)
 class Named:
-    """A figure that goes by a name: what draws it, and the option of a trace that records what it shows."""
+    """A figure that goes by a name: what draws it, and the option of a trace that records what it shows; None where
+    every run has that."""
 
-    drawn: Callable[[Records], tuple[Figure, pd.DataFrame]]
-    option: str
+    drawn: Callable[..., tuple[Figure, pd.DataFrame]]
+    option: str | None
 
 
 GRIDS = (7, 8, 9, 10, 11, 12)
@@ -124,4 +129,5 @@ NAMED = {
     "onset": Named(figure_onset, "targets"),
     "settling": Named(figure_settling, "js"),
     "parts": Named(figure_parts, "sublayers"),
+    "grid": Named(lens_grid, None),
 }

@@ -245,5 +245,5 @@ def deflated(content: bytes) -> str:
     return base64.b64encode(zlib.compress(content)).decode("ascii")
 
 
-def _size(packed: Packed) -> int:
+def _size(packed: object) -> int:
     return len(json.dumps(packed))

@@ -242,3 +242,31 @@ def test_what_cannot_be_drawn_is_refused(run, tmp_path):
     empty = write_run(tmp_path / "empty", {"p": {"entropy": np.zeros((0, 3))}})
     with refused(RunError, problem="complete prompt"):
         lens_grid(empty)
+
+
+def test_the_command_writes_the_figure_and_its_numbers(run, tmp_path, cli):
+    out = tmp_path / "figures"
+    options = ["--prompt-id", "two", "--first", 2, "--last", 9, "--colour", "rank"]
+    code, printed, _ = cli("figure", "grid", "--run", run.path, "--out", out, *options)
+    assert (code, printed.split()) == (0, [str(out / f"grid.{suffix}") for suffix in ("png", "pdf", "csv")])
+    written = pd.read_csv(out / "grid.csv", keep_default_na=False)
+    expected = lens_grid(run, "two", first=2, last=9, colour="rank")[1]
+    assert written["place"].tolist() == expected["place"].tolist()
+    assert written["value"].astype(float).tolist() == expected["value"].tolist()
+    assert cli("figure", "grid", "--run", run.path, "--out", out)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["grid", "--colour", "hue"], ["'hue'", "entropy, probability, rank, divergence"]),
+        (["grid", "--first", 99], ["--first 99", "1 to 30"]),
+        (["grid", "--prompt-id", "three"], ["'three'", "one, two"]),
+        (["2", "--colour", "rank"], ["--colour rank", "figure grid"]),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(run, tmp_path, cli, given, said):
+    code, out, err = cli("figure", *given, "--run", run.path, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert all(part in err for part in said)
+    assert len(err.strip().splitlines()) == 1

@@ -33,7 +33,8 @@ def held(packed, prompt, measure, token, layer):
         return None
     ends = packed["measures"][measure]
     along = ends["low"][layer - 1] + (ends["high"][layer - 1] - ends["low"][layer - 1]) * step / (packed["steps"] - 1)
-    return {"entropy": along**2, "norm_ratio": (math.exp(along) - 1) / 100, "io_cosine": along}[measure]
+    curves = {"norm_ratio": (math.exp(along) - 1) / 100, "io_cosine": along, "top_prob": along}
+    return (curves | {"next_rank": math.exp(along) - 1}).get(measure, along**2)
 
 
 def measured(n_tokens, n_layers, seed=0):
@@ -44,6 +45,19 @@ def measured(n_tokens, n_layers, seed=0):
         "norm_ratio": random.lognormal(-1, 1.2, shape),
         "io_cosine": random.uniform(-0.3, 1, shape),
         "top_token_id": random.integers(0, 900, shape).astype(np.int32),
+    }
+
+
+def on_request(n_tokens, n_layers, n_tops=6, seed=0):
+    random = np.random.default_rng(seed + 100)
+    shape = (n_tokens, n_layers)
+    return {
+        "top_k_token_ids": random.integers(0, 2000, (*shape, n_tops)),
+        "top_k_probs": np.sort(random.dirichlet(np.full(n_tops + 3, 0.4), shape)[..., :n_tops])[..., ::-1],
+        "next_rank": random.integers(0, 49152, shape) * random.integers(0, 2, shape),
+        "next_log_prob": -random.gamma(1, 2, shape),
+        "js_from_last": random.random(shape) * math.log(2),
+        "kl_last_to_layer": random.gamma(1, 2, shape),
     }
 
 
@@ -163,3 +177,100 @@ def test_a_run_without_positions_is_refused(tmp_path):
     run = write_run(tmp_path / "run", {"none": {"entropy": np.zeros((0, 4))}})
     with refused(RunError, problem="complete prompt", advice="resume=True"):
         packing.pack(run)
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A run with everything that can be asked for, NaN and absent values in it."""
+    prompts = {f"p{n}": measured(7 + n, 6, seed=n) | on_request(7 + n, 6, seed=n) for n in range(3)}
+    prompts["p1"]["top_k_probs"][2, 3] = np.nan
+    prompts["p2"]["next_rank"][-1] = -1
+    return write_run(tmp_path / "full", prompts, words={3: "three", 1999: "last"})
+
+
+@pytest.mark.parametrize(("steps", "relative"), [(65535, 2e-4), (255, 0.05), (127, 0.1)])
+def test_what_was_asked_for_comes_back(full, monkeypatch, steps, relative):
+    monkeypatch.setattr(packing, "STEPS", (steps,))
+    packed = packing.pack(full)
+    assert list(packed["measures"]) == [*MEASURES, "top_prob", "next_rank", "js_from_last"]
+    for prompt in packed["prompts"]:
+        rows = [row for row in full.tokens.to_dict("records") if row["prompt_id"] == prompt["id"]]
+        for token, row in enumerate(rows):
+            for layer in range(1, 7):
+                expected = {
+                    "top_prob": row["top_k_probs"][layer - 1][0],
+                    "next_rank": row["next_rank"][layer - 1],
+                    "js_from_last": row["js_from_last"][layer - 1],
+                }
+                for measure, value in expected.items():
+                    back = held(packed, prompt, measure, token, layer)
+                    if value is None or math.isnan(value):
+                        assert back is None
+                    elif measure == "next_rank":
+                        assert back == pytest.approx(value, rel=relative, abs=0.05)
+                        assert (round(back) == 0) == (value == 0)
+                    else:
+                        assert back == pytest.approx(value, abs=relative)
+
+
+def first_words(packed, prompt, words, token, layer):
+    """The texts and probabilities of a layer's first words, as a reader of the format would read them."""
+    k, (kind, codes, steps) = packed["first_words"]["k"], prompt["first_words"]
+    at = slice((token * packed["n_layers"] + layer - 1) * k, (token * packed["n_layers"] + layer) * k)
+    texts = [words[code] for code in np.frombuffer(inflated(codes), KINDS[kind])[at]]
+    probs = [None if step == 255 else (step / 254) ** 2 for step in inflated(steps)[at]]
+    return texts, probs
+
+
+def test_the_first_words_of_each_layer_come_back(full):
+    packed = packing.pack(full)
+    assert packed["first_words"]["k"] == 6
+    words = json.loads(inflated(packed["words"])) + json.loads(inflated(packed["first_words"]["words"]))
+    assert len(words) == len(set(words))
+    for prompt in packed["prompts"]:
+        rows = [row for row in full.tokens.to_dict("records") if row["prompt_id"] == prompt["id"]]
+        for token, row in enumerate(rows):
+            for layer in range(1, 7):
+                texts, probs = first_words(packed, prompt, words, token, layer)
+                assert texts == full.text_of(row["top_k_token_ids"][layer - 1])
+                for back, value in zip(probs, row["top_k_probs"][layer - 1], strict=True):
+                    assert (back is None) == (value is None or math.isnan(value))
+                    assert back is None or back == pytest.approx(value, abs=0.004)
+
+
+def test_a_run_holds_what_it_was_asked_for(run, tmp_path):
+    packed = packing.pack(run)
+    assert list(packed["measures"]) == list(MEASURES)
+    assert "first_words" not in packed
+    assert all("first_words" not in prompt for prompt in packed["prompts"])
+    for column, measures in (
+        ("next_rank", ["next_rank"]),
+        ("js_from_last", ["js_from_last"]),
+        ("kl_last_to_layer", ["kl_last_to_layer"]),
+        ("top_k_probs", ["top_prob"]),
+    ):
+        asked = {"next_rank": ["next_log_prob"], "top_k_probs": ["top_k_token_ids"]}.get(column, [])
+        given = {name: on_request(9, 4)[name] for name in [column, *asked]}
+        one = write_run(tmp_path / column, {"p": measured(9, 4) | given})
+        packed = packing.pack(one)
+        assert list(packed["measures"]) == [*MEASURES, *measures]
+        assert ("first_words" in packed) == (column == "top_k_probs")
+
+
+def test_first_words_are_held_as_far_as_they_fit(tmp_path, monkeypatch):
+    prompts = {f"p{n}": measured(40, 8, seed=n) | on_request(40, 8, n_tops=12, seed=n) for n in range(4)}
+    run = write_run(tmp_path / "run", prompts)
+    sizes = []
+    for budget in (160_000, 80_000, 45_000, 36_000, 28_000, 10):
+        monkeypatch.setattr(packing, "BUDGET", budget)
+        packed = packing.pack(run)
+        assert len(json.dumps(packed)) <= budget + 60 or len(packed["prompts"]) == 1
+        holding = ["first_words" in prompt for prompt in packed["prompts"]]
+        assert holding == sorted(holding, reverse=True)
+        assert any(holding) == ("first_words" in packed)
+        sizes.append((len(holding), sum(holding), packed["first_words"]["k"] if any(holding) else 0))
+    assert sizes[0] == (4, 4, 12)
+    assert sizes == sorted(sizes, reverse=True)
+    assert {k for _, _, k in sizes} >= {12, 3, 0}
+    assert any(0 < n_holding < n_prompts for n_prompts, n_holding, _ in sizes)
+    assert sizes[-1] == (1, 0, 0)
