@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
     from layerlens.evaluation.runner import ablate
+    from layerlens.fitting.fit import fit_lens
+    from layerlens.fitting.fitted import Fitted
     from layerlens.models import Model, load
     from layerlens.run import Run, merge, open_run
     from layerlens.tracing.options import TraceOptions
@@ -27,6 +29,7 @@ __all__ = [
     "Dataset",
     "DecodingLog",
     "DoLa",
+    "Fitted",
     "Fixed",
     "GenerateOptions",
     "Generation",
@@ -46,6 +49,7 @@ __all__ = [
     "ablate",
     "dataset",
     "decoding",
+    "fit_lens",
     "generate",
     "load",
     "merge",
@@ -69,6 +73,8 @@ _HOMES = {
     "layerlens.decode.strategies": ("Choice", "Fixed", "Last", "Strategy", "Valley"),
     "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
     "layerlens.evaluation.runner": ("ablate",),
+    "layerlens.fitting.fit": ("fit_lens",),
+    "layerlens.fitting.fitted": ("Fitted",),
     "layerlens.models": ("Model", "load"),
     "layerlens.run": ("Run", "merge", "open_run"),
     "layerlens.tracing.options": ("TraceOptions",),

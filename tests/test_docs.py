@@ -86,10 +86,10 @@ def test_commands_that_are_shown_exist():
     shown = {}
     for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
         for line in re.findall(
-            r"^(?: {4}|\$ )(?:\$ )?layerlens ([a-z]+ .*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+            r"^(?: {4}|\$ )(?:\$ )?layerlens ([a-z-]+ .*)$", page.read_text(encoding="utf-8"), re.MULTILINE
         ):
             command = line.split("#")[0].split()
-            name = " ".join(command[: 2 if command[0] == "bench" else 1])
+            name = " ".join(command[: 2 if command[0] in ("bench", "fit-lens") else 1])
             shown.setdefault(name, set()).update(word for word in command if word.startswith("--"))
     assert {"trace", "figure", "table", "report", "ablate", "bench trace", "bench analysis"} <= set(shown)
     for command, options in shown.items():

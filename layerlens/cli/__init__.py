@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerlens.cli import ablate, bench, compare, doctor, figure, lists, merge, mistakes, report, table
+from layerlens.cli import ablate, bench, compare, doctor, figure, fit_lens, lists, merge, mistakes, report, table
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.cli.garbage import collect_rarely
@@ -50,6 +50,7 @@ app.command("report")(report.report)
 app.command("merge")(merge.merge)
 app.command("compare")(compare.compare)
 app.command("ablate")(ablate.ablate)
+app.add_typer(fit_lens.fit_lens, name="fit-lens")
 app.command("models")(lists.models)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)

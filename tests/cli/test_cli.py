@@ -19,6 +19,7 @@ COMMANDS = [
     "trace",
     "generate",
     "ablate",
+    "fit-lens",
     "bench",
     "figure",
     "table",

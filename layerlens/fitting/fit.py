@@ -1,0 +1,129 @@
+"""From a model and texts to a lens in a file, and what it gains."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from layerlens.datasets import Dataset, Prompt, from_prompts
+from layerlens.errors import OptionError, spelled
+from layerlens.fitting.fitted import Fitted
+from layerlens.fitting.gain import gain
+from layerlens.fitting.linear import Affinities, fit_linear, refuse_few
+from layerlens.fitting.options import FitOptions, LinearOptions
+from layerlens.fitting.progress import Progress
+from layerlens.fitting.texts import Split, split_texts
+from layerlens.fitting.workplace import Workplace, refuse_other
+from layerlens.lens.files import Stored, made_for, read_lens, write_lens
+from layerlens.lens.transport import Affine
+from layerlens.models import Model
+from layerlens.models.placement import is_spread
+from layerlens.models.use import uses_model
+
+Fit = Callable[[Model, Split, Any, Workplace, Progress], Affinities]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    options: type[FitOptions]
+    fit: Fit
+    adds: bool
+
+
+KINDS = {"linear": _Kind(LinearOptions, fit_linear, adds=False)}
+
+
+@uses_model()
+def fit_lens(
+    model: Model,
+    prompts: Dataset | Iterable[str | Sequence[dict[str, str]] | Prompt],
+    kind: str = "linear",
+    *,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> Fitted:
+    """Fit a lens to a model on texts, write it, and say what it gains on texts that it was not fitted on.
+
+    Args:
+        model: from `load`, whole and in this process.
+        prompts: a dataset, or texts, or lists of chat messages; a tenth of them, two at least, is held out to choose
+            by, and as many to measure on. Texts that occur again are passed over.
+        kind: "linear" (arXiv 2303.09435).
+        out: the file to write, .safetensors.
+        resume: continue the fit that was begun at `out`, with the same model, prompts and options; the lens is the
+            same as of one that was not interrupted.
+        progress: show a progress bar on standard error.
+        **options: fields of `LinearOptions`.
+
+    Raises:
+        OptionError: an option cannot be, `out` is there already, or another fit was begun there.
+        PromptError: the texts are too few, or one of them has states that are NaN or infinite.
+        RunError: what a fit needs beside `out` cannot be written.
+    """
+    asked = options_of(kind, options)
+    path = refuse_unless_free(out, asked, resume=resume)
+    if is_spread(model.hf):
+        what = "lies on several devices, and a lens is fitted on one"
+        raise OptionError.about("device_map", model.source, what, f"load it with {spelled('device')}")
+    split = split_texts(model, prompts if isinstance(prompts, Dataset) else from_prompts(prompts), asked)
+    manifest = {"kind": kind, **made_for(model), **asdict(asked), "texts": split.digest()}
+    if path.exists():
+        return _made_before(path, kind, manifest)
+    refuse_few(model, split)
+    with ExitStack() as stack:
+        place = stack.enter_context(Workplace(path, manifest, resume=resume))
+        shown = stack.enter_context(Progress(shown=progress))
+        found = KINDS[kind].fit(model, split, asked, place, shown)
+        adds = KINDS[kind].adds
+        transport = Affine(kind, found.weights, found.biases, model.n_layers, adds=adds, source=str(path))
+        seconds = place.seconds
+        table = gain(model, transport.on(model.unembed.device, model.hf.dtype), split.measured, split.skip, shown)
+        said = {
+            **manifest,
+            **found.said,
+            "skipped": split.skip,
+            "n_texts": len(split.fitted),
+            "n_tokens": split.n_positions(split.fitted),
+            "n_texts_chosen_by": len(split.chosen_by),
+            "seconds": round(seconds, 1),
+            "gain": table.to_dict("list"),
+        }
+        stored = Stored(kind, found.weights, found.biases, adds, model.d_model, model.n_layers, made_for(model), said)
+        write_lens(path, stored)
+        place.remove()
+    return Fitted.of(path, stored)
+
+
+def options_of(kind: str, given: dict[str, Any]) -> FitOptions:
+    """The options of a fit; OptionError where there is no such kind or option, or a value that cannot be."""
+    if kind not in KINDS:
+        raise OptionError.about("kind", kind, "is no lens that can be fitted", f"give {', '.join(KINDS)}")
+    known = [field.name for field in fields(KINDS[kind].options)]
+    for name, value in given.items():
+        if name not in known:
+            problem = f"a {kind} lens has no option {name!r}"
+            raise OptionError(problem, f"there are {', '.join(known)}", option=name, given=value)
+    return KINDS[kind].options(**given)
+
+
+def refuse_unless_free(out: str | os.PathLike[str], asked: FitOptions, *, resume: bool) -> Path:
+    """Where the lens is to be written; OptionError where it cannot be, or where there is a file already."""
+    path = Path(out).expanduser()
+    if path.suffix != asked.suffix:
+        what = f"ends with {path.suffix!r}, and a {asked.kind} lens is a {asked.suffix} file"
+        raise OptionError.about("out", path, what, f"give {path.with_suffix(asked.suffix)}")
+    if not path.absolute().parent.is_dir():
+        raise OptionError.about("out", path, "cannot be written there", "give a file in a folder that exists")
+    if path.is_dir() or (path.exists() and not resume):
+        raise OptionError.about("out", path, "is there already", "give another file, or remove it")
+    return path
+
+
+def _made_before(path: Path, kind: str, manifest: dict[str, Any]) -> Fitted:
+    stored = read_lens(kind, path)
+    refuse_other(path, manifest, {name: stored.fit.get(name) for name in manifest})
+    return Fitted.of(path, stored)

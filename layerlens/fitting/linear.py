@@ -1,0 +1,150 @@
+"""The linear lens: ridge regression from the state of a layer to that of the last one. arXiv 2303.09435, with a vector.
+
+y ≈ A x + b for the states x of layer l and y of layer L of the same position, where A = Cᵀ (G + λ v I)⁻¹ from the
+centred sums G = Σ x xᵀ and C = Σ x yᵀ, v is the mean eigenvalue of G, and b = ȳ − A x̄ is not penalised. The penalty λ
+is chosen for each layer, because layers differ by orders of magnitude in how their variance lies: by the squared error
+on texts that were held out.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerlens.axes import States
+from layerlens.errors import Notice, PromptError
+from layerlens.fitting.moments import Moments
+from layerlens.fitting.options import FitOptions
+from layerlens.fitting.progress import Progress
+from layerlens.fitting.states import states_of
+from layerlens.fitting.texts import Split, Text
+from layerlens.fitting.workplace import Workplace
+from layerlens.models import Model
+
+PENALTIES = tuple(10.0**power for power in range(-8, 2))
+"""Of which one is chosen, in units of the mean eigenvalue."""
+_GOOD = 10  # tokens for each component of a state, below which a notice says that they are few
+# of a product, each of which goes through all sums: more where they lie on a disk
+_ROWS_IN_MEMORY, _ROWS_ON_DISK = 512, 2048
+
+
+@dataclass(frozen=True)
+class Affinities:
+    """What was fitted.
+
+    Attributes:
+        weights: A of each layer 0..L−1, float32 [d_model, d_model].
+        biases: b of each, [d_model].
+        said: of the fit, for the file.
+    """
+
+    weights: dict[int, Tensor]
+    biases: dict[int, Tensor]
+    said: dict[str, Any]
+
+
+def refuse_few(model: Model, split: Split) -> None:
+    """PromptError where the texts to fit on have no more positions than a state has components; Notice below ten times.
+
+    With fewer the regression would pass through every one of them.
+    """
+    n, least = split.n_positions(split.fitted), model.d_model + 1
+    if n < least:
+        raise PromptError(
+            f"{n:,} tokens in {len(split.fitted)} texts are too few to fit states of width {model.d_model:,}",
+            f"give texts with {least:,} or more beside the fifth of them that is held out, better ten times as many",
+            option="prompts",
+            given=n,
+        )
+    if n < _GOOD * model.d_model:
+        few = f"{n:,} tokens are few to fit states of width {model.d_model:,}"
+        warnings.warn(f"{few}; {_GOOD * model.d_model:,} or more make a better lens", Notice, stacklevel=4)
+
+
+def fit_linear(model: Model, split: Split, options: FitOptions, place: Workplace, progress: Progress) -> Affinities:
+    """The linear lens of all layers, from one pass over the texts."""
+    moments = Moments(model.n_layers, model.d_model, place)
+    _sum_up(model, split, moments, place, progress)
+    means = moments.centre()
+    ridges = []
+    progress.begin("solving", model.n_layers, "layers")
+    for layer in range(model.n_layers):
+        ridges.append(Ridge(moments.gram[layer], moments.cross[layer], means[layer], means[-1]))
+        progress.advance(1, 0)
+    errors = torch.zeros(model.n_layers, len(PENALTIES), dtype=torch.float64)
+    progress.begin("choosing penalties", len(split.chosen_by))
+    for text in split.chosen_by:
+        *below, last = (states.cpu().double() for states in states_of(model, text, split.skip))
+        for ridge, error, states in zip(ridges, errors, below, strict=True):
+            error += ridge.squared_errors(states, last, PENALTIES)
+        progress.advance(1, len(last))
+    penalties = [PENALTIES[place] for place in errors.argmin(1).tolist()]
+    weights, biases = {}, {}
+    for layer, (ridge, penalty) in enumerate(zip(ridges, penalties, strict=True)):
+        weight, bias = ridge.at(penalty)
+        weights[layer], biases[layer] = weight.float(), bias.float()
+    return Affinities(weights, biases, {"penalties": penalties})
+
+
+class Ridge:
+    """Ridge regressions of one layer with any penalty, from one eigendecomposition.
+
+    Args:
+        gram: Σ x xᵀ about the mean, float64 [d_in, d_in]; taken over: eigenvectors are put in its place.
+        cross: Σ x yᵀ about the means, [d_in, d_out]; taken over likewise.
+        mean_x: [d_in].
+        mean_y: [d_out].
+    """
+
+    def __init__(self, gram: Tensor, cross: Tensor, mean_x: Tensor, mean_y: Tensor) -> None:
+        values, vectors = torch.linalg.eigh(gram)
+        self._values = values.clamp_(min=0.0)
+        self._unit = float(values.mean().clamp(min=torch.finfo(torch.float64).tiny))
+        self._vectors, self._turned = gram, cross
+        self._turned.copy_(vectors.T @ cross)
+        self._vectors.copy_(vectors)
+        self._mean_x, self._mean_y = mean_x, mean_y
+
+    def at(self, penalty: float) -> tuple[Tensor, Tensor]:
+        """A [d_out, d_in] and b [d_out] with that penalty, in units of the mean eigenvalue."""
+        weight = (self._shrunk(penalty).T @ self._vectors.T).contiguous()
+        return weight, self._mean_y - weight @ self._mean_x
+
+    def squared_errors(self, states: States, last: States, penalties: Sequence[float]) -> Tensor:
+        """Σ |y − A x − b|² over positions, of each penalty: [penalties]."""
+        turned = (states - self._mean_x) @ self._vectors
+        centred = last - self._mean_y
+        errors = [(centred - turned @ self._shrunk(penalty)).square().sum() for penalty in penalties]
+        return torch.stack(errors)
+
+    def _shrunk(self, penalty: float) -> Tensor:
+        shrunk: Tensor = self._turned / (self._values + penalty * self._unit).unsqueeze(1)
+        return shrunk
+
+
+def _sum_up(model: Model, split: Split, moments: Moments, place: Workplace, progress: Progress) -> None:
+    """Add the states of all texts, from where an earlier process was killed."""
+    batches = list(_batches(split, _ROWS_ON_DISK if moments.on_disk else _ROWS_IN_MEMORY))
+    done = place.load(moments.tensors) or {"batches": 0}
+    progress.begin("fitting", len(split.fitted), done=sum(map(len, batches[: done["batches"]])))
+    for number, batch in enumerate(batches[done["batches"] :], done["batches"] + 1):
+        of_texts = [states_of(model, text, split.skip) for text in batch]
+        moments.add(of_texts[0] if len(batch) == 1 else [torch.cat(layer) for layer in zip(*of_texts, strict=True)])
+        progress.advance(len(batch), split.n_positions(batch))
+        if place.is_due() or number == len(batches):
+            place.save({"batches": number}, moments.tensors)
+
+
+def _batches(split: Split, n_rows: int) -> Iterator[list[Text]]:
+    """Texts to fit on in their order, so many together that a product has enough rows."""
+    batch: list[Text] = []
+    for text in split.fitted:
+        if batch and split.n_positions([*batch, text]) > n_rows:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch

@@ -1,0 +1,62 @@
+"""The normal equations of all layers, summed up in float64 as states stream by."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from layerlens.axes import States
+from layerlens.fitting.workplace import Workplace
+
+_MOST_IN_MEMORY = 2 * 2**30
+
+
+class Moments:
+    """Sums over positions of the states x of each layer 0..L−1 and y of layer L, about points near their means.
+
+    The points are the means over the first states that are added, so that nothing is lost when the sums are centred: a
+    few components of a state can be a thousand times as large as they vary.
+
+    Attributes:
+        gram: Σ x xᵀ, float64 [L, d_model, d_model].
+        cross: Σ x yᵀ, the same.
+        sums: Σ x of each layer and Σ y, [L + 1, d_model].
+        points: [L + 1, d_model].
+        n: how many positions, [1].
+        on_disk: whether gram and cross lie in files beside the lens, because they are large.
+    """
+
+    def __init__(self, n_layers: int, d_model: int, place: Workplace) -> None:
+        self.on_disk = 2 * 8 * n_layers * d_model * d_model > _MOST_IN_MEMORY
+        self.gram = place.zeros("gram", n_layers, d_model, d_model, on_disk=self.on_disk)
+        self.cross = place.zeros("cross", n_layers, d_model, d_model, on_disk=self.on_disk)
+        self.sums = torch.zeros(n_layers + 1, d_model, dtype=torch.float64)
+        self.points = torch.zeros_like(self.sums)
+        self.n = torch.zeros(1, dtype=torch.float64)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it, for a snapshot."""
+        return [self.n, self.points, self.sums, self.gram, self.cross]
+
+    def add(self, states: Sequence[States]) -> None:
+        """Add positions: the states of layers 0..L, [rows, d_model] each."""
+        if self.n == 0:
+            for point, of_layer in zip(self.points, states, strict=True):
+                point.copy_(of_layer.double().mean(0))
+        last = states[-1].cpu().double() - self.points[-1]
+        for layer, below in enumerate(states[:-1]):
+            x = below.cpu().double() - self.points[layer]
+            self.gram[layer].addmm_(x.T, x)
+            self.cross[layer].addmm_(x.T, last)
+            self.sums[layer] += x.sum(0)
+        self.sums[-1] += last.sum(0)
+        self.n += len(last)
+
+    def centre(self) -> Tensor:
+        """Make gram and cross, in place, sums about the means; the means, [L + 1, d_model]."""
+        shifts = self.sums / self.n
+        for layer, shift in enumerate(shifts[:-1]):
+            self.gram[layer].addr_(shift, shift, alpha=-float(self.n))
+            self.cross[layer].addr_(shift, shifts[-1], alpha=-float(self.n))
+        return self.points + shifts

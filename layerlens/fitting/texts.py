@@ -1,0 +1,110 @@
+"""Texts as a fit takes them: tokenized, cut, each once, and split into those to fit on, to choose by and to measure on.
+
+Tokens of one text resemble each other, so whole texts are dealt out, never tokens.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerlens.datasets import Dataset
+from layerlens.decode.prompts import tokenize
+from layerlens.errors import Notice, PromptError, spelled
+from layerlens.fitting.options import FitOptions
+from layerlens.models import Model
+from layerlens.tracing.options import TraceOptions
+
+_HELD_OUT = 0.1
+_LEAST_HELD_OUT = 2  # an interval needs two
+LEAST_TEXTS = 1 + 2 * _LEAST_HELD_OUT
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as the model gets it."""
+
+    text_id: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Texts by what they are for.
+
+    Attributes:
+        fitted: to fit on.
+        chosen_by: held out, to choose by: a penalty, or when to stop.
+        measured: used for neither, to measure what the lens gains.
+        skip: positions at the beginning of each text that are left out.
+    """
+
+    fitted: Sequence[Text]
+    chosen_by: Sequence[Text]
+    measured: Sequence[Text]
+    skip: int
+
+    def n_positions(self, texts: Sequence[Text]) -> int:
+        """How many states of each layer the texts have."""
+        return sum(len(text.token_ids) - self.skip for text in texts)
+
+    def digest(self) -> str:
+        """SHA-256 of all token ids, in their places."""
+        said = [[text.token_ids for text in part] for part in (self.fitted, self.chosen_by, self.measured)]
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def split_texts(model: Model, dataset: Dataset, options: FitOptions) -> Split:
+    """The texts of a dataset: a tenth to choose by, a tenth to measure on, two of each at least, the rest to fit on.
+
+    What all of them begin with alike, such as a system message, is left out too: the states there are the same in each,
+    so that none of them would be held out.
+
+    Raises:
+        PromptError: there are fewer than five texts with a position to read, or one that the model cannot read.
+    """
+    texts = _texts(model, dataset, options)
+    skip = max(options.skip_first, _n_shared(texts))
+    texts = [text for text in texts if len(text.token_ids) > skip]
+    if len(texts) < LEAST_TEXTS:
+        raise PromptError(
+            f"{len(texts)} different texts with more than {skip} tokens are too few to fit a lens",
+            f"give {LEAST_TEXTS} or more: {_LEAST_HELD_OUT} are held out to choose by, {_LEAST_HELD_OUT} to measure on",
+            option="prompts",
+            given=len(texts),
+        )
+    order = np.random.default_rng(options.seed).permutation(len(texts)).tolist()
+    n_out = max(_LEAST_HELD_OUT, round(_HELD_OUT * len(texts)))
+    measured, chosen_by, fitted = order[:n_out], order[n_out : 2 * n_out], order[2 * n_out :]
+
+    def dealt(places: list[int]) -> list[Text]:
+        return [texts[place] for place in sorted(places)]
+
+    return Split(dealt(fitted), dealt(chosen_by), dealt(measured), skip)
+
+
+def _n_shared(texts: Sequence[Text]) -> int:
+    """With how many tokens all texts begin alike; 0 where there is but one."""
+    least, greatest = (end([text.token_ids for text in texts], default=()) for end in (min, max))
+    pairs = zip(least, greatest, strict=False)
+    return 0 if least == greatest else next((n for n, (a, b) in enumerate(pairs) if a != b), len(least))
+
+
+def _texts(model: Model, dataset: Dataset, options: FitOptions) -> list[Text]:
+    given = TraceOptions(max_new_tokens=0, chat_template=options.chat_template)
+    settled = given.settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
+    tokenized = tokenize(model, dataset.prompts, settled)
+    n_cut = sum(len(prompt.token_ids) > options.max_length for prompt in tokenized)
+    if n_cut:
+        n_left_out = sum(max(0, len(prompt.token_ids) - options.max_length) for prompt in tokenized)
+        cut = (
+            f"{n_cut} of {len(tokenized)} texts are cut after {options.max_length} tokens, {n_left_out:,} are left out"
+        )
+        warnings.warn(f"{cut}; raise {spelled('max_length')} to take more", Notice, stacklevel=5)
+    texts: dict[tuple[int, ...], Text] = {}
+    for prompt in tokenized:
+        token_ids = prompt.token_ids[: options.max_length]
+        texts.setdefault(token_ids, Text(prompt.prompt_id, token_ids))
+    return list(texts.values())

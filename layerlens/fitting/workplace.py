@@ -1,0 +1,124 @@
+"""The folder beside the lens where a fit keeps what it has, so that a killed fit can be continued.
+
+lens.safetensors.fitting/
+    manifest.json    what is fitted: model, texts, options
+    snapshot         how far it has come, and its tensors; replaced by rename
+    moments          tensors that are too large for memory, while they change
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerlens.errors import OptionError, spelled
+from layerlens.records.files import FolderWriter, remove_unfinished, write_json, writing
+
+_SECONDS_BETWEEN = 60.0
+_SHARE_OF_TIME = 20  # a snapshot may take one part in so many
+
+
+class Workplace(FolderWriter):
+    """The folder of one fit; use as a context manager.
+
+    Args:
+        folder: made if missing.
+        manifest: what is fitted.
+        resume: continue what is there.
+
+    Raises:
+        OptionError: it holds an unfinished fit and `resume` is off, or that of another lens.
+    """
+
+    def __init__(self, out: Path, manifest: dict[str, Any], *, resume: bool) -> None:
+        self._out = out
+        super().__init__(folder_of(out), manifest, resume=resume)
+        self._saved_at, self._took = time.perf_counter(), 0.0
+        self._began = time.perf_counter()
+        self._seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the fit has worked, in all processes."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def is_due(self) -> bool:
+        """Whether it is time to save."""
+        return time.perf_counter() - self._saved_at >= max(_SECONDS_BETWEEN, _SHARE_OF_TIME * self._took)
+
+    def save(self, done: dict[str, Any], tensors: Sequence[Tensor]) -> None:
+        """Keep how far the fit has come, in place of what was kept before."""
+        before = time.perf_counter()
+        partial = self.folder / "snapshot.partial"
+        said = json.dumps(done | {"seconds": self.seconds}).encode()
+        with writing(self.folder), partial.open("wb") as handle:
+            np.save(handle, np.frombuffer(said, dtype=np.uint8))
+            for tensor in tensors:
+                np.save(handle, tensor.cpu().numpy())
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(self.folder / "snapshot")
+        self._saved_at = time.perf_counter()
+        self._took = self._saved_at - before
+
+    def load(self, tensors: Sequence[Tensor]) -> dict[str, Any] | None:
+        """What was kept last, its tensors into these; None where nothing was."""
+        path = self.folder / "snapshot"
+        if not path.exists():
+            return None
+        with path.open("rb") as handle:
+            done: dict[str, Any] = json.loads(np.load(handle).tobytes())
+            for tensor in tensors:
+                tensor.copy_(torch.from_numpy(np.load(handle)))
+        self._seconds_before = done.pop("seconds")
+        self._began = time.perf_counter()
+        return done
+
+    def zeros(self, name: str, *shape: int, on_disk: bool) -> Tensor:
+        """A float64 tensor of zeros, in memory or in a file of the folder."""
+        if not on_disk:
+            return torch.zeros(*shape, dtype=torch.float64)
+        with writing(self.folder):
+            array = np.memmap(self.folder / name, dtype=np.float64, mode="w+", shape=shape)
+        return torch.from_numpy(array)
+
+    def remove(self) -> None:
+        """Remove the folder: the lens is written."""
+        shutil.rmtree(self.folder)
+
+    def _refuse_unless_free(self, *, resume: bool) -> None:
+        if (self.folder / "manifest.json").exists() and not resume:
+            what = f"was begun before, in {self.folder}"
+            advice = f"give {spelled('resume', True)} to continue that fit, or remove the folder"
+            raise OptionError.about("out", self._out, what, advice)
+
+    def _open(self) -> None:
+        path = self.folder / "manifest.json"
+        if path.exists():
+            refuse_other(self._out, self.manifest, json.loads(path.read_text(encoding="utf-8")))
+        else:
+            write_json(path, self.manifest)
+        remove_unfinished(self.folder)
+
+
+def folder_of(out: Path) -> Path:
+    """Where the fit of that lens works."""
+    return out.with_name(f"{out.name}.fitting")
+
+
+def refuse_other(out: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """OptionError where another fit was begun than is asked for now."""
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if names:
+        shown = {"texts": "other texts", "model": "another model", "identity": "another model"}
+        named = next((shown[name] for name in names if name in shown), None)
+        differs = named or f"{spelled(names[0], theirs.get(names[0]))}"
+        advice = f"give what it was begun with, or another {spelled('out')}"
+        raise OptionError.about("out", out, f"was begun with {differs}", advice)

@@ -1,0 +1,62 @@
+"""`layerlens fit-lens` as a user types it."""
+
+import pytest
+
+import layerlens as ll
+from layerlens.lens.files import open_lens, read_lens
+from tests.fitting.test_linear import texts
+
+pytestmark = pytest.mark.filterwarnings("ignore::layerlens.errors.Notice")
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(texts(20)))
+    return path
+
+
+def test_a_lens_is_fitted_written_and_its_gain_shown(cli, tiny_folder, tmp_path, prompts):
+    out = tmp_path / "lens.safetensors"
+    folder = tiny_folder("llama")
+    code, printed, errors = cli("fit-lens", "linear", "--model", folder, "--prompts", prompts, "--out", out)
+    assert code == 0, errors
+    gain = read_lens("linear", out).fit["gain"]
+    for layer, logit, lens in zip(gain["layer"], gain["kl_logit"], gain["kl_lens"], strict=True):
+        row = next(line.split() for line in printed.splitlines() if line.split()[:1] == [str(layer)])
+        assert row[1] == f"{logit:.3f}"
+        assert f"{lens:.3f}" in row
+    assert "s per 10,000 tokens" in printed
+    assert f"linear:{out}" in printed
+    model = ll.load(folder)
+    assert list(open_lens(f"linear:{out}", model).layers) == list(range(model.n_layers + 1))
+
+
+def test_a_second_time_is_refused_and_resume_shows_it_again(cli, tiny_folder, tmp_path, prompts):
+    command = ["fit-lens", "linear", "--model", tiny_folder("llama"), "--prompts", prompts]
+    command += ["--out", tmp_path / "lens.safetensors"]
+    first = cli(*command)
+    code, _, error = cli(*command)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--out" in error
+    assert cli(*command, "--resume")[:2] == first[:2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--out", "lens.pt", "--dataset", "sample"], "--out"),
+        (["--out", "lens.safetensors"], "--dataset"),
+        (["--out", "lens.safetensors", "--dataset", "sample", "--prompts", "x.txt"], "--prompts"),
+        (["--out", "lens.safetensors", "--prompts", "x.txt", "--data-file", "y.txt"], "--data-file"),
+        (["--out", "lens.safetensors", "--dataset", "sample", "--max-length", "1"], "--max-length"),
+        (["--out", "lens.safetensors", "--dataset", "sample", "--skip-first", "-1"], "--skip-first"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence_before_the_model_is_loaded(
+    arguments, named, cli, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, printed, error = cli("fit-lens", "linear", "--model", "no/such/model", *arguments)
+    assert (code, printed, error.count("\n")) == (2, "", 1)
+    assert named in error
