@@ -80,7 +80,8 @@ def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
     handles += _draw_lowest(table, ax)
     if style.mixes_kinds(kinds):
         handles.append(style.full_attention_key())
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.47, -0.2), ncols=len(handles))
+    columns = 3 if HALF_ENTROPY.name in table and len(handles) > 4 else len(handles)  # more are wider than the page
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.47, -0.2), ncols=columns)
     return ax
 
 

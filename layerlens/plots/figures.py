@@ -42,7 +42,8 @@ def figure4(run: Records, half_steps: bool = False) -> tuple[Figure, pd.DataFram
     """Mean entropy by layer of perturbed (a) and unperturbed (b) tokens, and the table drawn; see `entropy_table`."""
     table = entropy_table(run, half_steps)
     with style.look():
-        figure = Figure(figsize=(style.COLUMN_INCHES, 4.8), layout="constrained")
+        height = 5.4 if half_steps else 4.8  # their entry takes the legend to a second row
+        figure = Figure(figsize=(style.COLUMN_INCHES, height), layout="constrained")
         for group, ax, letter in zip(GROUPS, figure.subplots(2, 1), ("(a)", "(b)"), strict=True):
             draw_entropy(table[table["group"] == group], ax)
             ax.set_title(f"{letter} {ax.get_title(loc='left')}", loc="left")

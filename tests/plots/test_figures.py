@@ -92,8 +92,12 @@ def test_texts_stay_on_the_page_and_off_each_other(tmp_path, figure, n_layers):
 
 
 @pytest.mark.parametrize("n_layers", [4, 9, 30, 80])
-def test_half_steps_leave_texts_on_the_page_and_off_each_other(tmp_path, n_layers):
-    prompts = planted(hybrid_curves(n_layers), noise=0.1, n_tokens=12)
+@pytest.mark.parametrize("lowest_is_early", [False, True])
+def test_half_steps_leave_texts_on_the_page_and_off_each_other(tmp_path, n_layers, lowest_is_early):
+    curves = hybrid_curves(n_layers)
+    if lowest_is_early:
+        curves["perturbed"][n_layers // 2] = 0.01
+    prompts = planted(curves, noise=0.1, n_tokens=12)
     for rows in prompts.values():
         rows["half_entropy"] = rows["entropy"] * np.random.default_rng(1).uniform(0.3, 2, rows["entropy"].shape)
         rows["half_top_token_id"] = np.zeros(rows["entropy"].shape, np.int32)
