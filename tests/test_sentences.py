@@ -459,7 +459,7 @@ SENTENCES = [
 ]
 
 MODEL_HELP = "hub id, folder, .gguf file, smollm2-135m-instruct or gemma3-270m"
-COMMANDS = "trace, generate, figure, table, report, merge, compare, ablate, models, datasets, doctor, bench"
+COMMANDS = "trace, generate, figure, table, report, merge, compare, ablate, models, datasets, doctor, bench, fit-lens"
 QUOTES = "leave it out, write its option before it, or put quotes around a text with spaces"
 
 MISTYPED = {
@@ -474,8 +474,9 @@ MISTYPED = {
     "scoring; see `layerlens datasets`); add them, or see `layerlens ablate --help`",
     "bench decode": f"`layerlens bench decode` lacks --model ({MODEL_HELP}); add it, or see `layerlens bench decode "
     "--help`",
-    "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper, 1 to 12; a name, such as onset; or "
-    "all) and --out (directory for the PNG, the PDF and the csv they draw); add them, or see `layerlens figure --help`",
+    "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper, 1 to 12; a name, such as onset or "
+    "grid; or all) and --out (directory for the PNG, the PDF and the csv they draw); add them, or see "
+    "`layerlens figure --help`",
     "table --run r": "`layerlens table` lacks NUMBER (number of a table of the paper (5, 7, 8), 6.1, or all); add it, "
     "or see `layerlens table --help`",
     "report": "`layerlens report` lacks RUN (run directory); add it, or see `layerlens report --help`",
