@@ -22,7 +22,10 @@ TILE = (512, 1024)
 """States and words that are multiplied at once on a CPU; on a GPU as many states and 16 times as many words."""
 
 
-def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "float32") -> dict[str, Any]:
+_MORE = "trace with more"
+
+
+def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "float32", **more: Any) -> dict[str, Any]:
     """Medians of seconds of each way and of their ratio to the floor, round by round, and the memory they add.
 
     Args:
@@ -30,10 +33,11 @@ def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "fl
         n_tokens: of the text, from the shipped problems.
         rounds: measured after a round that is not; every second one goes in the opposite order.
         precision: of the trace's readouts.
+        **more: what is asked of a second trace besides: a `lens`, targets, top, js, kl, sublayers.
 
     Returns:
-        a report for JSON: `seconds` by way, `over_floor` with torch's own products and with ours, `added_mib`,
-        `machine`.
+        a report for JSON: `seconds` by way, `over_floor` with torch's own products and with ours, `over_plain` of the
+        second trace to the plain one where there is one, `added_mib`, `machine`.
 
     Raises:
         OptionError: the model reads no text of so many tokens.
@@ -41,7 +45,8 @@ def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "fl
     room = model.context_length
     if room is not None and n_tokens > room:
         raise OptionError.about("tokens", n_tokens, f"is more than the model's context of {room:,}", "lower it")
-    ways = _ways(model, n_tokens, precision)
+    more = {name: value for name, value in more.items() if value}
+    ways = _ways(model, n_tokens, precision, more)
     for way in ways.values():
         way()
     by_round = list(in_turns(ways, rounds, lambda way: timed_with_memory(way, model.device)))
@@ -63,6 +68,7 @@ def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "fl
             by: statistics.median(took / floor for took, floor in zip(seconds["trace"], floor_of, strict=True))
             for by, floor_of in floors.items()
         },
+        **({"asked": more, "over_plain": _over_plain(seconds)} if more else {}),
         "added_mib": {name: statistics.median(timings[name].n_bytes / MIB for timings in by_round) for name in ways},
         "machine": machine(model.device),
     }
@@ -96,7 +102,13 @@ def torch_product(rows: Tensor, words: Tensor) -> Tensor:
     return torch.mm(rows, words.t())
 
 
-def _ways(model: Model, n_tokens: int, precision: str) -> dict[str, Way]:
+def _over_plain(seconds: dict[str, list[float]]) -> list[float]:
+    """The ratio of the second trace to the plain one: median, least and greatest of the rounds."""
+    ratios = [took / plain for took, plain in zip(seconds[_MORE], seconds["trace"], strict=True)]
+    return [statistics.median(ratios), min(ratios), max(ratios)]
+
+
+def _ways(model: Model, n_tokens: int, precision: str, more: dict[str, Any]) -> dict[str, Way]:
     problems = "\n".join(str(prompt.content) for prompt in dataset("sample"))
     ids = model.tokenizer(problems, add_special_tokens=False, verbose=False).input_ids
     n_special = len(model.tokenizer("").input_ids)  # a begin token, where the tokenizer puts one
@@ -111,7 +123,7 @@ def _ways(model: Model, n_tokens: int, precision: str) -> dict[str, Way]:
         with torch.no_grad():
             model.hf(input_ids=given, use_cache=False)
 
-    def traced() -> None:
+    def traced(**asked: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             trace(
                 model,
@@ -121,6 +133,7 @@ def _ways(model: Model, n_tokens: int, precision: str) -> dict[str, Way]:
                 chat_template=False,
                 progress=False,
                 lens_precision=precision,
+                **asked,
             )
 
     return {
@@ -128,4 +141,5 @@ def _ways(model: Model, n_tokens: int, precision: str) -> dict[str, Way]:
         "products, torch": lambda: products(states, weight, model.n_layers, torch_product),
         "products, ours": lambda: products(states, weight, model.n_layers, product),
         "trace": traced,
+        **({_MORE: lambda: traced(**more)} if more else {}),
     }

@@ -31,6 +31,7 @@ def ablate(
     decoding: options.Decoding,
     repeats: Annotated[int, typer.Option(help="Answers to each item, with other seeds, where something is drawn.")] = 1,
     window: options.Window = None,
+    lens: options.Lens = None,
     batch_size: options.BatchSize = 1,
     loading: options.Loading,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the ablation at --out.")] = False,
@@ -43,6 +44,7 @@ def ablate(
     names, grid = _listed(arms), probabilities(p)
     settings = decoding.settings(max_new_tokens=max_new_tokens, batch_size=batch_size)
     _refuse_what_cannot_be(names, grid, window, repeats, settings)
+    options.refuse_no_lens(lens)
 
     import layerlens as ll
     from layerlens.records.answers import refuse_unless_free
@@ -58,6 +60,7 @@ def ablate(
             p=grid,
             window=window,
             repeats=repeats,
+            lens=lens,
             resume=resume,
             **settings,
         )

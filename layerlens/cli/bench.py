@@ -3,6 +3,7 @@
 import json as json_format
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from layerlens.cli import options
 from layerlens.cli.trace import Precision
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 
 bench = typer.Typer(
     help="Measure what decoding, tracing and statistics cost.", add_completion=False, rich_markup_mode=None
@@ -71,6 +72,7 @@ def trace(
     tokens: Annotated[int, typer.Option(help="Of the text, from the shipped problems.")] = 512,
     rounds: Annotated[int, typer.Option(help="Rounds, of which medians are shown.")] = 3,
     lens_precision: Annotated[Precision, typer.Option(help="Of readouts, as of trace.")] = Precision.float32,
+    readings: options.Readings,
     json: Json = None,
     loading: options.Loading,
 ) -> int:
@@ -79,14 +81,17 @@ def trace(
     Memory is what comes on top of the loaded model: on CUDA as it was allocated, on Linux as the process grew.
     """
     from layerlens.decode.options import whole
+    from layerlens.tracing.options import TraceOptions
 
+    TraceOptions(lens_precision=lens_precision.value, **readings.numbers())
+    options.refuse_no_lens(readings.lens)
     whole("tokens", tokens, 1)
     whole("rounds", rounds, 1)
     _refuse_unwritable(json)
 
     from layerlens.bench.tracing import measure_trace
 
-    report = measure_trace(loading.load(model), tokens, rounds, lens_precision.value)
+    report = measure_trace(loading.load(model), tokens, rounds, lens_precision.value, **asdict(readings))
     _print_trace(report)
     _write(report, json)
     return 0
@@ -201,9 +206,17 @@ def _print_trace(report: dict[str, Any]) -> None:
         "products, ours": "the same as layerlens makes them",
         "trace": "trace, files written",
     }
+    asked = report.get("asked", {})
+    if asked:
+        names["trace with more"] = f"trace with {' '.join(spelled(name, value) for name, value in asked.items())}"
     for name, words in names.items():
         added = report["added_mib"][name]
         memory = "" if added != added else f"{added:>9,.0f} MiB"
         typer.echo(f"  {words:<40} {report['seconds'][name]:>8.2f} s{memory}")
     over = report["over_floor"]
     typer.echo(f"trace = {over['torch']:.2f} x (forward + torch's products) = {over['ours']:.2f} x (forward + ours)")
+    if asked:
+        median, least, greatest = report["over_plain"]
+        typer.echo(
+            f"trace with more = {median:.3f} [{least:.3f}, {greatest:.3f}] x trace, median and range of the rounds"
+        )

@@ -16,6 +16,7 @@ def generate(
     strategy: options.StrategyName = "valley",
     window: options.Window = None,
     strategy_options: options.StrategyOptions,
+    lens: options.Lens = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show the last layer's text beside it.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 256,
     decoding: options.Decoding,
@@ -32,13 +33,14 @@ def generate(
     settings = decoding.settings(max_new_tokens=max_new_tokens)
     GenerateOptions(**settings)
     chosen = strategy_options.strategy(strategy, window)
+    options.refuse_no_lens(lens)
 
     import layerlens as ll
     from layerlens.cli.text import print_generation, print_side_by_side
 
     loaded, sampled = loading.load(model), decoding.temperature > 0
     chosen.fit(loaded.n_layers, loaded.tied)
-    generation = ll.generate(loaded, prompt, strategy=chosen, **settings)
+    generation = ll.generate(loaded, prompt, strategy=chosen, lens=lens, **settings)
     if compare:
         last = ll.generate(loaded, prompt, strategy=ll.Last(), **settings)
         print_side_by_side(loaded, "last", last, strategy, generation, sampled=sampled)

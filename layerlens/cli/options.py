@@ -32,6 +32,12 @@ StrategyName = Annotated[
         help="last, valley (trough), valley-1, valley+1, last-1, dola-low, dola-high, sled, or a registered name."
     ),
 ]
+Lens = Annotated[
+    str | None,
+    typer.Option(
+        help="Through which layers are read: logit, linear:FILE, tuned:FILE or jacobian:FILE. [default: logit]"
+    ),
+]
 Window = Annotated[
     int | None, typer.Option(help="Candidate layers of a valley, or of a strategy that takes a window. [default: 10]")
 ]
@@ -166,6 +172,37 @@ class StrategyOptions:
         if window is not None and (not window_has_other_use or takes_option(name, "window")):
             given["window"] = window
         return named_strategy(name, **given)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What is read of each layer, and through which lens."""
+
+    lens: Lens = None
+    targets: Annotated[
+        bool,
+        typer.Option("--targets", help="Record how probable each layer holds the token that followed, and its rank."),
+    ] = False
+    top: Annotated[int, typer.Option(help="Record so many first words of each layer, 20 at most.")] = 0
+    kl: Annotated[bool, typer.Option("--kl", help="Record KL from the last layer to each layer too, in nats.")] = False
+    js: Annotated[
+        bool, typer.Option("--js", help="Record the Jensen-Shannon divergence from the last layer too; twice the time.")
+    ] = False
+    sublayers: Annotated[
+        bool, typer.Option("--sublayers", help="Read the stream between attention and MLP of each block too.")
+    ] = False
+
+    def numbers(self) -> dict[str, Any]:
+        """What is read, as options of a trace."""
+        return {name: value for name, value in asdict(self).items() if name != "lens"}
+
+
+def refuse_no_lens(lens: str | None) -> None:
+    """OptionError where there is no such lens."""
+    if lens is not None:
+        from layerlens.lens.files import parsed
+
+        parsed(lens)
 
 
 def shard_of(text: str) -> tuple[int, int]:

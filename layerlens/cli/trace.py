@@ -60,7 +60,7 @@ def trace(
         typer.Option(help="States that emitted a token, or every one. [default: generated; all for given text]"),
     ] = None,
     window: options.Window = None,
-    kl: Annotated[bool, typer.Option("--kl", help="Record KL from the last layer to each layer too, in nats.")] = False,
+    readings: options.Readings,
     lens_precision: Annotated[
         Precision, typer.Option(help="Of readouts; bfloat16 is faster on some processors, and entropies are rounded.")
     ] = Precision.float32,
@@ -78,11 +78,12 @@ def trace(
         mode=mode.value if mode else None,
         positions=positions.value if positions else None,
         window=window,
-        kl=kl,
         lens_precision=lens_precision.value,
+        **readings.numbers(),
     )
     TraceOptions(**settings)
     chosen = strategy_options.strategy(strategy, window, window_has_other_use=True)
+    options.refuse_no_lens(readings.lens)
     asked = _prompts(dataset, prompts, data_file, limit, decoding.seed)
     asked = asked if shard is None else asked.shard(*options.shard_of(shard))
     refuse_unless_free(out, resume=resume)
@@ -92,7 +93,7 @@ def trace(
     try:
         loaded = loading.load(model)
         chosen.fit(loaded.n_layers, loaded.tied)
-        run = ll.trace(loaded, asked, out=out, strategy=chosen, resume=resume, **settings)
+        run = ll.trace(loaded, asked, out=out, strategy=chosen, lens=readings.lens, resume=resume, **settings)
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))
     _print_summary(run)

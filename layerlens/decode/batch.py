@@ -36,6 +36,7 @@ def decode_batch(
     static: bool | None = None,
     on_tokens: Callable[[int], None] | None = None,
     before_pass: Callable[[Sequence[int]], None] | None = None,
+    after_pass: Callable[[Tensor], None] | None = None,
 ) -> "Decoded":
     """What is emitted for each prompt.
 
@@ -50,10 +51,11 @@ def decode_batch(
         on_tokens: called with the number of tokens after each block.
         before_pass: called before each forward pass with the prompts, by number, whose rows it holds; ended ones can
             be among them. Passes are then not captured as a graph.
+        after_pass: called after each with the token of each of these rows, int64 [rows]; given with `before_pass`.
     """
     if static is None:
         static = model.device.type != "cpu" and not is_spread(model.hf)
-    batch = _Batch(model, prompts, chooser, options, seed, static, before_pass)
+    batch = _Batch(model, prompts, chooser, options, seed, static, before_pass, after_pass)
     with torch.no_grad(), chooser.choosing():
         return batch.run(on_tokens or (lambda _: None))
 
@@ -89,6 +91,7 @@ class _Batch:
         seed: int,
         static: bool,
         before_pass: Callable[[Sequence[int]], None] | None,
+        after_pass: Callable[[Tensor], None] | None,
     ) -> None:
         self._chooser = chooser
         self._n_steps = options.max_new_tokens
@@ -127,7 +130,7 @@ class _Batch:
         self._ended = [False] * n_rows
         self._reasons = ["length"] * n_rows
         self._decisions: list[list[Decisions]] = [[] for _ in prompts]
-        self._before_pass = before_pass
+        self._before_pass, self._after_pass = before_pass, after_pass
         # a sliding cache counts on the host how full it is, and a replayed graph would not
         on_host = before_pass is not None or "sliding" in model.layer_kinds or is_spread(model.hf)
         on_host = on_host or processors is not None  # which look at the texts so far
@@ -185,6 +188,8 @@ class _Batch:
         """Sample, record, test for the end."""
         token_ids = self._sampler(logits, self._step)
         token_ids = torch.where(self._alive, token_ids, self._pad)
+        if self._after_pass is not None:
+            self._after_pass(token_ids)
         decisions = self._chooser.decisions
         assert decisions is not None
         for buffer, value in zip(

@@ -14,6 +14,7 @@ from layerlens.decode.readouts import Readouts
 from layerlens.decode.strategies import Choice, Strategy, layers_of
 from layerlens.errors import OptionError
 from layerlens.lens.sums import arg_max
+from layerlens.lens.transport import IDENTITY, Transport, refuse_lacking
 from layerlens.models import Model
 from layerlens.models.hooks import replacing_logits
 
@@ -35,10 +36,12 @@ class Chooser:
             states have a row for each.
     """
 
-    def __init__(self, model: Model, strategy: Strategy, seed: int = 0) -> None:
+    def __init__(self, model: Model, strategy: Strategy, seed: int = 0, transport: Transport = IDENTITY) -> None:
         self._model = model
         self._strategy = strategy
+        self._transport = transport
         self.layers = layers_of(strategy, model.n_layers, model.tied)
+        refuse_lacking(transport, self.layers, type(strategy).__name__)
         self.decisions: Decisions | None = None
         self.may_branch = True
         # another stream than the sampler's, which may have the same seed
@@ -81,6 +84,7 @@ class Chooser:
             states,
             self._model.n_layers,
             lambda: self._draw(len(next(iter(states.values())))),
+            transport=self._transport,
             tied=self._model.tied,
             may_branch=self.may_branch,
             alive=None if self.is_alive is None else self._for_each_read(self.is_alive.to(self.generator.device)),

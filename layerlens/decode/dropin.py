@@ -23,6 +23,8 @@ from layerlens.decode.options import whole
 from layerlens.decode.prompts import refuse_unreadable
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError, OptionError
+from layerlens.lens.files import open_lens
+from layerlens.lens.transport import Transport
 from layerlens.models import Model
 from layerlens.models.compiled import recompiled
 from layerlens.models.use import alone, in_use
@@ -31,7 +33,9 @@ _MODES = {"greedy_search", "sample"}
 
 
 @contextmanager
-def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[DecodingLog]:
+def decoding(
+    model: Model, strategy: Strategy, *, lens: str | Transport | None = None, seed: int = 0
+) -> Iterator[DecodingLog]:
     """While open, the model decodes with the strategy: `with ll.decoding(model, strategy) as log: model.hf.generate()`.
 
     The forward pass, the cache and the sampler stay the model's own; only the logits of the last position are another
@@ -40,14 +44,16 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
     Args:
         model: from `load`.
         strategy: such as `Valley(window=10)`.
+        lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
+            logit lens.
         seed: of what the strategy draws (p below 1); the sampler's seed is yours, as ever.
 
     Returns:
         the log, filled at the end of every `generate`; one that fails adds nothing.
 
     Raises:
-        OptionError: the strategy does not fit the model; from `generate`, a way of searching that scores more than
-            one continuation (beams, assistants) is asked for.
+        OptionError: the strategy or the lens does not fit the model; from `generate`, a way of searching is asked for
+            that scores more than one continuation (beams, assistants).
         ModelError: from `generate`, the logits of a text that has not ended are NaN or infinite, or the config counts
             fewer layers than run.
     """
@@ -62,7 +68,7 @@ def decoding(model: Model, strategy: Strategy, *, seed: int = 0) -> Iterator[Dec
     with ExitStack() as stack:
         with in_use(model, may_be_compiled=True):
             hf: Any = model.hf
-            chooser = Chooser(model, strategy, seed)
+            chooser = Chooser(model, strategy, seed, open_lens(lens, model))
             chooser.is_running = False  # but in `generate`: other passes of the model are its own
             log = DecodingLog(criterion_name(strategy))
             if "_layerlens_decoding" in vars(hf):

@@ -19,6 +19,8 @@ from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.decode.texts import decoded
 from layerlens.errors import Notice, spelled
+from layerlens.lens.files import open_lens
+from layerlens.lens.transport import Transport
 from layerlens.models import Model
 from layerlens.models.nnsight import refuse_edits
 from layerlens.models.use import uses_model
@@ -51,10 +53,17 @@ class Generation:
 
 
 @overload
-def generate(model: Model, prompts: str, *, strategy: Strategy = ..., **options: Any) -> Generation: ...
+def generate(
+    model: Model, prompts: str, *, strategy: Strategy = ..., lens: str | Transport | None = ..., **options: Any
+) -> Generation: ...
 @overload
 def generate(
-    model: Model, prompts: Dataset | Iterable[str | Messages | Prompt], *, strategy: Strategy = ..., **options: Any
+    model: Model,
+    prompts: Dataset | Iterable[str | Messages | Prompt],
+    *,
+    strategy: Strategy = ...,
+    lens: str | Transport | None = ...,
+    **options: Any,
 ) -> list[Generation]: ...
 @uses_model()
 def generate(
@@ -62,6 +71,7 @@ def generate(
     prompts: str | Dataset | Iterable[str | Messages | Prompt],
     *,
     strategy: Strategy | None = None,
+    lens: str | Transport | None = None,
     **options: Any,
 ) -> Generation | list[Generation]:
     """What the model answers to each prompt, in their order, when a strategy chooses the logits.
@@ -70,6 +80,8 @@ def generate(
         model: from `load`.
         prompts: a text; or a dataset, or a list of texts or of lists of chat messages.
         strategy: such as `Valley(window=10)`; None is `Last()`.
+        lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
+            logit lens.
         **options: fields of `GenerateOptions` (max_new_tokens, temperature, top_p, stop_strings, batch_size, ...).
 
     Returns:
@@ -82,6 +94,7 @@ def generate(
     refuse_edits(model)
     strategy = Last() if strategy is None else strategy
     layers_of(strategy, model.n_layers, model.tied)
+    transport = open_lens(lens, model)
     settled = settle_chat_template(
         made(GenerateOptions, options), bool(getattr(model.tokenizer, "chat_template", None))
     )
@@ -97,7 +110,7 @@ def generate(
     for number, batch in enumerate(batches):
         seed = batch_seed(settled.seed, number)
         texts = [tokenized[index] for index in batch]
-        for index, generation in zip(batch, _generated(model, texts, strategy, settled, seed), strict=True):
+        for index, generation in zip(batch, _generated(model, texts, strategy, transport, settled, seed), strict=True):
             by_index[index] = generation
     in_order = [by_index[index] for index in range(len(tokenized))]
     _tell_broken(model, tokenized, in_order)
@@ -138,11 +151,16 @@ def batch_seed(seed: int, batch: int) -> int:
 
 
 def _generated(
-    model: Model, prompts: Sequence[TokenizedPrompt], strategy: Strategy, options: GenerateOptions, seed: int
+    model: Model,
+    prompts: Sequence[TokenizedPrompt],
+    strategy: Strategy,
+    transport: Transport,
+    options: GenerateOptions,
+    seed: int,
 ) -> list[Generation]:
     log = DecodingLog(criterion_name(strategy))
     ids = [list(prompt.token_ids) for prompt in prompts]
-    emitted = decode_batch(model, ids, Chooser(model, strategy, seed), options, seed)
+    emitted = decode_batch(model, ids, Chooser(model, strategy, seed, transport), options, seed)
     log.add_call(emitted.outputs, [len(prompt) - 1 for prompt in ids], emitted.decisions)
     steps = dict(tuple(log.steps.groupby("row", sort=False)))
     return [

@@ -10,7 +10,8 @@ from layerlens.axes import Logits, Scalars, States
 from layerlens.decode.criteria import Criterion, shannon
 from layerlens.errors import OptionError
 from layerlens.lens.head import Head
-from layerlens.lens.logit_lens import fused
+from layerlens.lens.reading import fused
+from layerlens.lens.transport import IDENTITY, Transport
 from layerlens.models.unembed import Unembed
 from layerlens.native.compiled import processor
 
@@ -32,6 +33,7 @@ class Readouts:
         states: of the layers that the strategy's `layers` named, [rows, d_model] each.
         n_layers: L.
         uniform: a number 0 <= u < 1 for each row, or what draws them.
+        transport: of the lens, which brings states to where the head reads them.
         tied, may_branch, alive: as the attributes.
 
     Attributes:
@@ -48,12 +50,14 @@ class Readouts:
         n_layers: int,
         uniform: Scalars | Callable[[], Scalars],
         *,
+        transport: Transport = IDENTITY,
         tied: bool = False,
         may_branch: bool = True,
         alive: Bool[Tensor, " rows"] | None = None,
     ) -> None:
         self._head = head
         self._states = states
+        self._transport = transport
         self.n_layers = n_layers
         self.tied = tied
         self._uniform = uniform
@@ -136,7 +140,7 @@ class Readouts:
     def logits_at(self, layer: Int[Tensor, " rows"]) -> Logits:
         """Float32 logits of one layer per row, each one that the strategy's `layers` named."""
         known = sorted(self._states)
-        stack = torch.stack([self._states[number].to(self._device) for number in known])
+        stack = torch.stack([self._at_head(number) for number in known])
         index = torch.zeros_like(layer)  # by comparisons: a table of layers would be copied from the host
         for number in known[1:]:
             index += layer >= number
@@ -151,6 +155,7 @@ class Readouts:
                 {layer: states[start : start + rows] for layer, states in self._states.items()},
                 self.n_layers,
                 lambda start=start: self.uniform[start : start + rows],  # type: ignore[misc]
+                transport=self._transport,
                 tied=self.tied,
                 may_branch=self.may_branch,
                 alive=None if self.alive is None else self.alive[start : start + rows],
@@ -166,12 +171,17 @@ class Readouts:
         if unasked:
             problem = f"layer {unasked[0]} was not asked for"
             raise OptionError(problem, "let the strategy's `layers` name it", option="strategy", given=unasked[0])
-        stack = torch.stack([self._states[layer].to(self._device) for layer in layers], dim=1)
+        stack = torch.stack([self._at_head(layer, rows) for layer in layers], dim=1)
         if rows is None:
             self._of_each += len(layers)
-            return stack
-        self._some().index_add_(0, rows, torch.full_like(rows, len(layers), dtype=torch.int32))
-        return stack[rows]
+        else:
+            self._some().index_add_(0, rows, torch.full_like(rows, len(layers), dtype=torch.int32))
+        return stack
+
+    def _at_head(self, layer: int, rows: Int[Tensor, " some"] | None = None) -> States:
+        """States of a layer where and as the head reads them."""
+        states = self._states[layer].to(self._device)
+        return self._transport(states if rows is None else states[rows], layer)
 
     def _some(self) -> Int[Tensor, " rows"]:
         if self._of_some is None:

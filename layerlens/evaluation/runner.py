@@ -19,9 +19,12 @@ from layerlens.decode.modules import model_record
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
+from layerlens.decode.registry import strategy_record
 from layerlens.errors import ModelError
 from layerlens.evaluation.plan import ARMS, Condition, P, Plan, planned, repeat_seed
 from layerlens.evaluation.scoring import WAYS
+from layerlens.lens.files import open_lens
+from layerlens.lens.transport import Transport, refuse_lacking
 from layerlens.models import Model
 from layerlens.models.use import uses_model
 from layerlens.records import Manifest, new_manifest
@@ -39,6 +42,7 @@ def ablate(
     p: Sequence[float] = P,
     window: int | None = None,
     repeats: int = 1,
+    lens: str | Transport | None = None,
     resume: bool = False,
     progress: bool = True,
     **options: Any,
@@ -57,6 +61,8 @@ def ablate(
         window: candidate layers of the arms that take a window; None: their own, for a valley 10 or all layers of a
             smaller model.
         repeats: how often to answer, with other seeds, where something is drawn: p between 0 and 1, or sampling.
+        lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
+            logit lens.
         resume: continue the ablation at `out`; it must have been begun with the same model, items and options.
         progress: show a progress bar on standard error.
         **options: fields of `GenerateOptions` (max_new_tokens, temperature, batch_size, seed, ...).
@@ -68,11 +74,15 @@ def ablate(
     """
     given = made(GenerateOptions, options)
     plan = _settled(planned(dataset, arms=arms, p=p, window=window, repeats=repeats, options=given), model)
-    manifest = _manifest(plan, model, _tokenized(plan, model))
+    transport = open_lens(lens, model)
+    for strategy in plan.strategies.values():
+        layers = strategy.layers(model.n_layers, model.tied)
+        refuse_lacking(transport, layers, strategy_record(strategy)["name"])
+    manifest = _manifest(plan, model, transport, _tokenized(plan, model))
     with AnswersWriter(out, manifest, resume=resume) as writer:
         started = time.perf_counter()
         for condition, part in _shown(_pending(plan, writer), progress=progress):
-            writer.write(condition.name, part, _answers(model, plan, condition, part))
+            writer.write(condition.name, part, _answers(model, plan, transport, condition, part))
         for condition in plan.conditions:
             writer.join(condition.name)
         seconds = round(time.perf_counter() - started, 3)
@@ -96,7 +106,7 @@ def _tokenized(plan: Plan, model: Model) -> list[TokenizedPrompt]:
     return tokenized
 
 
-def _manifest(plan: Plan, model: Model, tokenized: Sequence[TokenizedPrompt]) -> Manifest:
+def _manifest(plan: Plan, model: Model, transport: Transport, tokenized: Sequence[TokenizedPrompt]) -> Manifest:
     """What makes the answers."""
     codes = [code_of(type(strategy)) for strategy in plan.strategies.values()]
     asked = [f"{prompt.text}\0{prompt.reference}" for prompt in tokenized]
@@ -107,6 +117,7 @@ def _manifest(plan: Plan, model: Model, tokenized: Sequence[TokenizedPrompt]) ->
         options={name: value for name, value in asdict(plan.options).items() if name != "seed"},
         hardware=model.hardware(),
         strategy_code=codes if any(codes) else None,
+        lens=transport.record(),
         ablation=plan.record(model.n_layers),
     )
 
@@ -128,14 +139,14 @@ def _shown(pending: Sequence[tuple[Condition, int]], *, progress: bool) -> Itera
     return track(pending, "answering", console=console, transient=True, disable=hidden)
 
 
-def _answers(model: Model, plan: Plan, condition: Condition, part: int) -> dict[str, Any]:
+def _answers(model: Model, plan: Plan, transport: Transport, condition: Condition, part: int) -> dict[str, Any]:
     """The columns of `ANSWERS` for a part of a condition: one batch of items, answered for one of the repeats."""
     repeat, index = divmod(part, len(plan.batches))
     batch = plan.batches[index]
     started = time.perf_counter()
     seed = batch_seed(repeat_seed(plan.options.seed, repeat), index)
     settings = {name: value for name, value in asdict(plan.options).items() if name not in ("seed", "do_sample")}
-    generations = generate(model, batch, strategy=condition.strategy, seed=seed, **settings)
+    generations = generate(model, batch, strategy=condition.strategy, lens=transport, seed=seed, **settings)
     broken = [
         prompt.prompt_id for prompt, one in zip(batch, generations, strict=True) if one.finish_reason == "non_finite"
     ]

@@ -1,16 +1,18 @@
-"""A lens: a pure function from a residual-stream state to a few numbers."""
+"""A lens: a transport, which brings states to where the model's head reads them, and what is read there."""
 
 from layerlens.lens.coarse import CoarseHead, refuse_without_bfloat16
 from layerlens.lens.criterion import perturbed, valley_layers
-from layerlens.lens.divergence import kl_from_last
-from layerlens.lens.lens import Lens, Reading
-from layerlens.lens.logit_lens import LogitLens, read
+from layerlens.lens.divergence import js_from_last, kl_from_last
+from layerlens.lens.reading import Reading, read
+from layerlens.lens.transport import IDENTITY, Affine, Transport
 
 __all__ = [
+    "IDENTITY",
+    "Affine",
     "CoarseHead",
-    "Lens",
-    "LogitLens",
     "Reading",
+    "Transport",
+    "js_from_last",
     "kl_from_last",
     "perturbed",
     "read",

@@ -18,7 +18,7 @@ from layerlens.axes import States
 from layerlens.compat import has_fast_bfloat16, onednn_layout
 from layerlens.errors import OptionError, spelled
 from layerlens.formulas import LOWEST
-from layerlens.lens.lens import Reading
+from layerlens.lens.reading import Reading
 from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed, product
 
@@ -72,9 +72,7 @@ class CoarseHead:
         the last layer of the worst text tried). Words that are equal, or of one block and nearly equal, can take each
         other's place at the top. Of vocabularies below 1,024 words all is float32.
         """
-        readings = [self._read_rows(part) for part in states.split(_ROWS)]
-        entropy, top, log_normalizer, _ = (values for values in zip(*readings, strict=True))
-        return Reading(torch.cat(entropy), torch.cat(top), torch.cat(log_normalizer), None)
+        return Reading.joined([self._read_rows(part) for part in states.split(_ROWS)])
 
     def _read_rows(self, states: States) -> Reading:
         unembed = self._unembed

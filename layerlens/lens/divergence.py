@@ -1,5 +1,6 @@
 """How far what a model would say at earlier layers is from what it says at the last one."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from layerlens.axes import States
 from layerlens.formulas import LOWEST
 from layerlens.lens.head import Head
-from layerlens.lens.lens import Reading
-from layerlens.lens.logit_lens import tile_for
+from layerlens.lens.reading import Reading, tile_for
 from layerlens.models.unembed import Unembed
+
+_LEAST = 1e-37  # where neither distribution has anything
 
 
 @torch.no_grad()
@@ -47,6 +49,49 @@ def kl_from_last(
     log_normalizers = torch.stack([reading.log_normalizer for reading in readings])
     divergences = (log_normalizers - torch.cat(mean_logits, dim=1) - readings[-1].entropy).clamp_min(0.0)
     divergences[-1] *= 0.0  # from itself; NaN stays NaN
+    return divergences
+
+
+@torch.no_grad()
+def js_from_last(
+    states: Sequence[States],
+    readings: Sequence[Reading],
+    head: Head,
+    *,
+    tile: tuple[int, int] | None = None,
+) -> Float[Tensor, "layers rows"]:
+    """Jensen-Shannon divergence of p_last and p_l in nats, 0..ln 2, of every layer l; NaN where a logit is.
+
+    Both probabilities of a word are needed at once, and a layer's sum over words before them: a second pass over all
+    layers' products, of the last layer's once more for all of them.
+
+    Args:
+        states, readings, head, tile: as of `kl_from_last`.
+
+    Of each word ½ m [(1 + r) ln(1 + r) + (1 − r) ln(1 − r)], m = (p + q) / 2 and r = (p − q) / (p + q): no term is
+    below 0, so that small divergences keep their digits.
+    """
+    rows, words = tile or tile_for(states[-1].device)
+    log_normalizers = torch.stack([reading.log_normalizer for reading in readings])
+    parts = zip(*(layer.split(rows) for layer in states), log_normalizers.split(rows, dim=1), strict=True)
+    divergences = [_js_by_tile([head.normed(one) for one in layers], z, head, words) for *layers, z in parts]
+    joined = torch.cat(divergences, dim=1)
+    joined[-1] *= 0.0  # from itself; NaN stays NaN
+    return joined.clamp_(0.0, math.log(2))
+
+
+def _js_by_tile(normed: Sequence[Tensor], log_normalizers: Tensor, head: Head, words: int) -> Tensor:
+    divergences = torch.zeros_like(log_normalizers)
+    for start in range(0, head.n_vocab, words):
+        stop = min(start + words, head.n_vocab)
+        last = _probs(normed[-1], log_normalizers[-1], head, start, stop)
+        for layer, states in enumerate(normed[:-1]):
+            early = _probs(states, log_normalizers[layer], head, start, stop)
+            both = last + early
+            away = early.sub_(last).div_(both.clamp(min=_LEAST))
+            halves = torch.special.xlog1py(1 + away, away) + torch.special.xlog1py(1 - away, -away)
+            divergences[layer] += torch.linalg.vecdot(both, halves) / 4
+    divergences[-1] = log_normalizers[-1]  # whose NaN is what is asked
     return divergences
 
 

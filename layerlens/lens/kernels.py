@@ -15,7 +15,7 @@ from torch import Tensor
 
 from layerlens.axes import States
 from layerlens.formulas import LOWEST
-from layerlens.lens.lens import Reading
+from layerlens.lens.reading import Reading
 from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed
 

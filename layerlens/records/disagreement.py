@@ -17,7 +17,7 @@ _STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "entropy_floor": 0.0}
 _THREE_WAYS = "options.add_special_tokens"  # None is the default, and False is another choice
 
 _OPTIONS = {
-    **{name: name for name in ("seed", "mode", "window", "strategy")},
+    **{name: name for name in ("seed", "mode", "window", "strategy", "lens")},
     **{f"model.{name}": name for name in ("dtype", "device", "revision")},
     **{f"ablation.{name}": name for name in ("arms", "p", "repeats", "window")},
     **{f"strategy.{name}": name for name in _STRATEGY_DEFAULTS},
@@ -37,6 +37,7 @@ _OPAQUE = {
     "dataset.prompts_sha256": "other prompts",
     "dataset.ids_sha256": "other prompts",
     "dataset.items_sha256": "other items",
+    "lens.sha256": "another file of the lens",
     "options.generation_config": "another generation config of the model",
     "model.fingerprint": "other weights or another config of the model",
     "model.modules": "other modules, forwards or settings of modules in the model",
@@ -62,6 +63,7 @@ _FOLLOWS = {
     "dataset.rows": ("dataset.name", "dataset.sha256", *_SHARD),
     "model.fingerprint": ("model.source", "model.dtype", "model.quantization"),
     "model.modules": ("model.fingerprint", "model.device", "model.backend", "model.attention"),
+    "lens.sha256": ("lens",),
     "model.hooks": ("model.fingerprint", "model.backend"),
     "padding": ("mode",),
     "strategy_code": ("strategy", "ablation.arms"),
@@ -88,6 +90,8 @@ def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     for key in ("model.hooks", "model.modules"):
         if left.get(key) is None or right.get(key) is None:
             differing.discard(key)  # likewise
+    if left.get("lens.sha256") == right.get("lens.sha256") is not None:
+        differing.discard("lens")  # what is in it tells it better than where it lies
     if "model.fingerprint" not in differing:
         differing.discard("model.source")  # its weights and config tell a model better than how it was named
     if not differing:
@@ -121,8 +125,9 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
         unsaid = (None, default_window(n_layers))  # what an arm has where no window is given
         windows = [arm["strategy.window"] for arm in arms if arm.get("strategy.window") not in unsaid]
         entries["ablation"] |= {"strategies": arms, "window": windows[0] if windows else None}
-    if entries.get("lens", {}).get("kind") == "logit":  # as it was before there were others
-        del entries["lens"]
+    lens = entries.pop("lens", {"kind": "logit"})  # as it was before there were others
+    if lens["kind"] != "logit":
+        entries |= {"lens": f"{lens['kind']}:{lens.get('source')}", "lens.sha256": lens.get("sha256")}
     if entries.get("options", {}).get("top") == 0:
         del entries["options"]["top"]
     flat: dict[str, Any] = {}

@@ -2,20 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 
-from layerlens.axes import States
 from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.chooser import Chooser
 from layerlens.decode.log import Decisions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
 from layerlens.decode.strategies import Choice, Strategy
 from layerlens.errors import OptionError, spelled
-from layerlens.lens import CoarseHead, Lens, Reading, refuse_without_bfloat16
+from layerlens.lens import IDENTITY, CoarseHead, Transport, refuse_without_bfloat16
 from layerlens.models import Model
 from layerlens.models.nnsight import Nnsight, refuse_edits
-from layerlens.tracing.meter import Measured, Meter
+from layerlens.records.schema import ON_REQUEST
+from layerlens.tracing.meter import FLOATS, Measured, Meter, Wanted
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows, generate, replay
 
@@ -28,9 +29,11 @@ class Engine(ABC):
 
     Attributes:
         modes: when it can record: "generate" (while tokens are emitted), "replay" (in one pass afterwards).
+        takes_lens: whether it reads through another lens than the logit lens.
     """
 
     modes: tuple[str, ...] = ("replay",)
+    takes_lens = False
 
     @abstractmethod
     def refuse_unable(self, strategy: Strategy) -> None:
@@ -48,8 +51,14 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
-        """One full pass over the sequences, measured at the positions of each from its entry of `firsts` on."""
+    def measured(self, sequences: Prompts, firsts: Sequence[int], next_ids: Sequence[int]) -> tuple[Measured, Rows]:
+        """One full pass over the sequences, measured at the positions of each from its entry of `firsts` on.
+
+        Args:
+            sequences: token ids.
+            firsts: of each sequence the first position to measure.
+            next_ids: the token that followed each sequence; −1 where none did.
+        """
 
     @abstractmethod
     def generated_and_measured(
@@ -64,13 +73,14 @@ class Engine(ABC):
 class _DecodingHere(Engine):
     """Tokens come from our decoding loop."""
 
-    def __init__(self, model: Model, options: TraceOptions) -> None:
+    def __init__(self, model: Model, options: TraceOptions, transport: Transport = IDENTITY) -> None:
         self._model = model
         self._options = options
+        self._transport = transport
 
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
         """By the decoding loop."""
-        chooser = Chooser(self._model, strategy, seed)
+        chooser = Chooser(self._model, strategy, seed, self._transport)
         return decode_batch(self._model, prompts, chooser, self._options, seed, on_tokens=on_tokens)
 
 
@@ -78,21 +88,22 @@ class InProcess(_DecodingHere):
     """transformers, or TransformerLens's components in its model: blocks are watched while the model runs here."""
 
     modes = ("generate", "replay")
+    takes_lens = True
 
-    def __init__(self, model: Model, options: TraceOptions) -> None:
-        super().__init__(model, options)
+    def __init__(self, model: Model, options: TraceOptions, transport: Transport = IDENTITY) -> None:
+        super().__init__(model, options, transport)
         coarse = options.lens_precision != "float32"
         if coarse:
             refuse_without_bfloat16(model.unembed.device)
-        self._lens = _of_every_layer(CoarseHead(model.unembed).read) if coarse else None
+        self._coarse = CoarseHead(model.unembed) if coarse else None
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """Nothing is beyond it."""
 
-    def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
+    def measured(self, sequences: Prompts, firsts: Sequence[int], next_ids: Sequence[int]) -> tuple[Measured, Rows]:
         """By a meter on every block."""
         meter = self._meter()
-        rows = replay(self._model, sequences, firsts, meter)
+        rows = replay(self._model, sequences, firsts, meter, next_ids if self._options.targets else None)
         return meter.collect(), rows
 
     def generated_and_measured(
@@ -100,11 +111,12 @@ class InProcess(_DecodingHere):
     ) -> tuple[Decoded, Measured, Rows]:
         """By the decoding loop, with a meter on every block."""
         meter = self._meter()
-        decoded, rows = generate(self._model, prompts, self._options, strategy, seed, meter, on_tokens)
+        decoded, rows = generate(self._model, prompts, self._options, strategy, seed, meter, on_tokens, self._transport)
         return decoded, meter.collect(), rows
 
     def _meter(self) -> Meter:
-        return Meter(self._model, kl=self._options.kl, lens=self._lens)
+        wanted = Wanted(**{one.name: getattr(self._options, one.name) for one in fields(Wanted)})
+        return Meter(self._model, wanted, self._transport, self._coarse)
 
 
 class WithNnsight(_DecodingHere):
@@ -112,9 +124,9 @@ class WithNnsight(_DecodingHere):
 
     modes = ("replay",)
 
-    def __init__(self, model: Model, options: TraceOptions) -> None:
+    def __init__(self, model: Model, options: TraceOptions, transport: Transport = IDENTITY) -> None:
         assert isinstance(model.backend, Nnsight)
-        super().__init__(model, options)
+        super().__init__(model, options, transport)
         self._connection = model.backend
 
     def refuse_unable(self, strategy: Strategy) -> None:
@@ -122,7 +134,7 @@ class WithNnsight(_DecodingHere):
         options, name = self._options, self._connection.name
         if options.mode not in self.modes:
             raise self._in_one_pass(options.mode)
-        for option, off in (("kl", False), ("lens_precision", "float32")):
+        for option, off in [("lens_precision", "float32"), *((name, 0) for name in ON_REQUEST)]:
             if (given := getattr(options, option)) != off:
                 raise OptionError.about(
                     option,
@@ -133,12 +145,13 @@ class WithNnsight(_DecodingHere):
         if options.max_new_tokens:
             refuse_edits(self._model)
 
-    def measured(self, sequences: Prompts, firsts: Sequence[int]) -> tuple[Measured, Rows]:
+    def measured(self, sequences: Prompts, firsts: Sequence[int], next_ids: Sequence[int]) -> tuple[Measured, Rows]:
         """By the formulas, where nnsight has the states."""
         ids, mask = pad(sequences, pad_token_id(self._model), left=False)
         kept = Rows.from_on(firsts, sequences)
         flat = torch.from_numpy(kept.batch_row * ids.shape[1] + kept.position)
-        return self._connection.measured(self._model, ids, mask, flat), kept
+        floats, tops = self._connection.measured(self._model, ids, mask, flat)
+        return {**dict(zip(FLOATS, floats, strict=True)), "top_token_id": tops}, kept
 
     def generated_and_measured(
         self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens
@@ -200,10 +213,6 @@ _KINDS: dict[str, type[InProcess] | type[WithNnsight]] = {
 def engine_of(model: Model) -> type[InProcess] | type[WithNnsight]:
     """What runs the passes of this model."""
     return _KINDS[model.backend.name]
-
-
-def _of_every_layer(read: Callable[[States], Reading]) -> Lens:
-    return lambda states, layer: read(states)
 
 
 def _is_plain(options: TraceOptions) -> bool:

@@ -13,6 +13,7 @@ from layerlens.decode.prompts import TokenizedPrompt
 from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError
+from layerlens.lens import IDENTITY
 from layerlens.models import Model
 from layerlens.records import Manifest, new_manifest
 from layerlens.records.manifest import digest
@@ -27,6 +28,7 @@ def trace_manifest(
     options: TraceOptions,
     strategy: Strategy,
     chat_template: str | None,
+    lens: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The manifest that a trace begins with.
 
@@ -38,6 +40,7 @@ def trace_manifest(
         options: settled.
         strategy: chooses the logits.
         chat_template: of the tokenizer; None where it has none.
+        lens: the record of the transport through which layers are read; None for the logit lens.
     """
     template = chat_template if options.chat_template else None
     return new_manifest(
@@ -49,6 +52,7 @@ def trace_manifest(
         },
         strategy=strategy_record(strategy, described["n_layers"]),
         strategy_code=code_of(type(strategy)),
+        lens=dict(lens or IDENTITY.record()),
         mode=options.mode,
         options={name: value for name, value in asdict(options).items() if name not in ("mode", "seed")},
         window=options.window,

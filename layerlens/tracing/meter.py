@@ -1,22 +1,32 @@
-"""Turns the states that pass through the blocks into scalars, as they pass, on the device where they lie."""
+"""Turns the states that pass through the blocks into numbers, as they pass, on the device where they lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.axes import States
-from layerlens.errors import OptionError
 from layerlens.formulas import changes
-from layerlens.lens import Lens, LogitLens, Reading, kl_from_last
+from layerlens.lens import IDENTITY, CoarseHead, Reading, Transport, js_from_last, kl_from_last, reading
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
-from layerlens.records import KL
+from layerlens.records.schema import (
+    HALF_ENTROPY,
+    HALF_TOP_TOKEN_ID,
+    JS,
+    KL,
+    NEXT_LOG_PROB,
+    NEXT_RANK,
+    TOP_K_PROBS,
+    TOP_K_TOKEN_IDS,
+)
 from layerlens.tracing.beside import Beside
 
 FLOATS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
+NOTHING = -1  # in place of a token where none is
 
 # Single steps of decoding wait until a tile is full, so that the unembedding is read once for all of them; in large
 # models they wait for less, so that what waits stays within this many bytes over all layers.
@@ -27,13 +37,37 @@ _ROWS_AT_ONCE = 2048
 _FLOAT_COPIES = 5  # of what entered, stood between and left a block, and of two differences
 _STREAMS = 3  # that are kept of each block: what entered it, stood between attention and MLP, and left it
 
-Measured = tuple[Float[np.ndarray, "numbers rows layers"], Int[np.ndarray, "rows layers"]]
+Measured = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+"""Of each column that a meter fills, [rows, layers], or [rows, layers, K]."""
 Select = Callable[[Tensor], States]
 
 
-def names_of(kl: bool) -> tuple[str, ...]:
-    """What the numbers of a meter are, with or without the divergences from the last layer."""
-    return (*FLOATS, KL.name) if kl else FLOATS
+@dataclass(frozen=True)
+class Wanted:
+    """What is read of each layer besides its changes, its entropy and its top word; the options of a trace."""
+
+    kl: bool = False
+    js: bool = False
+    targets: bool = False
+    top: int = 0
+    sublayers: bool = False
+
+    @property
+    def floats(self) -> tuple[str, ...]:
+        """The columns of one number each, those from the last layer left out."""
+        more = ((NEXT_LOG_PROB, self.targets), (HALF_ENTROPY, self.sublayers))
+        return (*FLOATS, *(column.name for column, wanted in more if wanted))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The columns of one whole number each."""
+        more = ((NEXT_RANK, self.targets), (HALF_TOP_TOKEN_ID, self.sublayers))
+        return ("top_token_id", *(column.name for column, wanted in more if wanted))
+
+    @property
+    def from_last(self) -> tuple[str, ...]:
+        """The columns of divergences from the last layer."""
+        return tuple(column.name for column, wanted in ((KL, self.kl), (JS, self.js)) if wanted)
 
 
 class Meter:
@@ -41,27 +75,33 @@ class Meter:
 
     Attributes:
         select: from a stream [batch, seq, d_model] to the states to keep, [rows, d_model]; set before each pass.
-        names: what the numbers are, FLOATS first.
     """
 
-    def __init__(self, model: Model, *, kl: bool = False, lens: Lens | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        wanted: Wanted | None = None,
+        transport: Transport = IDENTITY,
+        coarse: CoarseHead | None = None,
+    ) -> None:
         """Begin.
 
         Args:
             model: whose blocks are watched.
-            kl: keep the states of all layers until the last one is read, for the divergences from it.
-            lens: None for the `LogitLens` of the model's head.
-
-        Raises:
-            OptionError: `kl` with a lens, whose readings are not those of the head.
+            wanted: what is read. For divergences the states of all layers are kept until the last one is read; for
+                targets until `tell` has told which tokens followed.
+            transport: of the lens, which brings states to where the head reads them.
+            coarse: reads entropies and top words in place of the model's own head, and nothing else.
         """
-        if kl and lens is not None:
-            raise OptionError.about("kl", kl, "compares readings of the model's own head", "leave out the lens")
-        self.names = names_of(kl)
+        self._wanted = wanted or Wanted()
         self._unembed = model.unembed
+        self._n_layers = model.n_layers
         rows_waiting = _rows_waiting(model.n_layers, model.d_model, model.hf.dtype)
-        lens = lens or LogitLens(model.unembed)
-        self._layers = [_Layer(model, index, rows_waiting, lens, keeps_states=kl) for index in range(model.n_layers)]
+        self._layers = [
+            _Layer(model, index, rows_waiting, self._wanted, transport, coarse) for index in range(model.n_layers)
+        ]
+        self._next_ids: list[Tensor] = []
+        self._n_told = 0
         device = model.unembed.device
         self._beside = Beside(device) if model.overlaps and not is_spread(model.hf) else None
         self.select: Select = lambda stream: stream.flatten(0, 1)
@@ -74,25 +114,52 @@ class Meter:
         layer = self._layers[index]
         layer.add(before, None if part is None else self.select(part), after)
         if layer.is_full:
-            self._do(layer.measure_waiting, layer.waiting)
-        if index == len(self._layers) - 1:
+            self._measure(layer)
+        if index == self._n_layers - 1:
             self._do(self._compare, [])
+
+    def tell(self, next_ids: Tensor) -> None:
+        """Which tokens followed the next rows, int64 [rows], `NOTHING` where none did; before or after their pass."""
+        self._next_ids.append(next_ids)
+        self._n_told += len(next_ids)
+        for layer in self._layers:
+            if layer.is_full:
+                self._measure(layer)
+        self._do(self._compare, [])
 
     @torch.no_grad()
     def collect(self) -> Measured:
-        """Everything measured since the last call, in the order of the rows: `names` (NaN where a block has no such
-        part) and top token ids. The one place where numbers leave the device."""
+        """Everything measured since the last call, in the order of the rows; what a block has not is NaN or `NOTHING`.
+        The one place where numbers leave the device."""
         for layer in self._layers:
-            self._do(layer.measure_waiting, layer.waiting)
+            self._measure(layer)
         self._do(self._compare, [])
         if self._beside is not None:
             self._beside.join()
-        floats, tops = zip(*(layer.drain() for layer in self._layers), strict=True)
-        device = floats[-1].device
-        return (
-            torch.stack([part.to(device) for part in floats], dim=2).cpu().numpy(),
-            torch.stack([part.to(device) for part in tops], dim=1).cpu().numpy(),
-        )
+        self._next_ids, self._n_told = [], 0
+        by_layer = [layer.drain() for layer in self._layers]
+        device = self._unembed.device
+        columns: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
+        for names, parts in zip(
+            ((*self._wanted.floats, *self._wanted.from_last), self._wanted.ids),
+            zip(*((one.floats, one.ids) for one in by_layer), strict=True),
+            strict=True,
+        ):
+            numbers = torch.stack([part.to(device) for part in parts], dim=2).cpu().numpy()
+            columns |= dict(zip(names, numbers, strict=True))
+        if self._wanted.top:
+            for column, of_layers in ((TOP_K_TOKEN_IDS, "first_ids"), (TOP_K_PROBS, "first_probs")):
+                stacked = torch.stack([getattr(one, of_layers).to(device) for one in by_layer], dim=1)
+                columns[column.name] = stacked.cpu().numpy()
+        return columns
+
+    def _measure(self, layer: "_Layer") -> None:
+        """Measure what waits there, once it is known what followed."""
+        if not self._wanted.targets:
+            self._do(layer.measure_waiting, layer.waiting)
+        elif layer.n_seen <= self._n_told:
+            targets = torch.cat(self._next_ids)[layer.n_measured : layer.n_seen]
+            self._do(lambda: layer.measure_waiting(targets), [*layer.waiting, targets])
 
     def _do(self, work: Callable[[], None], inputs: list[Tensor]) -> None:
         if self._beside is None:
@@ -103,12 +170,15 @@ class Meter:
     @torch.no_grad()
     def _compare(self) -> None:
         """Compare the readings that the layers kept with those of the last layer, which has just been read."""
-        for pieces in zip(*(layer.kept for layer in self._layers), strict=True):
+        for pieces in zip(*(layer.kept for layer in self._layers), strict=False):
             states, readings = zip(*pieces, strict=True)
-            for layer, divergence in zip(self._layers, kl_from_last(states, readings, self._unembed), strict=True):
-                layer.divergences.append(divergence)
+            measures = ((kl_from_last, self._wanted.kl), (js_from_last, self._wanted.js))
+            divergences = [measure(states, readings, self._unembed) for measure, wanted in measures if wanted]
+            for layer, *values in zip(self._layers, *divergences, strict=True):
+                layer.divergences.append(torch.stack(values))
+        n_done = min(len(layer.kept) for layer in self._layers)
         for layer in self._layers:
-            layer.kept.clear()
+            del layer.kept[:n_done]
 
 
 def states_bytes(n_layers: int, d_model: int, dtype: torch.dtype, n_rows: int) -> int:
@@ -124,58 +194,120 @@ def _rows_waiting(n_layers: int, d_model: int, dtype: torch.dtype) -> int:
     return min(_MOST_ROWS_WAITING, max(_LEAST_ROWS_WAITING, _BYTES_WAITING // a_row))
 
 
-class _Layer:
-    """Attributes: kept, states and their readings that wait for the last layer; divergences from it, of rows so far."""
+@dataclass
+class _Numbers:
+    """What was measured of some rows: floats [numbers, rows], ids [numbers, rows], and of the first words [rows, K]."""
 
-    def __init__(self, model: Model, index: int, rows_waiting: int, lens: Lens, *, keeps_states: bool) -> None:
-        self._device = model.unembed.device
-        self._lens = lens
+    floats: Tensor
+    ids: Tensor
+    first_ids: Tensor | None = None
+    first_probs: Tensor | None = None
+
+
+class _Layer:
+    """Attributes: kept, states and their readings that wait for the last layer; divergences from it, of rows so far;
+    n_measured, the rows that were measured; n_seen, those and the ones that wait."""
+
+    def __init__(
+        self,
+        model: Model,
+        index: int,
+        rows_waiting: int,
+        wanted: Wanted,
+        transport: Transport,
+        coarse: CoarseHead | None,
+    ) -> None:
+        self._unembed = model.unembed
+        self._wanted = wanted
+        self._transport = transport
+        self._coarse = coarse
         self._number = index + 1
         self._rows_waiting = rows_waiting
-        self._keeps_states = keeps_states
         self.kept: list[tuple[Tensor, Reading]] = []
         self.divergences: list[Tensor] = []
         sublayer = model.sublayers[index]
         self._parallel = sublayer is not None and sublayer.parallel
         self._waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []
-        self._measured: list[tuple[Tensor, Tensor]] = []
+        self._measured: list[_Numbers] = []
+        self.n_measured = self.n_seen = 0
 
     def add(self, h_in: States, part: States | None, h_out: States) -> None:
         self._waiting.append((h_in, part, h_out))
+        self.n_seen += len(h_out)
 
     @property
     def is_full(self) -> bool:
-        return sum(len(states) for _, _, states in self._waiting) >= self._rows_waiting
+        return self.n_seen - self.n_measured >= self._rows_waiting
 
     @property
     def waiting(self) -> list[Tensor]:
         return [states for added in self._waiting for states in added if states is not None]
 
-    def drain(self) -> tuple[Tensor, Tensor]:
-        measured, tops = (torch.cat(parts, dim=-1) for parts in zip(*self._measured, strict=True))
+    def drain(self) -> _Numbers:
+        parts = self._measured
+        floats = torch.cat([one.floats for one in parts], dim=1)
         if self.divergences:
-            measured = torch.cat([measured, torch.cat(self.divergences).to(measured.device).unsqueeze(0)])
+            floats = torch.cat([floats, torch.cat(self.divergences, dim=1).to(floats.device)])
+        numbers = _Numbers(floats, torch.cat([one.ids for one in parts], dim=1))
+        if self._wanted.top:
+            numbers.first_ids = torch.cat([one.first_ids for one in parts if one.first_ids is not None])
+            numbers.first_probs = torch.cat([one.first_probs for one in parts if one.first_probs is not None])
         self._measured, self.divergences = [], []
-        return measured, tops
+        self.n_measured = self.n_seen = 0
+        return numbers
 
-    def measure_waiting(self) -> None:
+    def measure_waiting(self, targets: Tensor | None = None) -> None:
         if not self._waiting:
             return
         h_in = torch.cat([states for states, _, _ in self._waiting])
         parts = [states for _, states, _ in self._waiting if states is not None]
         h_out = torch.cat([states for _, _, states in self._waiting])
         self._waiting = []
+        self.n_measured = self.n_seen
+        nothing = [None] * len(h_in)
         pieces = zip(
             h_in.split(_ROWS_AT_ONCE),
-            torch.cat(parts).split(_ROWS_AT_ONCE) if parts else [None] * len(h_in),
+            torch.cat(parts).split(_ROWS_AT_ONCE) if parts else nothing,
             h_out.split(_ROWS_AT_ONCE),
+            nothing if targets is None else targets.split(_ROWS_AT_ONCE),
             strict=False,
         )
         for piece in pieces:
-            changed = changes(*piece, self._parallel)
-            states = piece[2].to(self._device)
-            reading = self._lens(states, self._number)
-            if self._keeps_states:
-                self.kept.append((states, reading))
-            entropy = reading.entropy.unsqueeze(0).to(changed.device)
-            self._measured.append((torch.cat([changed, entropy]), reading.top_token_id.to(changed.device)))
+            self._measured.append(self._numbers(*piece))
+
+    def _numbers(self, h_in: States, part: States | None, h_out: States, targets: Tensor | None) -> _Numbers:
+        changed = changes(h_in, part, h_out, self._parallel)
+        states = self._transport(h_out.to(self._unembed.device), self._number)
+        chosen = None if targets is None else targets.to(states.device).clamp(0, self._unembed.n_vocab - 1).unsqueeze(1)
+        read = self._read(states, chosen)
+        if self._wanted.from_last:
+            self.kept.append((states, read))
+        floats, ids = [read.entropy], [read.top_token_id]
+        if targets is not None and read.log_probs is not None and read.ranks is not None:
+            is_nothing = targets.to(states.device) < 0
+            floats.append(read.log_probs[:, 0].masked_fill(is_nothing, torch.nan))
+            ids.append(read.ranks[:, 0].masked_fill(is_nothing, NOTHING))
+        if self._wanted.sublayers:
+            half = self._half(part, states.device)
+            floats.append(torch.full_like(read.entropy, torch.nan) if half is None else half.entropy)
+            ids.append(torch.full_like(read.top_token_id, NOTHING) if half is None else half.top_token_id)
+        numbers = _Numbers(
+            torch.cat([changed, torch.stack(floats).to(changed.device)]), torch.stack(ids).to(changed.device)
+        )
+        if read.first_ids is not None and read.first_log_probs is not None:
+            numbers.first_ids, numbers.first_probs = read.first_ids, read.first_log_probs.exp()
+        return numbers
+
+    def _read(self, states: States, chosen: Tensor | None = None) -> Reading:
+        if self._coarse is not None:
+            return self._coarse.read(states)
+        is_chosen = chosen is not None
+        return reading.read(states, self._unembed, chosen, ranks=is_chosen, n_first=self._wanted.top)
+
+    def _half(self, part: States | None, device: torch.device) -> Reading | None:
+        """Of the stream between attention and MLP, through the transport of the layer before, to whose states attention
+        has added its part; None where attention and MLP are parallel or cannot be told, and where the lens lacks it."""
+        if part is None or self._parallel or self._number - 1 not in self._transport.layers:
+            return None
+        states = self._transport(part.to(device), self._number - 1)
+        return self._coarse.read(states) if self._coarse is not None else reading.read(states, self._unembed)

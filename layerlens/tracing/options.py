@@ -7,6 +7,8 @@ from layerlens.decode.options import GenerateOptions, settle_chat_template, whol
 from layerlens.errors import OptionError, spelled
 from layerlens.records.schema import default_window
 
+_MOST_TOP = 20
+
 
 @dataclass(frozen=True)
 class TraceOptions(GenerateOptions):
@@ -25,6 +27,16 @@ class TraceOptions(GenerateOptions):
     kl: bool = False
     """Also record KL(last layer ‖ layer), for which the states of all layers wait for those of the last one: of given
     text and in replay the whole pass' states at once."""
+    js: bool = False
+    """Also record the Jensen-Shannon divergence of each layer from the last one; states wait as for `kl`, and every
+    layer's products with the vocabulary are made twice."""
+    targets: bool = False
+    """Also record the log-probability and the rank that each layer gives to the token that followed. While generating
+    the states of a pass wait until its token is known."""
+    top: int = 0
+    """Also record this many first words of each layer and their probabilities, 20 at most; 0: none."""
+    sublayers: bool = False
+    """Also read the stream between attention and MLP of each block: its entropy and top word."""
     lens_precision: str = "float32"
     """Of the products with the unembedding, on a CPU: "float32", or "bfloat16" with the likeliest words in float32, for
     processors with AVX512-BF16 or AMX: entropies within 0.01 nats for 99 of 100 states (0.016 in the last layer of the
@@ -44,9 +56,13 @@ class TraceOptions(GenerateOptions):
             if getattr(self, name) not in choices:
                 known = " or ".join(choice for choice in choices if choice)
                 raise OptionError.about(name, getattr(self, name), "is unknown", f"give {known}")
-        if self.kl and self.lens_precision != "float32":
-            what = f"does not go with {spelled('lens_precision', self.lens_precision)}"
-            raise OptionError.about("kl", self.kl, what, "leave one of them out")
+        whole("top", self.top, 0)
+        if self.top > _MOST_TOP:
+            raise OptionError.about("top", self.top, "is too many", f"give {_MOST_TOP} at most")
+        for name in ("kl", "js", "targets", "top"):
+            if getattr(self, name) and self.lens_precision != "float32":
+                what = f"does not go with {spelled('lens_precision', self.lens_precision)}"
+                raise OptionError.about(name, getattr(self, name), what, "leave one of them out")
         if self.max_new_tokens == 0:
             given_text = f"with {spelled('max_new_tokens', 0)}"
             if self.samples:

@@ -17,9 +17,10 @@ from layerlens.decode.chooser import Chooser
 from layerlens.decode.prompts import pad, pad_token_id
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError, spelled
+from layerlens.lens import IDENTITY, Transport
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
-from layerlens.tracing.meter import Meter
+from layerlens.tracing.meter import NOTHING, Meter
 from layerlens.tracing.options import TraceOptions
 
 OnTokens = Callable[[int], None]
@@ -53,22 +54,38 @@ def generate(
     seed: int,
     meter: Meter,
     on_tokens: OnTokens | None = None,
+    transport: Transport = IDENTITY,
 ) -> tuple[Decoded, Rows]:
     """What is emitted for each prompt when `strategy` chooses the logits, and the rows `meter` was shown.
 
     Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
     """
-    chooser = Chooser(model, strategy, seed)
+    chooser = Chooser(model, strategy, seed, transport)
     selection = _GrowingSelection(prompts, options, meter)
     with watch_blocks(model.blocks, model.sublayers, meter.on_block):
         decoded = decode_batch(
-            model, prompts, chooser, options, seed, on_tokens=on_tokens, before_pass=selection.before_pass
+            model,
+            prompts,
+            chooser,
+            options,
+            seed,
+            on_tokens=on_tokens,
+            before_pass=selection.before_pass,
+            after_pass=selection.after_pass if options.targets else None,
         )
     return decoded, selection.rows()
 
 
-def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[int], meter: Meter) -> Rows:
+def replay(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    meter: Meter,
+    next_ids: Sequence[int] | None = None,
+) -> Rows:
     """One full pass over the sequences; measures the positions of each from its entry of `firsts` on.
+
+    The meter is told which tokens followed where `next_ids` says it of the last of each sequence.
 
     Long texts go through models of attention alone in pieces, with keys and values kept between them, so that what a
     pass takes does not grow with the text.
@@ -78,13 +95,19 @@ def replay(model: Model, sequences: Sequence[Sequence[int]], firsts: Sequence[in
     kept = torch.zeros_like(mask, dtype=torch.bool)
     for row, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
         kept[row, first : len(sequence)] = True
-    pieces = list(zip(*(tensor.split(_LONGEST_PASS, dim=1) for tensor in (ids, kept)), strict=True))
+    following = ids
+    if next_ids is not None:
+        after = [[*sequence[1:], last] for sequence, last in zip(sequences, next_ids, strict=True)]
+        following, _ = pad(after, NOTHING, left=False)
+    pieces = list(zip(*(tensor.split(_LONGEST_PASS, dim=1) for tensor in (ids, kept, following)), strict=True))
     cache = DynamicCache(config=model.hf.config) if len(pieces) > 1 and _goes_on(model) else None
     if cache is None:
-        pieces = [(ids, kept)]
+        pieces = [(ids, kept, following)]
     begin, seen = 0, []
     with torch.no_grad(), watch_blocks(model.blocks, model.sublayers, meter.on_block):
-        for piece, kept_here in pieces:
+        for piece, kept_here, following_here in pieces:
+            if next_ids is not None:
+                meter.tell(following_here[kept_here])
             end = begin + piece.shape[1]
             meter.select = _flat_selection(kept_here.flatten().nonzero().squeeze(1), piece.numel())
             model.decoder(
@@ -114,6 +137,7 @@ class _GrowingSelection:
 
     def __init__(self, prompts: Sequence[Sequence[int]], options: TraceOptions, meter: Meter) -> None:
         self._lengths = np.array([len(prompt) for prompt in prompts])
+        self._prompts = prompts
         self._all_positions = options.positions == "all"
         self._meter = meter
         self._seen: list[Rows] = []
@@ -129,6 +153,15 @@ class _GrowingSelection:
             self._meter.select = _last
             rows = np.array(batch_rows)
             self._seen.append(Rows(rows, self._lengths[rows] - 1 + len(self._seen)))
+
+    def after_pass(self, token_ids: Tensor) -> None:
+        """Tell the meter which tokens followed the states of the pass, whose rows emitted these."""
+        if self._all_positions and len(self._seen) == 1:
+            following = torch.tensor([token for prompt in self._prompts for token in [*prompt[1:], NOTHING]])
+            following = following.to(token_ids.device)
+            following[torch.from_numpy(self._lengths.cumsum() - 1).to(token_ids.device)] = token_ids
+            token_ids = following
+        self._meter.tell(token_ids)
 
     def rows(self) -> Rows:
         """The rows that passed through the blocks, in their order."""

@@ -15,16 +15,19 @@ from layerlens.decode.loop import batch_seed
 from layerlens.decode.prompts import TokenizedPrompt
 from layerlens.decode.strategies import Strategy
 from layerlens.decode.texts import decoded as text_of
-from layerlens.records import Manifest, RunWriter
+from layerlens.records import Manifest, RunWriter, token_columns
 from layerlens.run import Run, open_run
 from layerlens.tracing.engines import Engine
-from layerlens.tracing.meter import FLOATS, Measured, names_of
+from layerlens.tracing.meter import NOTHING, Measured
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows
 from layerlens.tracing.progress import Progress
 from layerlens.tracing.token_texts import ids_in, token_texts
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_WORDS = ("top_token_id", "top_k_token_ids")
+"""Endings of the names of columns that hold words of each layer."""
 
 
 def record(
@@ -69,7 +72,11 @@ def record(
                 bar.advance_prompts(len(batches[index]))
         run = open_run(out)
         totals = _totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches))
-        occurring = ids_in(run.positions["token_id"], run.positions["next_token_id"], run.layers("top_token_id"))
+        occurring = ids_in(
+            run.positions["token_id"],
+            run.positions["next_token_id"],
+            *(run.layers(column.name) for column in token_columns(manifest) if column.name.endswith(_WORDS)),
+        )
         writer.finish(totals, token_texts(tokenizer, occurring))
     return open_run(out)
 
@@ -96,7 +103,8 @@ def _record_batch(
         # the state of the last emitted token emitted nothing, and generating never computes it
         sequences = [prompt + output[:-1] for prompt, output in zip(prompts, outputs, strict=True)]
         firsts = [0 if options.positions == "all" else len(prompt) - 1 for prompt in prompts]
-        measured, rows = engine.measured(sequences, firsts)
+        next_ids = [output[-1] if output else NOTHING for output in outputs]
+        measured, rows = engine.measured(sequences, firsts, next_ids)
         if decoded is None:
             bar.advance_tokens(len(rows.position))
     tokens, finite = _token_columns(batch, decoded, rows, measured, options)
@@ -125,8 +133,7 @@ def _token_columns(
     order = np.lexsort((rows.position, rows.batch_row))
     order = order[rows.position[order] < n_states[rows.batch_row[order]]]
     batch_row, position = rows.batch_row[order], rows.position[order]
-    floats, tops = measured[0][:, order], measured[1][order]
-    columns: dict[str, Any] = dict(zip(names_of(options.kl), floats, strict=True))
+    columns: dict[str, Any] = {name: values[order] for name, values in measured.items()}
     entropy = torch.from_numpy(columns["entropy"])
     step = position - (n_prompt[batch_row] - 1)  # the one whose token the state emitted
     is_generated = (step >= 0) & (step < np.array([len(output) for output in outputs])[batch_row])
@@ -143,12 +150,11 @@ def _token_columns(
             _lookup([[*sequence[1:], -1] for sequence in sequences], batch_row, position), -1
         ),
         "is_generated": is_generated,
-        "top_token_id": tops,
         "valley_layer": lens.valley_layers(entropy, options.window).numpy(),
         "selected_layer": selected,
         "perturbed": lens.perturbed(entropy).numpy(),
     }
-    told = floats[[FLOATS.index(name) for name in ("norm_ratio", "io_cosine", "entropy")]]
+    told = np.stack([columns[name] for name in ("norm_ratio", "io_cosine", "entropy")])
     broken = set(batch_row[~np.isfinite(told).all(axis=(0, 2))].tolist())
     return columns, [row not in broken for row in range(len(batch))]
 

@@ -26,8 +26,8 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> dict[int, str]:
 
 
 def ids_in(*columns: Any) -> list[int]:
-    """Every id that occurs in columns of ids, in order; nulls are passed over."""
-    ids = [np.unique(column[~np.isnan(column)]) for column in (np.asarray(c, dtype=np.float64) for c in columns)]
+    """Every id that occurs in columns of ids, in order; nulls are passed over, NaN or below 0."""
+    ids = [np.unique(column[column >= 0]) for column in (np.asarray(c, dtype=np.float64) for c in columns)]
     return [int(token_id) for token_id in np.unique(np.concatenate(ids))]
 
 

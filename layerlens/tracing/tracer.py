@@ -14,6 +14,9 @@ from layerlens.decode.prompts import tokenize
 from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.errors import OptionError, spelled
+from layerlens.lens import IDENTITY, Transport
+from layerlens.lens.files import open_lens
+from layerlens.lens.transport import refuse_lacking
 from layerlens.models import Model
 from layerlens.models.use import uses_model
 from layerlens.run import Run
@@ -32,6 +35,7 @@ def trace(
     *,
     out: str | os.PathLike[str],
     strategy: Strategy | None = None,
+    lens: str | Transport | None = None,
     resume: bool = False,
     progress: bool = True,
     **options: Any,
@@ -43,6 +47,8 @@ def trace(
         prompts: a dataset, or texts, or lists of chat messages.
         out: the run directory to write.
         strategy: what chooses the logits that tokens are sampled from, such as `Valley(window=10)`; None is `Last()`.
+        lens: through which layers are read, by the trace and by the strategy: "linear:FILE", "tuned:FILE",
+            "jacobian:FILE", a transport, or None for the logit lens.
         resume: continue the run at `out`; it must have been begun with the same model, prompts and options, and
             with the same hooks and modules, as far as these can be told (docs/records.md).
         progress: show a progress bar on standard error.
@@ -62,8 +68,12 @@ def trace(
         options["mode"] = "replay"
     settled = made(TraceOptions, options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
     settled = with_generation_config(settled, model)
-    engine = kind(model, settled)
+    transport = _lens_for(lens, model, takes_lens=kind.takes_lens)
+    engine = kind(model, settled, transport)
     engine.refuse_unable(strategy)
+    if settled.top > model.n_vocab:
+        what = f"is more than the {model.n_vocab:,} words of {model.source}"
+        raise OptionError.about("top", settled.top, what, "lower it")
     if settled.max_new_tokens == 0 and not strategy.is_untouched:
         name, what = strategy_record(strategy)["name"], f"has no effect with {spelled('max_new_tokens', 0)}"
         raise OptionError.about("strategy", name, what, "drop one of them")
@@ -84,6 +94,7 @@ def trace(
         settled,
         strategy,
         None if template is None else str(template),
+        transport.record(),
     )
     places = [dataset.place_of(index) for index in range(len(batches))]
     return record(
@@ -98,3 +109,15 @@ def trace(
         resume=resume,
         progress=progress,
     )
+
+
+def _lens_for(lens: str | Transport | None, model: Model, *, takes_lens: bool) -> Transport:
+    """The transport through which a trace reads all layers; OptionError where it cannot."""
+    if lens is None or lens == "logit":
+        return IDENTITY
+    if not takes_lens:
+        what = f"does not work with {spelled('backend', model.backend.name)}"
+        raise OptionError.about("lens", lens, what, "leave it out, or give another backend")
+    transport = open_lens(lens, model)
+    refuse_lacking(transport, range(1, model.n_layers + 1), "a trace")
+    return transport

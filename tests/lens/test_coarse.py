@@ -14,7 +14,7 @@ from layerlens import lens
 from layerlens.lens import coarse
 from layerlens.models import Unembed
 from tests.conftest import tiny
-from tests.lens.test_logit_lens import make, whole
+from tests.lens.test_reading import make, whole
 from tests.refusals import refused
 
 

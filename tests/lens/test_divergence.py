@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from layerlens import lens
 from layerlens.models import Unembed
-from tests.lens.test_logit_lens import make, peak_bytes, whole
+from tests.lens.test_reading import make, peak_bytes, whole
 
 
 def divergences(states, unembed, tile=None):

@@ -5,6 +5,7 @@ import json
 import pickle
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,12 +164,8 @@ def test_a_published_lens_is_told_by_its_unembedding_or_its_name(model, tmp_path
     tuned_folder(model, tmp_path / "other", unembed_hash="0" * 64)
     with pytest.warns(Notice, match="someone/tiny"):
         open_lens(f"tuned:{tmp_path / 'other'}", model)
-    object.__setattr__(model, "source", "someone/large")
-    try:
-        with refused_lens(f"tuned:{tmp_path / 'other'}", "someone/tiny", "someone/large"):
-            open_lens(f"tuned:{tmp_path / 'other'}", model)
-    finally:
-        object.__setattr__(model, "source", "tiny")
+    with refused_lens(f"tuned:{tmp_path / 'other'}", "someone/tiny", "someone/large"):
+        open_lens(f"tuned:{tmp_path / 'other'}", replace(model, source="someone/large"))
 
 
 class Harmful:

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 import layerlens as ll
 from layerlens.decode import scan
-from layerlens.lens import logit_lens
+from layerlens.lens import reading
 from layerlens.models import adapter, tiny_model, tiny_tokenizer
 from layerlens.support.coverage import (
     STEPS,
@@ -183,9 +183,8 @@ def test_it_fails_where_generating_breaks(monkeypatch):
 
 def test_it_fails_where_a_replay_differs(monkeypatch):
     right = engines.replay
-    monkeypatch.setattr(
-        engines, "replay", lambda model, sequences, firsts, meter: right(model, sequences, [0 for _ in firsts], meter)
-    )
+    from_the_start = lambda model, texts, firsts, *others: right(model, texts, [0 for _ in firsts], *others)  # noqa: E731
+    monkeypatch.setattr(engines, "replay", from_the_start)
     assert fails_at("replay", "llama").startswith("generating and replaying record (")
     wrong = lambda model, texts, *others: right(model, [text[::-1] for text in texts], *others)  # noqa: E731
     monkeypatch.setattr(engines, "replay", wrong)
@@ -205,8 +204,8 @@ def test_it_fails_where_layers_are_taken_for_the_next(monkeypatch, family):
 
 
 def test_it_fails_where_readouts_lack_the_final_norm(monkeypatch):
-    right = logit_lens.read
-    monkeypatch.setattr(logit_lens, "read", lambda states, head: right(states * 1.05 + 0.1, head))
+    right = reading.read
+    monkeypatch.setattr(reading, "read", lambda states, *more, **others: right(states * 1.05 + 0.1, *more, **others))
     assert fails_at("readout", "olmo2").endswith("in entropy")
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +14,7 @@ import layerlens as ll
 from layerlens.decode.readouts import Readouts
 from layerlens.tracing import beside
 from layerlens.tracing.beside import Beside
-from layerlens.tracing.meter import Meter
+from layerlens.tracing.meter import Meter, Wanted
 from layerlens.tracing.passes import _flat_selection, replay
 from tests.conftest import tiny
 
@@ -121,13 +122,14 @@ def test_a_trace_beside_is_the_trace(kl):
     model, found = tiny("gemma2"), []
     texts = [[5 + place % 200 for place in range(n)] for n in (700, 40)]
     for overlaps in (False, True, True):
-        one = Meter(replace(model, overlaps=overlaps), kl=kl)
+        one = Meter(replace(model, overlaps=overlaps), Wanted(kl=kl))
         assert (one._beside is not None) == overlaps
         replay(model, texts, [0, 3], one)
         found.append(one.collect())
-    for floats, tops in found[1:]:
-        torch.testing.assert_close(torch.tensor(floats), torch.tensor(found[0][0]), rtol=0, atol=0, equal_nan=True)
-        assert (tops == found[0][1]).all()
+    for measured in found[1:]:
+        assert measured.keys() == found[0].keys()
+        for name, values in measured.items():
+            np.testing.assert_array_equal(values, found[0][name])
     assert beside._MOST_BEHIND == 1
 
 
@@ -157,7 +159,7 @@ def without_values(model):
 @pytest.mark.parametrize("kl", [False, True])
 def test_while_a_prompt_passes_the_host_looks_at_no_value(family, kl):
     model = without_values(tiny(family))
-    watched, n_states = Meter(model, kl=kl), 1200
+    watched, n_states = Meter(model, Wanted(kl=kl)), 1200
     with Copies() as copies, torch.no_grad():
         watched.select = _flat_selection(torch.arange(5, n_states), n_states)
         for index in range(model.n_layers):

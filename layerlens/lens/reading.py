@@ -3,16 +3,18 @@ with the vocabulary. Float32 accumulation whatever the weights' type."""
 
 import math
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerlens.axes import States
+from layerlens.axes import Scalars, States, TokenIds
 from layerlens.formulas import LOWEST
 from layerlens.lens.head import Head
-from layerlens.lens.lens import Reading
+from layerlens.lens.ranking import FirstWords, least_above, n_above
 from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed
 
@@ -21,15 +23,36 @@ _CPU_TILE = (512, 1024)
 _ACCELERATOR_TILE = (512, 16384)
 
 
-class LogitLens:
-    """Reads states of every layer by the model's own head."""
+class Reading(NamedTuple):
+    """What the model would say if it stopped at a state."""
 
-    def __init__(self, head: Head) -> None:
-        self._head = head
+    entropy: Scalars
+    """Shannon entropy in nats, 0..ln V; NaN where a logit is. Eq. 5 of arXiv 2606.21906."""
+    top_token_id: TokenIds
+    """Arg-max of the logits; on a CPU the lowest id where several are equal."""
+    log_normalizer: Scalars
+    """ln Σ exp(logit)."""
+    log_probs: Float[Tensor, "rows chosen"] | None
+    """Natural log-probability of each chosen token, <= 0; None where none were asked for."""
+    ranks: Int[Tensor, "rows chosen"] | None = None
+    """How many words have a greater logit than each chosen token, by more than rounding; None where none were asked
+    for."""
+    first_ids: Int[Tensor, "rows k"] | None = None
+    """The k words with the greatest logits, the greatest first; of equal ones any. None where none were asked for."""
+    first_log_probs: Float[Tensor, "rows k"] | None = None
+    """Their natural log-probabilities."""
 
-    def __call__(self, states: States, layer: int) -> Reading:
-        """By `read`, the layer whatever it is."""
-        return read(states, self._head)
+    @classmethod
+    def of_nothing(cls, states: Tensor, chosen: Tensor | None) -> "Reading":
+        """Of no state at all."""
+        empty = states.new_empty(0, dtype=torch.float32)
+        return cls(empty, empty.long(), empty, None if chosen is None else empty.new_empty(0, chosen.shape[1]))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Reading"]) -> "Reading":
+        """Of the rows of all parts, which were asked for the same."""
+        fields = zip(*parts, strict=True)
+        return cls(*(None if values[0] is None else torch.cat(values) for values in fields))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -38,32 +61,31 @@ def read(
     head: Head,
     chosen: Int[Tensor, "rows chosen"] | None = None,
     *,
+    ranks: bool = False,
+    n_first: int = 0,
     tile: tuple[int, int] | None = None,
 ) -> Reading:
-    """Entropy, top token and chosen log-probs of every state; the largest temporary is one tile.
+    """Entropy and top token of every state, and what is asked for besides; the largest temporary is one tile.
 
     Args:
-        states: residual-stream states as a block handed them on, in the model's dtype.
+        states: residual-stream states as a block handed them on, in the model's dtype, or as a transport brought them.
         head: the model's.
         chosen: token ids, 0..V-1, of each row whose log-probability is wanted.
+        ranks: whether their ranks are wanted too.
+        n_first: how many of the first words are wanted, 0..V.
         tile: rows and words of a tile; by default what suits the device.
     """
-    if len(states) == 0:
-        return Reading.of_nothing(states, chosen)
-    if (unembed := fused(head)) is not None:
+    if not ranks and n_first == 0 and len(states) and (unembed := fused(head)) is not None:
         from layerlens.lens.kernels import read_fused
 
         return read_fused(states, unembed, chosen)
     rows, words = tile or tile_for(states.device)
-    choices = [None] * len(states) if chosen is None else chosen.split(rows)
-    readings = [_read_rows(part, head, ids, words) for part, ids in zip(states.split(rows), choices, strict=False)]
-    log_probs = None if chosen is None else torch.cat([r.log_probs for r in readings if r.log_probs is not None])
-    return Reading(
-        torch.cat([r.entropy for r in readings]),
-        torch.cat([r.top_token_id for r in readings]),
-        torch.cat([r.log_normalizer for r in readings]),
-        log_probs,
-    )
+    choices = [None] * (len(states) // rows + 1) if chosen is None else chosen.split(rows)
+    parts = [
+        _read_rows(part, head, ids, ranks, n_first, words)
+        for part, ids in zip(states.split(rows), choices, strict=False)
+    ]
+    return parts[0] if len(parts) == 1 else Reading.joined(parts)
 
 
 def fused(head: Head) -> Unembed | None:
@@ -91,12 +113,16 @@ def tile_bytes(d_model: int, dtype: torch.dtype, device: torch.device) -> int:
     return 4 * (2 * rows * words + 2 * rows * d_model + copied)
 
 
-def _read_rows(states: States, head: Head, chosen: Tensor | None, words: int) -> Reading:
+def _read_rows(states: States, head: Head, chosen: Tensor | None, ranks: bool, n_first: int, words: int) -> Reading:
     """One pass over the vocabulary, tile by tile."""
     normed = head.normed(states)
     maximum = normed.new_full((len(states),), -math.inf, dtype=torch.float32)
     top = torch.zeros_like(maximum, dtype=torch.long)
     chosen_logits = None if chosen is None else torch.full_like(chosen, -math.inf, dtype=torch.float32)
+    asked = chosen.unbind(1) if chosen is not None and ranks else ()
+    leasts = [least_above(normed, ids, head) for ids in asked]
+    above = [torch.zeros_like(top) for _ in asked]
+    first = FirstWords(len(states), n_first, normed.device) if n_first else None
     starts = range(0, head.n_vocab, words)
     # kept in one piece: small tensors that outlive a tile would lie between the large ones, and the heap would grow
     parts = normed.new_empty(3, len(starts), len(states), dtype=torch.float32)
@@ -106,10 +132,20 @@ def _read_rows(states: States, head: Head, chosen: Tensor | None, words: int) ->
             logits.clamp_(min=LOWEST)
         if chosen is not None and chosen_logits is not None:
             _pick(logits, chosen, start, chosen_logits)
+        for count, least in zip(above, leasts, strict=True):
+            count += n_above(logits, least)
         torch.stack(Sums.of_tile(logits, maximum, top, start), out=parts[:, place])
+        if first is not None:
+            first.add(logits, parts[0, place], start)
     sums = Sums.joined(parts)
     log_probs = None if chosen_logits is None else chosen_logits - sums.log_normalizer.unsqueeze(1)
-    return Reading(sums.entropy(head.n_vocab), top, sums.log_normalizer, log_probs)
+    reading = Reading(sums.entropy(head.n_vocab), top, sums.log_normalizer, log_probs)
+    if chosen is not None and ranks:
+        reading = reading._replace(ranks=torch.stack(above, dim=1))
+    if first is not None:
+        first_logits, ids = first.result()
+        reading = reading._replace(first_ids=ids, first_log_probs=first_logits - sums.log_normalizer.unsqueeze(1))
+    return reading
 
 
 def _pick(logits: Tensor, chosen: Tensor, start: int, chosen_logits: Tensor) -> None:
