@@ -70,8 +70,11 @@ def parts(family: str, config: Any, block: Any, seen: Seen, index: int) -> tuple
 def numbers(
     family: str, hf: Any, blocks: Any, seen: Seen, row: int, positions: range, readout: Any
 ) -> dict[str, np.ndarray]:
-    """The per-layer columns of a trace for positions of one row, from whole float64 logits: [positions, L] each."""
+    """The per-layer columns of a trace for positions of one row, from whole float64 logits: [positions, L] each, and
+    "log_probs" [positions, L, V]."""
     names = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy", "top_token_id", "kl_last_to_layer")
+    names += ("js_from_last", "half_entropy", "half_top_token_id")
+    all_log_probs: list[Any] = []
     columns: dict[str, list[Any]] = {name: [] for name in names}
     last = torch.log_softmax(readout(seen.h_out[-1][row, list(positions)]), -1)
     parallel = family in PARALLEL and getattr(hf.config, "use_parallel_residual", True)
@@ -91,7 +94,17 @@ def numbers(
         columns["entropy"].append(torch.special.entr(probs).sum(-1))
         columns["top_token_id"].append(logits.argmax(-1))
         columns["kl_last_to_layer"].append((last.exp() * (last - torch.log_softmax(logits, -1))).sum(-1))
-    return {name: torch.stack(values, -1).numpy() for name, values in columns.items()}
+        entropy_of = lambda probs: torch.special.entr(probs).sum(-1)  # noqa: E731
+        mixed = entropy_of((probs + last.exp()) / 2)
+        columns["js_from_last"].append(mixed - (entropy_of(probs) + entropy_of(last.exp())) / 2)
+        half = readout(before + attention)
+        is_no_state = parallel or family in MIXER_ALONE
+        nothing = torch.full_like(size, torch.nan)
+        columns["half_entropy"].append(nothing if is_no_state else entropy_of(torch.softmax(half, -1)))
+        columns["half_top_token_id"].append(nothing.nan_to_num(-1) if is_no_state else half.argmax(-1))
+        all_log_probs.append(torch.log_softmax(logits, -1))
+    stacked = {name: torch.stack(values, -1).numpy() for name, values in columns.items()}
+    return stacked | {"log_probs": torch.stack(all_log_probs, 1).numpy()}
 
 
 def own_readout(hf: Any, tail: list[Any]) -> Any:

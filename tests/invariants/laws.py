@@ -15,6 +15,7 @@ from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import walk_back
 from layerlens.models import Unembed, tiny_model
 from layerlens.models.hooks import watch_blocks
+from layerlens.records import token_columns
 from tests import reference
 from tests.decode import plain
 
@@ -23,6 +24,8 @@ TEXTS = ["Hello there, you", "a", "What is this? And that"]
 # float32, tiny models; the linear-attention families compute a full pass in chunks and single steps one by one
 TOLERANCE = dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), 2e-3)
 DEFAULT_TOLERANCE = 5e-5
+
+EVERYTHING = {"kl": True, "js": True, "targets": True, "top": 5, "sublayers": True}
 
 IDS = torch.tensor([[17, 200, 45, 3, 99, 301, 120, 8], [250, 31, 31, 77, 4, 160, 5, 290]])
 
@@ -80,7 +83,9 @@ def looking_changes_nothing(model, run_of) -> None:
 def batching_changes_nothing(model, run_of) -> None:
     """Law 4: one by one = batched, with left padding (generating) and right padding (replaying)."""
     for mode in ("generate", "replay"):
-        alone, batched = (run_of(model, TEXTS, max_new_tokens=6, mode=mode, batch_size=size) for size in (1, 3))
+        alone, batched = (
+            run_of(model, TEXTS, max_new_tokens=6, mode=mode, batch_size=size, **EVERYTHING) for size in (1, 3)
+        )
         runs_agree(alone, batched, TOLERANCE.get(model.family, DEFAULT_TOLERANCE))
     texts = {"max_new_tokens": 0}
     runs_agree(
@@ -94,7 +99,8 @@ def modes_agree(model, run_of, kept=("generated", "all")) -> None:
     """Law 5: what was recorded while generating is what one full pass over prompt and output records."""
     for positions in kept:
         generated, replayed = (
-            run_of(model, TEXTS, max_new_tokens=6, mode=mode, positions=positions) for mode in ("generate", "replay")
+            run_of(model, TEXTS, max_new_tokens=6, mode=mode, positions=positions, **EVERYTHING)
+            for mode in ("generate", "replay")
         )
         runs_agree(generated, replayed, TOLERANCE.get(model.family, DEFAULT_TOLERANCE))
 
@@ -111,7 +117,7 @@ def tiled_is_whole(model) -> None:
 
 def numbers_agree_with_the_reference(model, run_of) -> None:
     """Every recorded number of given texts is what hooks and whole float64 logits give; bounds hold (law 9)."""
-    run = run_of(model, TEXTS, max_new_tokens=0, batch_size=2, kl=True)
+    run = run_of(model, TEXTS, max_new_tokens=0, batch_size=2, **EVERYTHING)
     blocks, tail = reference.structure(model.hf)
     readout = reference.own_readout(model.hf, tail)
     for text, (_, rows) in zip(TEXTS, run.positions.groupby("prompt_id", sort=False), strict=True):
@@ -119,15 +125,34 @@ def numbers_agree_with_the_reference(model, run_of) -> None:
         seen = reference.watch(model.hf, blocks, torch.tensor([ids]))
         expected = reference.numbers(model.family, model.hf, blocks, seen, 0, range(len(ids)), readout)
         tolerance = TOLERANCE.get(model.family, 1e-4)
-        for name in (*FLOATS, "kl_last_to_layer"):
+        for name in (*FLOATS, "kl_last_to_layer", "js_from_last", "half_entropy"):
             np.testing.assert_allclose(
                 run.layers(name)[rows.index], expected[name], atol=tolerance, rtol=tolerance, err_msg=name
             )
-        np.testing.assert_array_equal(run.layers("top_token_id")[rows.index], expected["top_token_id"])
+        for name in ("top_token_id", "half_top_token_id"):
+            np.testing.assert_array_equal(run.layers(name)[rows.index], expected[name])
+        words_stand_where_they_do(run, rows.index, [*ids[1:], -1], expected["log_probs"], tolerance)
         assert rows["token_id"].tolist() == ids
         assert rows["next_token_id"].dropna().tolist() == ids[1:]
         assert rows["position"].tolist() == list(range(len(ids)))
     bounds_hold(run)
+
+
+def words_stand_where_they_do(run, rows, next_ids, log_probs, tolerance) -> None:
+    """Log-probability and rank of the token that followed, and the first words, from float64 [positions, L, V]."""
+    for row, token_id, expected in zip(rows, next_ids, log_probs, strict=True):
+        if token_id < 0:
+            assert np.isnan(run.layers("next_log_prob")[row]).all()
+            assert (run.layers("next_rank")[row] == -1).all()
+        else:
+            own = expected[:, token_id]
+            np.testing.assert_allclose(run.layers("next_log_prob")[row], own, atol=tolerance, rtol=tolerance)
+            least, most = ((expected > (own + by)[:, np.newaxis]).sum(1) for by in (tolerance, -tolerance))
+            assert ((least <= run.layers("next_rank")[row]) & (run.layers("next_rank")[row] <= most)).all()
+        first = np.exp(-np.sort(-expected, axis=1)[:, : EVERYTHING["top"]])
+        np.testing.assert_allclose(run.layers("top_k_probs")[row], first, atol=tolerance, rtol=tolerance)
+        of_ours = np.exp(np.take_along_axis(expected, run.layers("top_k_token_ids")[row], 1))
+        np.testing.assert_allclose(of_ours, first, atol=tolerance, rtol=tolerance)
 
 
 def bounds_hold(run) -> None:
@@ -138,14 +163,20 @@ def bounds_hold(run) -> None:
     assert (np.abs(run.layers("io_cosine")) <= 1).all()
     assert (run.layers("norm_ratio") >= 0).all()
     assert (run.layers("kl_last_to_layer") >= 0).all()
+    assert (run.layers("js_from_last") >= 0).all()
+    assert (run.layers("js_from_last") <= math.log(2) + 1e-6).all()
+    assert not (run.layers("next_log_prob") > 0).any()
+    assert (run.layers("next_rank") < run.manifest["model"]["n_vocab"]).all()
 
 
 def runs_agree(left, right, tolerance) -> None:
-    """The same rows in the same order, floats within the tolerance."""
+    """The same rows in the same order, floats of the columns that both have within the tolerance."""
     np.testing.assert_array_equal(left.positions.columns, right.positions.columns)
     for name in ("prompt_id", "position", "token_id", "next_token_id", "is_generated"):
         assert left.positions[name].astype("string").tolist() == right.positions[name].astype("string").tolist(), name
-    for name in FLOATS:
+    both = set(token_columns(left.manifest)) & set(token_columns(right.manifest))
+    declared = [column.name for column in both if column.per_layer and not column.is_nested]
+    for name in [name for name in declared if not name.endswith(("_id", "_rank"))]:
         np.testing.assert_allclose(left.layers(name), right.layers(name), atol=tolerance, rtol=tolerance, err_msg=name)
 
 

@@ -13,12 +13,12 @@ from tokenizers.models import WordLevel
 import layerlens as ll
 from layerlens.decode import batch
 from layerlens.models import tiny_model, tiny_tokenizer
-from layerlens.records import KL, PROMPTS, TOKENS
+from layerlens.records import PROMPTS, TOKENS, all_token_columns
 from layerlens.tracing import meter
 from layerlens.tracing.token_texts import token_texts
 from tests import reference
 from tests.conftest import STATEFUL, stateful, tiny
-from tests.invariants.laws import FLOATS, fresh, runs_agree
+from tests.invariants.laws import EVERYTHING, FLOATS, fresh, runs_agree, words_stand_where_they_do
 from tests.lens.test_criterion import valley
 from tests.refusals import refused
 
@@ -53,22 +53,26 @@ def test_rows_of_a_generation(tiny_llama, run_of):
     assert (prompts["seconds"] > 0).all()
 
 
+@pytest.mark.parametrize("positions", ["generated", "all"])
 @pytest.mark.parametrize("rows_waiting", [1, 3, 512])
-def test_divergences_are_a_further_column_however_states_wait(run_of, monkeypatch, rows_waiting):
+def test_what_is_asked_for_is_further_columns_however_states_wait(run_of, monkeypatch, rows_waiting, positions):
     """Against one pass over the emitted text whose whole logits are compared in float64."""
     monkeypatch.setattr(meter, "_MOST_ROWS_WAITING", rows_waiting)
     monkeypatch.setattr(meter, "_LEAST_ROWS_WAITING", 1)
     model = fresh("llama")
-    run = run_of(model, TEXTS, max_new_tokens=7, batch_size=2, kl=True)
-    assert list(run.tokens.columns) == [column.name for column in (*TOKENS, KL)]
+    run = run_of(model, TEXTS, max_new_tokens=7, batch_size=2, positions=positions, **EVERYTHING)
+    assert list(run.tokens.columns) == [column.name for column in all_token_columns()]
     blocks, tail = reference.structure(model.hf)
     for text, (_, rows) in zip(TEXTS, run.positions.groupby("prompt_id", sort=False), strict=True):
-        ids = [*model.tokenizer(text).input_ids, *rows["next_token_id"]]
+        emitted = rows.loc[rows["is_generated"], "next_token_id"]
+        ids = [*model.tokenizer(text).input_ids, *emitted]
         seen = reference.watch(model.hf, blocks, torch.tensor([ids]))
         readout = reference.own_readout(model.hf, tail)
         expected = reference.numbers("llama", model.hf, blocks, seen, 0, rows["position"], readout)
-        np.testing.assert_allclose(run.layers(KL.name)[rows.index], expected[KL.name], atol=5e-5)
-    plain = run_of(model, TEXTS, max_new_tokens=7, batch_size=2)
+        for name in ("kl_last_to_layer", "js_from_last", "half_entropy"):
+            np.testing.assert_allclose(run.layers(name)[rows.index], expected[name], atol=5e-5)
+        words_stand_where_they_do(run, rows.index, rows["next_token_id"], expected["log_probs"], 5e-5)
+    plain = run_of(model, TEXTS, max_new_tokens=7, batch_size=2, positions=positions)
     assert list(plain.tokens.columns) == [column.name for column in TOKENS]
     runs_agree(plain, run, 0)
 

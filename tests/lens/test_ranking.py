@@ -1,0 +1,166 @@
+"""Ranks, first words and Jensen-Shannon divergences from tiles against float64 logits and scipy, ties included."""
+
+import numpy as np
+import pytest
+import scipy.spatial.distance
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layerlens import lens
+from layerlens.lens.ranking import FirstWords, n_above
+from tests.lens.test_head import sharded
+from tests.lens.test_reading import make, peak_bytes, whole
+
+CLOSE = 2e-4  # of float64 log-probs: words that float32 can take for equal
+
+
+def with_equal_words(unembed, chance):
+    """Some words made copies of others."""
+    n_vocab = unembed.n_vocab
+    for word in range(n_vocab):
+        if chance.random() < 0.3:
+            unembed.weight[word] = unembed.weight[chance.randrange(n_vocab)]
+    return unembed
+
+
+HEADS = {
+    "seed": st.integers(0, 10**6),
+    "rows": st.integers(1, 9),
+    "d": st.integers(1, 24),
+    "vocab": st.integers(25, 700),
+    "bias": st.booleans(),
+    "scale": st.sampled_from([1.0, 0.3, -2.0]),
+    "softcap": st.sampled_from([None, 1.5, 30.0]),
+    "spread": st.sampled_from([0.1, 1.0, 4.0]),
+    "tile": st.tuples(st.integers(1, 12), st.sampled_from([17, 64, 100, 512, 1024])),
+    "chance": st.randoms(use_true_random=False),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(**HEADS, k=st.integers(1, 20))
+def test_of_any_head(seed, rows, d, vocab, bias, scale, softcap, spread, tile, chance, k):
+    states, unembed = make(seed, rows, d, vocab, bias=bias, scale=scale, softcap=softcap, spread=spread)
+    with_equal_words(unembed, chance)
+    chosen = torch.tensor([[chance.randrange(vocab), chance.randrange(vocab)] for _ in range(rows)])
+    reading = lens.read(states, unembed, chosen, ranks=True, n_first=k, tile=tile)
+    expected = whole(states, unembed)
+    for column in range(2):
+        of_chosen = np.take_along_axis(expected, chosen[:, column : column + 1].numpy(), 1)
+        np.testing.assert_allclose(reading.log_probs[:, column : column + 1], of_chosen, atol=CLOSE, rtol=CLOSE)
+        margin = CLOSE * (1 + np.abs(expected).max())
+        least, most = ((expected > of_chosen + by).sum(1) for by in (margin, -margin))
+        ranks = reading.ranks[:, column].numpy()
+        assert ((least <= ranks) & (ranks <= most)).all()
+    best = -np.sort(-expected, axis=1)[:, :k]
+    np.testing.assert_allclose(reading.first_log_probs, best, atol=CLOSE, rtol=CLOSE)
+    np.testing.assert_allclose(np.take_along_axis(expected, reading.first_ids.numpy(), 1), best, atol=CLOSE, rtol=CLOSE)
+    assert all(len(set(row)) == k for row in reading.first_ids.tolist())
+    plain = lens.read(states, unembed, chosen, tile=tile)
+    for ours, theirs in zip(reading[:4], plain[:4], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_words_that_are_equal_are_not_above_one_another(softcap):
+    """Of 3,000 words 1,000 kinds three times: the rank is three times the number of kinds above."""
+    states, unembed = make(3, 40, 96, 1000, softcap=softcap, bias=True)
+    three_times = type(unembed)(
+        unembed.tail, unembed.weight.repeat(3, 1), unembed.bias.repeat(3), unembed.scale, unembed.softcap
+    )
+    of_kinds = whole(states, unembed)
+    chosen = torch.arange(40).unsqueeze(1) * 71
+    mine = np.take_along_axis(of_kinds, chosen.numpy() % 1000, 1)
+    clear = np.sort(np.abs(of_kinds - mine), axis=1)[:, 1] > 1e-4  # where no other kind is nearly as likely
+    assert clear.sum() > 20
+    ranks = lens.read(states, three_times, chosen, ranks=True, tile=(16, 256)).ranks[:, 0].numpy()
+    np.testing.assert_array_equal(ranks[clear], 3 * (of_kinds > mine).sum(1)[clear])
+
+
+def test_a_head_in_shards_ranks_as_the_whole_one():
+    states, unembed = make(4, 7, 16, 400)
+    chosen = torch.arange(7).unsqueeze(1) * 50
+    shards = sharded(unembed, [150, 150, 100])
+    ours, theirs = (lens.read(states, head, chosen, ranks=True, n_first=5) for head in (shards, unembed))
+    assert torch.equal(ours.ranks, theirs.ranks)
+    assert torch.equal(ours.first_ids, theirs.first_ids)
+
+
+@pytest.mark.parametrize("words", [8, 64, 1024, 2040, 2048, 100, 1])
+def test_what_is_counted_by_bytes_is_what_is_counted(words):
+    logits = torch.randn(33, words, generator=torch.Generator().manual_seed(words))
+    for least in (torch.zeros(33, 1), torch.full((33, 1), -9.0), torch.full((33, 1), 9.0)):
+        assert torch.equal(n_above(logits, least), (logits > least).sum(1))
+
+
+def test_first_words_of_tiles_in_any_order():
+    logits = torch.randn(50, 4096, generator=torch.Generator().manual_seed(1))
+    expected = logits.topk(12, dim=1)
+    for order in (range(4), (3, 0, 2, 1)):
+        first = FirstWords(50, 12, logits.device)
+        for tile in order:
+            part = logits[:, 1024 * tile : 1024 * (tile + 1)]
+            first.add(part, part.amax(1), 1024 * tile)
+        values, ids = first.result()
+        assert torch.equal(values, expected.values)
+        assert torch.equal(ids, expected.indices)
+
+
+def test_of_a_state_that_is_not_a_number():
+    states, unembed = make(5, 3, 8, 300)
+    states[1] = torch.nan
+    reading = lens.read(states, unembed, torch.full((3, 1), 7), ranks=True, n_first=4)
+    assert reading.log_probs[1].isnan().all()
+    assert reading.first_log_probs[1].isnan().all()
+    for fields in (reading.log_probs, reading.first_log_probs):
+        assert fields[[0, 2]].isfinite().all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(**HEADS, n_layers=st.integers(1, 4))
+def test_jensen_shannon_is_scipys(seed, rows, d, vocab, bias, scale, softcap, spread, tile, chance, n_layers):
+    _, unembed = make(seed, 1, d, vocab, bias=bias, scale=scale, softcap=softcap, spread=spread)
+    states = [torch.randn(rows, d, generator=torch.Generator().manual_seed(seed + one)) for one in range(n_layers)]
+    readings = [lens.read(one, unembed) for one in states]
+    ours = lens.js_from_last(states, readings, unembed, tile=tile)
+    probs = [np.exp(whole(one, unembed)) for one in states]
+    for layer in range(n_layers):
+        theirs = scipy.spatial.distance.jensenshannon(probs[layer], probs[-1], axis=1) ** 2
+        np.testing.assert_allclose(ours[layer], theirs, atol=1e-4, rtol=1e-3)
+    assert (ours >= 0).all()
+    assert (ours <= np.log(2)).all()
+    assert (ours[-1] == 0).all()
+
+
+def test_a_small_divergence_keeps_its_digits():
+    """Of two layers that differ by a thousandth: 1e-8 to 1e-6 nats, within a hundredth of themselves."""
+    states, unembed = make(8, 12, 32, 3000)
+    near = states + 1e-3 * torch.randn(12, 32, generator=torch.Generator().manual_seed(2))
+    both = [near, states]
+    ours = lens.js_from_last(both, [lens.read(one, unembed) for one in both], unembed)[0].numpy()
+    p, q = (np.exp(whole(one, unembed)) for one in both)
+    m = (p + q) / 2
+    theirs = (p * np.log(p / m) + q * np.log(q / m)).sum(1) / 2
+    assert (theirs < 1e-5).all()
+    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+
+def test_a_banned_word_and_a_layer_of_nothing_but_noughts():
+    states, unembed = make(6, 4, 8, 300, bias=True)
+    unembed.bias[[0, 5, 299]] = -torch.inf
+    layers = [torch.zeros_like(states), states]
+    ours = lens.js_from_last(layers, [lens.read(one, unembed) for one in layers], unembed, tile=(4, 64))[0]
+    p, q = (np.exp(whole(one, unembed)) for one in layers)
+    np.testing.assert_allclose(ours, scipy.spatial.distance.jensenshannon(p, q, axis=1) ** 2, atol=1e-5)
+
+
+def test_no_temporary_grows_with_the_vocabulary():
+    states, unembed = make(5, 512, 8, 200_000)
+    chosen = torch.zeros(512, 1, dtype=torch.long)
+    lens.read(states[:1], unembed, chosen[:1], ranks=True, n_first=20)
+    work = lambda: lens.read(states, unembed, chosen, ranks=True, n_first=20)  # noqa: E731
+    assert 2**20 < peak_bytes(work) < 40 * 2**20
+    reading = lens.read(states, unembed)
+    work = lambda: lens.js_from_last([states, states], [reading, reading], unembed)  # noqa: E731
+    assert 2**20 < peak_bytes(work) < 60 * 2**20
