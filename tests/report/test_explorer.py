@@ -9,7 +9,7 @@ import pytest
 
 from layerlens.report import explorer_html, write_report
 from tests.made_up_run import eq7, write_run
-from tests.report.browser import CHROMIUM, Browser
+from tests.report.browser import CHROMIUM
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 
@@ -53,13 +53,6 @@ SHOWN = {
 HOSTILE_ID = "</script><script>window.hacked=2</script>"
 BOXES = "[...document.querySelectorAll('[role=option]')]"
 READY = "document.querySelector('#chosen-facts').children.length > 0"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    started = Browser()
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")
