@@ -154,7 +154,8 @@ function notes() {
   if (data.prompts_left_out) {
     found.push(`The first ${data.prompts.length} prompts are on this page; ${data.prompts_left_out} more did not fit.`);
   }
-  if (data.unpaired) found.push(`${counted(data.unpaired)} prompts of only one of the runs are left out.`);
+  if (data.unpaired === 1) found.push("1 prompt of only one of the runs is left out.");
+  if (data.unpaired > 1) found.push(`${counted(data.unpaired)} prompts of only one of the runs are left out.`);
   return found;
 }
 
@@ -175,7 +176,10 @@ async function start() {
   listen();
   const link = linked();
   await (link ? follow(link) : choosePrompt(0));
-  if (link) byId("explorer").scrollIntoView();
+  if (link) {
+    byId("explorer").scrollIntoView();
+    focusOn(active());
+  }
   listenToLinks();
 }
 
