@@ -50,8 +50,8 @@ def fit_lens(
 
     Args:
         model: from `load`, whole and in this process.
-        prompts: a dataset, or texts, or lists of chat messages; a tenth of them, two at least, is held out to choose
-            by, and as many to measure on. Texts that occur again are passed over.
+        prompts: a dataset, or texts, or lists of chat messages; a tenth of them, 2 to 20, is held out to choose by,
+            and as many to measure on. Texts that occur again are passed over.
         kind: "linear" (arXiv 2303.09435).
         out: the file to write, .safetensors.
         resume: continue the fit that was begun at `out`, with the same model, prompts and options; the lens is the

@@ -19,6 +19,7 @@ from layerlens.tracing.options import TraceOptions
 
 _HELD_OUT = 0.1
 _LEAST_HELD_OUT = 2  # an interval needs two
+_MOST_HELD_OUT = 20  # each state of theirs is read out by two lenses, which costs more than the fit
 LEAST_TEXTS = 1 + 2 * _LEAST_HELD_OUT
 
 
@@ -57,7 +58,7 @@ class Split:
 
 
 def split_texts(model: Model, dataset: Dataset, options: FitOptions) -> Split:
-    """The texts of a dataset: a tenth to choose by, a tenth to measure on, two of each at least, the rest to fit on.
+    """The texts of a dataset: a tenth to choose by, a tenth to measure on, 2 to 20 of each, the rest to fit on.
 
     What all of them begin with alike, such as a system message, is left out too: the states there are the same in each,
     so that none of them would be held out.
@@ -76,7 +77,7 @@ def split_texts(model: Model, dataset: Dataset, options: FitOptions) -> Split:
             given=len(texts),
         )
     order = np.random.default_rng(options.seed).permutation(len(texts)).tolist()
-    n_out = max(_LEAST_HELD_OUT, round(_HELD_OUT * len(texts)))
+    n_out = min(max(_LEAST_HELD_OUT, round(_HELD_OUT * len(texts))), _MOST_HELD_OUT)
     measured, chosen_by, fitted = order[:n_out], order[n_out : 2 * n_out], order[2 * n_out :]
 
     def dealt(places: list[int]) -> list[Text]:
