@@ -89,6 +89,30 @@ def linear(
     return _fit("linear", model, texts, out, settings, loading, resume=resume)
 
 
+@fit_lens.command("jacobian")
+@options.grouped
+def jacobian(
+    *,
+    model: options.Model,
+    texts: Texts,
+    out: Annotated[Path, typer.Option(help="File to write, .pt, in the format of TransformerLens.")],
+    most_texts: Annotated[int, typer.Option(help="Texts to fit on at most.")] = 100,
+    max_length: MaxLength = 128,
+    skip_first: SkipFirst = 16,
+    dim_batch: Annotated[int, typer.Option(help="Components that one backward pass takes; more take more memory.")] = 8,
+    taken: Taken,
+    loading: options.Loading,
+    resume: Resume = False,
+) -> int:
+    """Fit a Jacobian lens by TransformerLens (extra `backends`): how the last state moves with that of each layer.
+
+    The derivatives are summed over target positions and averaged over source positions and texts. The layers are
+    1..L-1, in float32. A tenth of the texts is held out to measure what the lens gains.
+    """
+    settings = {"most_texts": most_texts, "max_length": max_length, "skip_first": skip_first, "dim_batch": dim_batch}
+    return _fit("jacobian", model, texts, out, settings | asdict(taken), loading, resume=resume)
+
+
 def _fit(
     kind: str, model: str, texts: Texts, out: Path, settings: dict[str, Any], loading: options.Loading, *, resume: bool
 ) -> int:

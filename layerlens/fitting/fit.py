@@ -11,8 +11,9 @@ from layerlens.datasets import Dataset, Prompt, from_prompts
 from layerlens.errors import OptionError, spelled
 from layerlens.fitting.fitted import Fitted
 from layerlens.fitting.gain import gain
-from layerlens.fitting.linear import Affinities, fit_linear, refuse_few
-from layerlens.fitting.options import FitOptions, LinearOptions
+from layerlens.fitting.jacobian import fit_jacobian, refuse_without_transformer_lens, write_jacobian
+from layerlens.fitting.linear import Affinities, fit_linear
+from layerlens.fitting.options import FitOptions, JacobianOptions, LinearOptions
 from layerlens.fitting.progress import Progress
 from layerlens.fitting.texts import Split, split_texts
 from layerlens.fitting.workplace import Workplace, refuse_other
@@ -29,10 +30,14 @@ Fit = Callable[[Model, Split, Any, Workplace, Progress], Affinities]
 class _Kind:
     options: type[FitOptions]
     fit: Fit
-    adds: bool
+    adds: bool = False
+    write: Callable[[Path, Stored], None] = write_lens
 
 
-KINDS = {"linear": _Kind(LinearOptions, fit_linear, adds=False)}
+KINDS = {
+    "linear": _Kind(LinearOptions, fit_linear),
+    "jacobian": _Kind(JacobianOptions, fit_jacobian, write=write_jacobian),
+}
 
 
 @uses_model()
@@ -52,15 +57,16 @@ def fit_lens(
         model: from `load`, whole and in this process.
         prompts: a dataset, or texts, or lists of chat messages; a tenth of them, 2 to 20, is held out to choose by,
             and as many to measure on. Texts that occur again are passed over.
-        kind: "linear" (arXiv 2303.09435).
-        out: the file to write, .safetensors.
+        kind: "linear" (arXiv 2303.09435) or "jacobian" (by TransformerLens).
+        out: the file to write, .safetensors, for a Jacobian lens .pt.
         resume: continue the fit that was begun at `out`, with the same model, prompts and options; the lens is the
             same as of one that was not interrupted.
         progress: show a progress bar on standard error.
-        **options: fields of `LinearOptions`.
+        **options: fields of `LinearOptions` or `JacobianOptions`.
 
     Raises:
         OptionError: an option cannot be, `out` is there already, or another fit was begun there.
+        ModelError: TransformerLens fits no lens to such a model.
         PromptError: the texts are too few, or one of them has states that are NaN or infinite.
         RunError: what a fit needs beside `out` cannot be written.
     """
@@ -73,7 +79,6 @@ def fit_lens(
     manifest = {"kind": kind, **made_for(model), **asdict(asked), "texts": split.digest()}
     if path.exists():
         return _made_before(path, kind, manifest)
-    refuse_few(model, split)
     with ExitStack() as stack:
         place = stack.enter_context(Workplace(path, manifest, resume=resume))
         shown = stack.enter_context(Progress(shown=progress))
@@ -84,18 +89,18 @@ def fit_lens(
         table = gain(model, transport.on(model.unembed.device, model.hf.dtype), split.measured, split.skip, shown)
         said = {
             **manifest,
-            **found.said,
             "skipped": split.skip,
             "n_texts": len(split.fitted),
             "n_tokens": split.n_positions(split.fitted),
             "n_texts_chosen_by": len(split.chosen_by),
+            **found.said,
             "seconds": round(seconds, 1),
             "gain": table.to_dict("list"),
         }
         stored = Stored(kind, found.weights, found.biases, adds, model.d_model, model.n_layers, made_for(model), said)
-        write_lens(path, stored)
+        KINDS[kind].write(path, stored)
         place.remove()
-    return Fitted.of(path, stored)
+    return Fitted(path, kind, table, said)
 
 
 def options_of(kind: str, given: dict[str, Any]) -> FitOptions:
@@ -107,6 +112,8 @@ def options_of(kind: str, given: dict[str, Any]) -> FitOptions:
         if name not in known:
             problem = f"a {kind} lens has no option {name!r}"
             raise OptionError(problem, f"there are {', '.join(known)}", option=name, given=value)
+    if kind == "jacobian":
+        refuse_without_transformer_lens()
     return KINDS[kind].options(**given)
 
 
@@ -125,5 +132,6 @@ def refuse_unless_free(out: str | os.PathLike[str], asked: FitOptions, *, resume
 
 def _made_before(path: Path, kind: str, manifest: dict[str, Any]) -> Fitted:
     stored = read_lens(kind, path)
-    refuse_other(path, manifest, {name: stored.fit.get(name) for name in manifest})
-    return Fitted.of(path, stored)
+    made = Fitted.of(path, stored)
+    refuse_other(path, manifest, {name: made.said.get(name) for name in manifest})
+    return made

@@ -30,7 +30,8 @@ class Fitted:
     @classmethod
     def of(cls, path: Path, stored: Stored) -> "Fitted":
         """Of a lens as it lies in a file that a fit wrote."""
-        return cls(path, stored.kind, pd.DataFrame(stored.fit["gain"]), stored.fit)
+        said = stored.fit.get("fit", stored.fit)  # TransformerLens has its own things to say beside
+        return cls(path, stored.kind, pd.DataFrame(said["gain"]), said)
 
     @property
     def lens(self) -> str:

@@ -61,11 +61,16 @@ def refuse_few(model: Model, split: Split) -> None:
         )
     if n < _GOOD * model.d_model:
         few = f"{n:,} tokens are few to fit states of width {model.d_model:,}"
-        warnings.warn(f"{few}; {_GOOD * model.d_model:,} or more make a better lens", Notice, stacklevel=4)
+        warnings.warn(f"{few}; {_GOOD * model.d_model:,} or more make a better lens", Notice, stacklevel=5)
 
 
 def fit_linear(model: Model, split: Split, options: FitOptions, place: Workplace, progress: Progress) -> Affinities:
-    """The linear lens of all layers, from one pass over the texts."""
+    """The linear lens of all layers, from one pass over the texts.
+
+    Raises:
+        PromptError: they are too few.
+    """
+    refuse_few(model, split)
     moments = Moments(model.n_layers, model.d_model, place)
     _sum_up(model, split, moments, place, progress)
     means = moments.centre()

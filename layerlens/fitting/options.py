@@ -23,6 +23,8 @@ class FitOptions:
 
     kind: ClassVar[str]
     suffix: ClassVar[str] = ".safetensors"
+    chooses: ClassVar[bool] = True  # whether texts are held out to choose by
+    least_positions: ClassVar[int] = 1  # of a text, after those that are left out
 
     def __post_init__(self) -> None:
         whole("max_length", self.max_length, 2)
@@ -38,3 +40,27 @@ class LinearOptions(FitOptions):
     """Options of a linear lens."""
 
     kind: ClassVar[str] = "linear"
+
+
+@dataclass(frozen=True)
+class JacobianOptions(FitOptions):
+    """Options of a Jacobian lens; the defaults are those of TransformerLens."""
+
+    max_length: int = 128
+    """Tokens of a text at most; what follows is left out."""
+    skip_first: int = 16
+    """Positions at the beginning of each text that are neither sources nor targets; the last one is none either."""
+    dim_batch: int = 8
+    """Components of the last state that one backward pass takes, for each of which the text is held once more."""
+    most_texts: int = 100
+    """Texts to fit on at most: each takes d_model / `dim_batch` backward passes."""
+
+    kind: ClassVar[str] = "jacobian"
+    suffix: ClassVar[str] = ".pt"
+    chooses: ClassVar[bool] = False
+    least_positions: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("dim_batch", self.dim_batch, 1)
+        whole("most_texts", self.most_texts, 1)

@@ -20,7 +20,6 @@ from layerlens.tracing.options import TraceOptions
 _HELD_OUT = 0.1
 _LEAST_HELD_OUT = 2  # an interval needs two
 _MOST_HELD_OUT = 20  # each state of theirs is read out by two lenses, which costs more than the fit
-LEAST_TEXTS = 1 + 2 * _LEAST_HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -64,21 +63,23 @@ def split_texts(model: Model, dataset: Dataset, options: FitOptions) -> Split:
     so that none of them would be held out.
 
     Raises:
-        PromptError: there are fewer than five texts with a position to read, or one that the model cannot read.
+        PromptError: there are too few texts with a position to read, or one that the model cannot read.
     """
     texts = _texts(model, dataset, options)
     skip = max(options.skip_first, _n_shared(texts))
-    texts = [text for text in texts if len(text.token_ids) > skip]
-    if len(texts) < LEAST_TEXTS:
+    shortest = skip + options.least_positions
+    texts = [text for text in texts if len(text.token_ids) >= shortest]
+    parts = 1 + options.chooses
+    if len(texts) < 1 + parts * _LEAST_HELD_OUT:
         raise PromptError(
-            f"{len(texts)} different texts with more than {skip} tokens are too few to fit a lens",
-            f"give {LEAST_TEXTS} or more: {_LEAST_HELD_OUT} are held out to choose by, {_LEAST_HELD_OUT} to measure on",
+            f"{len(texts)} different texts of {shortest} tokens or more are too few to fit a {options.kind} lens",
+            f"give {1 + parts * _LEAST_HELD_OUT} or more, of which {parts * _LEAST_HELD_OUT} are held out",
             option="prompts",
             given=len(texts),
         )
     order = np.random.default_rng(options.seed).permutation(len(texts)).tolist()
     n_out = min(max(_LEAST_HELD_OUT, round(_HELD_OUT * len(texts))), _MOST_HELD_OUT)
-    measured, chosen_by, fitted = order[:n_out], order[n_out : 2 * n_out], order[2 * n_out :]
+    measured, chosen_by, fitted = order[:n_out], order[n_out : parts * n_out], order[parts * n_out :]
 
     def dealt(places: list[int]) -> list[Text]:
         return [texts[place] for place in sorted(places)]

@@ -93,15 +93,20 @@ class Workplace(FolderWriter):
         """Remove the folder: the lens is written."""
         shutil.rmtree(self.folder)
 
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self.folder.exists() and not (self.folder / "snapshot").exists():
+            self.remove()  # nothing to continue
+
     def _refuse_unless_free(self, *, resume: bool) -> None:
-        if (self.folder / "manifest.json").exists() and not resume:
+        if (self.folder / "snapshot").exists() and not resume:
             what = f"was begun before, in {self.folder}"
             advice = f"give {spelled('resume', True)} to continue that fit, or remove the folder"
             raise OptionError.about("out", self._out, what, advice)
 
     def _open(self) -> None:
         path = self.folder / "manifest.json"
-        if path.exists():
+        if (self.folder / "snapshot").exists():
             refuse_other(self._out, self.manifest, json.loads(path.read_text(encoding="utf-8")))
         else:
             write_json(path, self.manifest)

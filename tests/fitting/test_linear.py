@@ -271,6 +271,7 @@ def test_too_few_texts_or_tokens_are_refused_with_what_is_needed(tmp_path):
         fitted(model, tmp_path, texts(4))
     with refused(ll.PromptError, "prompts", advice="49"):
         fitted(model, tmp_path, texts(6, n_words=2))
+    assert not list(tmp_path.iterdir())
     with pytest.warns(Notice, match="480"):
         fitted(model, tmp_path, texts(6))
 
