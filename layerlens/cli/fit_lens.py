@@ -89,6 +89,36 @@ def linear(
     return _fit("linear", model, texts, out, settings, loading, resume=resume)
 
 
+@fit_lens.command("tuned")
+@options.grouped
+def tuned(
+    *,
+    model: options.Model,
+    texts: Texts,
+    out: Out,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="linear:FILE", help="Lens to begin as. [default: one is fitted to these texts]"),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of training, each on states of one text.")] = 250,
+    states: Annotated[int, typer.Option(help="Positions of the text that a step takes at most.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam at the first step; it falls linearly to zero.")] = 1e-3,
+    max_length: MaxLength = 512,
+    skip_first: SkipFirst = 1,
+    taken: Taken,
+    loading: options.Loading,
+    resume: Resume = False,
+) -> int:
+    """Fit a tuned lens: translators trained to say what the last layer says, begun as the linear lens.
+
+    A tenth of the texts is held out to choose the best translator of each layer, and another tenth to measure what the
+    lens gains.
+    """
+    settings = {"start": start, "steps": steps, "states": states, "learning_rate": learning_rate}
+    settings |= {"max_length": max_length, "skip_first": skip_first, **asdict(taken)}
+    return _fit("tuned", model, texts, out, settings, loading, resume=resume)
+
+
 @fit_lens.command("jacobian")
 @options.grouped
 def jacobian(

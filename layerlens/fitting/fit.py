@@ -13,9 +13,10 @@ from layerlens.fitting.fitted import Fitted
 from layerlens.fitting.gain import gain
 from layerlens.fitting.jacobian import fit_jacobian, refuse_without_transformer_lens, write_jacobian
 from layerlens.fitting.linear import Affinities, fit_linear
-from layerlens.fitting.options import FitOptions, JacobianOptions, LinearOptions
+from layerlens.fitting.options import FitOptions, JacobianOptions, LinearOptions, TunedOptions
 from layerlens.fitting.progress import Progress
 from layerlens.fitting.texts import Split, split_texts
+from layerlens.fitting.tuned import fit_tuned
 from layerlens.fitting.workplace import Workplace, refuse_other
 from layerlens.lens.files import Stored, made_for, read_lens, write_lens
 from layerlens.lens.transport import Affine
@@ -36,6 +37,7 @@ class _Kind:
 
 KINDS = {
     "linear": _Kind(LinearOptions, fit_linear),
+    "tuned": _Kind(TunedOptions, fit_tuned, adds=True),
     "jacobian": _Kind(JacobianOptions, fit_jacobian, write=write_jacobian),
 }
 
@@ -57,12 +59,12 @@ def fit_lens(
         model: from `load`, whole and in this process.
         prompts: a dataset, or texts, or lists of chat messages; a tenth of them, 2 to 20, is held out to choose by,
             and as many to measure on. Texts that occur again are passed over.
-        kind: "linear" (arXiv 2303.09435) or "jacobian" (by TransformerLens).
+        kind: "linear" (arXiv 2303.09435), "tuned" (arXiv 2303.08112) or "jacobian" (by TransformerLens).
         out: the file to write, .safetensors, for a Jacobian lens .pt.
         resume: continue the fit that was begun at `out`, with the same model, prompts and options; the lens is the
             same as of one that was not interrupted.
         progress: show a progress bar on standard error.
-        **options: fields of `LinearOptions` or `JacobianOptions`.
+        **options: fields of `LinearOptions`, `TunedOptions` or `JacobianOptions`.
 
     Raises:
         OptionError: an option cannot be, `out` is there already, or another fit was begun there.

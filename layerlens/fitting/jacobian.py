@@ -33,7 +33,7 @@ def fit_jacobian(
     """
     texts = split.fitted[: options.most_texts]
     sums = torch.zeros(model.n_layers - 1, model.d_model, model.d_model)
-    done = place.load([sums]) or {"texts": 0, "metadata": None}
+    done = place.load([sums], "sums") or {"texts": 0, "metadata": None}
     progress.begin("fitting", len(texts), done=done["texts"])
     bridge = _bridge(model) if done["texts"] < len(texts) else None
     for number, text in enumerate(texts[done["texts"] :], done["texts"] + 1):
@@ -43,7 +43,7 @@ def fit_jacobian(
         done = {"texts": number, "metadata": lens.metadata}
         progress.advance(1, len(text.token_ids))
         if place.is_due() or number == len(texts):
-            place.save(done, [sums])
+            place.save(done, [sums], "sums")
     weights = {layer: matrix / len(texts) for layer, matrix in enumerate(sums, 1)}
     metadata = {**done["metadata"], "n_prompts": len(texts)}
     return Affinities(weights, {}, {"n_texts": len(texts), "n_tokens": split.n_positions(texts), "metadata": metadata})

@@ -133,14 +133,14 @@ class Ridge:
 def _sum_up(model: Model, split: Split, moments: Moments, place: Workplace, progress: Progress) -> None:
     """Add the states of all texts, from where an earlier process was killed."""
     batches = list(_batches(split, _ROWS_ON_DISK if moments.on_disk else _ROWS_IN_MEMORY))
-    done = place.load(moments.tensors) or {"batches": 0}
+    done = place.load(moments.tensors, "sums") or {"batches": 0}
     progress.begin("fitting", len(split.fitted), done=sum(map(len, batches[: done["batches"]])))
     for number, batch in enumerate(batches[done["batches"] :], done["batches"] + 1):
         of_texts = [states_of(model, text, split.skip) for text in batch]
         moments.add(of_texts[0] if len(batch) == 1 else [torch.cat(layer) for layer in zip(*of_texts, strict=True)])
         progress.advance(len(batch), split.n_positions(batch))
         if place.is_due() or number == len(batches):
-            place.save({"batches": number}, moments.tensors)
+            place.save({"batches": number}, moments.tensors, "sums")
 
 
 def _batches(split: Split, n_rows: int) -> Iterator[list[Text]]:

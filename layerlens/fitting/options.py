@@ -43,6 +43,31 @@ class LinearOptions(FitOptions):
 
 
 @dataclass(frozen=True)
+class TunedOptions(FitOptions):
+    """Options of a tuned lens."""
+
+    start: str | None = None
+    """The lens that it begins as, "linear:FILE"; None: a linear one is fitted to the same texts."""
+    steps: int = 250
+    """Steps of training, each on states of one text."""
+    states: int = 64
+    """Positions of the text that a step takes at most."""
+    learning_rate: float = 1e-3
+    """Of Adam at the first step; it falls linearly to zero."""
+
+    kind: ClassVar[str] = "tuned"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("steps", self.steps, 1)
+        whole("states", self.states, 1)
+        if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < float("inf"):
+            raise OptionError.about("learning_rate", self.learning_rate, "is out of range", "give a number above 0")
+        if self.start is not None and not str(self.start).startswith("linear:"):
+            raise OptionError.about("start", self.start, "is no linear lens", "give linear:FILE")
+
+
+@dataclass(frozen=True)
 class JacobianOptions(FitOptions):
     """Options of a Jacobian lens; the defaults are those of TransformerLens."""
 

@@ -2,8 +2,8 @@
 
 lens.safetensors.fitting/
     manifest.json    what is fitted: model, texts, options
-    snapshot         how far it has come, and its tensors; replaced by rename
-    moments          tensors that are too large for memory, while they change
+        *.snapshot       how far a part of it has come, and its tensors; replaced by rename
+        gram, cross      sums that are too large for memory, while they change
 """
 
 import json
@@ -49,14 +49,18 @@ class Workplace(FolderWriter):
         """How long the fit has worked, in all processes."""
         return self._seconds_before + time.perf_counter() - self._began
 
+    @property
+    def _has_begun(self) -> bool:
+        return any(self.folder.glob("*.snapshot"))
+
     def is_due(self) -> bool:
         """Whether it is time to save."""
         return time.perf_counter() - self._saved_at >= max(_SECONDS_BETWEEN, _SHARE_OF_TIME * self._took)
 
-    def save(self, done: dict[str, Any], tensors: Sequence[Tensor]) -> None:
-        """Keep how far the fit has come, in place of what was kept before."""
+    def save(self, done: dict[str, Any], tensors: Sequence[Tensor], part: str) -> None:
+        """Keep how far a part of the fit has come, in place of what was kept of it before."""
         before = time.perf_counter()
-        partial = self.folder / "snapshot.partial"
+        partial = self.folder / f"{part}.snapshot.partial"
         said = json.dumps(done | {"seconds": self.seconds}).encode()
         with writing(self.folder), partial.open("wb") as handle:
             np.save(handle, np.frombuffer(said, dtype=np.uint8))
@@ -64,21 +68,22 @@ class Workplace(FolderWriter):
                 np.save(handle, tensor.cpu().numpy())
             handle.flush()
             os.fsync(handle.fileno())
-        partial.replace(self.folder / "snapshot")
+        partial.replace(self.folder / f"{part}.snapshot")
         self._saved_at = time.perf_counter()
         self._took = self._saved_at - before
 
-    def load(self, tensors: Sequence[Tensor]) -> dict[str, Any] | None:
-        """What was kept last, its tensors into these; None where nothing was."""
-        path = self.folder / "snapshot"
+    def load(self, tensors: Sequence[Tensor], part: str) -> dict[str, Any] | None:
+        """What was kept last of a part of the fit, its tensors into these; None where nothing was."""
+        path = self.folder / f"{part}.snapshot"
         if not path.exists():
             return None
         with path.open("rb") as handle:
             done: dict[str, Any] = json.loads(np.load(handle).tobytes())
             for tensor in tensors:
                 tensor.copy_(torch.from_numpy(np.load(handle)))
-        self._seconds_before = done.pop("seconds")
-        self._began = time.perf_counter()
+        seconds = done.pop("seconds")
+        if seconds > self._seconds_before:
+            self._seconds_before, self._began = seconds, time.perf_counter()
         return done
 
     def zeros(self, name: str, *shape: int, on_disk: bool) -> Tensor:
@@ -95,18 +100,18 @@ class Workplace(FolderWriter):
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        if self.folder.exists() and not (self.folder / "snapshot").exists():
+        if self.folder.exists() and not self._has_begun:
             self.remove()  # nothing to continue
 
     def _refuse_unless_free(self, *, resume: bool) -> None:
-        if (self.folder / "snapshot").exists() and not resume:
+        if self._has_begun and not resume:
             what = f"was begun before, in {self.folder}"
             advice = f"give {spelled('resume', True)} to continue that fit, or remove the folder"
             raise OptionError.about("out", self._out, what, advice)
 
     def _open(self) -> None:
         path = self.folder / "manifest.json"
-        if (self.folder / "snapshot").exists():
+        if self._has_begun:
             refuse_other(self._out, self.manifest, json.loads(path.read_text(encoding="utf-8")))
         else:
             write_json(path, self.manifest)

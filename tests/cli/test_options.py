@@ -20,6 +20,9 @@ GROUPS = {
     "ablate": (options.Decoding, options.Loading),
     "bench decode": (options.StrategyOptions, options.Loading),
     "doctor": (options.Loading,),
+    "fit-lens linear": (options.Loading,),
+    "fit-lens tuned": (options.Loading,),
+    "fit-lens jacobian": (options.Loading,),
 }
 
 

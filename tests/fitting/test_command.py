@@ -60,3 +60,29 @@ def test_what_cannot_be_is_refused_in_one_sentence_before_the_model_is_loaded(
     code, printed, error = cli("fit-lens", "linear", "--model", "no/such/model", *arguments)
     assert (code, printed, error.count("\n")) == (2, "", 1)
     assert named in error
+
+
+def test_a_tuned_lens_begins_as_the_one_that_is_given(cli, tiny_folder, tmp_path, prompts):
+    folder, linear, out = tiny_folder("llama"), tmp_path / "linear.safetensors", tmp_path / "tuned.safetensors"
+    given = ["--model", folder, "--prompts", prompts]
+    assert cli("fit-lens", "linear", *given, "--out", linear)[0] == 0
+    command = ["fit-lens", "tuned", *given, "--out", out, "--steps", 5, "--states", 8, "--learning-rate", 0.01]
+    code, printed, errors = cli(*command, "--from", f"linear:{linear}")
+    assert code == 0, errors
+    said = read_lens("tuned", out).fit
+    assert (said["steps"], said["states"], said["learning_rate"], said["start"]) == (5, 8, 0.01, f"linear:{linear}")
+    assert f"tuned:{out}" in printed
+    code, _, error = cli(*command[:-6], "--from", "logit", "--out", tmp_path / "other.safetensors")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--from logit" in error
+
+
+def test_a_jacobian_lens_is_fitted(cli, tiny_folder, tmp_path, prompts):
+    pytest.importorskip("transformer_lens")
+    out = tmp_path / "lens.pt"
+    command = ["fit-lens", "jacobian", "--model", tiny_folder("llama"), "--prompts", prompts, "--out", out]
+    code, printed, errors = cli(*command, "--most-texts", 2, "--max-length", 40, "--dim-batch", 4)
+    assert code == 0, errors
+    said = read_lens("jacobian", out).fit
+    assert (said["n_prompts"], said["max_seq_len"], said["dim_batch"]) == (2, 40, 4)
+    assert f"jacobian:{out}" in printed

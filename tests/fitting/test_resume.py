@@ -21,8 +21,8 @@ def fit_slowly(out):
     workplace._SECONDS_BETWEEN = 0.0
     save = workplace.Workplace.save
 
-    def slow(self, done, tensors):
-        save(self, done, tensors)
+    def slow(self, done, tensors, part):
+        save(self, done, tensors, part)
         self._took = 0.0
         time.sleep(0.05)
 
@@ -32,7 +32,7 @@ def fit_slowly(out):
 
 
 def n_batches(out):
-    path = workplace.folder_of(out) / "snapshot"
+    path = workplace.folder_of(out) / "sums.snapshot"
     if not path.exists():
         return 0
     header = path.read_bytes()[:400]

@@ -1,0 +1,188 @@
+"""The tuned lens: translators h + (W h + b), trained to say what the last layer says. arXiv 2303.08112.
+
+Minimised is the mean of KL(p_L ‖ p_l) for each layer l = 0..L−1 on its own. A translator begins as the linear lens, so
+that few steps are needed, and the one that is kept is the best on states of texts that were held out, the beginning
+among them. Each step reads one text and takes some of its states. The optimiser is Adam, in units of how much each
+component of the states varies, which are a thousand times apart; its rate falls to zero linearly.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerlens.axes import States
+from layerlens.fitting.linear import Affinities, fit_linear
+from layerlens.fitting.options import TunedOptions
+from layerlens.fitting.progress import Progress
+from layerlens.fitting.slopes import kl_and_slopes
+from layerlens.fitting.states import states_of
+from layerlens.fitting.texts import Split
+from layerlens.fitting.workplace import Workplace
+from layerlens.lens import kl_from_last, read
+from layerlens.lens.files import open_lens
+from layerlens.lens.transport import Affine
+from layerlens.models import Model
+
+_HELD_OUT_STATES = 512
+_STEPS_BETWEEN = 25  # looks at what is held out
+_ROWS_AT_ONCE = 256
+
+
+def fit_tuned(model: Model, split: Split, options: TunedOptions, place: Workplace, progress: Progress) -> Affinities:
+    """The tuned lens of all layers.
+
+    Raises:
+        OptionError: `start` is no linear lens of this model.
+        PromptError: the texts are too few for the linear lens that it begins with.
+    """
+    progress.begin("reading what is held out", len(split.chosen_by))
+    held_out = _held_out(model, split, options.seed, progress)
+    training = _Training(model, held_out, options)
+    done = place.load(training.tensors, "training") or {"steps": -1}
+    if done["steps"] < 0:
+        training.begin(*_start(model, split, options, place, progress))
+        training.look()
+        done = {"steps": 0}
+    progress.begin("training", options.steps, "steps", done["steps"])
+    for step in range(done["steps"] + 1, options.steps + 1):
+        draws = np.random.default_rng([options.seed, step])
+        text = split.fitted[int(draws.integers(len(split.fitted)))]
+        states = _drawn(states_of(model, text, split.skip), options.states, draws)
+        training.step(states, options.learning_rate * (1 - (step - 1) / options.steps))
+        progress.advance(1, len(states[0]))
+        if step % _STEPS_BETWEEN == 0 or step == options.steps:
+            training.look()
+        if place.is_due() or step == options.steps:
+            place.save({"steps": step}, training.tensors, "training")
+    return training.best()
+
+
+class _Training:
+    """Translators of all layers while they are trained, in units of how much components vary.
+
+    Args:
+        model: whose head reads what they make.
+        held_out: states of layers 0..L, by which the best translators are chosen.
+        options: of the fit.
+    """
+
+    def __init__(self, model: Model, held_out: Sequence[States], options: TunedOptions) -> None:
+        self._model, self._held_out = model, held_out
+        n, width, device = model.n_layers, model.d_model, model.unembed.device
+        self._spreads = [_spread(states) for states in held_out]
+        self._weights, self._biases = torch.zeros(n, width, width, device=device), torch.zeros(n, width, device=device)
+        self._best_weights, self._best_biases = torch.zeros_like(self._weights), torch.zeros_like(self._biases)
+        self._first, self._least = (torch.full((n,), torch.inf, device=device) for _ in range(2))
+        self._slopes = [torch.zeros_like(self._weights), torch.zeros_like(self._biases)]
+        self._weights.grad, self._biases.grad = self._slopes
+        self._optimiser = torch.optim.Adam([self._weights, self._biases])
+        for parameter in (self._weights, self._biases):  # there from the beginning, so that it can be kept and restored
+            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            self._optimiser.state[parameter] = {"step": torch.zeros(()), **zeros}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that changes, for a snapshot."""
+        kept = [self._weights, self._biases, self._best_weights, self._best_biases, self._first, self._least]
+        return kept + [one for state in self._optimiser.state.values() for one in state.values()]
+
+    def begin(self, weights: dict[int, Tensor], biases: dict[int, Tensor]) -> None:
+        """Begin as the linear lens A h + b."""
+        last = self._spreads[-1]
+        for layer, spread in enumerate(self._spreads[:-1]):
+            weight = weights[layer].to(last.device) - torch.eye(len(last), device=last.device)
+            self._weights[layer] = weight * spread / last.unsqueeze(1)
+            self._biases[layer] = biases[layer].to(last.device) / last
+
+    def step(self, states: Sequence[States], rate: float) -> None:
+        """One step on states of layers 0..L, [rows, d_model] each."""
+        unembed, last_spread = self._model.unembed, self._spreads[-1]
+        translated = [self._translated(layer, one).requires_grad_() for layer, one in enumerate(states[:-1])]
+        with torch.enable_grad():
+            normed = [unembed.normed(one) for one in translated]
+        with torch.no_grad():
+            last = unembed.normed(states[-1])
+        _, slopes = kl_and_slopes(normed, last, read(states[-1], unembed), unembed)
+        for layer, (one, of_head, slope) in enumerate(zip(translated, normed, slopes, strict=True)):
+            (back,) = torch.autograd.grad(of_head, one, slope.to(of_head.dtype) / len(one))
+            back = back.float() * last_spread
+            self._slopes[0][layer] = back.T @ (states[layer].float() / self._spreads[layer])
+            self._slopes[1][layer] = back.sum(0)
+        self._optimiser.param_groups[0]["lr"] = rate
+        self._optimiser.step()
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Measure on what is held out, and keep the translators that are better than those before."""
+        sums = torch.zeros_like(self._least)
+        for rows in zip(*(layer.split(_ROWS_AT_ONCE) for layer in self._held_out), strict=True):
+            every = [*(self._translated(layer, one) for layer, one in enumerate(rows[:-1])), rows[-1]]
+            readings = [read(one, self._model.unembed) for one in every]
+            sums += kl_from_last(every, readings, self._model.unembed)[:-1].sum(1)
+        means = sums / len(self._held_out[-1])
+        if self._first.isinf().all():
+            self._first.copy_(means)
+        better = means < self._least
+        self._least[better] = means[better]
+        self._best_weights[better] = self._weights[better]
+        self._best_biases[better] = self._biases[better]
+
+    def best(self) -> Affinities:
+        """The translators that were best on what is held out."""
+        last = self._spreads[-1]
+        weights, biases = {}, {}
+        for layer, spread in enumerate(self._spreads[:-1]):
+            weights[layer] = self._best_weights[layer] * last.unsqueeze(1) / spread
+            biases[layer] = self._best_biases[layer] * last
+        said: dict[str, Any] = {
+            "held_out_states": len(self._held_out[-1]),
+            "held_out_kl_at_start": self._first.tolist(),
+            "held_out_kl": self._least.tolist(),
+        }
+        return Affinities(weights, biases, said)
+
+    @torch.no_grad()
+    def _translated(self, layer: int, states: States) -> Tensor:
+        wide = states.float()
+        moved = torch.addmm(self._biases[layer], wide / self._spreads[layer], self._weights[layer].T)
+        return (wide + moved * self._spreads[-1]).to(states.dtype)
+
+
+def _spread(states: States) -> Tensor:
+    """How much each component varies, never zero: [d_model]."""
+    spread = states.float().std(0)
+    return spread.clamp(min=1e-3 * float(spread.mean()) + torch.finfo(torch.float32).tiny)
+
+
+def _held_out(model: Model, split: Split, seed: int, progress: Progress) -> list[States]:
+    """States of layers 0..L at positions of the texts to choose by, as many of each text."""
+    share = max(2, _HELD_OUT_STATES // len(split.chosen_by))
+    drawn = []
+    for number, text in enumerate(split.chosen_by):
+        drawn.append(_drawn(states_of(model, text, split.skip), share, np.random.default_rng([seed, 0, number])))
+        progress.advance(1, len(drawn[-1][0]))
+    return [torch.cat(layer) for layer in zip(*drawn, strict=True)]
+
+
+def _drawn(states: Sequence[States], n: int, draws: np.random.Generator) -> list[States]:
+    """The states at n positions, or at all where there are fewer."""
+    rows = len(states[0])
+    if rows <= n:
+        return list(states)
+    chosen = torch.from_numpy(np.sort(draws.choice(rows, n, replace=False))).to(states[0].device)
+    return [layer[chosen] for layer in states]
+
+
+def _start(
+    model: Model, split: Split, options: TunedOptions, place: Workplace, progress: Progress
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    if options.start is None:
+        linear = fit_linear(model, split, options, place, progress)
+        return linear.weights, linear.biases
+    lens = open_lens(options.start, model)
+    assert isinstance(lens, Affine)
+    weights = {layer: weight.float() for layer, (weight, _) in lens.tensors().items()}
+    return weights, {layer: bias.float() for layer, (_, bias) in lens.tensors().items() if bias is not None}
