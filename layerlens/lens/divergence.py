@@ -68,31 +68,28 @@ def js_from_last(
     Args:
         states, readings, head, tile: as of `kl_from_last`.
 
-    Of each word ½ m [(1 + r) ln(1 + r) + (1 − r) ln(1 − r)], m = (p + q) / 2 and r = (p − q) / (p + q): no term is
-    below 0, so that small divergences keep their digits.
+    ln 2 − ½ Σ (p + q) ln(p + q) less the mean of both entropies: a logarithm for each word, and what is left of terms
+    of a few nats, so that divergences below 1e-5 are not told from 0.
     """
     rows, words = tile or tile_for(states[-1].device)
     log_normalizers = torch.stack([reading.log_normalizer for reading in readings])
     parts = zip(*(layer.split(rows) for layer in states), log_normalizers.split(rows, dim=1), strict=True)
-    divergences = [_js_by_tile([head.normed(one) for one in layers], z, head, words) for *layers, z in parts]
-    joined = torch.cat(divergences, dim=1)
-    joined[-1] *= 0.0  # from itself; NaN stays NaN
-    return joined.clamp_(0.0, math.log(2))
+    mixed = torch.cat([_mixed_by_tile([head.normed(one) for one in layers], z, head, words) for *layers, z in parts], 1)
+    entropies = torch.stack([reading.entropy for reading in readings])
+    divergences = (math.log(2) - mixed / 2 - (entropies + entropies[-1]) / 2).clamp_(0.0, math.log(2))
+    divergences[-1] = entropies[-1] * 0.0  # from itself; NaN stays NaN
+    return divergences
 
 
-def _js_by_tile(normed: Sequence[Tensor], log_normalizers: Tensor, head: Head, words: int) -> Tensor:
-    divergences = torch.zeros_like(log_normalizers)
+def _mixed_by_tile(normed: Sequence[Tensor], log_normalizers: Tensor, head: Head, words: int) -> Tensor:
+    mixed = torch.zeros_like(log_normalizers)  # Σ (p + q) ln(p + q)
     for start in range(0, head.n_vocab, words):
         stop = min(start + words, head.n_vocab)
         last = _probs(normed[-1], log_normalizers[-1], head, start, stop)
         for layer, states in enumerate(normed[:-1]):
-            early = _probs(states, log_normalizers[layer], head, start, stop)
-            both = last + early
-            away = early.sub_(last).div_(both.clamp(min=_LEAST))
-            halves = torch.special.xlog1py(1 + away, away) + torch.special.xlog1py(1 - away, -away)
-            divergences[layer] += torch.linalg.vecdot(both, halves) / 4
-    divergences[-1] = log_normalizers[-1]  # whose NaN is what is asked
-    return divergences
+            both = _probs(states, log_normalizers[layer], head, start, stop).add_(last).clamp_(min=_LEAST)
+            mixed[layer] += torch.linalg.vecdot(both, both.log())
+    return mixed
 
 
 def _linear(normed: Sequence[Tensor], log_normalizer: Tensor, unembed: Unembed, words: int) -> Tensor:

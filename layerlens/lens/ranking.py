@@ -7,26 +7,68 @@ from torch import Tensor
 from layerlens.axes import Logits
 from layerlens.formulas import finished
 from layerlens.lens.head import Head
+from layerlens.native import count_above
 
-_ROUNDING = 2.0**-22  # of a product of two vectors, in units of their lengths: a few steps of float32
-_BYTES = 8  # in the integer by which comparisons are counted
-_MOST_COUNTED = 255  # by each of its bytes
+_ROUNDING = 2.0**-21  # of a product of two vectors, in units of their lengths: a few steps of float32
 _STRIPS = 8
 
 
-def least_above(normed: Tensor, chosen: Int[Tensor, " rows"], head: Head) -> Float[Tensor, "rows 1"]:
-    """What a word's logit has to exceed to be greater than the chosen one's by more than rounding.
+class Chosen:
+    """One word of each row: its logit, and how many words have a greater one by more than rounding.
 
-    The chosen word's own logit in another product, added up in another order, stays below; so do words that are equal.
-
-    Args:
-        normed: states as the unembedding sees them, [rows, d_head].
-        chosen: a word of each row.
-        head: the model's.
+    What others have to exceed is known before the tiles are: a product of each state with its word alone. The chosen
+    word's own logit, added up in another order in its tile, does not count, and words that are equal do not either.
     """
+
+    def __init__(self, ids: Int[Tensor, " rows"], normed: Tensor, head: Head, words: int) -> None:
+        """Begin.
+
+        Args:
+            ids: the words.
+            normed: states as the unembedding sees them, [rows, d_head].
+            head: the model's.
+            words: of a tile.
+        """
+        self._ids = ids
+        self._least = _least_above(normed, ids, head)
+        self.logits = torch.full_like(self._least[:, 0], -torch.inf)
+        self._above = torch.zeros_like(ids)
+        # which rows have their word in which tile: on an accelerator the host would have to wait to learn that
+        self._rows: list[Tensor] | None = None
+        if ids.device.type == "cpu":
+            order = ids.argsort()
+            starts = torch.tensor(range(words, head.n_vocab, words), dtype=torch.long)
+            self._rows = list(order.tensor_split(torch.searchsorted(ids[order], starts)))
+        self._n_tiles = 0
+
+    def add(self, logits: Logits, start: int) -> None:
+        """Take in a tile of all words, the tiles in their order; `start` is the first word's number."""
+        if not count_above(logits, self._least[:, 0], self._above):
+            self._above += (logits > self._least).sum(1)
+        if self._rows is None:
+            inside = (self._ids >= start) & (self._ids < start + logits.shape[1])
+            own = logits.gather(1, (self._ids - start).clamp(0, logits.shape[1] - 1).unsqueeze(1))
+            self.logits = torch.where(inside, own[:, 0], self.logits)
+            self._above -= (inside & (own > self._least)[:, 0]).long()
+        elif len(rows := self._rows[self._n_tiles]):
+            own = logits[rows, self._ids[rows] - start]
+            self.logits[rows] = own
+            self._above[rows] -= (own > self._least[rows, 0]).long()
+        self._n_tiles += 1
+
+    def ranks(self, top: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """How many words are above, once all tiles are in; 0 where the word is the one on top."""
+        return self._above.masked_fill(top == self._ids, 0)
+
+
+def _least_above(normed: Tensor, chosen: Tensor, head: Head) -> Float[Tensor, "rows 1"]:
+    """What a word's logit has to exceed to be greater than the chosen one's by more than rounding."""
     whole = head.whole
     if whole is None:
-        return _from_tiles(normed, chosen, head)
+        pairs = zip(normed.split(1), chosen.tolist(), strict=True)
+        logit = torch.cat([head.logits_tile(state, word, word + 1) for state, word in pairs])
+        length: Tensor = torch.linalg.vector_norm(normed.float(), dim=1, keepdim=True)
+        return logit + _ROUNDING * length * logit.abs().clamp_min(1)
     states, weight = whole.operand(normed).float(), whole.weight[chosen].float()
     product = torch.linalg.vecdot(states, weight).unsqueeze(1)
     bias = None if whole.bias is None else whole.bias[chosen].float().unsqueeze(1)
@@ -39,28 +81,6 @@ def least_above(normed: Tensor, chosen: Int[Tensor, " rows"], head: Head) -> Flo
         rounding = rounding * (1 - (logit / whole.softcap).square()) + _ROUNDING * whole.softcap
     least: Tensor = logit + rounding
     return least
-
-
-def _from_tiles(normed: Tensor, chosen: Tensor, head: Head) -> Tensor:
-    """The same of a head in shards, one word after the other."""
-    logits = torch.cat(
-        [head.logits_tile(state, word, word + 1) for state, word in zip(normed.split(1), chosen.tolist(), strict=True)]
-    )
-    lengths: Tensor = torch.linalg.vector_norm(normed.float(), dim=1, keepdim=True)
-    return logits + _ROUNDING * lengths * logits.abs().clamp_min(1)
-
-
-def n_above(logits: Logits, least: Float[Tensor, "rows 1"]) -> Int[Tensor, " rows"]:
-    """How many logits of each row are greater than `least`.
-
-    On a CPU the bytes of the comparison are added up eight at a time, which takes a third less than adding them one by
-    one.
-    """
-    above = logits > least
-    rows, words = above.shape
-    if above.device.type != "cpu" or words % _BYTES or words > _MOST_COUNTED * _BYTES:
-        return above.sum(1)
-    return above.view(torch.int64).sum(1).view(torch.uint8).view(rows, _BYTES).sum(1)
 
 
 class FirstWords:

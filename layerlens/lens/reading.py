@@ -14,7 +14,7 @@ from torch import Tensor
 from layerlens.axes import Scalars, States, TokenIds
 from layerlens.formulas import LOWEST
 from layerlens.lens.head import Head
-from layerlens.lens.ranking import FirstWords, least_above, n_above
+from layerlens.lens.ranking import Chosen, FirstWords
 from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed
 
@@ -118,10 +118,8 @@ def _read_rows(states: States, head: Head, chosen: Tensor | None, ranks: bool, n
     normed = head.normed(states)
     maximum = normed.new_full((len(states),), -math.inf, dtype=torch.float32)
     top = torch.zeros_like(maximum, dtype=torch.long)
-    chosen_logits = None if chosen is None else torch.full_like(chosen, -math.inf, dtype=torch.float32)
-    asked = chosen.unbind(1) if chosen is not None and ranks else ()
-    leasts = [least_above(normed, ids, head) for ids in asked]
-    above = [torch.zeros_like(top) for _ in asked]
+    picked = None if chosen is None or ranks else torch.full_like(chosen, -math.inf, dtype=torch.float32)
+    ranked = [Chosen(ids, normed, head, words) for ids in chosen.unbind(1)] if chosen is not None and ranks else []
     first = FirstWords(len(states), n_first, normed.device) if n_first else None
     starts = range(0, head.n_vocab, words)
     # kept in one piece: small tensors that outlive a tile would lie between the large ones, and the heap would grow
@@ -130,21 +128,24 @@ def _read_rows(states: States, head: Head, chosen: Tensor | None, ranks: bool, n
         logits = head.logits_tile(normed, start, min(start + words, head.n_vocab))
         if head.bans_words:
             logits.clamp_(min=LOWEST)
-        if chosen is not None and chosen_logits is not None:
-            _pick(logits, chosen, start, chosen_logits)
-        for count, least in zip(above, leasts, strict=True):
-            count += n_above(logits, least)
+        if chosen is not None and picked is not None:
+            _pick(logits, chosen, start, picked)
+        for one in ranked:
+            one.add(logits, start)
         torch.stack(Sums.of_tile(logits, maximum, top, start), out=parts[:, place])
         if first is not None:
             first.add(logits, parts[0, place], start)
     sums = Sums.joined(parts)
-    log_probs = None if chosen_logits is None else chosen_logits - sums.log_normalizer.unsqueeze(1)
-    reading = Reading(sums.entropy(head.n_vocab), top, sums.log_normalizer, log_probs)
-    if chosen is not None and ranks:
-        reading = reading._replace(ranks=torch.stack(above, dim=1))
+    log_normalizer = sums.log_normalizer.unsqueeze(1)
+    reading = Reading(
+        sums.entropy(head.n_vocab), top, sums.log_normalizer, None if picked is None else picked - log_normalizer
+    )
+    if ranked:
+        log_probs = torch.stack([one.logits for one in ranked], dim=1) - log_normalizer
+        reading = reading._replace(log_probs=log_probs, ranks=torch.stack([one.ranks(top) for one in ranked], dim=1))
     if first is not None:
         first_logits, ids = first.result()
-        reading = reading._replace(first_ids=ids, first_log_probs=first_logits - sums.log_normalizer.unsqueeze(1))
+        reading = reading._replace(first_ids=ids, first_log_probs=first_logits - log_normalizer)
     return reading
 
 

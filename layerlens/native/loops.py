@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from layerlens.compat import is_watched
-from layerlens.native import product_loop, sum_loop
+from layerlens.native import count_loop, product_loop, sum_loop
 from layerlens.native.compiled import Loop, compiled, processor
 
 _MOST_STATES = 80  # of one product: with more, oneDNN's is as fast
@@ -62,6 +62,23 @@ def row_sums(
     return out
 
 
+def count_above(logits: Tensor, bounds: Tensor, above: Tensor) -> bool:
+    """To `above`, int64 [rows], add how many logits [rows, words] of each row are greater than its bound, [rows].
+
+    False, and nothing done, where float32 rows do not lie in a CPU's memory value after value.
+    """
+    rows, words = logits.shape
+    if processor() is None or rows == 0 or words == 0:
+        return False
+    if logits.dtype != torch.float32 or not _is_plain(logits) or logits.stride(1) != 1:
+        return False
+    if not (_is_column(bounds, rows, torch.float32) and _is_column(above, rows, torch.int64)):
+        return False
+    places = (logits.data_ptr(), bounds.data_ptr(), above.data_ptr())
+    _counts()(rows, words, logits.stride(0), *places)
+    return True
+
+
 def _is_plain(tensor: Tensor) -> bool:
     """Whether its values lie in memory, and neither a gradient nor a mode that watches operations would miss them."""
     return (
@@ -93,3 +110,10 @@ def _row_sums() -> Loop:
     this = processor()
     assert this is not None
     return compiled(sum_loop.assembly(this.lanes), this)
+
+
+@cache
+def _counts() -> Loop:
+    this = processor()
+    assert this is not None
+    return compiled(count_loop.assembly(this.lanes), this)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerlens.lens import sums
 from layerlens.lens.reading import read
 from layerlens.models.unembed import Unembed
-from layerlens.native import compiled, loops, products, row_sums
+from layerlens.native import compiled, count_above, loops, products, row_sums
 
 pytestmark = pytest.mark.skipif(compiled.processor() is None, reason="no loops are compiled for this processor")
 
@@ -129,6 +129,33 @@ def exact_sums(logits):
         exps = [(math.exp(z - m), z - m) for z in row if z > -math.inf]
         rows.append((m, math.fsum(e for e, _ in exps), math.fsum(e * x for e, x in exps)))
     return torch.tensor(rows, dtype=torch.float64).t()
+
+
+@pytest.mark.parametrize("words", [1, 7, 8, 15, 16, 17, 100, 1024, 1031])
+def test_what_is_counted_is_what_torch_counts(words):
+    """Rows that stand apart in memory, bounds that are among the logits, infinite ones and NaN."""
+    logits = torch.randn(33, words + 3, generator=torch.Generator().manual_seed(words))[:, 1 : words + 1]
+    logits[4, words // 2] = math.nan
+    logits[5, 0] = -math.inf
+    bounds = logits[:, words // 3].nan_to_num().clone()
+    bounds[:4] = torch.tensor([-9.0, 9.0, math.inf, -math.inf])
+    bounds[6] = math.nan
+    above = torch.full((33,), 5)
+    assert count_above(logits, bounds, above)
+    assert torch.equal(above, 5 + (logits > bounds.unsqueeze(1)).sum(1))
+    if words > 100:
+        assert 0 < above[10] - 5 < words
+
+
+def test_what_is_not_counted_is_left_to_torch():
+    logits, bounds, above = torch.randn(3, 40), torch.zeros(3), torch.zeros(3, dtype=torch.long)
+    assert not count_above(logits.double(), bounds, above)
+    assert not count_above(logits.t(), bounds, above)
+    assert not count_above(logits, bounds.double(), above)
+    assert not count_above(logits, bounds, above.int())
+    assert not count_above(logits, bounds[:2], above)
+    assert not count_above(logits[:0], bounds[:0], above[:0])
+    assert not above.any()
 
 
 @pytest.mark.parametrize("words", [1, 15, 16, 17, 1024, 1040, 1041, 3007])
