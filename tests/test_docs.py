@@ -69,7 +69,15 @@ def test_every_public_name_is_on_the_page_of_python(site):
     shown = set(re.findall(r'id="layerlens\.[\w.]*?(\w+)"', page))
     elsewhere = {"plot"}  # a module: its functions are on the page
     assert set(ll.__all__) - elsewhere <= shown
-    assert {"contributions", "io_cosine", "entropy_partition", "onset", "settling", "perturbation_parts"} <= shown
+    assert {
+        "contributions",
+        "io_cosine",
+        "entropy_partition",
+        "lens_grid",
+        "onset",
+        "settling",
+        "perturbation_parts",
+    } <= shown
 
 
 def test_the_pages_fetch_nothing_from_elsewhere(site):

@@ -13,7 +13,7 @@ from layerlens.plots.dynamics import contributions_table, draw_contributions, dr
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NAMED, NUMBERS, draw, figure2, figure4, named_for
 from layerlens.plots.grids import figure_grid
-from layerlens.plots.lens_grid import lens_grid
+from layerlens.plots.layer_grid import lens_grid
 from layerlens.plots.parts import draw_last_parts, draw_parts_by_layer, parts_table
 from layerlens.plots.save import save
 from layerlens.records.reader import Records

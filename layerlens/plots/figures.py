@@ -17,7 +17,7 @@ from layerlens.plots.depths import figure_onset, figure_settling
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.grids import figure_grid
-from layerlens.plots.lens_grid import lens_grid
+from layerlens.plots.layer_grid import lens_grid
 from layerlens.plots.parts import figure_parts
 from layerlens.plots.save import save
 from layerlens.records import token_columns

@@ -112,13 +112,12 @@ def parting(text: Text, other: Text) -> tuple[int, int] | None:
     nothing to compare.
     """
     both = (text, other)
-    written = [one.generated for one in both]
-    pairs_of_signs = enumerate(zip(*written, strict=False))
-    same = next((at for at, (one, other_one) in pairs_of_signs if one != other_one), min(map(len, written)))
-    if any(one.n_given == len(one.tokens) for one in both) or len(written[0]) == len(written[1]) == same:
+    ours, theirs = (one.generated for one in both)
+    same = next((at for at, (one, its) in enumerate(zip(ours, theirs, strict=False)) if one != its), None)
+    same = min(len(ours), len(theirs)) if same is None else same
+    if any(one.n_given == len(one.tokens) for one in both) or len(ours) == len(theirs) == same:
         return None
-    first, second = (_token_with(one, same) for one in both)
-    return first, second
+    return _token_with(text, same), _token_with(other, same)
 
 
 def _token_with(text: Text, character: int) -> int:

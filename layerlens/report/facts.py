@@ -27,8 +27,16 @@ def summary(run: Records) -> str:
 
 
 def label(run: Records) -> str:
-    """What a run is called beside another one."""
-    return f"{run.path.name}: {run.manifest['model']['source']}, {_options(run.manifest['strategy'])}"
+    """What a run is called beside another one: its folder, and what the two can differ in."""
+    parts = [str(run.manifest["model"]["source"]), _options(run.manifest["strategy"])]
+    if "lens" in run.manifest:
+        parts.append(f"{run.manifest['lens']['kind']} lens")
+    return f"{run.path.name}: {', '.join(parts)}"
+
+
+def _lens(run: Records) -> str:
+    """Through what layers were read; "" for a run from before there were others than the logit lens."""
+    return ", ".join(str(value) for key, value in run.manifest.get("lens", {}).items() if key != "sha256")
 
 
 def facts(run: Records) -> Markup:
@@ -41,6 +49,7 @@ def facts(run: Records) -> Markup:
         "Size": f"{run.n_layers} layers, width {model['d_model']:,}, vocabulary {model['n_vocab']:,}",
         "Data": _listed(dataset, ("name", "config", "split")) + f", {count(dataset['rows'], 'prompt')}",
         "Strategy": _options(manifest["strategy"]),
+        "Lens": _lens(run),
         "Mode": f"{manifest['mode']}, {options.get('positions', 'all')} positions, window {manifest['window']}",
         "Date": _moment(str(manifest["created"])),
         "Hardware": _listed(hardware, ("processor", "machine", "system"))

@@ -15,6 +15,7 @@ from layerlens.analysis.decoding import by_entropy_band, by_relative_position, v
 from layerlens.cli.summary import print_summary
 from layerlens.errors import OptionError, RunError
 from layerlens.report import explorer_html, write_report
+from layerlens.report.facts import label
 from layerlens.report.markup import Markup, element, escaped, join
 from layerlens.run import open_run
 from tests.analysis.test_no_torch import first_with_torch
@@ -323,3 +324,12 @@ def test_fifty_prompts_of_512_tokens_stay_small(tmp_path):
     assert len(data["prompts"]) == 50
     assert data["steps"] >= 127
     assert path.stat().st_size < 5_000_000
+
+
+def test_it_says_through_which_lens_layers_were_read(tmp_path):
+    path = write_run(tmp_path / "run", planted(hybrid_curves(6), n_prompts=1)).path / "manifest.json"
+    lens = {"kind": "linear", "source": "a/lens.safetensors", "sha256": "0" * 64}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lens": lens}))
+    texts = page_of(open_run(path.parent), tmp_path).texts
+    assert texts[texts.index("Lens") + 1] == "linear, a/lens.safetensors"
+    assert label(open_run(path.parent)) == "run: made up, last, linear lens"

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import lens_grid, save
-from layerlens.plots.lens_grid import COLUMNS, KNOWN, MOST_COLUMNS, MOST_ROWS
+from layerlens.plots.layer_grid import COLUMNS, KNOWN, MOST_COLUMNS, MOST_ROWS
 from tests.made_up_run import write_run
 from tests.refusals import refused
 
