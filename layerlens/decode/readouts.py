@@ -10,7 +10,7 @@ from layerlens.axes import Logits, Scalars, States
 from layerlens.decode.criteria import Criterion, shannon
 from layerlens.errors import OptionError
 from layerlens.lens.head import Head
-from layerlens.lens.reading import fused
+from layerlens.lens.tiled import fused
 from layerlens.lens.transport import IDENTITY, Transport
 from layerlens.models.unembed import Unembed
 from layerlens.native.compiled import processor

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layerlens.formulas import LOWEST
 from layerlens.lens import Reading
-from layerlens.lens.reading import tile_for
+from layerlens.lens.tiled import tile_for
 from layerlens.models.unembed import Unembed
 
 

@@ -3,7 +3,8 @@
 from layerlens.lens.coarse import CoarseHead, refuse_without_bfloat16
 from layerlens.lens.criterion import perturbed, valley_layers
 from layerlens.lens.divergence import js_from_last, kl_from_last
-from layerlens.lens.reading import Reading, read
+from layerlens.lens.reading import Reading
+from layerlens.lens.tiled import read
 from layerlens.lens.transport import IDENTITY, Affine, Transport
 
 __all__ = [

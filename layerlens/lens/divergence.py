@@ -10,7 +10,8 @@ from torch import Tensor
 from layerlens.axes import States
 from layerlens.formulas import LOWEST
 from layerlens.lens.head import Head
-from layerlens.lens.reading import Reading, tile_for
+from layerlens.lens.reading import Reading
+from layerlens.lens.tiled import tile_for
 from layerlens.models.unembed import Unembed
 
 _LEAST = 1e-37  # where neither distribution has anything

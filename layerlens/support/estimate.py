@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerlens.compat import SHAPES_ONLY_LOG, shapes_only
 from layerlens.errors import ModelError
-from layerlens.lens.reading import tile_bytes
+from layerlens.lens.tiled import tile_bytes
 from layerlens.models import checkpoints, loading, memory, sizes
 from layerlens.models.placement import Place, place_for
 from layerlens.models.quiet import quiet

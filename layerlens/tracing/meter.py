@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerlens.axes import States
 from layerlens.formulas import changes
-from layerlens.lens import IDENTITY, CoarseHead, Reading, Transport, js_from_last, kl_from_last, reading
+from layerlens.lens import IDENTITY, CoarseHead, Reading, Transport, js_from_last, kl_from_last, tiled
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 from layerlens.records.schema import (
@@ -302,7 +302,7 @@ class _Layer:
         if self._coarse is not None:
             return self._coarse.read(states)
         is_chosen = chosen is not None
-        return reading.read(states, self._unembed, chosen, ranks=is_chosen, n_first=self._wanted.top)
+        return tiled.read(states, self._unembed, chosen, ranks=is_chosen, n_first=self._wanted.top)
 
     def _half(self, part: States | None, device: torch.device) -> Reading | None:
         """Of the stream between attention and MLP, through the transport of the layer before, to whose states attention
@@ -310,4 +310,4 @@ class _Layer:
         if part is None or self._parallel or self._number - 1 not in self._transport.layers:
             return None
         states = self._transport(part.to(device), self._number - 1)
-        return self._coarse.read(states) if self._coarse is not None else reading.read(states, self._unembed)
+        return self._coarse.read(states) if self._coarse is not None else tiled.read(states, self._unembed)

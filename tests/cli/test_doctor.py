@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from layerlens.lens.reading import read, tile_bytes
+from layerlens.lens.tiled import read, tile_bytes
 from layerlens.models import memory, tiny_model, tiny_tokenizer
 from layerlens.models.placement import place_for
 from layerlens.support import estimate as estimates

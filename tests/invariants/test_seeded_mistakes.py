@@ -11,7 +11,7 @@ import layerlens as ll
 from layerlens import lens
 from layerlens.decode import batch, contrast, padding, readouts, scan
 from layerlens.decode.chooser import Chooser
-from layerlens.lens import reading
+from layerlens.lens import tiled
 from layerlens.models import Unembed, hooks
 from layerlens.tracing import engines, meter, passes, tracer
 from tests.invariants import laws
@@ -167,7 +167,7 @@ def test_entropy_in_bits(monkeypatch, run_of):
         reading = right(*arguments, **options)
         return reading._replace(entropy=reading.entropy / np.log(2))
 
-    monkeypatch.setattr(reading, "read", bits)
+    monkeypatch.setattr(tiled, "read", bits)
     with pytest.raises(AssertionError):
         laws.numbers_agree_with_the_reference(model, run_of)
 

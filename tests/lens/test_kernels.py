@@ -17,7 +17,7 @@ from layerlens import lens
 from tests.lens.test_reading import make, whole
 
 pytest.importorskip("triton", reason="pip install triton")
-from layerlens.lens import kernels, reading
+from layerlens.lens import kernels, tiled
 from layerlens.lens.kernels import Shape, read_fused
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,7 +86,7 @@ COMPILES = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from layerlens.lens import kernels, reading
+from layerlens.lens import kernels, tiled
 
 POINTERS = {"states": "*bf16", "weight": "*bf16", "bias": "*bf16", "sums": "*fp32", "tops": "*i64", "logits": "*fp32",
             "n_live": "*i64", "scale": "fp32", "softcap": "fp32", "lowest": "fp32"}
@@ -148,11 +148,11 @@ def lens_head(weight):
 
 def test_where_triton_is_missing_the_tiled_readout_is_used(monkeypatch):
     states, unembed = on_device(*make(8, 5, 16, 200))
-    assert reading.fused(unembed) is None, "where it was not asked for"
+    assert tiled.fused(unembed) is None, "where it was not asked for"
     unembed = replace(unembed, fused=True)
-    assert reading.fused(unembed) is unembed
-    monkeypatch.setattr(reading, "find_spec", lambda name: None)
-    assert reading.fused(unembed) is None
+    assert tiled.fused(unembed) is unembed
+    monkeypatch.setattr(tiled, "find_spec", lambda name: None)
+    assert tiled.fused(unembed) is None
     monkeypatch.setattr(kernels, "read_fused", None)
     assert lens.read(states, unembed).entropy.isfinite().all()
 
@@ -169,7 +169,7 @@ def test_states_and_weights_as_they_lie():
     biased = type(unembed)(unembed.tail, unembed.weight, every_second)
     agrees(read_fused(*on_device(apart, biased)), whole(states, biased), 3e-5)
     by_columns = type(unembed)(unembed.tail, unembed.weight.t().contiguous().t(), fused=True)
-    assert reading.fused(by_columns) is None
+    assert tiled.fused(by_columns) is None
     agrees(lens.read(states, by_columns), log_probs, 3e-5)
 
 

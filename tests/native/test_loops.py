@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerlens.lens import sums
-from layerlens.lens.reading import read
+from layerlens.lens.tiled import read
 from layerlens.models.unembed import Unembed
 from layerlens.native import compiled, count_above, loops, products, row_sums
 

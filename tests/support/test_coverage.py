@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 import layerlens as ll
 from layerlens.decode import scan
-from layerlens.lens import reading
+from layerlens.lens import tiled
 from layerlens.models import adapter, tiny_model, tiny_tokenizer
 from layerlens.support.coverage import (
     STEPS,
@@ -204,8 +204,8 @@ def test_it_fails_where_layers_are_taken_for_the_next(monkeypatch, family):
 
 
 def test_it_fails_where_readouts_lack_the_final_norm(monkeypatch):
-    right = reading.read
-    monkeypatch.setattr(reading, "read", lambda states, *more, **others: right(states * 1.05 + 0.1, *more, **others))
+    right = tiled.read
+    monkeypatch.setattr(tiled, "read", lambda states, *more, **others: right(states * 1.05 + 0.1, *more, **others))
     assert fails_at("readout", "olmo2").endswith("in entropy")
 
 
