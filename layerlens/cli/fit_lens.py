@@ -102,7 +102,7 @@ def tuned(
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of training, each on states of one text.")] = 250,
     states: Annotated[int, typer.Option(help="Positions of the text that a step takes at most.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam at the first step; it falls linearly to zero.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam at the first step; it falls linearly to zero.")] = 3e-4,
     max_length: MaxLength = 512,
     skip_first: SkipFirst = 1,
     taken: Taken,

@@ -52,7 +52,7 @@ class TunedOptions(FitOptions):
     """Steps of training, each on states of one text."""
     states: int = 64
     """Positions of the text that a step takes at most."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Of Adam at the first step; it falls linearly to zero."""
 
     kind: ClassVar[str] = "tuned"

@@ -1,11 +1,15 @@
 """The states of all layers at the positions of a text."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from layerlens.axes import States
 from layerlens.errors import PromptError
-from layerlens.fitting.texts import Text
+from layerlens.fitting.progress import Progress
+from layerlens.fitting.texts import Split, Text
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
 
@@ -39,3 +43,23 @@ def states_of(model: Model, text: Text, skip: int) -> list[States]:
                 given=text.text_id,
             )
     return kept
+
+
+def held_out_states(model: Model, split: Split, seed: int, n: int, progress: Progress) -> list[States]:
+    """States of layers 0..L at about `n` positions of the texts to choose by, as many of each text."""
+    progress.begin("reading what is held out", len(split.chosen_by))
+    share = max(2, n // len(split.chosen_by))
+    of_texts = []
+    for number, text in enumerate(split.chosen_by):
+        of_texts.append(drawn(states_of(model, text, split.skip), share, np.random.default_rng([seed, 0, number])))
+        progress.advance(1, len(of_texts[-1][0]))
+    return [torch.cat(layer) for layer in zip(*of_texts, strict=True)]
+
+
+def drawn(states: Sequence[States], n: int, draws: np.random.Generator) -> list[States]:
+    """The states at `n` positions, or at all where there are fewer."""
+    rows = len(states[0])
+    if rows <= n:
+        return list(states)
+    chosen = torch.from_numpy(np.sort(draws.choice(rows, n, replace=False))).to(states[0].device)
+    return [layer[chosen] for layer in states]

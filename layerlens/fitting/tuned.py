@@ -18,7 +18,7 @@ from layerlens.fitting.linear import Affinities, fit_linear
 from layerlens.fitting.options import TunedOptions
 from layerlens.fitting.progress import Progress
 from layerlens.fitting.slopes import kl_and_slopes
-from layerlens.fitting.states import states_of
+from layerlens.fitting.states import drawn, held_out_states, states_of
 from layerlens.fitting.texts import Split
 from layerlens.fitting.workplace import Workplace
 from layerlens.lens import kl_from_last, read
@@ -38,8 +38,7 @@ def fit_tuned(model: Model, split: Split, options: TunedOptions, place: Workplac
         OptionError: `start` is no linear lens of this model.
         PromptError: the texts are too few for the linear lens that it begins with.
     """
-    progress.begin("reading what is held out", len(split.chosen_by))
-    held_out = _held_out(model, split, options.seed, progress)
+    held_out = held_out_states(model, split, options.seed, _HELD_OUT_STATES, progress)
     training = _Training(model, held_out, options)
     done = place.load(training.tensors, "training") or {"steps": -1}
     if done["steps"] < 0:
@@ -50,7 +49,7 @@ def fit_tuned(model: Model, split: Split, options: TunedOptions, place: Workplac
     for step in range(done["steps"] + 1, options.steps + 1):
         draws = np.random.default_rng([options.seed, step])
         text = split.fitted[int(draws.integers(len(split.fitted)))]
-        states = _drawn(states_of(model, text, split.skip), options.states, draws)
+        states = drawn(states_of(model, text, split.skip), options.states, draws)
         training.step(states, options.learning_rate * (1 - (step - 1) / options.steps))
         progress.advance(1, len(states[0]))
         if step % _STEPS_BETWEEN == 0 or step == options.steps:
@@ -155,25 +154,6 @@ def _spread(states: States) -> Tensor:
     """How much each component varies, never zero: [d_model]."""
     spread = states.float().std(0)
     return spread.clamp(min=1e-3 * float(spread.mean()) + torch.finfo(torch.float32).tiny)
-
-
-def _held_out(model: Model, split: Split, seed: int, progress: Progress) -> list[States]:
-    """States of layers 0..L at positions of the texts to choose by, as many of each text."""
-    share = max(2, _HELD_OUT_STATES // len(split.chosen_by))
-    drawn = []
-    for number, text in enumerate(split.chosen_by):
-        drawn.append(_drawn(states_of(model, text, split.skip), share, np.random.default_rng([seed, 0, number])))
-        progress.advance(1, len(drawn[-1][0]))
-    return [torch.cat(layer) for layer in zip(*drawn, strict=True)]
-
-
-def _drawn(states: Sequence[States], n: int, draws: np.random.Generator) -> list[States]:
-    """The states at n positions, or at all where there are fewer."""
-    rows = len(states[0])
-    if rows <= n:
-        return list(states)
-    chosen = torch.from_numpy(np.sort(draws.choice(rows, n, replace=False))).to(states[0].device)
-    return [layer[chosen] for layer in states]
 
 
 def _start(

@@ -75,23 +75,29 @@ def plain_ridge(x, y, penalty):
 @pytest.mark.filterwarnings("ignore::layerlens.errors.Notice")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_the_ridge_regression_with_the_penalty_that_held_out_texts_choose(family, tmp_path):
-    model = tiny(family)
-    found = fitted(model, tmp_path)
+    model, given = tiny(family), texts(20, n_words=8)  # so short that all that is held out is looked at
+    found = fitted(model, tmp_path, given)
     stored = read_lens("linear", found.path)
-    split = split_texts(model, ll.datasets.from_prompts(texts(20)), LinearOptions())
+    split = split_texts(model, ll.datasets.from_prompts(given), LinearOptions())
     x, held = (rows_of(model, part, split.skip) for part in (split.fitted, split.chosen_by))
     for layer in range(model.n_layers):
         candidates = {penalty: plain_ridge(x[layer], x[-1], penalty) for penalty in PENALTIES}
-        errors = {
-            penalty: np.square(held[-1] - held[layer] @ weight.T - bias).sum()
-            for penalty, (weight, bias) in candidates.items()
-        }
+        mapped = {penalty: held[layer] @ weight.T + bias for penalty, (weight, bias) in candidates.items()}
+        divergences = {penalty: plain_kl(model, states, held[-1]) for penalty, states in mapped.items()}
         chosen = found.said["penalties"][layer]
-        assert errors[chosen] <= min(errors.values()) * (1 + 1e-6)
-        weight, bias = candidates[chosen]
+        assert divergences[chosen] <= min(divergences.values()) * (1 + 1e-3) + 1e-6
         predicted = held[layer] @ stored.weights[layer].double().numpy().T + stored.biases[layer].double().numpy()
-        np.testing.assert_allclose(predicted, held[layer] @ weight.T + bias, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(predicted, mapped[chosen], rtol=1e-4, atol=1e-4)
     assert set(stored.weights) == set(stored.biases) == set(range(model.n_layers))
+
+
+@torch.no_grad()
+def plain_kl(model, states, last):
+    """Mean KL(p_L ‖ p_l) from whole logits."""
+    log_probs, target = (
+        model.unembed.logits(torch.from_numpy(one).float()).double().log_softmax(1) for one in (states, last)
+    )
+    return float((target.exp() * (target - log_probs)).sum(1).mean())
 
 
 def test_the_smallest_penalty_is_least_squares():
@@ -113,14 +119,16 @@ def ridge_of(x, y):
 
 def test_the_penalty_follows_the_noise():
     """Where nothing but noise is to be learnt a large penalty wins, where nothing is noise the smallest."""
-    draws = torch.Generator().manual_seed(2)
-    x, held = (torch.randn(n, 20, generator=draws, dtype=torch.float64) for n in (40, 400))
-    noise, held_noise = (torch.randn(n, 20, generator=draws, dtype=torch.float64) for n in (40, 400))
-    turn = torch.randn(20, 20, generator=draws, dtype=torch.float64)
+    model, draws = tiny("llama"), torch.Generator().manual_seed(2)
+    width = model.d_model
+    x, held = (torch.randn(n, width, generator=draws, dtype=torch.float64) for n in (80, 400))
+    noise, held_noise = (torch.randn(n, width, generator=draws, dtype=torch.float64) for n in (80, 400))
+    turn = torch.randn(width, width, generator=draws, dtype=torch.float64)
     best = {}
     for name, share in (("noise", 0.0), ("exact", 1.0)):
         y, held_y = (share * (a @ turn) + (1 - share) * b for a, b in ((x, noise), (held, held_noise)))
-        best[name] = PENALTIES[int(ridge_of(x, y).squared_errors(held, held_y, PENALTIES).argmin())]
+        divergences = ridge_of(x, y).divergences(held.float(), held_y.float(), model.unembed)
+        best[name] = PENALTIES[int(divergences.argmin())]
     assert best == {"noise": PENALTIES[-1], "exact": PENALTIES[0]}
 
 
@@ -205,19 +213,12 @@ def test_the_gain_is_the_divergence_from_the_last_layer_on_texts_not_used(family
     states = rows_of(model, split.measured, split.skip)
     stored = read_lens("linear", found.path)
 
-    @torch.no_grad()
-    def log_probs(of_layer):
-        logits = model.unembed.logits(torch.from_numpy(of_layer).float()).double()
-        return logits.log_softmax(1)
-
-    last = log_probs(states[-1])
     for row in found.gain.to_dict("records"):
         layer = int(row["layer"])
         plain = states[layer]
         mapped = plain @ stored.weights[layer].double().numpy().T + stored.biases[layer].double().numpy()
         for name, of_layer in (("kl_logit", plain), ("kl_lens", mapped)):
-            expected = (last.exp() * (last - log_probs(of_layer))).sum(1).mean()
-            assert row[name] == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+            assert row[name] == pytest.approx(plain_kl(model, of_layer, states[-1]), rel=1e-4, abs=1e-5)
             assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
     assert found.gain["n_tokens"].tolist() == [states.shape[1]] * model.n_layers
     assert found.gain["n_texts"].tolist() == [len(split.measured)] * model.n_layers

@@ -64,7 +64,7 @@ def test_what_was_added_before_is_not_added_again(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr("layerlens.fitting.linear.states_of", states_counted(read))
     fitted(tiny("llama"), tmp_path, resume=True)
-    assert len(read) == 2, "those that the penalty is chosen by"
+    assert not read
     same_tensors(fitted(tiny("llama"), tmp_path, name="whole").path, out)
 
 
