@@ -14,7 +14,7 @@ import numpy as np
 from layerlens.analysis.pairing import paired_ids
 from layerlens.records.reader import Records
 from layerlens.report import packing
-from layerlens.report.facts import label
+from layerlens.report.facts import labels
 from layerlens.report.packing import Packed, deflated, pack, rows_by_prompt
 
 
@@ -72,8 +72,7 @@ def pack_beside(run: Records, other: Records, prompt_ids: Sequence[str] | None =
         for (first, second), before, after in zip(pairs, packed["prompts"], beside["prompts"], strict=False)
     ]
     unpaired = len(ours) - len(pairs) + (len(theirs) - len(pairs) if prompt_ids is None else 0)
-    labels = [label(run), label(other)]
-    return packed | {"beside": beside, "pairs": aligned, "unpaired": unpaired, "labels": labels}
+    return packed | {"beside": beside, "pairs": aligned, "unpaired": unpaired, "labels": labels(run, other)}
 
 
 def text_of(run: Records, prompt_id: str) -> Text:

@@ -26,12 +26,20 @@ def summary(run: Records) -> str:
     return " · ".join(amounts)
 
 
-def label(run: Records) -> str:
-    """What a run is called beside another one: its folder, and what the two can differ in."""
-    parts = [str(run.manifest["model"]["source"]), _options(run.manifest["strategy"])]
-    if "lens" in run.manifest:
-        parts.append(f"{run.manifest['lens']['kind']} lens")
-    return f"{run.path.name}: {', '.join(parts)}"
+def labels(run: Records, other: Records) -> list[str]:
+    """What two runs are called beside each other: their folders, models, strategies, and what else they differ in."""
+    pair = [one.manifest for one in (run, other)]
+    lenses = [manifest["lens"]["kind"] if "lens" in manifest else "logit" for manifest in pair]
+    said = []
+    for one, manifest, its, lens in zip((run, other), pair, reversed(pair), lenses, strict=True):
+        strategy, beside = manifest["strategy"], its["strategy"]
+        parts = [str(manifest["model"]["source"]), str(strategy["name"])]
+        if strategy["name"] == beside["name"]:
+            parts.append(_options({key: value for key, value in strategy.items() if beside.get(key) != value}))
+        if set(lenses) != {"logit"}:
+            parts.append(f"{lens} lens")
+        said.append(f"{one.path.name}: {', '.join(filter(None, parts))}")
+    return said
 
 
 def _lens(run: Records) -> str:

@@ -15,7 +15,7 @@ from layerlens.analysis.decoding import by_entropy_band, by_relative_position, v
 from layerlens.cli.summary import print_summary
 from layerlens.errors import OptionError, RunError
 from layerlens.report import explorer_html, write_report
-from layerlens.report.facts import label
+from layerlens.report.facts import labels
 from layerlens.report.markup import Markup, element, escaped, join
 from layerlens.run import open_run
 from tests.analysis.test_no_torch import first_with_torch
@@ -332,4 +332,18 @@ def test_it_says_through_which_lens_layers_were_read(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lens": lens}))
     texts = page_of(open_run(path.parent), tmp_path).texts
     assert texts[texts.index("Lens") + 1] == "linear, a/lens.safetensors"
-    assert label(open_run(path.parent)) == "run: made up, last, linear lens"
+
+
+def test_two_runs_are_told_apart_by_what_they_differ_in(tmp_path):
+    def run(name, **manifest):
+        path = write_run(tmp_path / name, planted(hybrid_curves(6), n_prompts=1)).path / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | manifest))
+        return open_run(path.parent)
+
+    last = run("a")
+    narrow = run("b", strategy={"name": "valley", "window": 5, "p": 1.0})
+    wide = run("c", strategy={"name": "valley", "window": 10, "p": 1.0}, lens={"kind": "logit"})
+    linear = run("d", lens={"kind": "linear", "source": "x", "sha256": "0"})
+    assert labels(last, narrow) == ["a: made up, last", "b: made up, valley"]
+    assert labels(narrow, wide) == ["b: made up, valley, window 5", "c: made up, valley, window 10"]
+    assert labels(last, linear) == ["a: made up, last, logit lens", "d: made up, last, linear lens"]
