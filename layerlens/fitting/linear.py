@@ -136,8 +136,7 @@ def _sum_up(model: Model, split: Split, moments: Moments, place: Workplace, prog
     done = place.load(moments.tensors, "sums") or {"batches": 0}
     progress.begin("fitting", len(split.fitted), done=sum(map(len, batches[: done["batches"]])))
     for number, batch in enumerate(batches[done["batches"] :], done["batches"] + 1):
-        of_texts = [states_of(model, text, split.skip) for text in batch]
-        moments.add(of_texts[0] if len(batch) == 1 else [torch.cat(layer) for layer in zip(*of_texts, strict=True)])
+        moments.add([states_of(model, text, split.skip) for text in batch])
         progress.advance(len(batch), split.n_positions(batch))
         if place.is_due() or number == len(batches):
             place.save({"batches": number}, moments.tensors, "sums")

@@ -39,14 +39,18 @@ class Moments:
         """All of it, for a snapshot."""
         return [self.n, self.points, self.sums, self.gram, self.cross]
 
-    def add(self, states: Sequence[States]) -> None:
-        """Add positions: the states of layers 0..L, [rows, d_model] each."""
+    def add(self, texts: Sequence[Sequence[States]]) -> None:
+        """Add positions of texts: of each the states of layers 0..L, [rows, d_model]."""
+
+        def of(layer: int) -> Tensor:
+            return torch.cat([states[layer] for states in texts]).cpu().double()
+
         if self.n == 0:
-            for point, of_layer in zip(self.points, states, strict=True):
-                point.copy_(of_layer.double().mean(0))
-        last = states[-1].cpu().double() - self.points[-1]
-        for layer, below in enumerate(states[:-1]):
-            x = below.cpu().double() - self.points[layer]
+            for layer, point in enumerate(self.points):
+                point.copy_(of(layer).mean(0))
+        last = of(-1) - self.points[-1]
+        for layer in range(len(self.gram)):
+            x = of(layer) - self.points[layer]
             self.gram[layer].addmm_(x.T, x)
             self.cross[layer].addmm_(x.T, last)
             self.sums[layer] += x.sum(0)

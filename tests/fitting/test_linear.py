@@ -142,7 +142,7 @@ def test_sums_in_pieces_are_those_of_all_at_once(offset, tmp_path):
     with Workplace(tmp_path / "lens", {}, resume=False) as place:
         moments = Moments(2, 6, place)
         for start in range(0, 300, 70):
-            moments.add([layer[start : start + 70] for layer in states])
+            moments.add([[layer[start : start + 70] for layer in states]])
         means = moments.centre()
     torch.testing.assert_close(means, whole.mean(1), rtol=1e-12, atol=1e-10)
     torch.testing.assert_close(moments.gram, centred[:2].mT @ centred[:2], rtol=1e-10, atol=1e-9)
