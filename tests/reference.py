@@ -68,10 +68,17 @@ def parts(family: str, config: Any, block: Any, seen: Seen, index: int) -> tuple
 
 
 def numbers(
-    family: str, hf: Any, blocks: Any, seen: Seen, row: int, positions: range, readout: Any
+    family: str,
+    hf: Any,
+    blocks: Any,
+    seen: Seen,
+    row: int,
+    positions: range,
+    readout: Any,
+    transport: Any = lambda states, layer: states,
 ) -> dict[str, np.ndarray]:
     """The per-layer columns of a trace for positions of one row, from whole float64 logits: [positions, L] each, and
-    "log_probs" [positions, L, V]."""
+    "log_probs" [positions, L, V]. `transport` maps float64 states of a layer 0..L - 1 before they are read."""
     names = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy", "top_token_id", "kl_last_to_layer")
     names += ("js_from_last", "half_entropy", "half_top_token_id")
     all_log_probs: list[Any] = []
@@ -85,7 +92,7 @@ def numbers(
         attention, mlp = both if family in MIXER_ALONE else (part[row, list(positions)] for part in both)
         size = before.norm(dim=-1)
         middle = size if parallel else (before + attention).norm(dim=-1)
-        logits = readout(after)
+        logits = readout(after if index + 1 == len(blocks) else transport(after, index + 1))
         probs = torch.softmax(logits, -1)
         columns["norm_ratio"].append((after - before).norm(dim=-1) / size)
         columns["io_cosine"].append(torch.nn.functional.cosine_similarity(before, after, dim=-1))
@@ -97,7 +104,7 @@ def numbers(
         entropy_of = lambda probs: torch.special.entr(probs).sum(-1)  # noqa: E731
         mixed = entropy_of((probs + last.exp()) / 2)
         columns["js_from_last"].append(mixed - (entropy_of(probs) + entropy_of(last.exp())) / 2)
-        half = readout(before + attention)
+        half = readout(transport(before + attention, index))
         is_no_state = parallel or family in MIXER_ALONE
         nothing = torch.full_like(size, torch.nan)
         columns["half_entropy"].append(nothing if is_no_state else entropy_of(torch.softmax(half, -1)))

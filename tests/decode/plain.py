@@ -30,9 +30,17 @@ def entropy(logits: torch.Tensor, criterion: str) -> list[float]:
 
 @torch.no_grad()
 def decode(
-    hf: Any, prompts: list[list[int]], n_tokens: int, window: int, criterion: str = "shannon", *, double: bool = True
+    hf: Any,
+    prompts: list[list[int]],
+    n_tokens: int,
+    window: int,
+    criterion: str = "shannon",
+    *,
+    double: bool = True,
+    transport: Any = lambda states, layer: states,
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Greedy tokens and chosen layers of each prompt, `n_tokens` steps, left-padded with the model's own cache."""
+    """Greedy tokens and chosen layers of each prompt, `n_tokens` steps, left-padded with the model's own cache; states
+    of layers below L are mapped in float64 by `transport` before they are read."""
     blocks, tail = reference.structure(hf)
     readout = reference.own_readout(hf, tail) if double else _float_readout(hf, tail)
     longest = max(map(len, prompts))
@@ -60,7 +68,9 @@ def decode(
                 inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, -new.shape[1] :]
             cache = hf(**inputs)[memory]
             candidates = range(len(blocks) - window, len(blocks))
-            whole = readout(torch.cat([states[index] for index in candidates])).split(len(prompts))
+            *early, last = candidates
+            mapped = [transport(states[index].double(), index + 1).to(states[index].dtype) for index in early]
+            whole = readout(torch.cat([*mapped, states[last]])).split(len(prompts))
             logits = {index + 1: rows for index, rows in zip(candidates, whole, strict=True)}
             values = {layer: entropy(rows, criterion) for layer, rows in logits.items()}
             chosen = []

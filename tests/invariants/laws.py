@@ -118,12 +118,37 @@ def tiled_is_whole(model) -> None:
 def numbers_agree_with_the_reference(model, run_of) -> None:
     """Every recorded number of given texts is what hooks and whole float64 logits give; bounds hold (law 9)."""
     run = run_of(model, TEXTS, max_new_tokens=0, batch_size=2, **EVERYTHING)
+    _agrees(model, run)
+
+
+def lenses_agree_with_the_reference(model, run_of) -> None:
+    """The same through a lens, whose states float64 maps; and the last layer reads what it reads without one."""
+    lens_of, mapped = drawn_lens(model)
+    run = run_of(model, TEXTS, max_new_tokens=0, batch_size=2, lens=lens_of, **EVERYTHING)
+    _agrees(model, run, mapped)
+    plain = run_of(model, TEXTS, max_new_tokens=0, batch_size=2, **EVERYTHING)
+    for name in ("entropy", "top_token_id", "next_log_prob", "next_rank", "top_k_token_ids", "top_k_probs"):
+        np.testing.assert_array_equal(run.layers(name)[:, -1], plain.layers(name)[:, -1])
+    assert not np.allclose(run.layers("entropy")[:, 0], plain.layers("entropy")[:, 0])
+
+
+def drawn_lens(model):
+    """A linear lens near the identity, and the map of float64 states that it is."""
+    draws = torch.Generator().manual_seed(5)
+    width, layers = model.d_model, range(model.n_layers)
+    weights = {layer: torch.eye(width) + torch.randn(width, width, generator=draws) / width for layer in layers}
+    biases = {layer: torch.randn(width, generator=draws) / 4 for layer in layers}
+    made = lens.Affine("linear", weights, biases, model.n_layers, adds=False, source="drawn", sha256="0")
+    return made, lambda states, layer: states @ weights[layer].double().T + biases[layer].double()
+
+
+def _agrees(model, run, transport=lambda states, layer: states) -> None:
     blocks, tail = reference.structure(model.hf)
     readout = reference.own_readout(model.hf, tail)
     for text, (_, rows) in zip(TEXTS, run.positions.groupby("prompt_id", sort=False), strict=True):
         ids = model.tokenizer(text).input_ids
         seen = reference.watch(model.hf, blocks, torch.tensor([ids]))
-        expected = reference.numbers(model.family, model.hf, blocks, seen, 0, range(len(ids)), readout)
+        expected = reference.numbers(model.family, model.hf, blocks, seen, 0, range(len(ids)), readout, transport)
         tolerance = TOLERANCE.get(model.family, 1e-4)
         for name in (*FLOATS, "kl_last_to_layer", "js_from_last", "half_entropy"):
             np.testing.assert_allclose(
@@ -231,11 +256,18 @@ def walk_is_equation_7(scan: str) -> None:
 
 
 def decoding_is_the_plain_loop(model) -> None:
-    """Law 7 in the whole loop: tokens and layers are those of hooks, whole float64 logits and Eq. 7."""
+    """Law 7 in the whole loop: tokens and layers are those of hooks, whole float64 logits and Eq. 7; so they are where
+    states go through a lens first."""
+    _decodes_as_plain(model, lens.IDENTITY, lambda states, layer: states)
+    _decodes_as_plain(model, *drawn_lens(model))
+
+
+def _decodes_as_plain(model, transport, mapped) -> None:
     prompts = [[5, 9, 20, 7, 44, 8], [7, 13, 99]]
-    tokens, layers = plain.decode(model.hf, prompts, 10, window=3)
+    tokens, layers = plain.decode(model.hf, prompts, 10, window=3, transport=mapped)
     options = ll.GenerateOptions(max_new_tokens=10)
-    decoded = decode_batch(model, prompts, Chooser(model, ll.Valley(window=3)), options, 0)
+    chooser = Chooser(model, ll.Valley(window=3), transport=transport)
+    decoded = decode_batch(model, prompts, chooser, options, 0)
     n_kept = [len(output) for output in decoded.outputs]  # the plain loop knows no end token
     assert decoded.outputs == [row[:n] for row, n in zip(tokens, n_kept, strict=True)]
     chosen = [decisions.selected_layer.tolist() for decisions in decoded.decisions]

@@ -80,6 +80,10 @@ def test_every_number_agrees_with_an_independent_reference(model, run_of):
     laws.numbers_agree_with_the_reference(model, run_of)
 
 
+def test_11_every_lens_agrees_with_the_reference_and_leaves_the_last_layer(model, run_of):
+    laws.lenses_agree_with_the_reference(model, run_of)
+
+
 def test_6_switched_off_is_the_model(model):
     laws.switched_off_is_the_model(model)
 
