@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from layerlens.evaluation.runner import ablate
     from layerlens.fitting.fit import fit_lens
     from layerlens.fitting.fitted import Fitted
+    from layerlens.lens.files import open_lens
+    from layerlens.lens.transport import Transport
     from layerlens.models import Model, load
     from layerlens.run import Run, merge, open_run
     from layerlens.tracing.options import TraceOptions
@@ -45,6 +47,7 @@ __all__ = [
     "RunError",
     "Strategy",
     "TraceOptions",
+    "Transport",
     "Valley",
     "ablate",
     "dataset",
@@ -54,6 +57,7 @@ __all__ = [
     "load",
     "merge",
     "named_strategy",
+    "open_lens",
     "open_run",
     "plot",
     "read_prompts",
@@ -75,6 +79,8 @@ _HOMES = {
     "layerlens.evaluation.runner": ("ablate",),
     "layerlens.fitting.fit": ("fit_lens",),
     "layerlens.fitting.fitted": ("Fitted",),
+    "layerlens.lens.files": ("open_lens",),
+    "layerlens.lens.transport": ("Transport",),
     "layerlens.models": ("Model", "load"),
     "layerlens.run": ("Run", "merge", "open_run"),
     "layerlens.tracing.options": ("TraceOptions",),
