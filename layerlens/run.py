@@ -24,7 +24,7 @@ class Run(Records):
             f"{len(self.prompts)}{of_all} prompts of {dataset['name']}",
             f"{len(self.positions):,} positions, {int(self.positions['is_generated'].sum()):,} of them generated",
             f"strategy {self.manifest['strategy']['name']}{f' ({strategy})' if strategy else ''}, mode "
-            f"{self.manifest['mode']}",
+            f"{self.manifest['mode']}{'' if self.lens == 'logit' else f', lens {self.lens}'}",
         ]
         return "\n  ".join(lines)
 

@@ -33,8 +33,9 @@ def compare(
         say_incomplete(run)
     quantities, outputs = comparison.compare(*runs), comparison.compare_outputs(*runs)
     paths = [] if out is None else _save(out, {"comparison": quantities, "outputs": outputs})
-    for name, path in (("run", first), ("other", second)):
-        typer.echo(f"{name:<5}  {path}")
+    by_lens = {run.lens for run in runs} != {"logit"}
+    for name, path, run in zip(("run", "other"), (first, second), runs, strict=True):
+        typer.echo(f"{name:<5}  {path}{f', read through {run.lens}' if by_lens else ''}")
     print_table(_table(quantities))
     typer.echo(_sentence(quantities, outputs))
     for path in paths:

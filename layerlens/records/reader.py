@@ -38,6 +38,12 @@ class Records:
         return int(self.manifest["model"]["n_layers"])
 
     @property
+    def lens(self) -> str:
+        """Through which layers were read, as an option says it: "logit", "linear:lens.safetensors", ..."""
+        lens = self.manifest.get("lens", {"kind": "logit"})
+        return str(lens["kind"]) if lens["kind"] == "logit" else f"{lens['kind']}:{lens.get('source')}"
+
+    @property
     def is_complete(self) -> bool:
         """Whether every prompt of the run is there."""
         return self.manifest["totals"] is not None

@@ -1,5 +1,6 @@
 """Traces and decoding through a lens: what planted models show, where the same lens is used, and what is refused."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import layerlens as ll
+from layerlens.cli import run as run_command
 from layerlens.lens.files import Stored, made_for, write_lens
 from layerlens.records.manifest import read_manifest
 from tests.conftest import tiny
@@ -233,3 +235,21 @@ def test_what_nnsight_cannot_do_is_refused(options, tmp_path):
     (option, given), *_ = options.items()
     with refused(ll.OptionError, option, given, problem="nnsight"):
         ll.trace(model, ["a"], out=tmp_path / "run", **(GIVEN | options))
+
+
+def test_runs_say_through_which_lens_they_were_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = tiny("llama")
+    lens = lens_file(model, Path("one.safetensors"))
+    through = ll.trace(model, texts(2), lens=lens, out="through", max_new_tokens=3, chat_template=False, progress=False)
+    plain = ll.trace(model, texts(2), out="plain", max_new_tokens=3, chat_template=False, progress=False)
+    assert (through.lens, plain.lens) == (lens, "logit")
+    assert lens in repr(through)
+    assert "lens" not in repr(plain)
+    older = {name: value for name, value in plain.manifest.items() if name != "lens"}
+    Path("plain/manifest.json").write_text(json.dumps(older))
+    assert ll.open_run("plain").lens == "logit"
+    assert run_command(["compare", "through", "plain"]) == 0
+    shown = capsys.readouterr().out
+    assert f"read through {lens}" in shown
+    assert "read through logit" in shown
