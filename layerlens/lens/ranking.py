@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.axes import Logits
-from layerlens.formulas import finished
+from layerlens.formulas import LOWEST, finished
 from layerlens.lens.head import Head
 from layerlens.native import count_above
 
@@ -79,7 +79,7 @@ def _least_above(normed: Tensor, chosen: Tensor, head: Head) -> Float[Tensor, "r
         rounding += _ROUNDING * logit.abs().nan_to_num(posinf=0.0)
     if whole.softcap is not None:  # a cap flattens what is near it
         rounding = rounding * (1 - (logit / whole.softcap).square()) + _ROUNDING * whole.softcap
-    least: Tensor = logit + rounding
+    least: Tensor = (logit + rounding).clamp(min=LOWEST)  # as banned words are in tiles
     return least
 
 

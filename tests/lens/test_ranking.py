@@ -145,6 +145,14 @@ def test_a_banned_word_and_a_layer_of_nothing_but_noughts():
     np.testing.assert_allclose(ours, scipy.spatial.distance.jensenshannon(p, q, axis=1) ** 2, atol=1e-5)
 
 
+def test_a_banned_word_is_below_all_that_are_not():
+    states, unembed = make(6, 4, 8, 300, bias=True)
+    unembed.bias[[0, 5, 299]] = -torch.inf
+    reading = lens.read(states, unembed, torch.tensor([[5], [0], [299], [5]]), ranks=True, n_first=3, tile=(4, 64))
+    assert reading.ranks[:, 0].tolist() == [297] * 4
+    assert (reading.log_probs < -1e20).all()
+
+
 def test_no_temporary_grows_with_the_vocabulary():
     states, unembed = make(5, 512, 8, 200_000)
     chosen = torch.zeros(512, 1, dtype=torch.long)
