@@ -24,8 +24,10 @@ class TokenizedPrompt:
     reference: str | None
 
 
-def tokenize(model: Model, prompts: Sequence[Prompt], options: GenerateOptions) -> list[TokenizedPrompt]:
-    """Every prompt's text and token ids.
+def tokenize(
+    model: Model, prompts: Sequence[Prompt], options: GenerateOptions, *, fits_context: bool = True
+) -> list[TokenizedPrompt]:
+    """Every prompt's text and token ids; without `fits_context` also of texts that are too long for the model.
 
     Raises:
         OptionError: an end token is none that the model can emit, or the chat template has no such variable.
@@ -35,7 +37,7 @@ def tokenize(model: Model, prompts: Sequence[Prompt], options: GenerateOptions) 
     end_token_ids(model, options)
     template = ChatTemplate(model.tokenizer, options) if options.chat_template else None
     tokenized = [_tokenize(model, prompt, options, template) for prompt in prompts]
-    room = model.context_length
+    room = model.context_length if fits_context else None
     for prompt in tokenized:
         needed = len(prompt.token_ids) + options.max_new_tokens
         if room is not None and needed > room:

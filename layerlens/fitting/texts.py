@@ -97,16 +97,18 @@ def _n_shared(texts: Sequence[Text]) -> int:
 def _texts(model: Model, dataset: Dataset, options: FitOptions) -> list[Text]:
     given = TraceOptions(max_new_tokens=0, chat_template=options.chat_template)
     settled = given.settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
-    tokenized = tokenize(model, dataset.prompts, settled)
-    n_cut = sum(len(prompt.token_ids) > options.max_length for prompt in tokenized)
+    tokenized = tokenize(model, dataset.prompts, settled, fits_context=False)
+    room = model.context_length
+    most = options.max_length if room is None else min(options.max_length, room)
+    n_cut = sum(len(prompt.token_ids) > most for prompt in tokenized)
     if n_cut:
-        n_left_out = sum(max(0, len(prompt.token_ids) - options.max_length) for prompt in tokenized)
-        cut = (
-            f"{n_cut} of {len(tokenized)} texts are cut after {options.max_length} tokens, {n_left_out:,} are left out"
-        )
-        warnings.warn(f"{cut}; raise {spelled('max_length')} to take more", Notice, stacklevel=5)
+        n_left_out = sum(max(0, len(prompt.token_ids) - most) for prompt in tokenized)
+        cut = f"{n_cut} of {len(tokenized)} texts are cut after {most} tokens, {n_left_out:,} are left out"
+        by_context = f"which is the context of {model.source}"
+        advice = by_context if most == room else f"raise {spelled('max_length')} to take more"
+        warnings.warn(f"{cut}; {advice}", Notice, stacklevel=5)
     texts: dict[tuple[int, ...], Text] = {}
     for prompt in tokenized:
-        token_ids = prompt.token_ids[: options.max_length]
+        token_ids = prompt.token_ids[:most]
         texts.setdefault(token_ids, Text(prompt.prompt_id, token_ids))
     return list(texts.values())

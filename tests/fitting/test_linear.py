@@ -319,3 +319,12 @@ def test_no_file_is_written_over(tmp_path):
         ll.fit_lens(model, texts(20), out=tmp_path / "lens.pt")
     with refused(ll.OptionError, "out", advice="exists"):
         ll.fit_lens(model, texts(20), out=tmp_path / "no" / "lens.safetensors")
+
+
+def test_a_text_that_is_longer_than_the_context_is_cut_there(tmp_path):
+    model = tiny("llama")
+    assert model.context_length == 128
+    long = [" ".join([text] * 4) for text in texts(20)]
+    with pytest.warns(Notice, match="cut after 128 tokens"):
+        found = fitted(model, tmp_path, prompts=long, max_length=4096)
+    assert read_lens("linear", found.path).d_model == model.d_model
