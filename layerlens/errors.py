@@ -16,6 +16,7 @@ A message spells options and commands for whoever called: `spelled("window", 12)
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, TypeVar
 
@@ -130,6 +131,16 @@ def first_sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     sentence = text.split(". ")[0].rstrip(".")
     return sentence if len(sentence) <= 160 else f"{sentence[:157]}..."
+
+
+def is_number(value: object) -> bool:
+    """Whether an option can be a number: one of numpy's too, and no True, which Python counts as 1."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    """Whether an option can be a whole number: one of numpy's too, and no True, which Python counts as 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_utf8(text: str) -> bool:

@@ -15,7 +15,7 @@ from layerlens.analysis.depths import (
     share_of,
 )
 from layerlens.analysis.sample import Gathered, Sample
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, is_whole
 from layerlens.records.reader import Records
 from layerlens.records.schema import NEXT_RANK
 
@@ -84,7 +84,7 @@ def onset_by_layer(run: Records, rank: int = 1) -> pd.DataFrame:
 
 def _onsets(run: Records, rank: int) -> Gathered:
     n_vocab = int(run.manifest["model"]["n_vocab"])
-    if not isinstance(rank, int) or not 1 <= rank <= n_vocab:
+    if not is_whole(rank) or not 1 <= rank <= n_vocab:
         raise OptionError.about(
             "rank", rank, f"is no number of words out of {n_vocab:,}", f"give a whole number between 1 and {n_vocab}"
         )

@@ -14,7 +14,8 @@ unembedding alone, while a run has read it through the final norm too, and perha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from layerlens.analysis.depths import Ints, first_layers, mean_layer, share_afte
 from layerlens.analysis.sample import Gathered, PerPrompt, Sample
 from layerlens.analysis.shares import share_interval
 from layerlens.analysis.uncertainty import Floats, ratio
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, is_number
 from layerlens.records.reader import Records
 from layerlens.records.schema import JS
 
@@ -33,18 +34,18 @@ THRESHOLDS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
 BIT = math.log(2)
 """One bit in nats, which is also the greatest Jensen-Shannon divergence there is."""
 
-_NATS = {"bits": BIT, "nats": 1.0}
-"""What one of each unit of g is in nats."""
+_UNITS = ("bits", "nats")
 
 
 def settling(run: Records, g: float | Sequence[float] = 0.5, rho: float = 0.85, *, unit: str = "bits") -> pd.DataFrame:
     """One row per threshold and class of words: settling depth and deep-thinking ratio of the emitted tokens.
 
     The definitions, and why g is in bits, stand at the top of the module. g does not carry over from one model to
-    another: give several, such as `THRESHOLDS`, and see whether what you find holds for all of them.
+    another: give several, such as `layerlens.analysis.THRESHOLDS`, and see whether what you find holds for all of them.
 
-    Columns: g, in bits; g_nats, the same in nats; words ("all", or a class of `word_class` by its rule "paper", of the
-    token's own text; "all" alone where the run does not hold its tokens' texts, as until it is complete);
+    Columns: g, in bits, and g_nats, the same in nats, of which one is what was given; words ("all", or a class of
+    `word_class` by its rule "paper", of the token's own text; "all" alone where the run does not hold its tokens'
+    texts, as until it is complete);
     settling_depth, the mean layer, 1..L, with `_low` and `_high` (95 %, prompts resampled) and `_sd` (over tokens);
     relative_depth, the mean of layer / L; deep_from, the first layer of the deep-thinking regime;
     deep_thinking_ratio, the share of all tokens that settle there, 0..1; ratio_of_prompts, the mean over prompts of
@@ -58,11 +59,11 @@ def settling(run: Records, g: float | Sequence[float] = 0.5, rho: float = 0.85, 
         unit: of g, "bits" or "nats".
 
     Raises:
-        OptionError: g is below 0 or above the greatest divergence there is, 1 bit or ln 2 nats; rho is not
-            above 0 and at most 1; or there is no such unit.
+        OptionError: g holds what is no number from 0 to the greatest divergence there is, 1 bit or ln 2 nats; rho is no
+            number above 0 and at most 1; or there is no such unit.
         RunError: the run was traced without --js, or none of its generated tokens can be counted.
     """
-    thresholds, deep_from = _in_nats(g, unit), _first_deep(rho, run.n_layers)
+    thresholds, deep_from = _thresholds(g, unit), _first_deep(rho, run.n_layers)
     totals = _settled(run, thresholds)
     columns_of = {}
     for words, counted in totals.by_name.items():
@@ -72,7 +73,7 @@ def settling(run: Records, g: float | Sequence[float] = 0.5, rho: float = 0.85, 
         columns |= _named("deep_thinking_ratio", share_after(totals, counted, deep_from - 1))
         columns_of[words] = columns | _named("ratio_of_prompts", _share_of_prompts(totals, counted, deep_from))
     rows = [
-        _of(threshold)
+        {"g": threshold.bits, "g_nats": threshold.nats}
         | {"words": words, "deep_from": deep_from}
         | {name: float(values[k]) for name, values in columns_of[words].items()}
         | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts}
@@ -91,14 +92,14 @@ def settling_by_layer(run: Records, g: float | Sequence[float] = THRESHOLDS, *, 
     Raises:
         OptionError, RunError: as `settling`.
     """
-    thresholds = _in_nats(g, unit)
+    thresholds = _thresholds(g, unit)
     totals = _settled(run, thresholds)
     shares_of = {words: share_by_layer(totals, counted) for words, counted in totals.by_name.items()}
     layers = np.arange(1, run.n_layers + 1)
     frames = []
     for k, threshold in enumerate(thresholds):
         for words, counted in totals.by_name.items():
-            columns: dict[str, Any] = _of(threshold) | {"words": words, "layer": layers}
+            columns: dict[str, Any] = {"g": threshold.bits, "g_nats": threshold.nats, "words": words, "layer": layers}
             columns |= {"relative_layer": layers / run.n_layers}
             columns |= _named("share", [values[k] for values in shares_of[words]])
             if counted.n_prompts > 1:
@@ -107,12 +108,20 @@ def settling_by_layer(run: Records, g: float | Sequence[float] = THRESHOLDS, *, 
     return totals.frame(pd.concat(frames, ignore_index=True))
 
 
-def _settled(run: Records, thresholds: list[float]) -> Gathered:
+@dataclass(frozen=True)
+class Threshold:
+    """A divergence in both units: what was given as it was given, and the other computed from it."""
+
+    bits: float
+    nats: float
+
+
+def _settled(run: Records, thresholds: list[Threshold]) -> Gathered:
     def settled_of(piece: Records, tokens: Sample) -> Ints:
         divergence = tokens.of(piece.layers(JS.name))
         layers = np.empty((len(divergence), len(thresholds)), dtype=np.int64)
         for k, threshold in enumerate(thresholds):
-            near = divergence <= threshold
+            near = divergence <= threshold.nats
             near[:, -1] = True  # by definition, whatever rounding left there
             layers[:, k] = 1 + near.argmax(axis=1)
         return layers
@@ -126,27 +135,26 @@ def _share_of_prompts(totals: Gathered, counted: PerPrompt, deep_from: int) -> t
     return share_interval(np.nan_to_num(shares), (~np.isnan(shares)).astype(np.float64), totals.weights)
 
 
-def _in_nats(g: float | Sequence[float], unit: str) -> list[float]:
-    if unit not in _NATS:
-        raise OptionError.about("unit", unit, "is no unit of g", f"choose from {', '.join(_NATS)}")
-    given = [g] if isinstance(g, int | float) else list(g)
-    greatest = BIT / _NATS[unit]
-    wrong = [one for one in given if not 0 <= one <= greatest]
+def _thresholds(g: float | Sequence[float], unit: str) -> list[Threshold]:
+    if unit not in _UNITS:
+        raise OptionError.about("unit", unit, "is no unit of g", f"choose from {', '.join(_UNITS)}")
+    given = list(g) if isinstance(g, Iterable) and not isinstance(g, str) else [g]
+    greatest = 1.0 if unit == "bits" else BIT
+    wrong = [one for one in given if not is_number(one) or not 0 <= one <= greatest]
     if wrong or not given:
         what = f"is no divergence in {unit}, of which there are {greatest:.3g} at most"
         raise OptionError.about("g", wrong[0] if wrong else given, what, f"give numbers from 0 to {greatest:.3g}")
-    return [one * _NATS[unit] for one in given]
+    values = [float(one) for one in given]
+    if unit == "bits":
+        return [Threshold(bits=value, nats=value * BIT) for value in values]
+    return [Threshold(bits=value / BIT, nats=value) for value in values]
 
 
 def _first_deep(rho: float, n_layers: int) -> int:
-    """⌈rho L⌉; a product that rounding put above a whole number is that number."""
-    if not 0 < rho <= 1:
+    """⌈rho L⌉; a product that rounding, be it of a number of 32 bits, put above a whole number is that number."""
+    if not is_number(rho) or not 0 < rho <= 1:
         raise OptionError.about("rho", rho, "is no share of the depth", "give a number above 0, at most 1")
-    return math.ceil(rho * n_layers - 1e-9)
-
-
-def _of(threshold: float) -> dict[str, Any]:
-    return {"g": threshold / BIT, "g_nats": threshold}
+    return max(1, math.ceil(float(rho) * n_layers * (1 - 1e-7)))
 
 
 def _named(name: str, estimate: Sequence[Floats]) -> dict[str, Floats]:

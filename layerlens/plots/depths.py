@@ -77,12 +77,13 @@ def settling_table(run: Records, g: float = 0.5, rho: float = 0.85) -> pd.DataFr
     Raises:
         OptionError, RunError: as `analysis.settling`.
     """
-    thresholds = sorted({*THRESHOLDS, g})
+    thresholds = [*(one for one in THRESHOLDS if one != g), g]
     ratio = [f"deep_thinking_ratio{end}" for end in ("", "_low", "_high")]
     depths = settling(run, thresholds, rho)[["g", "words", "settling_depth", "deep_from", *ratio]]
     table: pd.DataFrame = settling_by_layer(run, thresholds).merge(depths, on=["g", "words"], how="left")
-    table["chosen"] = np.isclose(table["g"], g)
-    return table
+    table["chosen"] = table["g"] == float(g)
+    ordered: pd.DataFrame = table.sort_values("g", kind="stable", ignore_index=True)
+    return ordered
 
 
 def draw_settled(table: pd.DataFrame, ax: Axes) -> Axes:

@@ -1,6 +1,6 @@
 """What every layer would have said at every token: layers by tokens, each cell the layer's top token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, FuncNorm, Normalize
 from matplotlib.figure import Figure
 
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, is_whole
 from layerlens.plots import style
 from layerlens.plots.boxes import as_share, boxes, label, scale, write
 from layerlens.records.reader import Records
@@ -90,8 +90,8 @@ def lens_grid_table(
     top_token, the layer's; label, as it is drawn; is_next, whether the top token is the one that followed; colour;
     measure, the column of the run that it shows; value (NaN where the state was not finite or nothing followed); unit.
     """
-    if colour not in _COLOURS:
-        advice = f"choose from {', '.join(_COLOURS)}"
+    if colour not in COLOURS:
+        advice = f"choose from {', '.join(COLOURS)}"
         raise OptionError(f"there is no colour {colour!r} of a lens grid", advice, option="colour", given=colour)
     name, rows = _rows_of(run, prompt_id)
     places = _places(run.positions["is_generated"].to_numpy()[rows], first, last)
@@ -213,7 +213,7 @@ def _places(is_generated: Any, first: int | None, last: int | None) -> Any:
     """The tokens that are drawn, counted from 1."""
     n_tokens = len(is_generated)
     for name, value in (("first", first), ("last", last)):
-        if value is not None and not 1 <= value <= n_tokens:
+        if value is not None and not (is_whole(value) and 1 <= value <= n_tokens):
             raise OptionError.about(
                 name, value, "is no token of the prompt", f"give a whole number from 1 to {n_tokens}"
             )
@@ -234,12 +234,13 @@ def _layers(n_layers: int, layers: Sequence[int] | None) -> Any:
     """The layers that are drawn, the deepest first."""
     if layers is None:
         return np.arange(n_layers, 0, -ceil(n_layers / MOST_ROWS))
-    wrong = [layer for layer in layers if not 1 <= layer <= n_layers]
-    if wrong or not len(layers):
-        given = wrong[0] if wrong else list(layers)
-        problem = f"there is no layer {given}" if wrong else "no layers are none to draw"
+    chosen = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    wrong = [layer for layer in chosen if not is_whole(layer) or not 1 <= layer <= n_layers]
+    if wrong or not chosen:
+        given = wrong[0] if wrong else chosen
+        problem = f"there is no layer {given!r}" if wrong else "no layers are none to draw"
         raise OptionError(problem, f"give layers from 1 to {n_layers}", option="layers", given=given)
-    return np.array(sorted(set(layers), reverse=True))
+    return np.array(sorted(set(chosen), reverse=True))
 
 
 def _shading(table: pd.DataFrame) -> Shading:

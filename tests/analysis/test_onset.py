@@ -160,11 +160,16 @@ def test_a_run_without_texts_has_the_row_of_all_words(tmp_path):
     pd.testing.assert_frame_equal(without, onset(write_run(tmp_path / "b", prompts, words=WORDS)).head(1))
 
 
-@pytest.mark.parametrize("rank", [0, -1, 49153, 1.5])
+@pytest.mark.parametrize("rank", [0, -1, 49153, 1.5, True, "1", None])
 def test_a_rank_that_cannot_be_is_refused(tmp_path, rank):
     run = write_run(tmp_path / "run", made_up(1, [3]))
     with refused(OptionError, "rank", rank, advice="49152"):
         onset(run, rank)
+
+
+def test_a_rank_may_be_a_whole_number_of_numpys(tmp_path):
+    run = write_run(tmp_path / "run", made_up(1, [3, 4]))
+    pd.testing.assert_frame_equal(onset(run, np.int16(2)), onset(run, 2))
 
 
 def test_a_run_without_ranks_names_the_option(tmp_path):

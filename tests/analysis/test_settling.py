@@ -91,6 +91,24 @@ def test_every_number_is_its_plain_reading(tmp_path, rho, n_layers):
         assert curve[["share", "share_low", "share_high"]].tolist() == [1, 1, 1]
 
 
+def test_the_threshold_that_was_asked_for_is_in_the_table_as_it_was_asked_for(tmp_path):
+    run = write_run(tmp_path / "run", made_up(1, [3, 4]))
+    asked = [0.1, 0.4, 0.3]
+    for of in (settling, settling_by_layer):
+        assert of(run, asked)["g"].unique().tolist() == asked
+        assert of(run, asked, unit="nats")["g_nats"].unique().tolist() == asked
+    assert settling(run, np.float32(0.5))["g"].unique().tolist() == [0.5]
+    assert settling(run, Fraction(1, 4))["g_nats"].unique().tolist() == [0.25 * math.log(2)]
+
+
+def test_the_deep_layers_begin_at_the_first_at_the_earliest(tmp_path):
+    run = write_run(tmp_path / "run", made_up(1, [3, 4], n_layers=20))
+    for rho in (1e-12, Fraction(1, 10**400)):
+        row = settling(run, rho=rho).iloc[0]
+        assert row[["deep_from", "deep_thinking_ratio", "ratio_of_prompts"]].tolist() == [1, 1, 1]
+    assert settling(run, rho=np.float32(0.85))["deep_from"].iloc[0] == 17
+
+
 def test_planted_divergences_settle_by_bits_and_by_nats(tmp_path):
     """0.4 nats are 0.577 bits: near enough by 0.5 nats, and not by 0.5 bits."""
     rows = [[0.6, 0.4, 0.6, 0.38, 0]] * 5 + [[0.3, 0.6, 0.6, 0.6, 0]] * 3
@@ -165,7 +183,14 @@ def test_prompts_that_were_not_finite_are_left_out_and_order_changes_nothing(tmp
         ({"rho": 0}, "rho", 0),
         ({"rho": 1.5}, "rho", 1.5),
         ({"rho": math.nan}, "rho", math.nan),
+        ({"g": True}, "g", True),
+        ({"g": "0.5"}, "g", "0.5"),
+        ({"g": [0.1, "x"]}, "g", "x"),
+        ({"g": None}, "g", None),
+        ({"rho": True}, "rho", True),
+        ({"rho": "0.85"}, "rho", "0.85"),
         ({"unit": "trits"}, "unit", "trits"),
+        ({"unit": ["bits"]}, "unit", ["bits"]),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, options, option, given):

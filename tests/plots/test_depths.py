@@ -114,6 +114,13 @@ def test_the_figure_of_settling_draws_the_tables_shares_and_ratios(tmp_path):
     assert below.get_title(loc="left") == (f"g = 0.3 bits: ratio {ratio:.3f} (95 %: {low:.3f}–{high:.3f})")
 
 
+def test_a_threshold_that_cannot_be_drawn_is_refused(tmp_path):
+    run = deep(tmp_path / "run", options=("js",))
+    for g in ("0.5", True, [0.5], 2):
+        with refused(OptionError, "g", g):
+            plots.settling(run, Figure().subplots(2, 1), g=g)
+
+
 def test_the_figure_of_parts_draws_the_tables_parts(tmp_path):
     run = deep(tmp_path / "run")
     above, below = plots.perturbation_parts(run, Figure().subplots(2, 1))

@@ -224,13 +224,26 @@ def test_what_cannot_be_drawn_is_refused(run, tmp_path):
         lens_grid(run, "three")
     with refused(OptionError, "colour", "hue", advice="entropy, probability, rank, divergence"):
         lens_grid(run, colour="hue")
-    for given, option in (({"first": 0}, "first"), ({"first": 31}, "first"), ({"last": 31}, "last")):
+    with refused(OptionError, "colour", ["rank"]):
+        lens_grid(run, colour=["rank"])
+    no_tokens = [("first", value) for value in (0, 31, 1.5, True, "x")] + [("last", 31), ("last", 30.0)]
+    for option, value in no_tokens:
+        given = {option: value}
         with refused(OptionError, option, given[option], advice="1 to 30"):
             lens_grid(run, "one", **given)
     with refused(OptionError, "last", 4, advice="5"):
         lens_grid(run, "one", first=5, last=4)
-    for layers in ([], [0], [2, 6]):
-        with refused(OptionError, "layers", advice="1 to 5"):
+    for layers, given in (
+        ([], []),
+        ([0], 0),
+        ([2, 6], 6),
+        (["x"], "x"),
+        ([1.5], 1.5),
+        ([True], True),
+        ("x", "x"),
+        (1.5, 1.5),
+    ):
+        with refused(OptionError, "layers", given, advice="1 to 5"):
             lens_grid(run, layers=layers)
     long = write_run(tmp_path / "long", {"p": measures(MOST_COLUMNS + 1, 2)})
     with refused(OptionError, "last", MOST_COLUMNS + 1, problem="97", advice="96"):
