@@ -52,8 +52,8 @@ def parts_by_layer(run: Records) -> pd.DataFrame:
     H(l-1/2), all three in nats; the shares of the group's tokens whose entropy rises in attention_alone (and not in the
     MLP), in mlp_alone, in both and in neither half of the layer, 0..1; each of the seven with `_low` and `_high` (95 %,
     prompts resampled); n_tokens of which the two halves are known; n_prompts that have such tokens. A layer without a
-    state between its parts, such as one whose attention and MLP read the same state, has NaN and n_tokens 0; so has
-    layer 1, because the embeddings are not read.
+    state between its parts, such as one whose attention and MLP read the same state, or whose parts cannot be told
+    apart, has NaN and n_tokens 0; so has layer 1, because the embeddings are not read.
 
     Raises:
         RunError: the run was traced without --sublayers, or no token of it can be counted.
@@ -103,7 +103,7 @@ def half_step_curves(run: Records) -> pd.DataFrame:
 
 def _no_half_step(run: Records, where: str) -> RunError:
     return RunError(
-        f"{run.path} has no half step in {where}, because attention and MLP are added to the same state there",
+        f"{run.path} has no half step in {where}: its blocks are parallel there, or their parts cannot be told apart",
         "trace a model that adds one after the other",
         given=run.path,
     )

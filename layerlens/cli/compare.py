@@ -53,7 +53,8 @@ def _table(quantities: "pd.DataFrame") -> "Table":
 
 def _name(row: dict[Any, Any]) -> str:
     unit = "" if row["unit"] in ("share", "tokens") else f", {row['unit']}"
-    return str(row["quantity"]).replace("_", " ") + unit
+    where = " of the last layer" if row["quantity"] == "entropy" else ""  # which no lens of earlier layers changes
+    return str(row["quantity"]).replace("_", " ") + where + unit
 
 
 def _sentence(quantities: "pd.DataFrame", outputs: "pd.DataFrame") -> str:

@@ -52,10 +52,7 @@ def figure(
     import layerlens as ll
 
     refuse_unknown("figure", number, [str(one) for one in (*ll.plot.NUMBERS, *ll.plot.NAMED)])
-    if number != "grid":
-        for name, value in grid.given().items():
-            advice = f"leave it out, or give grid in place of {number}"
-            raise OptionError.about(name, value, "is an option of figure grid", advice)
+    _refuse_without_effect(number, beside=beside, ablation=ablation, half_steps=half_steps, **grid.given())
     shown, other = opened(run), opened(beside)
     if ablation is not None:
         say_unfinished(ablation)
@@ -82,6 +79,20 @@ def figure(
         ),
     ):
         typer.echo(path)
+
+
+def _refuse_without_effect(number: str, **given: object) -> None:
+    """OptionError where an option was given that the figure does not read."""
+    import layerlens as ll
+
+    readers = {"beside": tuple(map(str, ll.plot.GRIDS)), "ablation": ("3",), "half_steps": ("4", "6")}
+    for name, value in given.items():
+        of = readers.get(name, ("grid",))
+        is_read = number in of or (number == "all" and name in readers)
+        if value in (None, False) or is_read:
+            continue
+        what = f"is an option of figure{'' if len(of) == 1 else 's'} {' and '.join(of) if len(of) < 3 else '7 to 12'}"
+        raise OptionError.about(name, value, what, f"leave it out, or give {of[0]} in place of {number}")
 
 
 def _say_left_out(ablation: Path | None) -> None:

@@ -13,7 +13,7 @@ from layerlens.plots import style
 from layerlens.records.reader import Records
 
 _HALVES = {"attention": ("attention", style.ATTENTION, "-"), "mlp": ("MLP", style.MLP, (0, (3, 1.2)))}
-_WHOLE = ("change", "both together", style.BAR)
+_WHOLE = ("change", "sum of the two", style.BAR)
 
 
 def parts_table(run: Records) -> pd.DataFrame:

@@ -156,11 +156,15 @@ def test_prompts_that_were_not_finite_are_left_out_and_order_changes_nothing(tmp
 def test_a_run_that_cannot_tell_is_refused(tmp_path):
     with refused(RunError, problem="half_entropy", advice="sublayers"):
         perturbation_parts(write_run(tmp_path / "plain", {"p": {"entropy": np.ones((3, 4))}}))
-    with refused(RunError, problem="last layer", advice="one after the other"):
+    with refused(
+        RunError, problem="in its last layer: its blocks are parallel there, or", advice="one after the other"
+    ):
         perturbation_parts(write_run(tmp_path / "parallel", made_up(1, [4, 4], without=(1, 2, 3, 4, 5))))
-    with refused(RunError, problem="last layer", advice="one after the other"):
+    with refused(
+        RunError, problem="in its last layer: its blocks are parallel there, or", advice="one after the other"
+    ):
         perturbation_parts(write_run(tmp_path / "mixed", made_up(1, [4, 4], without=(5,))))
-    with refused(RunError, problem="any layer", advice="one after the other"):
+    with refused(RunError, problem="in any layer: its blocks are parallel there, or", advice="one after the other"):
         half_step_curves(write_run(tmp_path / "none", made_up(1, [4, 4], without=(1, 2, 3, 4, 5))))
     with refused(RunError, problem="single layer"):
         perturbation_parts(write_run(tmp_path / "single", made_up(1, [4], n_layers=1)))

@@ -57,6 +57,7 @@ def test_it_prints_the_means_and_writes_what_it_prints(compare, pair, tmp_path):
     for row in table.to_dict("records"):
         scale, digits = {"share": (100, 1), "nats": (1, 2), "layers": (1, 2), "tokens": (1, 1)}[row["unit"]]
         line = next(line for line in out.splitlines() if line.startswith(row["quantity"].replace("_", " ")))
+        assert ("of the last layer" in line) == (row["quantity"] == "entropy")
         cells = []
         for name, sign in (("run", ""), ("other", ""), ("difference", "+")):
             mean, low, high = (format(scale * row[name + end], f"{sign}.{digits}f") for end in ("", "_low", "_high"))

@@ -276,6 +276,11 @@ def test_the_command_writes_the_figure_and_its_numbers(run, tmp_path, cli):
         (["grid", "--first", 99], ["--first 99", "1 to 30"]),
         (["grid", "--prompt-id", "three"], ["'three'", "one, two"]),
         (["2", "--colour", "rank"], ["--colour rank", "figure grid"]),
+        (["all", "--first", 1], ["--first 1", "figure grid"]),
+        (["onset", "--half-steps"], ["--half-steps", "figures 4 and 6", "onset"]),
+        (["2", "--half-steps"], ["--half-steps", "figures 4 and 6"]),
+        (["grid", "--beside", "other"], ["--beside other", "figures 7 to 12"]),
+        (["4", "--ablation", "other"], ["--ablation other", "figure 3"]),
     ],
 )
 def test_the_command_refuses_in_one_sentence(run, tmp_path, cli, given, said):
