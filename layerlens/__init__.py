@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from layerlens.evaluation.runner import ablate
     from layerlens.fitting.fit import fit_lens
     from layerlens.fitting.fitted import Fitted
-    from layerlens.lens.files import open_lens
+    from layerlens.lens.opening import open_lens
     from layerlens.lens.transport import Transport
     from layerlens.models import Model, load
     from layerlens.run import Run, merge, open_run
@@ -79,7 +79,7 @@ _HOMES = {
     "layerlens.evaluation.runner": ("ablate",),
     "layerlens.fitting.fit": ("fit_lens",),
     "layerlens.fitting.fitted": ("Fitted",),
-    "layerlens.lens.files": ("open_lens",),
+    "layerlens.lens.opening": ("open_lens",),
     "layerlens.lens.transport": ("Transport",),
     "layerlens.models": ("Model", "load"),
     "layerlens.run": ("Run", "merge", "open_run"),

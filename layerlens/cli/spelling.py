@@ -60,7 +60,7 @@ class CommandLine(Spelling):
 
     def command(self, name: str) -> str:
         """The command that does that: `layerlens trace`."""
-        return f"`layerlens {name}`"
+        return f"`layerlens {name.replace('_', '-')}`"
 
     @cached_property
     def _flags(self) -> dict[str, _Flag]:

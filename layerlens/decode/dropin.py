@@ -23,7 +23,7 @@ from layerlens.decode.options import whole
 from layerlens.decode.prompts import refuse_unreadable
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError, OptionError
-from layerlens.lens.files import open_lens
+from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import Transport
 from layerlens.models import Model
 from layerlens.models.compiled import recompiled

@@ -19,7 +19,7 @@ from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.decode.texts import decoded
 from layerlens.errors import Notice, spelled
-from layerlens.lens.files import open_lens
+from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import Transport
 from layerlens.models import Model
 from layerlens.models.nnsight import refuse_edits

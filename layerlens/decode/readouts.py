@@ -11,7 +11,7 @@ from layerlens.decode.criteria import Criterion, shannon
 from layerlens.errors import OptionError
 from layerlens.lens.head import Head
 from layerlens.lens.tiled import fused
-from layerlens.lens.transport import IDENTITY, Transport
+from layerlens.lens.transport import IDENTITY, Transport, at_head
 from layerlens.models.unembed import Unembed
 from layerlens.native.compiled import processor
 
@@ -181,7 +181,7 @@ class Readouts:
     def _at_head(self, layer: int, rows: Int[Tensor, " some"] | None = None) -> States:
         """States of a layer where and as the head reads them."""
         states = self._states[layer].to(self._device)
-        return self._transport(states if rows is None else states[rows], layer)
+        return at_head(self._transport, states if rows is None else states[rows], layer, self.n_layers)
 
     def _some(self) -> Int[Tensor, " rows"]:
         if self._of_some is None:

@@ -23,7 +23,7 @@ from layerlens.decode.registry import strategy_record
 from layerlens.errors import ModelError
 from layerlens.evaluation.plan import ARMS, Condition, P, Plan, planned, repeat_seed
 from layerlens.evaluation.scoring import WAYS
-from layerlens.lens.files import open_lens
+from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import Transport, refuse_lacking
 from layerlens.models import Model
 from layerlens.models.use import uses_model

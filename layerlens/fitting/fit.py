@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from layerlens.fitting.progress import Progress
 from layerlens.fitting.texts import Split, split_texts
 from layerlens.fitting.tuned import fit_tuned
 from layerlens.fitting.workplace import Workplace, refuse_other
-from layerlens.lens.files import Stored, made_for, read_lens, write_lens
+from layerlens.lens.files import Stored, read_lens, write_lens
+from layerlens.lens.opening import made_for
 from layerlens.lens.transport import Affine
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
@@ -31,13 +32,12 @@ Fit = Callable[[Model, Split, Any, Workplace, Progress], Affinities]
 class _Kind:
     options: type[FitOptions]
     fit: Fit
-    adds: bool = False
     write: Callable[[Path, Stored], None] = write_lens
 
 
 KINDS = {
     "linear": _Kind(LinearOptions, fit_linear),
-    "tuned": _Kind(TunedOptions, fit_tuned, adds=True),
+    "tuned": _Kind(TunedOptions, fit_tuned),
     "jacobian": _Kind(JacobianOptions, fit_jacobian, write=write_jacobian),
 }
 
@@ -85,10 +85,12 @@ def fit_lens(
         place = stack.enter_context(Workplace(path, manifest, resume=resume))
         shown = stack.enter_context(Progress(shown=progress))
         found = KINDS[kind].fit(model, split, asked, place, shown)
-        adds = KINDS[kind].adds
-        transport = Affine(kind, found.weights, found.biases, model.n_layers, adds=adds, source=str(path))
+        stored = Stored(kind, found.weights, found.biases, model.d_model, model.n_layers, made_for(model))
+        transport = Affine(kind, stored.weights, stored.biases, model.n_layers, adds=stored.adds, source=str(path))
         seconds = place.seconds
-        table = gain(model, transport.on(model.unembed.device, model.hf.dtype), split.measured, split.skip, shown)
+        table = gain(
+            model, transport.opened(model.hf, model.unembed.device, model.hf.dtype), split.measured, split.skip, shown
+        )
         said = {
             **manifest,
             "skipped": split.skip,
@@ -99,8 +101,7 @@ def fit_lens(
             "seconds": round(seconds, 1),
             "gain": table.to_dict("list"),
         }
-        stored = Stored(kind, found.weights, found.biases, adds, model.d_model, model.n_layers, made_for(model), said)
-        KINDS[kind].write(path, stored)
+        KINDS[kind].write(path, replace(stored, fit=said))
         place.remove()
     return Fitted(path, kind, table, said)
 

@@ -17,7 +17,8 @@ from layerlens.fitting.options import JacobianOptions
 from layerlens.fitting.progress import Progress
 from layerlens.fitting.texts import Split
 from layerlens.fitting.workplace import Workplace
-from layerlens.lens.files import Stored, made_for
+from layerlens.lens.files import Stored
+from layerlens.lens.opening import made_for
 from layerlens.models import Model
 from layerlens.models.backend import TRANSFORMERS
 

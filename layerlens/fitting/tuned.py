@@ -22,7 +22,7 @@ from layerlens.fitting.states import drawn, held_out_states, states_of
 from layerlens.fitting.texts import Split
 from layerlens.fitting.workplace import Workplace
 from layerlens.lens import kl_from_last, read
-from layerlens.lens.files import open_lens
+from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import Affine
 from layerlens.models import Model
 

@@ -108,11 +108,23 @@ class FirstWords:
             merged = self._merged(self._logits[rows], self._ids[rows], logits[rows], start)
             self._logits[rows], self._ids[rows] = merged
 
-    def result(self) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-        """Their logits, the greatest first, and their numbers; of equal ones the lower number first."""
+    def result(
+        self, top: Int[Tensor, " rows"], maximum: Float[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+        """Their logits, the greatest first, and their numbers: the word on top, then of equal ones the lower number.
+
+        Args:
+            top: the word that stands for all with the greatest logit.
+            maximum: its logit.
+        """
         by_id = self._ids.argsort(dim=1)
         logits, ids = self._logits.gather(1, by_id), self._ids.gather(1, by_id)
         order = logits.argsort(dim=1, descending=True, stable=True)
+        logits = torch.cat([maximum.unsqueeze(1), logits.gather(1, order)], dim=1)
+        ids = torch.cat([top.unsqueeze(1), ids.gather(1, order)], dim=1)
+        again = ids == top.unsqueeze(1)
+        again[:, 0] = False
+        order = again.int().argsort(dim=1, stable=True)[:, :-1]  # the word on top a second time, or the last one, goes
         return logits.gather(1, order), ids.gather(1, order)
 
     @staticmethod

@@ -111,7 +111,7 @@ def _read_rows(states: States, head: Head, chosen: Tensor | None, ranks: bool, n
         log_probs = torch.stack([one.logits for one in ranked], dim=1) - log_normalizer
         reading = reading._replace(log_probs=log_probs, ranks=torch.stack([one.ranks(top) for one in ranked], dim=1))
     if first is not None:
-        first_logits, ids = first.result()
+        first_logits, ids = first.result(top, maximum)
         reading = reading._replace(first_ids=ids, first_log_probs=first_logits - log_normalizer)
     return reading
 

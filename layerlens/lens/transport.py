@@ -2,9 +2,10 @@
 
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
+from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerlens.axes import States
 from layerlens.errors import OptionError, spelled
@@ -20,7 +21,8 @@ class Transport(Protocol):
         """Those it can map, of 0..L; L is one of them."""
 
     def __call__(self, states: States, layer: int) -> States:
-        """The states of that layer as the last layer would write them, in their own dtype and on their device."""
+        """The states of that layer as the last layer would write them, in their own dtype and on their device. It is
+        not called for layer L."""
 
     def record(self) -> dict[str, Any]:
         """What a manifest says of it: "kind", "source" (where it came from) and "sha256" (of what was read there)."""
@@ -41,6 +43,11 @@ class Identity:
 
 
 IDENTITY = Identity()
+
+
+def at_head(transport: Transport, states: States, layer: int, n_layers: int) -> States:
+    """States of a layer as the head is to read them: those of layer L as they are, whatever the transport."""
+    return states if layer == n_layers else transport(states, layer)
 
 
 class Affine:
@@ -77,9 +84,10 @@ class Affine:
         self._n_layers = n_layers
         self._weights, self._biases = dict(weights), dict(biases)
         self._adds = adds
+        self._opened_for: ref[nn.Module] | None = None
         self._record = {"kind": kind, "source": source, "sha256": sha256}
         for layer, tensors in self.tensors().items():
-            if not all(tensor.isfinite().all() for tensor in tensors if tensor is not None):
+            if not all(tensor.float().isfinite().all() for tensor in tensors if tensor is not None):
                 problem = f"{spelled('lens', self.spec)} holds NaN or infinity for layer {layer}"
                 raise OptionError(problem, "fit it again, or restore the file", option="lens", given=self.spec)
 
@@ -97,14 +105,19 @@ class Affine:
         """Matrix and vector of each layer."""
         return {layer: (weight, self._biases.get(layer)) for layer, weight in self._weights.items()}
 
-    def on(self, device: torch.device, dtype: torch.dtype) -> "Affine":
-        """The same with its tensors where a head lies: on a CPU in float32, elsewhere in that type."""
+    def opened(self, hf: nn.Module, device: torch.device, dtype: torch.dtype) -> "Affine":
+        """The same for a model, with its tensors where the head lies: on a CPU in float32, elsewhere in that type."""
         wanted = torch.float32 if device.type == "cpu" else dtype
         moved = type(self).__new__(type(self))
         moved.__dict__ |= self.__dict__
+        moved._opened_for = ref(hf)
         moved._weights = {layer: one.to(device, wanted).contiguous() for layer, one in self._weights.items()}
         moved._biases = {layer: one.to(device, torch.float32) for layer, one in self._biases.items()}
         return moved
+
+    def was_opened_for(self, hf: nn.Module) -> bool:
+        """Whether it was read from a file for this model."""
+        return self._opened_for is not None and self._opened_for() is hf
 
     def __call__(self, states: States, layer: int) -> States:
         """The states of that layer as the last layer would write them; summed up in float32."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from layerlens.axes import States
 from layerlens.formulas import changes
 from layerlens.lens import IDENTITY, CoarseHead, Reading, Transport, js_from_last, kl_from_last, tiled
+from layerlens.lens.transport import at_head
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 from layerlens.records.schema import (
@@ -221,7 +222,7 @@ class _Layer:
         self._wanted = wanted
         self._transport = transport
         self._coarse = coarse
-        self._number = index + 1
+        self._number, self._n_layers = index + 1, model.n_layers
         self._rows_waiting = rows_waiting
         self.kept: list[tuple[Tensor, Reading]] = []
         self.divergences: list[Tensor] = []
@@ -277,14 +278,14 @@ class _Layer:
 
     def _numbers(self, h_in: States, part: States | None, h_out: States, targets: Tensor | None) -> _Numbers:
         changed = changes(h_in, part, h_out, self._parallel)
-        states = self._transport(h_out.to(self._unembed.device), self._number)
+        states = at_head(self._transport, h_out.to(self._unembed.device), self._number, self._n_layers)
         chosen = None if targets is None else targets.to(states.device).clamp(0, self._unembed.n_vocab - 1).unsqueeze(1)
         read = self._read(states, chosen)
         if self._wanted.from_last:
             self.kept.append((states, read))
         floats, ids = [read.entropy], [read.top_token_id]
-        if targets is not None and read.log_probs is not None and read.ranks is not None:
-            is_nothing = targets.to(states.device) < 0
+        if targets is not None and chosen is not None and read.log_probs is not None and read.ranks is not None:
+            is_nothing = targets.to(states.device) != chosen[:, 0]  # no token, or one that the head does not have
             floats.append(read.log_probs[:, 0].masked_fill(is_nothing, torch.nan))
             ids.append(read.ranks[:, 0].masked_fill(is_nothing, NOTHING))
         if self._wanted.sublayers:

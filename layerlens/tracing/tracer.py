@@ -15,7 +15,7 @@ from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Last, Strategy, layers_of
 from layerlens.errors import OptionError, spelled
 from layerlens.lens import IDENTITY, Transport
-from layerlens.lens.files import open_lens
+from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import refuse_lacking
 from layerlens.models import Model
 from layerlens.models.use import uses_model

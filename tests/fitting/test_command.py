@@ -3,7 +3,8 @@
 import pytest
 
 import layerlens as ll
-from layerlens.lens.files import open_lens, read_lens
+from layerlens.lens.files import read_lens
+from layerlens.lens.opening import open_lens
 from tests.fitting.test_linear import texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::layerlens.errors.Notice")

@@ -10,7 +10,8 @@ import layerlens as ll
 from layerlens.fitting import workplace
 from layerlens.fitting.options import JacobianOptions
 from layerlens.fitting.texts import split_texts
-from layerlens.lens.files import open_lens, read_lens
+from layerlens.lens.files import read_lens
+from layerlens.lens.opening import open_lens
 from tests.conftest import tiny
 from tests.fitting.test_linear import texts
 from tests.refusals import refused

@@ -15,7 +15,8 @@ from layerlens.fitting.moments import Moments
 from layerlens.fitting.options import LinearOptions
 from layerlens.fitting.texts import split_texts
 from layerlens.fitting.workplace import Workplace
-from layerlens.lens.files import open_lens, read_lens
+from layerlens.lens.files import read_lens
+from layerlens.lens.opening import open_lens
 from tests.conftest import tiny
 from tests.refusals import refused
 

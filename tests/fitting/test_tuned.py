@@ -9,7 +9,8 @@ import layerlens as ll
 from layerlens.fitting import tuned, workplace
 from layerlens.fitting.slopes import kl_and_slopes
 from layerlens.lens import read
-from layerlens.lens.files import open_lens, read_lens
+from layerlens.lens.files import read_lens
+from layerlens.lens.opening import open_lens
 from tests.conftest import tiny
 from tests.fitting.test_linear import same_tensors, texts
 from tests.refusals import refused

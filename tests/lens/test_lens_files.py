@@ -10,13 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import layerlens as ll
 from layerlens.errors import Notice
-from layerlens.lens.files import Stored, identity_of, made_for, open_lens, read_lens, write_lens
+from layerlens.lens.files import Stored, read_lens, write_lens
+from layerlens.lens.opening import identity_of, made_for, open_lens
 from layerlens.lens.transport import IDENTITY, Affine, refuse_lacking
 from tests.conftest import tiny
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def drawn(model, layers, seed=0, bias=True):
 
 def own_file(model, path, kind="linear", **others):
     weights, biases = drawn(model, range(model.n_layers))
-    fields = {"adds": kind == "tuned", "d_model": model.d_model, "n_layers": model.n_layers}
+    fields = {"d_model": model.d_model, "n_layers": model.n_layers}
     write_lens(path, Stored(kind, weights, biases, **(fields | {"made_for": made_for(model)} | others)))
     return weights, biases
 
@@ -44,7 +47,7 @@ def tuned_folder(model, path, **config):
     state = {f"{layer}.weight": weight for layer, weight in weights.items()}
     state |= {f"{layer}.bias": bias for layer, bias in biases.items()}
     torch.save(state, path / "params.pt")
-    said = {"base_model_name_or_path": "someone/tiny", "d_model": model.d_model, "num_hidden_layers": model.n_layers}
+    said = {"base_model_name_or_path": None, "d_model": model.d_model, "num_hidden_layers": model.n_layers}
     (path / "config.json").write_text(json.dumps(said | {"bias": True, "lens_type": "linear_tuned_lens"} | config))
     return weights, biases
 
@@ -144,7 +147,8 @@ def test_a_lens_of_another_model_is_refused_with_both_numbers(model, tmp_path):
     own_file(model, path, n_layers=7)
     with refused_lens(f"linear:{path}", "7", str(model.n_layers)):
         open_lens(f"linear:{path}", model)
-    own_file(model, path, d_model=5)
+    small = {layer: torch.eye(5) for layer in range(model.n_layers)}
+    write_lens(path, Stored("linear", small, {}, 5, model.n_layers))
     with refused_lens(f"linear:{path}", "5", str(model.d_model)):
         open_lens(f"linear:{path}", model)
     own_file(model, path, made_for={"model": "someone/else", "identity": "0" * 64})
@@ -159,13 +163,18 @@ def test_a_lens_of_another_model_is_refused_with_both_numbers(model, tmp_path):
 def test_a_published_lens_is_told_by_its_unembedding_or_its_name(model, tmp_path, monkeypatch):
     weight = model.unembed.weight.detach().float().numpy()
     same = hashlib.sha256(np.array_str(weight, precision=1).encode()).hexdigest()
-    tuned_folder(model, tmp_path / "same", unembed_hash=same)
+    named = {"base_model_name_or_path": "someone/tiny"}
+    tuned_folder(model, tmp_path / "same", unembed_hash=same, **named)
     open_lens(f"tuned:{tmp_path / 'same'}", model)  # and no notice, which would be an error here
-    tuned_folder(model, tmp_path / "other", unembed_hash="0" * 64)
-    with pytest.warns(Notice, match="someone/tiny"):
-        open_lens(f"tuned:{tmp_path / 'other'}", model)
-    with refused_lens(f"tuned:{tmp_path / 'other'}", "someone/tiny", "someone/large"):
-        open_lens(f"tuned:{tmp_path / 'other'}", replace(model, source="someone/large"))
+    tuned_folder(model, tmp_path / "other", unembed_hash="0" * 64, **named)
+    jacobian_file(model, tmp_path / "j.pt", metadata={"model_name": "someone/tiny"})
+    for lens in (f"tuned:{tmp_path / 'other'}", f"jacobian:{tmp_path / 'j.pt'}"):
+        with pytest.warns(Notice, match=f"someone/tiny.*{model.source}"):  # a class tells no model
+            open_lens(lens, model)
+        for source in ("someone/large", "built-in-name"):
+            with refused_lens(lens, "someone/tiny", source):
+                open_lens(lens, replace(model, source=source))
+    open_lens(f"jacobian:{tmp_path / 'j.pt'}", replace(model, source="Another/Tiny"))
 
 
 class Harmful:
@@ -194,22 +203,126 @@ def test_damaged_files_are_refused(model, tmp_path):
         (tmp_path / name).write_bytes(contents)
         with refused_lens(f"{kind}:{tmp_path / name}"):
             read_lens(kind, tmp_path / name)
-    torch.save([1, 2], tmp_path / "list.pt")
-    torch.save({"K": 1}, tmp_path / "k.pt")
-    torch.save({"J": {0: torch.eye(3)}}, tmp_path / "width.pt")
-    torch.save({"J": {0: "text"}, "d_model": model.d_model}, tmp_path / "text_in.pt")
-    for name in ("list.pt", "k.pt", "width.pt", "text_in.pt"):
-        with refused_lens(f"jacobian:{tmp_path / name}"):
-            open_lens(f"jacobian:{tmp_path / name}", model)
     save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
-    with refused_lens(f"linear:{tmp_path / 'foreign.safetensors'}"):
-        open_lens(f"linear:{tmp_path / 'foreign.safetensors'}", model)
-    (tmp_path / "folder").mkdir()
-    with refused_lens(f"tuned:{tmp_path / 'folder'}"):
-        open_lens(f"tuned:{tmp_path / 'folder'}", model)
+    for folder in ("folder", "folder.safetensors"):
+        (tmp_path / folder).mkdir()
+    for lens in ("linear:foreign.safetensors", "tuned:folder", "linear:folder.safetensors", "tuned:folder.safetensors"):
+        kind, _, name = lens.partition(":")
+        with refused_lens(f"{kind}:{tmp_path / name}"):
+            open_lens(f"{kind}:{tmp_path / name}", model)
     own_file(model, tmp_path / "own.safetensors")
     with refused_lens(f"tuned:{tmp_path / 'own.safetensors'}", "linear:"):
         open_lens(f"tuned:{tmp_path / 'own.safetensors'}", model)
+    with refused_lens(f"linear:{'x' * 300}"):
+        open_lens(f"linear:{'x' * 300}", model)
+
+
+EYE = torch.eye(48)
+ODD = {
+    "a list": [1, 2],
+    "no J": {"K": 1},
+    "nothing in J": {"J": {}, "d_model": 48},
+    "a text": {"J": {0: "text"}, "d_model": 48},
+    "a number": {"J": {0: 3}, "d_model": 48},
+    "another width": {"J": {0: torch.eye(3)}, "d_model": 48},
+    "whole numbers": {"J": {0: EYE.int()}, "d_model": 48},
+    "truth values": {"J": {0: EYE.bool()}, "d_model": 48},
+    "complex numbers": {"J": {0: EYE.to(torch.complex64)}, "d_model": 48},
+    "few values": {"J": {0: EYE.to_sparse()}, "d_model": 48},
+    "no values": {"J": {0: EYE.to("meta")}, "d_model": 48},
+    "beyond float32": {"J": {0: EYE.double() * 1e300}, "d_model": 48},
+    "a layer below the embeddings": {"J": {-2: EYE}, "d_model": 48},
+    "the last layer": {"J": {3: EYE}, "d_model": 48},
+    "another estimator": {"J": {0: EYE}, "d_model": 48, "metadata": {"estimator": "sampled"}},
+    "metadata that is none": {"J": {0: EYE}, "d_model": 48, "metadata": [1]},
+}
+
+
+@pytest.mark.parametrize("payload", ODD.values(), ids=ODD)
+def test_a_jacobian_file_that_holds_what_it_should_not_is_refused(payload, model, tmp_path):
+    torch.save(payload, tmp_path / "j.pt")
+    with refused_lens(f"jacobian:{tmp_path / 'j.pt'}"):
+        open_lens(f"jacobian:{tmp_path / 'j.pt'}", model)
+
+
+def test_types_that_widen_are_read_and_the_width_is_that_of_the_matrices(model, tmp_path):
+    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn):
+        torch.save({"J": {layer: (EYE * 2).to(dtype) for layer in range(3)}}, tmp_path / "j.pt")
+        lens = open_lens(f"jacobian:{tmp_path / 'j.pt'}", model)
+        torch.testing.assert_close(lens(states_of(model), 2), states_of(model) * 2)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"layers.-1.weight": EYE}, {}),
+        ({"layers.02.weight": EYE, "layers.2.weight": EYE}, {}),
+        ({"layers.0.weight": EYE, "scale": EYE}, {}),
+        ({"layers.0.weight": EYE, "layers.0.scale": EYE}, {}),
+        ({"layers.0.bias": EYE[0]}, {}),
+        ({"layers.0.weight": EYE}, {"made_for": "[1]"}),
+        ({"layers.0.weight": EYE}, {"made_for": '{"model": 3}'}),
+        ({"layers.0.weight": EYE}, {"d_model": "wide"}),
+    ],
+)
+def test_a_file_of_ours_that_was_changed_is_refused(tensors, said, model, tmp_path):
+    own_file(model, tmp_path / "own.safetensors")
+    with safe_open(tmp_path / "own.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: one.clone() for name, one in tensors.items()}, tmp_path / "own.safetensors", metadata | said)
+    with refused_lens(f"linear:{tmp_path / 'own.safetensors'}"):
+        open_lens(f"linear:{tmp_path / 'own.safetensors'}", model)
+
+
+class Own:
+    """A transport of a user's."""
+
+    def __init__(self, layers, change=lambda states, layer: states, record=None):
+        self.layers, self.change = layers, change
+        self.said = {"kind": "own", "source": "here", "sha256": None} if record is None else record
+
+    def __call__(self, states, layer):
+        return self.change(states, layer)
+
+    def record(self):
+        return self.said
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        Own(range(5), record={}),
+        Own(range(5), record={"kind": "logit"}),
+        Own(range(5), record={"kind": "own", "what": {1}}),
+        Own(range(5), lambda states, layer: states[:, :3]),
+        Own(range(5), lambda states, layer: states[:1]),
+        Own(range(5), lambda states, layer: None),
+        Own(range(5), lambda states, layer: states.double()),
+        Own(range(5), lambda states, layer: states @ torch.eye(3)),
+        Affine("linear", {1: torch.eye(48)}, {}, 3, adds=False),
+        Affine("linear", {1: torch.eye(5)}, {}, 4, adds=False),
+    ],
+)
+def test_a_transport_of_ones_own_that_does_not_fit_is_refused(own, model):
+    with refused(ll.OptionError, "lens", type(own).__name__):
+        open_lens(own, model)
+
+
+def test_no_transport_touches_the_last_layer(model, tmp_path):
+    """Even one that would, such as another model's."""
+    options = {"max_new_tokens": 6, "chat_template": False, "progress": False, "targets": True}
+    shifted = Own(range(model.n_layers + 1), lambda states, layer: states + 1.0)
+    run = ll.trace(model, ["Hello"], lens=shifted, out=tmp_path / "own", **options)
+    plain = ll.trace(model, ["Hello"], out=tmp_path / "plain", **options)
+    for name in ("entropy", "next_rank", "next_log_prob"):
+        np.testing.assert_array_equal(run.layers(name)[:, -1], plain.layers(name)[:, -1])
+        assert not np.allclose(run.layers(name)[:, 0], plain.layers(name)[:, 0])
+    assert (run.layers("next_rank")[:, -1] == 0).all()
+    strategy = ll.Valley(window=3)
+    steps = [
+        ll.generate(model, "Hello", strategy=strategy, lens=lens, max_new_tokens=6).steps for lens in (shifted, None)
+    ]
+    assert steps[0]["last_token_id"].iloc[0] == steps[1]["last_token_id"].iloc[0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -57,6 +57,7 @@ def test_of_any_head(seed, rows, d, vocab, bias, scale, softcap, spread, tile, c
     np.testing.assert_allclose(reading.first_log_probs, best, atol=CLOSE, rtol=CLOSE)
     np.testing.assert_allclose(np.take_along_axis(expected, reading.first_ids.numpy(), 1), best, atol=CLOSE, rtol=CLOSE)
     assert all(len(set(row)) == k for row in reading.first_ids.tolist())
+    assert torch.equal(reading.first_ids[:, 0], reading.top_token_id)
     plain = lens.read(states, unembed, chosen, tile=tile)
     for ours, theirs in zip(reading[:4], plain[:4], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -95,7 +96,7 @@ def test_first_words_of_tiles_in_any_order():
         for tile in order:
             part = logits[:, 1024 * tile : 1024 * (tile + 1)]
             first.add(part, part.amax(1), 1024 * tile)
-        values, ids = first.result()
+        values, ids = first.result(expected.indices[:, 0], expected.values[:, 0])
         assert torch.equal(values, expected.values)
         assert torch.equal(ids, expected.indices)
 

@@ -10,7 +10,8 @@ import torch
 
 import layerlens as ll
 from layerlens.lens import tiled
-from layerlens.lens.files import Stored, made_for, open_lens, write_lens
+from layerlens.lens.files import Stored, write_lens
+from layerlens.lens.opening import made_for, open_lens
 from tests.fitting.test_linear import plain_states
 
 TEXT = "The ferry leaves at noon. It carries twelve cars, and each crossing takes"
@@ -23,7 +24,7 @@ def drawn(model, path, kind):
     weights = {layer: torch.eye(width) + 0.02 * torch.randn(width, width, generator=draws) for layer in layers}
     biases = {layer: torch.randn(width, generator=draws) for layer in layers} if kind == "linear" else {}
     if kind == "linear":
-        write_lens(path, Stored(kind, weights, biases, False, width, model.n_layers, made_for(model)))
+        write_lens(path, Stored(kind, weights, biases, width, model.n_layers, made_for(model)))
     else:
         torch.save({"J": {layer - 1: one for layer, one in weights.items()}, "n_prompts": 1, "d_model": width}, path)
     return weights, biases

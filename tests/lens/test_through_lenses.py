@@ -10,7 +10,9 @@ import torch
 
 import layerlens as ll
 from layerlens.cli import run as run_command
-from layerlens.lens.files import Stored, made_for, write_lens
+from layerlens.lens.files import Stored, write_lens
+from layerlens.lens.opening import made_for
+from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.records.manifest import read_manifest
 from tests.conftest import tiny
 from tests.fitting.test_linear import texts
@@ -25,7 +27,7 @@ def lens_file(model, path, *, kind="linear", seed=0, layers=None):
     draws = torch.Generator().manual_seed(seed)
     width, layers = model.d_model, range(model.n_layers) if layers is None else layers
     weights = {layer: torch.eye(width) + torch.randn(width, width, generator=draws) / width for layer in layers}
-    write_lens(path, Stored(kind, weights, {}, False, width, model.n_layers, made_for(model)))
+    write_lens(path, Stored(kind, weights, {}, width, model.n_layers, made_for(model)))
     return f"{kind}:{path}"
 
 
@@ -130,7 +132,7 @@ def test_other_strategies_read_through_it_too(strategy, tmp_path):
     model = tiny("llama")
     width, layers = model.d_model, range(model.n_layers)
     same = {layer: torch.eye(width) for layer in layers}
-    write_lens(tmp_path / "same.safetensors", Stored("linear", same, {}, False, width, model.n_layers, made_for(model)))
+    write_lens(tmp_path / "same.safetensors", Stored("linear", same, {}, width, model.n_layers, made_for(model)))
     options = {"strategy": strategy, "max_new_tokens": 12, "chat_template": False}
     plain, through = (
         [one.token_ids for one in ll.generate(model, ["Hello", "a b c"], lens=lens, **options)]
@@ -253,3 +255,22 @@ def test_runs_say_through_which_lens_they_were_read(tmp_path, monkeypatch, capsy
     shown = capsys.readouterr().out
     assert f"read through {lens}" in shown
     assert "read through logit" in shown
+
+
+def test_of_a_token_that_the_head_lacks_there_is_nothing_to_say(tmp_path):
+    """Mllama embeds tokens that its head never emits, such as the one for an image."""
+    hf, tokenizer = tiny_model("mllama"), tiny_tokenizer()
+    n_vocab = hf.get_output_embeddings().weight.shape[0]
+    tokenizer.add_tokens([f"<{number}>" for number in range(n_vocab - len(tokenizer) + 4)])
+    model = ll.load(hf, tokenizer=tokenizer)
+    assert model.n_known_tokens > model.n_vocab + 1
+    text = f"ab{tokenizer.convert_ids_to_tokens(n_vocab + 1)}cd"
+    ids = model.tokenizer(text).input_ids
+    beyond = [place for place, token_id in enumerate(ids[1:]) if token_id >= model.n_vocab]
+    assert len(beyond) == 1
+    run = ll.trace(model, [text], out=tmp_path / "run", targets=True, **GIVEN)
+    assert np.isnan(run.layers("next_log_prob")[beyond]).all()
+    assert (run.layers("next_rank")[beyond] == -1).all()
+    others = [place for place in range(len(ids) - 1) if place not in beyond]
+    assert np.isfinite(run.layers("next_log_prob")[others]).all()
+    assert run.positions["next_token_id"].iloc[beyond[0]] == ids[beyond[0] + 1]

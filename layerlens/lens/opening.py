@@ -1,0 +1,138 @@
+"""A lens as it is asked for, and whether it belongs to the model that is to be read through it."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerlens.errors import Notice, OptionError, spelled, spelled_command
+from layerlens.lens.files import ADVICE, Stored, parsed, read_lens, sha256_of
+from layerlens.lens.transport import IDENTITY, Affine, Transport
+from layerlens.models import Model
+from layerlens.models.placement import parameters
+
+_ANOTHER = "give a lens of this model"
+
+
+def open_lens(lens: str | Transport | None, model: Model) -> Transport:
+    """What `lens` stands for, on the device of the model's head.
+
+    Args:
+        lens: "logit", "linear:FILE", "tuned:FILE" or "jacobian:FILE"; a transport of your own; None for "logit".
+        model: to be read through it.
+
+    Raises:
+        OptionError: there is no such lens, its file cannot be read or could run code, or it was made for another model.
+    """
+    if lens is None or lens is IDENTITY:
+        return IDENTITY
+    if not isinstance(lens, str):
+        if not isinstance(lens, Transport):
+            raise OptionError.about("lens", lens, "is no lens", ADVICE)
+        if not (isinstance(lens, Affine) and lens.was_opened_for(model.hf)):
+            _refuse_unfit(lens, model)
+        return lens
+    kind, path = parsed(lens)
+    if path is None:
+        return IDENTITY
+    stored = read_lens(kind, path)
+    _refuse_other_model(lens, stored, model)
+    transport = Affine(
+        kind,
+        stored.weights,
+        stored.biases,
+        model.n_layers,
+        adds=stored.adds,
+        source=str(path),
+        sha256=sha256_of(path),
+    )
+    return transport.opened(model.hf, model.unembed.device, model.hf.dtype)
+
+
+def made_for(model: Model) -> dict[str, str]:
+    """What a file says of the model that a lens was made for."""
+    said = {"model": model.source, "identity": identity_of(model)}
+    return said | ({} if model.revision is None else {"revision": model.revision})
+
+
+def identity_of(model: Model) -> str:
+    """SHA-256 of names, shapes and some values of all parameters, in bfloat16: the same in any type it is loaded in."""
+    digest = hashlib.sha256()
+    for name, parameter in parameters(model.hf):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        if parameter.is_meta or not parameter.is_floating_point():
+            continue
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, len(values) // 16)][:16].bfloat16().float().cpu().tolist()
+        digest.update(repr(sample).encode())
+    return digest.hexdigest()
+
+
+def _refuse_unfit(transport: Transport, model: Model) -> None:
+    """OptionError where a transport that was made in Python says nothing of itself, or maps no states of this model."""
+    name, advice = type(transport).__name__, "see Transport of docs/api.md"
+    record = transport.record()
+    try:
+        json.dumps(record)
+        kind = record["kind"]
+    except (TypeError, KeyError, ValueError) as error:
+        problem = f"the lens {name} has a record without a kind, or that JSON cannot hold: {record!r}"
+        raise OptionError(problem, advice, option="lens", given=name) from error
+    if not isinstance(kind, str) or kind in ("", "logit"):
+        problem = f"the lens {name} calls its kind {kind!r}"
+        raise OptionError(problem, "give it a name of its own", option="lens", given=name)
+    if isinstance(transport, Affine) and transport.layers[-1] != model.n_layers:
+        problem = f"the lens {transport.spec} was made for a model of {transport.layers[-1]} layers"
+        raise OptionError(f"{problem}, and {model.source} has {model.n_layers}", _ANOTHER, option="lens", given=name)
+    states = torch.ones(2, model.d_model, dtype=model.hf.dtype, device=model.unembed.device)
+    for layer in (layer for layer in range(1, model.n_layers) if layer in transport.layers):
+        try:
+            moved = transport(states, layer)
+        except Exception as error:  # of whatever somebody else's code raises
+            problem = f"the lens {name} maps no states of width {model.d_model:,} of layer {layer}"
+            raise OptionError(f"{problem} ({error})", advice, option="lens", given=name) from error
+        shape = tuple(moved.shape) if isinstance(moved, Tensor) else type(moved).__name__
+        if shape != tuple(states.shape) or moved.dtype != states.dtype:
+            problem = f"the lens {name} makes {shape} of states of shape {tuple(states.shape)} and type {states.dtype}"
+            raise OptionError(problem, "let it keep both", option="lens", given=name)
+
+
+def _refuse_other_model(lens: str, stored: Stored, model: Model) -> None:
+    """OptionError where the lens was made for a model of another width or depth, or for other weights."""
+    advice = f"{_ANOTHER}; {spelled_command('fit_lens')} fits one"
+    if stored.d_model != model.d_model:
+        what = f"was made for states of width {stored.d_model}, and those of {model.source} have {model.d_model}"
+        raise OptionError.about("lens", lens, what, advice)
+    if stored.n_layers not in (None, model.n_layers):
+        what = f"was made for a model of {stored.n_layers} layers, and {model.source} has {model.n_layers}"
+        raise OptionError.about("lens", lens, what, advice)
+    if (deepest := max(stored.weights)) >= model.n_layers:
+        what = f"has a matrix for layer {deepest}, and lenses of {model.source} have them below layer {model.n_layers}"
+        raise OptionError.about("lens", lens, what, advice)
+    said = stored.made_for
+    named = said.get("model", "")
+    if "identity" in said:
+        if said["identity"] != identity_of(model):
+            what = f"was made for other weights ({named}) than those of {model.source}"
+            raise OptionError.about("lens", lens, what, advice)
+        return
+    if said.get("unembed_hash") == _unembed_hash(model) or not named:
+        return
+    same_name = named.rsplit("/", 1)[-1].lower() == model.source.rsplit("/", 1)[-1].lower()
+    tells = not Path(model.source).expanduser().exists() and model.source != type(model.hf).__name__
+    if tells and not same_name:
+        raise OptionError.about("lens", lens, f"was made for {named}, and the model is {model.source}", advice)
+    if not same_name or "unembed_hash" in said:
+        why = "whose unembedding looks otherwise" if "unembed_hash" in said else "which may be another model"
+        problem = f"{spelled('lens', lens)} was made for {named}, and is read with {model.source}, {why}"
+        warnings.warn(f"{problem}; compare its readings with those of the logit lens", Notice, stacklevel=3)
+
+
+def _unembed_hash(model: Model) -> str:
+    """What the package tuned-lens tells an unembedding by: its corners, to one decimal, as numpy prints them."""
+    corners = np.array_str(model.unembed.weight.detach().float().cpu().numpy(), precision=1)
+    return hashlib.sha256(corners.encode()).hexdigest()
