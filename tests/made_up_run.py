@@ -24,6 +24,7 @@ def write_run(
     words: dict[int, str] | None = None,
     texts: dict[str, str] | None = None,
     finish: bool = True,
+    lens: dict[str, Any] | None = None,
 ) -> Run:
     """The run at `folder` with one batch per prompt.
 
@@ -37,6 +38,7 @@ def write_run(
         words: the text of token ids.
         texts: what the model was given, of some prompts; a text of their id for the others.
         finish: whether the run is complete.
+        lens: what the manifest says of the lens, such as its kind and source; the logit lens where not given.
     """
     n_layers = int(np.shape(next(iter(prompts.values()))["entropy"])[1])
     model = {"source": "made up", "family": "made_up", "n_layers": n_layers, "d_model": 8, "n_vocab": n_vocab}
@@ -49,6 +51,7 @@ def write_run(
         options={"positions": "generated"} | _requested(prompts),
         window=window,
         batches=[[prompt_id] for prompt_id in prompts],
+        **({} if lens is None else {"lens": lens}),
     )
     with RunWriter(folder, manifest) as writer:
         for index, (prompt_id, given) in enumerate(prompts.items()):

@@ -29,8 +29,8 @@ def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Bonett and Price on the items that both conditions have, the mean length by resampling items. Where six items or
     more have right and wrong answers among their repeats, their shares are resampled too (see `analysis.shares`). The
     last layer does not depend on p: its rows repeat one measurement. Conditions that nothing was answered for are left
-    out. `attrs` has model, dataset, scoring, temperature, n_items that were asked for, n_answers in all, and
-    is_complete.
+    out. `attrs` has model, the kind of lens, dataset, scoring, temperature, n_items that were asked for, n_answers in
+    all, and is_complete.
 
     Raises:
         RunError: there is no ablation, a file of it cannot be read, or nothing was answered yet.
@@ -53,6 +53,7 @@ def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     table: pd.DataFrame = pd.DataFrame(rows)
     table.attrs = {
         "model": manifest["model"]["source"],
+        "lens": manifest.get("lens", {"kind": "logit"})["kind"],
         "dataset": manifest["dataset"]["name"],
         "scoring": plan["scoring"],
         "temperature": float(manifest["options"]["temperature"]),

@@ -1,9 +1,14 @@
-"""Figures drawn from a run. Each function reads a table, draws on matplotlib axes and hands the axes back."""
+"""Figures drawn from a run. Each function reads a table, draws on matplotlib axes and hands the axes back.
 
+Pages that are made here say at their lower right through which lens the run was read, where that is not the logit lens.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
@@ -13,7 +18,7 @@ from layerlens.plots.dynamics import contributions_table, draw_contributions, dr
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NAMED, NUMBERS, draw, figure2, figure4, named_for
 from layerlens.plots.grids import figure_grid
-from layerlens.plots.layer_grid import lens_grid
+from layerlens.plots.layer_grid import draw_page, lens_grid_table, page_inches
 from layerlens.plots.parts import draw_last_parts, draw_parts_by_layer, parts_table
 from layerlens.plots.save import save
 from layerlens.records.reader import Records
@@ -68,7 +73,7 @@ def entropy_partition(run: Records, axes: Any = None, half_steps: bool = False) 
             --sublayers.
     """
     table = entropy_table(run, half_steps)
-    drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
+    drawn_on = np.asarray(_new_axes(2, run.lens) if axes is None else axes).reshape(2)
     with style.look():
         for group, ax in zip(GROUPS, drawn_on, strict=True):
             draw_entropy(table[table["group"] == group], ax)
@@ -84,7 +89,7 @@ def onset(run: Records, ax: Axes | None = None, rank: int = 1) -> Axes:
         rank: how many first words, 1 or more.
     """
     table = onset_table(run, rank)
-    drawn_on = _new_axes(1)[0] if ax is None else ax
+    drawn_on = _new_axes(1, run.lens)[0] if ax is None else ax
     with style.look():
         return draw_onset(table, drawn_on)
 
@@ -99,7 +104,7 @@ def settling(run: Records, axes: Any = None, g: float = 0.5, rho: float = 0.85) 
         rho: where the deep-thinking regime begins, as a share of the depth.
     """
     table = settling_table(run, g, rho)
-    above, below = drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
+    above, below = drawn_on = np.asarray(_new_axes(2, run.lens) if axes is None else axes).reshape(2)
     with style.look():
         draw_settled(table, above)
         draw_deep_thinking(table, below)
@@ -114,19 +119,61 @@ def perturbation_parts(run: Records, axes: Any = None) -> np.ndarray[Any, Any]:
         axes: two axes to draw on; new ones, one above the other, where none are given.
     """
     table = parts_table(run)
-    above, below = drawn_on = np.asarray(_new_axes(2) if axes is None else axes).reshape(2)
+    above, below = drawn_on = np.asarray(_new_axes(2, run.lens) if axes is None else axes).reshape(2)
     with style.look():
         draw_parts_by_layer(table, above)
         draw_last_parts(table, below)
     return drawn_on
 
 
-def _new_axes(rows: int) -> np.ndarray[Any, Any]:
+def lens_grid(
+    run: Records,
+    prompt_id: str | None = None,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    layers: Sequence[int] | None = None,
+    colour: str = "entropy",
+) -> Axes:
+    """The axes with the top token of every layer (rows, L on top) for tokens of one prompt (columns).
+
+    They lie on a page of their own, as large as the grid, because the texts are for cells half an inch wide. A column
+    belongs to the state that predicted a token: the token that followed stands above it, the one that was read below.
+    Strong colour means less sure: a greater entropy, a less probable word, a worse rank, a larger divergence. A frame
+    marks the cells whose top token is the one that followed, so that one sees at which layer the model first knew it.
+
+    Args:
+        run: what was traced.
+        prompt_id: of the prompt to draw; the run's first one where not given.
+        first, last: which of the prompt's traced tokens are drawn, counted from 1, both included; 24 from the first
+            generated one on, or from the first, where not given. At most 96.
+        layers: that are drawn, 1..L; all of them where not given, or L and every k-th below it in models of more than
+            40.
+        colour: "entropy" in nats; "probability" of the layer's top word (runs traced with `top`); "rank" of the token
+            that followed, how many words are before it, on a logarithmic scale (`targets`); "divergence" of the layer's
+            readout from the last one's, Jensen-Shannon's (`js`) or else KL(L ‖ l) (`kl`), in nats.
+
+    Raises:
+        OptionError: no such prompt, colour, layer or tokens.
+        RunError: the run holds no complete prompt, or was not traced with what the colour needs.
+    """
+    table = lens_grid_table(run, prompt_id, first=first, last=last, layers=layers, colour=colour)
+    figure = _new_page(page_inches(table))
+    with style.look():
+        style.name_lens(figure, run.lens)
+        return draw_page(table, figure)
+
+
+def _new_axes(rows: int, lens: str = "logit") -> np.ndarray[Any, Any]:
+    figure = _new_page((style.COLUMN_INCHES, 2.3 * rows), layout="constrained")
+    with style.look():
+        style.name_lens(figure, lens)
+        axes = figure.subplots(rows, 1, squeeze=False)
+    return np.asarray(axes)[:, 0]
+
+
+def _new_page(inches: tuple[float, float], **layout: Any) -> Figure:
     from matplotlib import pyplot  # here, so that drawing on given axes or into files never starts a window system
 
     # before the look: a notebook's backend makes settings with its first figure, which leaving the look would undo
-    size = (style.COLUMN_INCHES, 2.3 * rows)
-    figure = pyplot.figure(figsize=size, dpi=style.SCREEN_DPI, layout="constrained")
-    with style.look():
-        axes = figure.subplots(rows, 1, squeeze=False)
-    return np.asarray(axes)[:, 0]
+    return pyplot.figure(figsize=inches, dpi=style.SCREEN_DPI, **layout)

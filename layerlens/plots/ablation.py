@@ -50,6 +50,7 @@ def figure3(folder: str | os.PathLike[str]) -> tuple[Figure, pd.DataFrame]:
         for arms, ax, name in zip(panel_arms(table), figure.subplots(2, 1), names, strict=True):
             draw_ablation(table, arms, ax)
             ax.set_title(f"{name}: {ax.get_title(loc='left')}", loc="left")
+        style.name_lens(figure, table.attrs["lens"])
     return figure, table
 
 

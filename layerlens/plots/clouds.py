@@ -49,6 +49,7 @@ def figure1(run: Records) -> tuple[Figure, pd.DataFrame]:
             axes = _axes(figure, left, _HEIGHT - 0.22 - _CLOUD[1], *_CLOUD)
             draw_cloud(table[table["part"] == method], axes)
         draw_depth(table, _axes(figure, 0.55, 0.42, _WIDTH - 0.65, 1.2))
+        style.name_lens(figure, run.lens)
     return figure, table
 
 

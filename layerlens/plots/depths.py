@@ -64,6 +64,7 @@ def figure_onset(run: Records) -> tuple[Figure, pd.DataFrame]:
     with style.look():
         figure = Figure(figsize=(style.COLUMN_INCHES, 2.7), layout="constrained")
         draw_onset(table, figure.subplots())
+        style.name_lens(figure, run.lens)
     return figure, table
 
 
@@ -137,6 +138,7 @@ def figure_settling(run: Records) -> tuple[Figure, pd.DataFrame]:
         draw_deep_thinking(table, below)
         for ax, letter in ((above, "(a)"), (below, "(b)")):
             ax.set_title(f"{letter} {ax.get_title(loc='left')}", loc="left")
+        style.name_lens(figure, run.lens)
     return figure, table
 
 

@@ -17,7 +17,7 @@ from layerlens.plots.depths import figure_onset, figure_settling
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
 from layerlens.plots.grids import figure_grid
-from layerlens.plots.layer_grid import lens_grid
+from layerlens.plots.layer_grid import figure_lens_grid
 from layerlens.plots.parts import figure_parts
 from layerlens.plots.save import save
 from layerlens.records import token_columns
@@ -47,6 +47,7 @@ def figure4(run: Records, half_steps: bool = False) -> tuple[Figure, pd.DataFram
         for group, ax, letter in zip(GROUPS, figure.subplots(2, 1), ("(a)", "(b)"), strict=True):
             draw_entropy(table[table["group"] == group], ax)
             ax.set_title(f"{letter} {ax.get_title(loc='left')}", loc="left")
+        style.name_lens(figure, run.lens)
     return figure, table
 
 
@@ -130,5 +131,5 @@ NAMED = {
     "onset": Named(figure_onset, "targets"),
     "settling": Named(figure_settling, "js"),
     "parts": Named(figure_parts, "sublayers"),
-    "grid": Named(lens_grid, None),
+    "grid": Named(figure_lens_grid, None),
 }

@@ -74,6 +74,7 @@ def figure_grid(
             draw_grid(part, axes, norm)
             axes.set_title(f"{letter}{_title(part, framed)}", loc="left", pad=3)
         _colour_bar(figure, norm, height)
+        style.name_lens(figure, *(run.lens for run in (last_run, valley_run) if run is not None))
     return figure, table
 
 

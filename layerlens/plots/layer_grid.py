@@ -27,50 +27,13 @@ _CELL, _ROW = 0.5, 0.185  # inches
 _LEFT, _RIGHT, _HEAD, _FOOT = 0.62, 0.06, 0.55, 0.92
 
 
-def lens_grid(
-    run: Records,
-    prompt_id: str | None = None,
-    *,
-    first: int | None = None,
-    last: int | None = None,
-    layers: Sequence[int] | None = None,
-    colour: str = "entropy",
-) -> tuple[Figure, pd.DataFrame]:
-    """The top token of every layer (rows, L on top) for tokens of one prompt (columns), and the table drawn.
-
-    A column belongs to the state that predicted a token: the token that followed stands above it, the one that was read
-    below. Strong colour means less sure: a greater entropy, a less probable word, a worse rank, a larger divergence. A
-    frame marks the cells whose top token is the one that followed, so that one sees at which layer the model first
-    knew it.
-
-    Args:
-        run: what was traced.
-        prompt_id: of the prompt to draw; the run's first one where not given.
-        first, last: which of the prompt's traced tokens are drawn, counted from 1, both included; 24 from the first
-            generated one on, or from the first, where not given. At most 96.
-        layers: that are drawn, 1..L; all of them where not given, or L and every k-th below it in models of more than
-            40.
-        colour: "entropy" in nats; "probability" of the layer's top word (runs traced with `top`); "rank" of the token
-            that followed, how many words are before it, on a logarithmic scale (`targets`); "divergence" of the layer's
-            readout from the last one's, Jensen-Shannon's (`js`) or else KL(L ‖ l) (`kl`), in nats.
-
-    Raises:
-        OptionError: no such prompt, colour, layer or tokens.
-        RunError: the run holds no complete prompt, or was not traced with what the colour needs.
-    """
-    table = lens_grid_table(run, prompt_id, first=first, last=last, layers=layers, colour=colour)
-    n_columns, n_rows = table["place"].nunique(), table["layer"].nunique()
-    width, height = _LEFT + _CELL * n_columns + _RIGHT, _HEAD + _ROW * n_rows + _FOOT
-    width = max(width, _LEFT + 5.2)  # the words under a grid of a few columns
+def figure_lens_grid(run: Records, prompt_id: str | None = None, **options: Any) -> tuple[Figure, pd.DataFrame]:
+    """The page of `layerlens.plots.lens_grid`, which has the arguments and errors, and the table drawn."""
+    table = lens_grid_table(run, prompt_id, **options)
     with style.look():
-        figure = Figure(figsize=(width, height))
-        inches = (_LEFT, _FOOT, _CELL * n_columns, _ROW * n_rows)
-        ax = figure.add_axes(as_share(inches, width, height))
-        shading = _shading(table)
-        draw_lens_grid(table, ax, shading)
-        title = f"{table['prompt_id'].iloc[0]}, tokens {table['place'].min():,} to {table['place'].max():,}"
-        figure.text(0.06 / width, 1 - 0.07 / height, label(title), va="top", fontsize=7, parse_math=False)
-        _colour_bar(figure, shading, width, height)
+        figure = Figure(figsize=page_inches(table))
+        draw_page(table, figure)
+        style.name_lens(figure, run.lens)
     return figure, table
 
 
@@ -83,7 +46,8 @@ def lens_grid_table(
     layers: Sequence[int] | None = None,
     colour: str = "entropy",
 ) -> pd.DataFrame:
-    """One row per cell of `lens_grid`, token by token, the deepest layer first; arguments and errors as there.
+    """One row per cell of `layerlens.plots.lens_grid`, token by token, the deepest layer first; arguments and errors as
+    there.
 
     Columns: prompt_id; place of the token among those traced of the prompt, from 1; position; token_id and token, what
     was read; next_token_id and next_token, what followed (−1 and "" where nothing did); layer; top_token_id and
@@ -129,6 +93,25 @@ def lens_grid_table(
         }
     )
     return table
+
+
+def page_inches(table: pd.DataFrame) -> tuple[float, float]:
+    """Width and height of the page that `draw_page` fills: cells are half an inch wide, whatever their number."""
+    width = _LEFT + max(_CELL * table["place"].nunique() + _RIGHT, 5.2)  # the words under a grid of a few columns
+    return width, _HEAD + _ROW * table["layer"].nunique() + _FOOT
+
+
+def draw_page(table: pd.DataFrame, figure: Figure) -> Axes:
+    """The axes with the grid of a table of `lens_grid_table`, on a page of `page_inches`, with title and colour bar."""
+    width, height = page_inches(table)
+    inches = (_LEFT, _FOOT, _CELL * table["place"].nunique(), _ROW * table["layer"].nunique())
+    ax = figure.add_axes(as_share(inches, width, height))
+    shading = _shading(table)
+    draw_lens_grid(table, ax, shading)
+    title = f"{table['prompt_id'].iloc[0]}, tokens {table['place'].min():,} to {table['place'].max():,}"
+    figure.text(0.06 / width, 1 - 0.07 / height, label(title), va="top", fontsize=7, parse_math=False)
+    _colour_bar(figure, shading, width, height)
+    return ax
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def figure_parts(run: Records) -> tuple[Figure, pd.DataFrame]:
         draw_last_parts(table, below)
         for ax, letter in ((above, "(a)"), (below, "(b)")):
             ax.set_title(f"{letter} {ax.get_title(loc='left')}", loc="left")
+        style.name_lens(figure, run.lens)
     return figure, table
 
 

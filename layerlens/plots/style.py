@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -60,6 +61,21 @@ def value_axis(ax: Axes, top: float, limit: float) -> None:
 def look() -> AbstractContextManager[None]:
     """A context in which figures are made and saved with this look; the reader's own settings return after it."""
     return mpl.rc_context(_LOOK)  # type: ignore[arg-type]
+
+
+def name_lens(figure: Figure, *lenses: str) -> None:
+    """A line at the lower right of a page: through which lens the runs that it shows were read, as `Records.lens` says.
+
+    Two runs stand above each other where there are two. There is no line where all were read through the logit lens.
+    """
+    kinds = [lens.partition(":")[0] for lens in lenses]
+    if set(kinds) == {"logit"}:
+        return
+    text = f"read through the {kinds[0]} lens"
+    if len(set(kinds)) > 1:
+        text = f"above {text}, below through the {kinds[1]} lens"
+    right = 1 - 0.06 / figure.get_figwidth()
+    figure.supxlabel(text, x=right, ha="right", fontsize=6, color=GREY)
 
 
 def layer_axis(ax: Axes, n_layers: int) -> None:

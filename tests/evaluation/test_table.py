@@ -72,6 +72,7 @@ def test_means_and_intervals_are_those_of_resampled_items(made, what):
     ]
     assert table.attrs == {
         "model": "made up",
+        "lens": "logit",
         "dataset": "gsm8k",
         "scoring": "last number",
         "temperature": 0.0,

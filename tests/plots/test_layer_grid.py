@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import lens_grid, save
-from layerlens.plots.layer_grid import COLUMNS, KNOWN, MOST_COLUMNS, MOST_ROWS
+from layerlens.plots.layer_grid import COLUMNS, KNOWN, MOST_COLUMNS, MOST_ROWS, figure_lens_grid
 from tests.made_up_run import write_run
 from tests.refusals import refused
 
@@ -83,7 +85,7 @@ def framed(ax):
 @pytest.mark.parametrize("prompt_id", ["one", "two"])
 @pytest.mark.parametrize("colour", COLOURS)
 def test_the_table_holds_what_the_run_says(run, prompt_id, colour):
-    _, table = lens_grid(run, prompt_id, first=3, last=30, colour=colour)
+    _, table = figure_lens_grid(run, prompt_id, first=3, last=30, colour=colour)
     rows, seen = rows_of(run, prompt_id), 0
     for cell in table.to_dict("records"):
         row, layer = rows[cell["place"] - 1], cell["layer"]
@@ -107,7 +109,7 @@ def test_the_table_holds_what_the_run_says(run, prompt_id, colour):
 
 
 def test_the_layer_that_is_deepest_stands_on_top_and_frames_are_where_the_next_token_is_known(run):
-    figure, table = lens_grid(run, "one", first=1, last=10)
+    figure, table = figure_lens_grid(run, "one", first=1, last=10)
     ax = figure.axes[0]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["5", "4", "3", "2", "1"]
     assert ax.get_ylim() == (5, 0)
@@ -127,7 +129,7 @@ def test_the_layer_that_is_deepest_stands_on_top_and_frames_are_where_the_next_t
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_colours_are_those_of_the_bar_and_strong_where_the_model_is_less_sure(run, colour):
-    figure, table = lens_grid(run, "one", colour=colour)
+    figure, table = figure_lens_grid(run, "one", colour=colour)
     ax, bar = figure.axes
     mesh = next(one for one in bar.collections if one.get_array() is not None and one.get_array().size > 9)
     drawn = cells(ax)
@@ -145,7 +147,7 @@ def test_colours_are_those_of_the_bar_and_strong_where_the_model_is_less_sure(ru
 
 
 def test_ranks_lie_on_a_logarithmic_scale(run):
-    figure, table = lens_grid(run, "one", colour="rank")
+    figure, table = figure_lens_grid(run, "one", colour="rank")
     bar = figure.axes[1]
     mesh = next(one for one in bar.collections if one.get_array() is not None and one.get_array().size > 9)
     top = table["value"].max()
@@ -155,14 +157,14 @@ def test_ranks_lie_on_a_logarithmic_scale(run):
 
 
 def test_what_is_not_finite_is_grey(run):
-    figure, table = lens_grid(run, "two", first=1, last=10)
+    figure, table = figure_lens_grid(run, "two", first=1, last=10)
     [broken] = table[table["value"].isna()].to_dict("records")
     red, green, blue = to_rgb(cells(figure.axes[0])[5 - broken["layer"], broken["place"] - 1])
     assert red == green == blue
 
 
 def test_tokens_begin_where_the_text_was_generated(run):
-    assert lens_grid(run)[1]["prompt_id"].unique().tolist() == ["one"]
+    assert figure_lens_grid(run)[1]["prompt_id"].unique().tolist() == ["one"]
     for given, expected in (
         ({}, (5, 28)),
         ({"first": 2}, (2, 25)),
@@ -171,7 +173,7 @@ def test_tokens_begin_where_the_text_was_generated(run):
         ({"first": 20}, (20, 30)),
         ({"first": 30, "last": 30}, (30, 30)),
     ):
-        places = lens_grid(run, "two", **given)[1]["place"]
+        places = figure_lens_grid(run, "two", **given)[1]["place"]
         assert (places.min(), places.max()) == expected
 
 
@@ -182,16 +184,16 @@ def test_deep_models_show_every_second_or_third_layer_and_always_the_last(tmp_pa
         (90, list(range(90, 0, -3))),
     ):
         run = write_run(tmp_path / str(n_layers), {"p": measures(3, n_layers)})
-        layers = lens_grid(run)[1]["layer"].unique().tolist()
+        layers = figure_lens_grid(run)[1]["layer"].unique().tolist()
         assert layers == expected
         assert len(layers) <= MOST_ROWS
-    assert lens_grid(run, layers=[3, 90, 17, 3])[1]["layer"].unique().tolist() == [90, 17, 3]
+    assert figure_lens_grid(run, layers=[3, 90, 17, 3])[1]["layer"].unique().tolist() == [90, 17, 3]
 
 
 def test_a_run_with_kl_alone_shows_that(tmp_path):
     given = measures(4, 3)
     run = write_run(tmp_path / "run", {"p": given | {"kl_last_to_layer": given["entropy"] / 3}})
-    figure, table = lens_grid(run, colour="divergence")
+    figure, table = figure_lens_grid(run, colour="divergence")
     assert set(table["measure"]) == {"kl_last_to_layer"}
     assert table["value"].to_numpy() == pytest.approx((given["entropy"][:, ::-1] / 3).ravel(), rel=1e-5)
     assert "KL" in " ".join(text.get_text() for text in figure.axes[1].texts)
@@ -199,7 +201,7 @@ def test_a_run_with_kl_alone_shows_that(tmp_path):
 
 def test_texts_stay_on_the_page(run):
     for kwargs in ({}, {"first": 4, "last": 5, "colour": "divergence"}, {"layers": [2]}):
-        page, _ = lens_grid(run, "two", **kwargs)
+        page, _ = figure_lens_grid(run, "two", **kwargs)
         page.draw_without_rendering()
         for text in [*page.texts, *(one for ax in page.axes for one in (*ax.texts, ax.yaxis.label))]:
             box = text.get_window_extent()
@@ -210,9 +212,9 @@ def test_texts_stay_on_the_page(run):
 
 
 def test_the_files_hold_the_table_and_are_the_same_each_time(run, tmp_path):
-    first, second = (save(*lens_grid(run, "two"), tmp_path / name, "grid") for name in ("a", "b"))
+    first, second = (save(*figure_lens_grid(run, "two"), tmp_path / name, "grid") for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    written, table = pd.read_csv(first[2], keep_default_na=False), lens_grid(run, "two")[1]
+    written, table = pd.read_csv(first[2], keep_default_na=False), figure_lens_grid(run, "two")[1]
     assert written["top_token_id"].tolist() == table["top_token_id"].tolist()
     assert written["top_token"].tolist() == table["top_token"].tolist()
     values = pd.to_numeric(written["value"], errors="coerce").to_numpy()
@@ -221,18 +223,18 @@ def test_the_files_hold_the_table_and_are_the_same_each_time(run, tmp_path):
 
 def test_what_cannot_be_drawn_is_refused(run, tmp_path):
     with refused(OptionError, "prompt_id", "three", problem="three", advice="one, two"):
-        lens_grid(run, "three")
+        figure_lens_grid(run, "three")
     with refused(OptionError, "colour", "hue", advice="entropy, probability, rank, divergence"):
-        lens_grid(run, colour="hue")
+        figure_lens_grid(run, colour="hue")
     with refused(OptionError, "colour", ["rank"]):
-        lens_grid(run, colour=["rank"])
+        figure_lens_grid(run, colour=["rank"])
     no_tokens = [("first", value) for value in (0, 31, 1.5, True, "x")] + [("last", 31), ("last", 30.0)]
     for option, value in no_tokens:
         given = {option: value}
         with refused(OptionError, option, given[option], advice="1 to 30"):
-            lens_grid(run, "one", **given)
+            figure_lens_grid(run, "one", **given)
     with refused(OptionError, "last", 4, advice="5"):
-        lens_grid(run, "one", first=5, last=4)
+        figure_lens_grid(run, "one", first=5, last=4)
     for layers, given in (
         ([], []),
         ([0], 0),
@@ -244,17 +246,27 @@ def test_what_cannot_be_drawn_is_refused(run, tmp_path):
         (1.5, 1.5),
     ):
         with refused(OptionError, "layers", given, advice="1 to 5"):
-            lens_grid(run, layers=layers)
+            figure_lens_grid(run, layers=layers)
     long = write_run(tmp_path / "long", {"p": measures(MOST_COLUMNS + 1, 2)})
     with refused(OptionError, "last", MOST_COLUMNS + 1, problem="97", advice="96"):
-        lens_grid(long, first=1, last=MOST_COLUMNS + 1)
-    assert lens_grid(long, first=1, last=MOST_COLUMNS)[1]["place"].nunique() == MOST_COLUMNS
+        figure_lens_grid(long, first=1, last=MOST_COLUMNS + 1)
+    assert figure_lens_grid(long, first=1, last=MOST_COLUMNS)[1]["place"].nunique() == MOST_COLUMNS
     for colour, option in (("probability", "top"), ("rank", "targets"), ("divergence", "js")):
         with refused(RunError, given=long.path, advice=option):
-            lens_grid(long, colour=colour)
+            figure_lens_grid(long, colour=colour)
     empty = write_run(tmp_path / "empty", {"p": {"entropy": np.zeros((0, 3))}})
     with refused(RunError, problem="complete prompt"):
-        lens_grid(empty)
+        figure_lens_grid(empty)
+
+
+def test_from_python_it_gives_the_axes_as_every_other_plot_does(run):
+    ax = lens_grid(run, "two", first=2, last=9, colour="rank")
+    page, _ = figure_lens_grid(run, "two", first=2, last=9, colour="rank")
+    assert isinstance(ax, Axes)
+    assert (cells(ax), framed(ax)) == (cells(page.axes[0]), framed(page.axes[0]))
+    assert ax.figure.get_size_inches().tolist() == page.get_size_inches().tolist()
+    assert ax.get_window_extent().width == pytest.approx(page.axes[0].get_window_extent().width)
+    pyplot.close(ax.figure)
 
 
 def test_the_command_writes_the_figure_and_its_numbers(run, tmp_path, cli):
@@ -263,7 +275,7 @@ def test_the_command_writes_the_figure_and_its_numbers(run, tmp_path, cli):
     code, printed, _ = cli("figure", "grid", "--run", run.path, "--out", out, *options)
     assert (code, printed.split()) == (0, [str(out / f"grid.{suffix}") for suffix in ("png", "pdf", "csv")])
     written = pd.read_csv(out / "grid.csv", keep_default_na=False)
-    expected = lens_grid(run, "two", first=2, last=9, colour="rank")[1]
+    expected = figure_lens_grid(run, "two", first=2, last=9, colour="rank")[1]
     assert written["place"].tolist() == expected["place"].tolist()
     assert written["value"].astype(float).tolist() == expected["value"].tolist()
     assert cli("figure", "grid", "--run", run.path, "--out", out)[0] == 0
