@@ -22,8 +22,12 @@ def write_ablation(
     dataset: str = "gsm8k",
     temperature: float = 0.0,
     finish: bool = True,
+    **parts: object,
 ) -> Path:
-    """The ablation at `folder`, all items in one batch; ("last", 0.0) is among the answers."""
+    """The ablation at `folder`, all items in one batch; ("last", 0.0) is among the answers.
+
+    What else is given goes into the manifest.
+    """
     arms = arms or list(dict.fromkeys(["last", *(arm for arm, _ in answers)]))
     p = p or sorted({0.0, *(value for _, value in answers)})
     items = items or sorted({item for given in answers.values() for item in given})
@@ -39,6 +43,7 @@ def write_ablation(
             "repeats": max(len(given) for condition in answers.values() for given in condition.values()),
             "batches": [items],
         },
+        **parts,
     )
     with AnswersWriter(folder, manifest) as writer:
         for (arm, value), given in answers.items():

@@ -62,6 +62,12 @@ def test_the_valley_is_dashed_and_black_with_its_values_in_boxes(paper):
         assert [box.xy for box in boxes(ax)] == list(zip(rows["p"], 100 * rows["accuracy"], strict=True))
 
 
+def test_an_ablation_through_a_lens_names_it(tmp_path, paper):
+    page = page_of(tmp_path / "tuned", like_the_paper(), lens={"kind": "tuned", "source": "here"})
+    assert page.get_supxlabel() == "read through the tuned lens"
+    assert figure3(paper)[0].get_supxlabel() == ""
+
+
 def test_arms_of_a_panel_differ_in_more_than_colour(paper):
     for ax in figure3(paper)[0].axes:
         assert len({(line.get_marker(), str(line.get_linestyle())) for line in ax.lines}) == 5
