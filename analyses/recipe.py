@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,14 @@ TEXTS = "--max-new-tokens 0 --no-chat-template"
 QUESTIONS = "{runs}/qa.jsonl"
 ANSWERS = f"{SAMPLE} --data-file {QUESTIONS} --no-chat-template --max-new-tokens 48 --stop-strings '\n' --batch-size 20"
 TEMPERATURES = ("0.1", "0.4", "0.7", "1.0")
+LENSES = {"logit": "", "linear": ".safetensors", "tuned": ".safetensors", "jacobian": ".pt"}
+"""Kinds of lenses, and how their files in RUNS/lenses end: smollm2-linear.safetensors. docs/lenses.md has the fits."""
+
+
+def through(model: str, lens: str) -> str:
+    """The option that reads a model through a lens."""
+    return f" --lens {lens}:{{runs}}/lenses/{model}-{lens}{LENSES[lens]}" if LENSES[lens] else ""
+
 
 RUNS = {
     "gsm8k-last": f"trace {SMOLLM2} {GSM8K} --max-new-tokens 256 --batch-size 16",
@@ -48,6 +57,21 @@ RUNS = {
     "smollm2-qa-valley": f"trace {SMOLLM2} {ANSWERS} {VALLEY}",
     "gemma3-qa-last": f"trace {GEMMA3} {ANSWERS} --strategy last --window 10",
     "gemma3-qa-valley": f"trace {GEMMA3} {ANSWERS} {VALLEY}",
+    **{
+        f"smollm2-lens-{lens}": f"trace {SMOLLM2} {SAMPLE} --max-new-tokens 128 --batch-size 20"
+        f"{through('smollm2', lens)} --targets --kl --sublayers"
+        for lens in LENSES
+    },
+    **{
+        f"smollm2-ablation-{lens}": f"ablate {SMOLLM2} {SAMPLE} --arms valley --p 1{through('smollm2', lens)} "
+        "--batch-size 20 --max-new-tokens 128"
+        for lens in LENSES
+    },
+    **{
+        f"gemma3-lens-{lens}": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 128 --batch-size 20"
+        f"{through('gemma3', lens)} --kl --sublayers"
+        for lens in LENSES
+    },
 }
 """What `layerlens` is asked for, by the name of the run's folder in RUNS."""
 
@@ -88,6 +112,17 @@ def compared(one: str, other: str) -> list[str]:
     ]
 
 
+def by_lens(model: str, ablations: Sequence[str] = ()) -> list[str]:
+    """The same tokens of a model under each lens, and answers from the valley under some."""
+    runs = " ".join(f"{{runs}}/{model}-lens-{lens}" for lens in LENSES)
+    asked = "".join(f" --ablation {{runs}}/{model}-ablation-{lens}" for lens in ablations)
+    return [
+        f"analyses/lenses.py {runs} {{folder}}{asked}",
+        *(kept(f"{model}-lens-{lens}", f"{lens}/manifest.json") for lens in LENSES),
+        *(kept(f"{model}-ablation-{lens}", f"{lens}/manifest-ablation.json") for lens in ablations),
+    ]
+
+
 FOLDERS = {
     "theory": ["analyses/theory.py {folder}"],
     "smollm2-criteria": ["analyses/criteria.py {folder}"],
@@ -110,6 +145,9 @@ FOLDERS = {
     "gemma3-sample/answers": counted("gemma3-qa-last", "gemma3-qa-valley"),
     "gemma3-sample/texts": compared("smollm2-sample-texts", "gemma3-sample-texts"),
     "gemma3-sample/texts/gsm8k": compared("smollm2-gsm8k-texts", "gemma3-gsm8k-texts"),
+    "smollm2-lenses": by_lens("smollm2", tuple(LENSES)),
+    "gemma3-lenses": by_lens("gemma3"),
+    "lenses": ["analyses/lens_figure.py SmolLM2={out}/smollm2-lenses 'Gemma 3={out}/gemma3-lenses' {folder}"],
     "verdicts": ["analyses/verdicts.py {out}"],
 }
 """What makes each folder of figures/ from runs; "verdicts" are the files beside the folders, made from all of them."""
