@@ -30,8 +30,8 @@ from layerlens.run import Run, open_run
 from layerlens.tables.compose import Measured, beside
 from layerlens.tables.save import save
 
-TEMPERATURES = tuple(round(float(value), 3) for value in np.geomspace(0.5, 4, 19))
-AS_IT_IS = 1.0
+TEMPERATURES = tuple(1.04**step for step in range(-8, 28))
+AS_IT_IS = TEMPERATURES.index(1.0)
 
 
 def read_again(run: Run, model: ll.Model, tokens: Sample) -> Iterator[tuple[Floats, Floats, Floats]]:
@@ -82,11 +82,11 @@ def rows_of(run: Run, model: ll.Model) -> Iterator[Measured]:
     tokens = sample(run)
     last, before, kl = (list(column) for column in zip(*read_again(run, model, tokens), strict=True))
     at = chosen(kl)
-    as_it_is = TEMPERATURES.index(min(TEMPERATURES, key=lambda value: abs(value - AS_IT_IS)))
-    for place in sorted(set(at)):
-        yield Measured("temperature", "1", TEMPERATURES[place], n_prompts=at.count(place))
+    for half, name in enumerate(("first, third, ...", "second, fourth, ...")):
+        found = TEMPERATURES[at[half]]
+        yield Measured(f"temperature of the {name} prompt", "1", found, n_prompts=len(at[half::2]))
     final = np.concatenate(last)
-    for name, places in (("as the lens is", [as_it_is] * len(at)), ("at its temperature", at)):
+    for name, places in (("as the lens is", [AS_IT_IS] * len(at)), ("at its temperature", at)):
         entropy, gap = (
             np.concatenate([values[:, place] for values, place in zip(of, places, strict=True)]) for of in (before, kl)
         )
