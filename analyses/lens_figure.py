@@ -2,8 +2,8 @@
 
 python analyses/lens_figure.py NAME=FOLDER ... OUT_DIR
 
-Each FOLDER holds the lenses.csv of a model, as analyses/lenses.py writes it. Writes lenses.png, .pdf and .csv, the rows
-that are drawn.
+Each FOLDER holds the lenses.csv of a model, as analyses/lenses.py writes it, and temperature-LENS.csv where
+analyses/temperature.py wrote one. Writes lenses.png, .pdf and .csv, the rows that are drawn.
 """
 
 import argparse
@@ -25,8 +25,10 @@ PANELS = {
     "entropy change at L, all": "change of all tokens (nats)",
 }
 """The rows of lenses.csv that are drawn, and what their axes say."""
-GAP = "KL(L || L-1), all"
-"""What a lens that is as sure as it should be falls by; drawn beside the change of all tokens."""
+CALIBRATED = ", at its temperature"
+"""What the rows of analyses/temperature.py end with."""
+GAP = f"KL(L || L-1), all{CALIBRATED}"
+"""By this entropy falls under a lens that is as sure as it should be; drawn beside the change of all tokens."""
 
 _MODELS = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")]
 
@@ -39,7 +41,11 @@ def drawn_rows(folders: dict[str, Path]) -> pd.DataFrame:
             rows = pd.read_csv(folder / "lenses.csv")
         except OSError as error:
             raise RunError(f"{folder / 'lenses.csv'} cannot be read ({error.strerror}); make it first") from error
-        rows = rows[rows["quantity"].isin([*PANELS, GAP])]
+        for lens in LENSES:
+            calibrated = folder / f"temperature-{lens}.csv"
+            if calibrated.exists():
+                rows = pd.concat([rows, pd.read_csv(calibrated).assign(lens=lens)])
+        rows = rows[rows["quantity"].isin([*PANELS, GAP, *(f"{name}{CALIBRATED}" for name in PANELS)])]
         frames.append(rows.assign(model=model)[["model", *rows.columns]])
     table: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return table
@@ -58,7 +64,9 @@ def draw(table: pd.DataFrame) -> Figure:
                 shift = 0.26 * (place - (len(models) - 1) / 2)
                 colour, sign = _MODELS[place]
                 look: dict[str, Any] = {"color": colour, "fmt": sign, "markersize": 3.5, "elinewidth": 0.8}
-                _points(of_model, quantity, lenses, shift, ax, label=model, **look)
+                _points(of_model, quantity, lenses, shift - 0.05, ax, label=model, **look)
+                look |= {"markerfacecolor": "white"}
+                _points(of_model, f"{quantity}{CALIBRATED}", lenses, shift + 0.05, ax, **look)
                 if quantity == "entropy change at L, all" and GAP in of_model.index:
                     less = [-of_model["measured"].get((GAP, lens), np.nan) for lens in lenses]
                     ax.plot(np.arange(len(lenses)) + shift, less, "_", color=colour, markersize=9, zorder=2)
@@ -67,8 +75,10 @@ def draw(table: pd.DataFrame) -> Figure:
             ax.set_title(f"({letter}) {said}", loc="left")
             ax.axhline(0, color=style.GREY, linewidth=0.6, zorder=1)
         handles = axes[0].get_legend_handles_labels()[0]
+        if table["quantity"].str.endswith(CALIBRATED).any():
+            handles += axes[0].plot([], [], "o", color=style.GREY, markerfacecolor="white", label="at its temperature")
         if GAP in set(table["quantity"]):
-            handles += axes[-1].plot([], [], "_", color=style.GREY, markersize=9, label="(c) less KL(L ‖ L−1)")
+            handles += axes[-1].plot([], [], "_", color=style.GREY, markersize=9, label="(c) −KL(L ‖ L−1) there")
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
