@@ -1,6 +1,6 @@
 """Ask what the last layer does to the entropy under each lens, for the same tokens, in pairs.
 
-python analyses/lenses.py LOGIT_RUN LENS_RUN ... OUT_DIR [--ablation DIR ...]
+python analyses/lenses.py LOGIT_RUN [LENS_RUN ...] OUT_DIR [--ablation DIR ...]
 
 The first run is read through the logit lens, the others through lenses with a transport; all hold the same tokens, as
 runs decoded from the last layer do. Writes lenses.csv, .md and .tex, every number that docs/lenses.md quotes, with
@@ -296,7 +296,7 @@ def _difference(name: str, unit: str, ours: Sums, theirs: Sums, tokens: Sample) 
 
 parser = argparse.ArgumentParser(description="Ask what the last layer does to the entropy under each lens.")
 parser.add_argument("logit", type=Path, help="the run read through the logit lens")
-parser.add_argument("lenses", type=Path, nargs="+", help="runs of the same tokens, read through other lenses")
+parser.add_argument("lenses", type=Path, nargs="*", help="runs of the same tokens, read through other lenses")
 parser.add_argument("out_dir", type=Path, help="where lenses.csv and curves.csv, and what goes with them, go")
 parser.add_argument(
     "--ablation", type=Path, action="append", default=[], help="of the arm valley at p = 1; the logit lens's first"

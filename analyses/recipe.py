@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +28,9 @@ ANSWERS = f"{SAMPLE} --data-file {QUESTIONS} --no-chat-template --max-new-tokens
 TEMPERATURES = ("0.1", "0.4", "0.7", "1.0")
 LENSES = {"logit": "", "linear": ".safetensors", "tuned": ".safetensors", "jacobian": ".pt"}
 """Kinds of lenses, and how their files in RUNS/lenses end: smollm2-linear.safetensors. docs/lenses.md has the fits."""
+
+READ = {"smollm2": ("logit", "linear", "tuned"), "gemma3": ("logit",)}
+"""Through which of them each model is read."""
 
 
 def through(model: str, lens: str) -> str:
@@ -60,17 +62,17 @@ RUNS = {
     **{
         f"smollm2-lens-{lens}": f"trace {SMOLLM2} {SAMPLE} --max-new-tokens 128 --batch-size 20"
         f"{through('smollm2', lens)} --targets --kl --sublayers"
-        for lens in LENSES
+        for lens in READ["smollm2"]
     },
     **{
         f"smollm2-ablation-{lens}": f"ablate {SMOLLM2} {SAMPLE} --arms valley --p 1{through('smollm2', lens)} "
         "--batch-size 20 --max-new-tokens 128"
-        for lens in LENSES
+        for lens in READ["smollm2"]
     },
     **{
-        f"gemma3-lens-{lens}": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 128 --batch-size 20"
-        f"{through('gemma3', lens)} --kl --sublayers"
-        for lens in LENSES
+        f"gemma3-lens-{lens}": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 32 --batch-size 20"
+        f"{through('gemma3', lens)} --sublayers"
+        for lens in READ["gemma3"]
     },
 }
 """What `layerlens` is asked for, by the name of the run's folder in RUNS."""
@@ -112,14 +114,17 @@ def compared(one: str, other: str) -> list[str]:
     ]
 
 
-def by_lens(model: str, ablations: Sequence[str] = ()) -> list[str]:
-    """The same tokens of a model under each lens, and answers from the valley under some."""
-    runs = " ".join(f"{{runs}}/{model}-lens-{lens}" for lens in LENSES)
-    asked = "".join(f" --ablation {{runs}}/{model}-ablation-{lens}" for lens in ablations)
+def by_lens(model: str, *, with_answers: bool) -> list[str]:
+    """The same tokens of a model under each lens, as it is and at its temperature, and answers from the valley."""
+    lenses = READ[model]
+    runs = [f"{{runs}}/{model}-lens-{lens}" for lens in lenses]
+    ablations = [f"{model}-ablation-{lens}" for lens in lenses] if with_answers else []
+    asked = "".join(f" --ablation {{runs}}/{ablation}" for ablation in ablations)
     return [
-        f"analyses/lenses.py {runs} {{folder}}{asked}",
-        *(kept(f"{model}-lens-{lens}", f"{lens}/manifest.json") for lens in LENSES),
-        *(kept(f"{model}-ablation-{lens}", f"{lens}/manifest-ablation.json") for lens in ablations),
+        f"analyses/lenses.py {' '.join(runs)} {{folder}}{asked}",
+        *(f"analyses/temperature.py {run} {{folder}}" for run in runs),
+        *(kept(f"{model}-lens-{lens}", f"{lens}/manifest.json") for lens in lenses),
+        *(kept(name, f"{lens}/manifest-ablation.json") for name, lens in zip(ablations, lenses, strict=False)),
     ]
 
 
@@ -145,8 +150,8 @@ FOLDERS = {
     "gemma3-sample/answers": counted("gemma3-qa-last", "gemma3-qa-valley"),
     "gemma3-sample/texts": compared("smollm2-sample-texts", "gemma3-sample-texts"),
     "gemma3-sample/texts/gsm8k": compared("smollm2-gsm8k-texts", "gemma3-gsm8k-texts"),
-    "smollm2-lenses": by_lens("smollm2", tuple(LENSES)),
-    "gemma3-lenses": by_lens("gemma3"),
+    "smollm2-lenses": by_lens("smollm2", with_answers=True),
+    "gemma3-lenses": by_lens("gemma3", with_answers=False),
     "lenses": ["analyses/lens_figure.py SmolLM2={out}/smollm2-lenses 'Gemma 3={out}/gemma3-lenses' {folder}"],
     "verdicts": ["analyses/verdicts.py {out}"],
 }

@@ -1,4 +1,4 @@
-"""Every number with an interval on the page of findings stands in the tables that are committed beside the figures."""
+"""Every number with an interval on the pages of findings stands in the tables that are committed beside the figures."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,15 @@ from layerlens.tables.save import cell
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
 NUMBER = r"−?[\d.,]+"
-QUOTED = re.findall(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]", PAGE)
+WITH_INTERVAL = rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]"
+QUOTED = re.findall(WITH_INTERVAL, PAGE)
+BY_LENS = (ROOT / "docs" / "lenses.md").read_text(encoding="utf-8").split("## What this does to the paper's claim")[1]
+QUOTED_BY_LENS = re.findall(WITH_INTERVAL, BY_LENS)
 
 
-def committed() -> set[tuple[str, str, str]]:
+def committed(folders: str = "*-*") -> set[tuple[str, str, str]]:
     found = set()
-    for path in (ROOT / "figures").glob("*-*/**/*.csv"):  # of the models, not of theory alone
+    for path in (ROOT / "figures").glob(f"{folders}/**/*.csv"):  # of the models, not of theory alone
         table = pd.read_csv(path)
         names = {name: (name, f"{name}_low", f"{name}_high") for name in ("predicted", "accuracy", "difference")}
         for columns in (("measured", "low", "high"), *names.values()):
@@ -34,11 +37,25 @@ def known():
     return committed()
 
 
+@pytest.fixture(scope="module")
+def known_by_lens():
+    return committed("*-lenses")
+
+
 def test_there_is_much_to_check():
     assert len(QUOTED) > 30
+    assert len(QUOTED_BY_LENS) > 30
 
 
 @pytest.mark.parametrize("quoted", QUOTED, ids=" ".join)
 def test_every_quoted_number_was_measured(quoted, known):
-    plain = lambda row: tuple(f"{float(number.replace(',', '').replace('−', '-')):g}" for number in row)  # noqa: E731
     assert plain(quoted) in {plain(row) for row in known if all(row)}
+
+
+@pytest.mark.parametrize("quoted", QUOTED_BY_LENS, ids=" ".join)
+def test_every_number_of_lenses_was_measured(quoted, known_by_lens):
+    assert plain(quoted) in {plain(row) for row in known_by_lens if all(row)}
+
+
+def plain(row):
+    return tuple(f"{float(number.replace(',', '').replace('−', '-')):g}" for number in row)
