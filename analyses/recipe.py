@@ -29,8 +29,10 @@ TEMPERATURES = ("0.1", "0.4", "0.7", "1.0")
 LENSES = {"logit": "", "linear": ".safetensors", "tuned": ".safetensors", "jacobian": ".pt"}
 """Kinds of lenses, and how their files in RUNS/lenses end: smollm2-linear.safetensors. docs/lenses.md has the fits."""
 
-READ = {"smollm2": ("logit", "linear", "tuned"), "gemma3": ("logit",)}
+READ = {"smollm2": ("logit", "linear", "tuned"), "gemma3": ("logit", "linear")}
 """Through which of them each model is read."""
+ANSWERED, GIVEN = ("logit",), ("logit",)
+"""Through which of them SmolLM2 answers from the valley, and reads texts that people wrote."""
 
 
 def through(model: str, lens: str) -> str:
@@ -67,11 +69,15 @@ RUNS = {
     **{
         f"smollm2-ablation-{lens}": f"ablate {SMOLLM2} {SAMPLE} --arms valley --p 1{through('smollm2', lens)} "
         "--batch-size 20 --max-new-tokens 128"
-        for lens in READ["smollm2"]
+        for lens in ANSWERED
     },
     **{
-        f"gemma3-lens-{lens}": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 32 --batch-size 20"
-        f"{through('gemma3', lens)} --sublayers"
+        f"smollm2-given-{lens}": f"trace {SMOLLM2} --prompts {{runs}}/lenses/held-out.jsonl --no-chat-template "
+        f"--max-new-tokens 0 --batch-size 4{through('smollm2', lens)} --targets"
+        for lens in GIVEN
+    },
+    **{
+        f"gemma3-lens-{lens}": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 16 --batch-size 60{through('gemma3', lens)}"
         for lens in READ["gemma3"]
     },
 }
@@ -114,17 +120,17 @@ def compared(one: str, other: str) -> list[str]:
     ]
 
 
-def by_lens(model: str, *, with_answers: bool) -> list[str]:
+def by_lens(model: str, answered: tuple[str, ...] = ()) -> list[str]:
     """The same tokens of a model under each lens, as it is and at its temperature, and answers from the valley."""
     lenses = READ[model]
     runs = [f"{{runs}}/{model}-lens-{lens}" for lens in lenses]
-    ablations = [f"{model}-ablation-{lens}" for lens in lenses] if with_answers else []
+    ablations = [f"{model}-ablation-{lens}" for lens in answered]
     asked = "".join(f" --ablation {{runs}}/{ablation}" for ablation in ablations)
     return [
         f"analyses/lenses.py {' '.join(runs)} {{folder}}{asked}",
         *(f"analyses/temperature.py {run} {{folder}}" for run in runs),
         *(kept(f"{model}-lens-{lens}", f"{lens}/manifest.json") for lens in lenses),
-        *(kept(name, f"{lens}/manifest-ablation.json") for name, lens in zip(ablations, lenses, strict=False)),
+        *(kept(name, f"{lens}/manifest-ablation.json") for name, lens in zip(ablations, answered, strict=True)),
     ]
 
 
@@ -150,8 +156,12 @@ FOLDERS = {
     "gemma3-sample/answers": counted("gemma3-qa-last", "gemma3-qa-valley"),
     "gemma3-sample/texts": compared("smollm2-sample-texts", "gemma3-sample-texts"),
     "gemma3-sample/texts/gsm8k": compared("smollm2-gsm8k-texts", "gemma3-gsm8k-texts"),
-    "smollm2-lenses": by_lens("smollm2", with_answers=True),
-    "gemma3-lenses": by_lens("gemma3", with_answers=False),
+    "smollm2-lenses": [
+        *by_lens("smollm2", ANSWERED),
+        f"analyses/given.py {' '.join(f'{{runs}}/smollm2-given-{lens}' for lens in GIVEN)} {{folder}}",
+        *(kept(f"smollm2-given-{lens}", f"{lens}/manifest-given.json") for lens in GIVEN),
+    ],
+    "gemma3-lenses": by_lens("gemma3"),
     "lenses": ["analyses/lens_figure.py SmolLM2={out}/smollm2-lenses 'Gemma 3={out}/gemma3-lenses' {folder}"],
     "verdicts": ["analyses/verdicts.py {out}"],
 }

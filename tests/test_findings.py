@@ -14,7 +14,7 @@ NUMBER = r"−?[\d.,]+"
 WITH_INTERVAL = rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]"
 QUOTED = re.findall(WITH_INTERVAL, PAGE)
 BY_LENS = (ROOT / "docs" / "lenses.md").read_text(encoding="utf-8").split("## What this does to the paper's claim")[1]
-QUOTED_BY_LENS = re.findall(WITH_INTERVAL, BY_LENS)
+QUOTED_BY_LENS = re.findall(WITH_INTERVAL, " ".join(BY_LENS.split()))
 
 
 def committed(folders: str = "*-*") -> set[tuple[str, str, str]]:

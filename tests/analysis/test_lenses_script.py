@@ -177,3 +177,15 @@ def test_answers_are_compared_item_by_item(call, planted, tmp_path):
 
 def test_made_up_runs_say_their_lens(planted):
     assert [open_run(folder).manifest["lens"]["kind"] for folder, _ in planted.values()] == ["logit", "linear"]
+
+
+def test_models_are_drawn_beside_each_other(call, script, planted, tmp_path):
+    assert call(*(folder for folder, _ in planted.values()), tmp_path / "one").returncode == 0
+    drawing = SCRIPT.parent / "lens_figure.py"
+    done = script(drawing, f"One={tmp_path / 'one'}", f"Two={tmp_path / 'one'}", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    drawn = pd.read_csv(tmp_path / "out" / "lenses.csv").set_index(["model", "lens", "quantity"])["measured"]
+    of_one = pd.read_csv(tmp_path / "one" / "lenses.csv").set_index(["lens", "quantity"])["measured"]
+    for model in ("One", "Two"):
+        assert drawn[model, "linear", "perturbed tokens"] == of_one["linear", "perturbed tokens"]
+    assert script(drawing, f"One={tmp_path / 'none'}", tmp_path / "out").returncode == 2
