@@ -25,7 +25,6 @@ from torch import Tensor
 import layerlens as ll
 from layerlens.analysis.sample import Sample, sample
 from layerlens.errors import LayerlensError, RunError
-from layerlens.lens.files import open_lens
 from layerlens.run import Run, open_run
 from layerlens.tables.compose import Measured, beside
 from layerlens.tables.save import save
@@ -37,7 +36,7 @@ AS_IT_IS = TEMPERATURES.index(1.0)
 def read_again(run: Run, model: ll.Model, tokens: Sample) -> Iterator[tuple[Floats, Floats, Floats]]:
     """Of each prompt H(L), [tokens], then H(L-1) and KL(L || L-1) by temperature, [tokens, temperatures], in nats."""
     lens = run.manifest.get("lens", {"kind": "logit"})
-    transport = open_lens(f"{lens['kind']}:{lens['source']}" if "source" in lens else lens["kind"], model)
+    transport = ll.open_lens(f"{lens['kind']}:{lens['source']}" if "source" in lens else lens["kind"], model)
     prompts = run.prompts.set_index("prompt_id")
     states = run.positions.iloc[tokens.rows].reset_index(drop=True)
     before = model.n_layers - 1
