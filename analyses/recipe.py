@@ -31,7 +31,7 @@ LENSES = {"logit": "", "linear": ".safetensors", "tuned": ".safetensors", "jacob
 
 READ = {"smollm2": ("logit", "linear", "tuned"), "gemma3": ("logit", "linear")}
 """Through which of them each model is read."""
-ANSWERED, GIVEN = ("logit",), ("logit",)
+ANSWERED, GIVEN = ("logit", "tuned"), ("logit",)
 """Through which of them SmolLM2 answers from the valley, and reads texts that people wrote."""
 
 
