@@ -29,7 +29,7 @@ TEMPERATURES = ("0.1", "0.4", "0.7", "1.0")
 LENSES = {"logit": "", "linear": ".safetensors", "tuned": ".safetensors", "jacobian": ".pt"}
 """Kinds of lenses, and how their files in RUNS/lenses end: smollm2-linear.safetensors. docs/lenses.md has the fits."""
 
-READ = {"smollm2": ("logit", "linear", "tuned"), "gemma3": ("logit", "linear")}
+READ = {"smollm2": ("logit", "linear", "tuned", "jacobian"), "gemma3": ("logit", "linear")}
 """Through which of them each model is read."""
 ANSWERED, GIVEN = ("logit", "tuned"), ("logit",)
 """Through which of them SmolLM2 answers from the valley, and reads texts that people wrote."""
