@@ -30,7 +30,7 @@ from layerlens.bench.timing import in_turns, seconds_of, timed
 from layerlens.bench.tracing import products, torch_product
 from layerlens.lens import read
 from layerlens.models import Model, Unembed, tiny_tokenizer
-from layerlens.tracing.meter import Meter
+from layerlens.tracing.meter import Measured, Meter
 from layerlens.tracing.passes import replay
 
 GIB = 2**30
@@ -140,8 +140,9 @@ def check_twice(model: Model) -> Outcome:
 def check_traces(model: Model) -> Outcome:
     """All measures of a text of 33 tokens."""
     found = [traced(fused(model, on), random_ids(model, 33)) for on in (False, True)]
-    worst = max(float(abs(a - b).max()) for a, b in zip(*(floats for floats, _ in found), strict=True))
-    same = float((found[0][1] == found[1][1]).mean())
+    compared = ("norm_ratio", "io_cosine", "entropy")
+    worst = max(float(abs(found[0][name] - found[1][name]).max()) for name in compared)
+    same = float((found[0]["top_token_id"] == found[1]["top_token_id"]).mean())
     return worst < TOLERANCE and same > 0.99, f"within {worst:.1e}, {same:.1%} of first choices equal"
 
 
@@ -154,8 +155,7 @@ def check_beside(model: Model, n_tokens: int) -> Outcome:
         for ids in texts:
             replay(model, [ids], [0], meter)
         found.append(meter.collect())
-    floats, tops = found[0]
-    same = [np.array_equal(floats, other, equal_nan=True) and (tops == also).all() for other, also in found[1:]]
+    same = [all(np.array_equal(one[name], found[0][name], equal_nan=True) for name in one) for one in found[1:]]
     return all(same), f"{sum(same)} of {len(same)} equal"
 
 
@@ -165,12 +165,11 @@ def random_ids(model: Model, n_tokens: int) -> list[int]:
     return torch.randint(0, model.unembed.n_vocab, (n_tokens,), generator=generator).tolist()
 
 
-def traced(model: Model, ids: list[int]) -> Any:
+def traced(model: Model, ids: list[int]) -> Measured:
     """What a replay measures."""
     meter = Meter(model)
     replay(model, [ids], [0], meter)
-    floats, tops = meter.collect()
-    return floats[[0, 1, 4]], tops  # ratio, cosine, entropy
+    return meter.collect()
 
 
 # -------------------------------------------------------------------------------------------------------------- timing
