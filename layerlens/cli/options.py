@@ -35,7 +35,7 @@ StrategyName = Annotated[
 Lens = Annotated[
     str | None,
     typer.Option(
-        help="Through which layers are read: logit, linear:FILE, tuned:FILE or jacobian:FILE. [default: logit]"
+        help="What layers are read through: logit, linear:FILE, tuned:FILE or jacobian:FILE. [default: logit]"
     ),
 ]
 Window = Annotated[
@@ -181,12 +181,14 @@ class Readings:
     lens: Lens = None
     targets: Annotated[
         bool,
-        typer.Option("--targets", help="Record how probable each layer holds the token that followed, and its rank."),
+        typer.Option("--targets", help="Record each layer's log-probability and rank of the token that followed."),
     ] = False
-    top: Annotated[int, typer.Option(help="Record so many first words of each layer, 20 at most.")] = 0
+    top: Annotated[
+        int, typer.Option(metavar="K", help="Record the K likeliest words of each layer, 20 at most; 0: none.")
+    ] = 0
     kl: Annotated[bool, typer.Option("--kl", help="Record KL from the last layer to each layer too, in nats.")] = False
     js: Annotated[
-        bool, typer.Option("--js", help="Record the Jensen-Shannon divergence from the last layer too; twice the time.")
+        bool, typer.Option("--js", help="Record each layer's Jensen-Shannon divergence from the last; reads twice.")
     ] = False
     sublayers: Annotated[
         bool, typer.Option("--sublayers", help="Read the stream between attention and MLP of each block too.")

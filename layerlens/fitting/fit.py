@@ -14,7 +14,6 @@ from layerlens.fitting.gain import gain
 from layerlens.fitting.jacobian import fit_jacobian, refuse_without_transformer_lens, write_jacobian
 from layerlens.fitting.linear import Affinities, fit_linear
 from layerlens.fitting.options import FitOptions, JacobianOptions, LinearOptions, TunedOptions
-from layerlens.fitting.progress import Progress
 from layerlens.fitting.texts import Split, split_texts
 from layerlens.fitting.tuned import fit_tuned
 from layerlens.fitting.workplace import Workplace, refuse_other
@@ -24,6 +23,7 @@ from layerlens.lens.transport import Affine
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 from layerlens.models.use import uses_model
+from layerlens.tracing.progress import Progress
 
 Fit = Callable[[Model, Split, Any, Workplace, Progress], Affinities]
 

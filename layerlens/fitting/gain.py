@@ -9,12 +9,12 @@ import torch
 
 from layerlens.analysis.uncertainty import mean_interval, resample
 from layerlens.errors import PromptError
-from layerlens.fitting.progress import Progress
 from layerlens.fitting.states import states_of
 from layerlens.fitting.texts import Text
 from layerlens.lens import kl_from_last, read
 from layerlens.lens.transport import Transport
 from layerlens.models import Model
+from layerlens.tracing.progress import Progress
 
 _ROWS_AT_ONCE = 256
 
@@ -39,7 +39,7 @@ def gain(model: Model, transport: Transport, texts: Sequence[Text], skip: int, p
     layers = [layer for layer in range(model.n_layers) if layer in transport.layers]
     sums = np.zeros((len(texts), 2, len(layers)))
     counts = np.array([len(text.token_ids) - skip for text in texts], dtype=float)
-    progress.begin("measuring the gain", len(texts))
+    progress.begin("measuring the gain", len(texts), "texts")
     for place, text in enumerate(texts):
         states = states_of(model, text, skip)
         for rows in zip(*(layer.split(_ROWS_AT_ONCE) for layer in states), strict=True):

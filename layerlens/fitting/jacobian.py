@@ -14,13 +14,13 @@ import torch
 from layerlens.errors import ModelError, OptionError, first_sentence, spelled
 from layerlens.fitting.linear import Affinities
 from layerlens.fitting.options import JacobianOptions
-from layerlens.fitting.progress import Progress
 from layerlens.fitting.texts import Split
 from layerlens.fitting.workplace import Workplace
 from layerlens.lens.files import Stored
 from layerlens.lens.opening import made_for
 from layerlens.models import Model
 from layerlens.models.backend import TRANSFORMERS
+from layerlens.tracing.progress import Progress
 
 
 def fit_jacobian(
@@ -35,7 +35,7 @@ def fit_jacobian(
     texts = split.fitted[: options.most_texts]
     sums = torch.zeros(model.n_layers - 1, model.d_model, model.d_model)
     done = place.load([sums], "sums") or {"texts": 0, "metadata": None}
-    progress.begin("fitting", len(texts), done=done["texts"])
+    progress.begin("fitting", len(texts), "texts", done=done["texts"])
     bridge = _bridge(model) if done["texts"] < len(texts) else None
     for number, text in enumerate(texts[done["texts"] :], done["texts"] + 1):
         lens = _fitted(bridge, text.token_ids, model, split, options)

@@ -19,13 +19,13 @@ from layerlens.axes import States
 from layerlens.errors import Notice, PromptError
 from layerlens.fitting.moments import Moments
 from layerlens.fitting.options import FitOptions
-from layerlens.fitting.progress import Progress
 from layerlens.fitting.states import held_out_states, states_of
 from layerlens.fitting.texts import Split, Text
 from layerlens.fitting.workplace import Workplace
 from layerlens.lens import kl_from_last, read
 from layerlens.models import Model
 from layerlens.models.unembed import Unembed
+from layerlens.tracing.progress import Progress
 
 PENALTIES = tuple(10.0**power for power in range(-6, 1))
 """Of which one is chosen, in units of the mean eigenvalue."""
@@ -134,7 +134,7 @@ def _sum_up(model: Model, split: Split, moments: Moments, place: Workplace, prog
     """Add the states of all texts, from where an earlier process was killed."""
     batches = list(_batches(split, _ROWS_ON_DISK if moments.on_disk else _ROWS_IN_MEMORY))
     done = place.load(moments.tensors, "sums") or {"batches": 0}
-    progress.begin("fitting", len(split.fitted), done=sum(map(len, batches[: done["batches"]])))
+    progress.begin("fitting", len(split.fitted), "texts", done=sum(map(len, batches[: done["batches"]])))
     for number, batch in enumerate(batches[done["batches"] :], done["batches"] + 1):
         moments.add([states_of(model, text, split.skip) for text in batch])
         progress.advance(len(batch), split.n_positions(batch))

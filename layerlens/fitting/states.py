@@ -8,10 +8,10 @@ from torch import Tensor
 
 from layerlens.axes import States
 from layerlens.errors import PromptError
-from layerlens.fitting.progress import Progress
 from layerlens.fitting.texts import Split, Text
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
+from layerlens.tracing.progress import Progress
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def states_of(model: Model, text: Text, skip: int) -> list[States]:
 
 def held_out_states(model: Model, split: Split, seed: int, n: int, progress: Progress) -> list[States]:
     """States of layers 0..L at about `n` positions of the texts to choose by, as many of each text."""
-    progress.begin("reading what is held out", len(split.chosen_by))
+    progress.begin("reading what is held out", len(split.chosen_by), "texts")
     share = max(2, n // len(split.chosen_by))
     of_texts = []
     for number, text in enumerate(split.chosen_by):

@@ -16,7 +16,6 @@ from torch import Tensor
 from layerlens.axes import States
 from layerlens.fitting.linear import Affinities, fit_linear
 from layerlens.fitting.options import TunedOptions
-from layerlens.fitting.progress import Progress
 from layerlens.fitting.slopes import kl_and_slopes
 from layerlens.fitting.states import drawn, held_out_states, states_of
 from layerlens.fitting.texts import Split
@@ -25,6 +24,7 @@ from layerlens.lens import kl_from_last, read
 from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import Affine
 from layerlens.models import Model
+from layerlens.tracing.progress import Progress
 
 _HELD_OUT_STATES = 512
 _STEPS_BETWEEN = 25  # looks at what is held out

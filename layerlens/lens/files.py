@@ -216,7 +216,9 @@ def _tensors_only(kind: str, path: Path, within: str = "") -> dict[Any, Any]:
             warnings.simplefilter("ignore")  # of a pickle that is then refused
             loaded = torch.load(path / within, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _unreadable(kind, path, "it is a pickle that holds more than tensors and could run code") from error
+        raise _unreadable(
+            kind, path, "it is damaged, or a pickle that holds more than tensors and could run code"
+        ) from error
     if not isinstance(loaded, dict):
         raise _unreadable(kind, path, f"it holds a {type(loaded).__name__}")
     return loaded

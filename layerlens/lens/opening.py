@@ -85,6 +85,10 @@ def _refuse_unfit(transport: Transport, model: Model) -> None:
     if not isinstance(kind, str) or kind in ("", "logit"):
         problem = f"the lens {name} calls its kind {kind!r}"
         raise OptionError(problem, "give it a name of its own", option="lens", given=name)
+    if isinstance(transport, Affine) and transport.is_opened:
+        problem = f"the lens {transport.spec} was opened for another model than this {model.source}"
+        advice = "give its name, or what open_lens makes of it for this model"
+        raise OptionError(problem, advice, option="lens", given=name)
     if isinstance(transport, Affine) and transport.layers[-1] != model.n_layers:
         problem = f"the lens {transport.spec} was made for a model of {transport.layers[-1]} layers"
         raise OptionError(f"{problem}, and {model.source} has {model.n_layers}", _ANOTHER, option="lens", given=name)

@@ -28,7 +28,6 @@ def read(
     head: Head,
     chosen: Int[Tensor, "rows chosen"] | None = None,
     *,
-    ranks: bool = False,
     n_first: int = 0,
     tile: tuple[int, int] | None = None,
 ) -> Reading:
@@ -37,20 +36,18 @@ def read(
     Args:
         states: residual-stream states as a block handed them on, in the model's dtype, or as a transport brought them.
         head: the model's.
-        chosen: token ids, 0..V-1, of each row whose log-probability is wanted.
-        ranks: whether their ranks are wanted too.
+        chosen: token ids, 0..V-1, of each row whose log-probability and rank are wanted.
         n_first: how many of the first words are wanted, 0..V.
         tile: rows and words of a tile; by default what suits the device.
     """
-    if not ranks and n_first == 0 and len(states) and (unembed := fused(head)) is not None:
+    if chosen is None and n_first == 0 and len(states) and (unembed := fused(head)) is not None:
         from layerlens.lens.kernels import read_fused
 
-        return read_fused(states, unembed, chosen)
+        return read_fused(states, unembed)
     rows, words = tile or tile_for(states.device)
     choices = [None] * (len(states) // rows + 1) if chosen is None else chosen.split(rows)
     parts = [
-        _read_rows(part, head, ids, ranks, n_first, words)
-        for part, ids in zip(states.split(rows), choices, strict=False)
+        _read_rows(part, head, ids, n_first, words) for part, ids in zip(states.split(rows), choices, strict=False)
     ]
     return parts[0] if len(parts) == 1 else Reading.joined(parts)
 
@@ -80,13 +77,12 @@ def tile_bytes(d_model: int, dtype: torch.dtype, device: torch.device) -> int:
     return 4 * (2 * rows * words + 2 * rows * d_model + copied)
 
 
-def _read_rows(states: States, head: Head, chosen: Tensor | None, ranks: bool, n_first: int, words: int) -> Reading:
+def _read_rows(states: States, head: Head, chosen: Tensor | None, n_first: int, words: int) -> Reading:
     """One pass over the vocabulary, tile by tile."""
     normed = head.normed(states)
     maximum = normed.new_full((len(states),), -math.inf, dtype=torch.float32)
     top = torch.zeros_like(maximum, dtype=torch.long)
-    picked = None if chosen is None or ranks else torch.full_like(chosen, -math.inf, dtype=torch.float32)
-    ranked = [Chosen(ids, normed, head, words) for ids in chosen.unbind(1)] if chosen is not None and ranks else []
+    picked = [] if chosen is None else [Chosen(ids, normed, head, words) for ids in chosen.unbind(1)]
     first = FirstWords(len(states), n_first, normed.device) if n_first else None
     starts = range(0, head.n_vocab, words)
     # kept in one piece: small tensors that outlive a tile would lie between the large ones, and the heap would grow
@@ -95,28 +91,18 @@ def _read_rows(states: States, head: Head, chosen: Tensor | None, ranks: bool, n
         logits = head.logits_tile(normed, start, min(start + words, head.n_vocab))
         if head.bans_words:
             logits.clamp_(min=LOWEST)
-        if chosen is not None and picked is not None:
-            _pick(logits, chosen, start, picked)
-        for one in ranked:
+        for one in picked:
             one.add(logits, start)
         torch.stack(Sums.of_tile(logits, maximum, top, start), out=parts[:, place])
         if first is not None:
             first.add(logits, parts[0, place], start)
     sums = Sums.joined(parts)
     log_normalizer = sums.log_normalizer.unsqueeze(1)
-    reading = Reading(
-        sums.entropy(head.n_vocab), top, sums.log_normalizer, None if picked is None else picked - log_normalizer
-    )
-    if ranked:
-        log_probs = torch.stack([one.logits for one in ranked], dim=1) - log_normalizer
-        reading = reading._replace(log_probs=log_probs, ranks=torch.stack([one.ranks(top) for one in ranked], dim=1))
+    reading = Reading(sums.entropy(head.n_vocab), top, sums.log_normalizer, None)
+    if picked:
+        log_probs = torch.stack([one.logits for one in picked], dim=1) - log_normalizer
+        reading = reading._replace(log_probs=log_probs, ranks=torch.stack([one.ranks(top) for one in picked], dim=1))
     if first is not None:
         first_logits, ids = first.result(top, maximum)
         reading = reading._replace(first_ids=ids, first_log_probs=first_logits - log_normalizer)
     return reading
-
-
-def _pick(logits: Tensor, chosen: Tensor, start: int, chosen_logits: Tensor) -> None:
-    inside = (chosen >= start) & (chosen < start + logits.shape[1])
-    picked_logits = logits.gather(1, (chosen - start).clamp(0, logits.shape[1] - 1))
-    chosen_logits.copy_(torch.where(inside, picked_logits, chosen_logits))

@@ -115,6 +115,11 @@ class Affine:
         moved._biases = {layer: one.to(device, torch.float32) for layer, one in self._biases.items()}
         return moved
 
+    @property
+    def is_opened(self) -> bool:
+        """Whether it was read from a file, for one model."""
+        return self._opened_for is not None
+
     def was_opened_for(self, hf: nn.Module) -> bool:
         """Whether it was read from a file for this model."""
         return self._opened_for is not None and self._opened_for() is hf

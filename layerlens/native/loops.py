@@ -50,9 +50,7 @@ def row_sums(
     do not lie in a CPU's memory value after value.
     """
     rows, words = logits.shape
-    if processor() is None or rows == 0 or words == 0:
-        return None
-    if logits.dtype != torch.float32 or not _is_plain(logits) or logits.stride(1) != 1:
+    if not _are_rows(logits):
         return None
     if not (_is_column(greatest, rows, torch.float32) and _is_column(top, rows, torch.int64)):
         return None
@@ -68,15 +66,20 @@ def count_above(logits: Tensor, bounds: Tensor, above: Tensor) -> bool:
     False, and nothing done, where float32 rows do not lie in a CPU's memory value after value.
     """
     rows, words = logits.shape
-    if processor() is None or rows == 0 or words == 0:
-        return False
-    if logits.dtype != torch.float32 or not _is_plain(logits) or logits.stride(1) != 1:
+    if not _are_rows(logits):
         return False
     if not (_is_column(bounds, rows, torch.float32) and _is_column(above, rows, torch.int64)):
         return False
     places = (logits.data_ptr(), bounds.data_ptr(), above.data_ptr())
     _counts()(rows, words, logits.stride(0), *places)
     return True
+
+
+def _are_rows(logits: Tensor) -> bool:
+    """Whether there are float32 rows of words that lie in a CPU's memory value after value, and loops for them."""
+    if processor() is None or logits.numel() == 0:
+        return False
+    return logits.dtype == torch.float32 and _is_plain(logits) and logits.stride(1) == 1
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -136,8 +136,7 @@ def figure_settling(run: Records) -> tuple[Figure, pd.DataFrame]:
         above, below = figure.subplots(2, 1)
         draw_settled(table, above)
         draw_deep_thinking(table, below)
-        for ax, letter in ((above, "(a)"), (below, "(b)")):
-            ax.set_title(f"{letter} {ax.get_title(loc='left')}", loc="left")
+        style.letter_titles(above, below)
         style.name_lens(figure, run.lens)
     return figure, table
 

@@ -44,9 +44,10 @@ def figure4(run: Records, half_steps: bool = False) -> tuple[Figure, pd.DataFram
     with style.look():
         height = 5.4 if half_steps else 4.8  # their entry takes the legend to a second row
         figure = Figure(figsize=(style.COLUMN_INCHES, height), layout="constrained")
-        for group, ax, letter in zip(GROUPS, figure.subplots(2, 1), ("(a)", "(b)"), strict=True):
+        panels = figure.subplots(2, 1)
+        for group, ax in zip(GROUPS, panels, strict=True):
             draw_entropy(table[table["group"] == group], ax)
-            ax.set_title(f"{letter} {ax.get_title(loc='left')}", loc="left")
+        style.letter_titles(*panels)
         style.name_lens(figure, run.lens)
     return figure, table
 

@@ -75,8 +75,7 @@ def figure_parts(run: Records) -> tuple[Figure, pd.DataFrame]:
         above, below = figure.subplots(2, 1)
         draw_parts_by_layer(table, above)
         draw_last_parts(table, below)
-        for ax, letter in ((above, "(a)"), (below, "(b)")):
-            ax.set_title(f"{letter} {ax.get_title(loc='left')}", loc="left")
+        style.letter_titles(above, below)
         style.name_lens(figure, run.lens)
     return figure, table
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from string import ascii_lowercase
 from typing import Any
 
 import matplotlib as mpl
@@ -76,6 +77,12 @@ def name_lens(figure: Figure, *lenses: str) -> None:
         text = f"above {text}, below through the {kinds[1]} lens"
     right = 1 - 0.06 / figure.get_figwidth()
     figure.supxlabel(text, x=right, ha="right", fontsize=6, color=GREY)
+
+
+def letter_titles(*panels: Axes) -> None:
+    """Put (a), (b), ... before the titles of a figure's panels."""
+    for letter, ax in zip(ascii_lowercase, panels, strict=False):
+        ax.set_title(f"({letter}) {ax.get_title(loc='left')}", loc="left")
 
 
 def layer_axis(ax: Axes, n_layers: int) -> None:

@@ -302,8 +302,7 @@ class _Layer:
     def _read(self, states: States, chosen: Tensor | None = None) -> Reading:
         if self._coarse is not None:
             return self._coarse.read(states)
-        is_chosen = chosen is not None
-        return tiled.read(states, self._unembed, chosen, ranks=is_chosen, n_first=self._wanted.top)
+        return tiled.read(states, self._unembed, chosen, n_first=self._wanted.top)
 
     def _half(self, part: States | None, device: torch.device) -> Reading | None:
         """Of the stream between attention and MLP, through the transport of the layer before, to whose states attention

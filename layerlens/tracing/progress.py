@@ -1,4 +1,4 @@
-"""A progress bar for people who wait: prompts, tokens a second, time left."""
+"""A progress bar for people who wait: what is done now, how much of it, tokens a second, time left."""
 
 import time
 
@@ -8,24 +8,23 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """Counts prompts and tokens, on standard error; shows nothing where nobody watches. A context manager."""
+    """Counts what is done of one part of the work after the other, on standard error; shows nothing where nobody
+    watches. A context manager.
+    """
 
-    def __init__(self, n_prompts: int, *, shown: bool) -> None:
+    def __init__(self, *, shown: bool) -> None:
         console = Console(stderr=True)
         self._bar = RichProgress(
-            TextColumn("tracing"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("prompts · {task.fields[speed]} tokens/s ·"),
+            TextColumn("{task.fields[unit]} · {task.fields[speed]} tokens/s ·"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
             disable=not (shown and (console.is_terminal or console.is_jupyter)),
             transient=True,
         )
-        self._task = self._bar.add_task("", total=n_prompts, speed="–")
-        self._tokens = 0
-        self._started = time.perf_counter()
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -34,9 +33,18 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance_prompts(self, n_prompts: int) -> None:
-        """Count prompts as done."""
-        self._bar.advance(self._task, n_prompts)
+    def begin(self, doing: str, total: int, unit: str, done: int = 0) -> None:
+        """Show another part of the work, in place of the one before."""
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._tokens, self._started = 0, time.perf_counter()
+        self._task = self._bar.add_task(doing, total=total, completed=done, unit=unit, speed="–")
+
+    def advance(self, n: int, n_tokens: int = 0) -> None:
+        """Count units of the part as done, and tokens."""
+        if n_tokens:
+            self.advance_tokens(n_tokens)
+        self._bar.advance(self._task, n)
 
     def advance_tokens(self, n_tokens: int) -> None:
         """Count tokens as done and show their rate."""

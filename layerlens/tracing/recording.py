@@ -63,13 +63,14 @@ def record(
     started = time.perf_counter()
     with RunWriter(out, manifest, resume=resume) as writer:
         pending = set(writer.pending())
-        with Progress(sum(len(batch) for batch in batches), shown=progress) as bar:
-            bar.advance_prompts(sum(len(batch) for index, batch in enumerate(batches) if index not in pending))
+        with Progress(shown=progress) as bar:
+            n_done = sum(len(batch) for index, batch in enumerate(batches) if index not in pending)
+            bar.begin("tracing", sum(len(batch) for batch in batches), "prompts", n_done)
             for index in sorted(pending):
                 seed = batch_seed(options.seed, places[index])
                 tokens, rows = _record_batch(engine, tokenizer, batches[index], options, strategy, seed, bar)
                 writer.write(index, tokens, rows)
-                bar.advance_prompts(len(batches[index]))
+                bar.advance(len(batches[index]))
         run = open_run(out)
         totals = _totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches))
         occurring = ids_in(

@@ -308,6 +308,15 @@ def test_a_transport_of_ones_own_that_does_not_fit_is_refused(own, model):
         open_lens(own, model)
 
 
+def test_an_opened_lens_is_refused_for_another_model_of_the_same_shape(model, tmp_path):
+    own_file(model, tmp_path / "own.safetensors")
+    opened = open_lens(f"linear:{tmp_path / 'own.safetensors'}", model)
+    assert open_lens(opened, model) is opened
+    other = ll.load(deepcopy(model.hf), tokenizer=model.tokenizer)
+    with refused(ll.OptionError, "lens", "Affine", problem="another model"):
+        ll.generate(other, "Hello", strategy=ll.Valley(window=2), lens=opened, max_new_tokens=2)
+
+
 def test_no_transport_touches_the_last_layer(model, tmp_path):
     """Even one that would, such as another model's."""
     options = {"max_new_tokens": 6, "chat_template": False, "progress": False, "targets": True}
