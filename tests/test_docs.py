@@ -14,6 +14,7 @@ import layerlens as ll
 from layerlens.decode import registry as names
 from layerlens.decode.criteria import CRITERIA
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
+from layerlens.records.schema import FINISH_REASONS, PROMPTS, WORDS, all_token_columns
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODING = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
@@ -47,6 +48,14 @@ def test_every_strategy_and_criterion_is_documented():
     options = ("min_new_tokens", "repetition_penalty", "stop_strings", "eos_token_id", "entropy_floor")
     for option in (*options, "chat_template_args", "add_special_tokens", "--chat-template-arg"):
         assert f"`{option}" in DECODING
+
+
+def test_every_recorded_column_is_on_the_page_of_records():
+    page = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
+    columns = {column.name for column in (*all_token_columns(), *PROMPTS, *WORDS)}
+    in_tables = {name for line in page.splitlines() if line.startswith("|") for name in re.findall(r"`(\w+)`", line)}
+    assert columns <= in_tables
+    assert set(FINISH_REASONS) <= in_tables
 
 
 @pytest.fixture(scope="module")
