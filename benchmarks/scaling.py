@@ -41,7 +41,12 @@ POINTS = {
     "batch": (1, 2, 4, 8),
     "window": (1, 2, 4, 8),
 }
-LABELS = {"tokens": "tokens of a text", "vocabulary": "words", "batch": "texts at a time", "window": "window, decoding"}
+LABELS = {
+    "tokens": "tokens of a text",
+    "vocabulary": "vocabulary entries",
+    "batch": "texts at a time",
+    "window": "window, decoding",
+}
 WIDTH = 256
 
 
@@ -70,7 +75,7 @@ def main() -> None:
 
 
 def model_of(sizes: dict[str, int]) -> Any:
-    """A random llama of that many layers and words."""
+    """A random llama of that many layers and vocabulary entries."""
     shape = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "num_key_value_heads": 4}
     shape |= {"head_dim": WIDTH // 4, "max_position_embeddings": 8192}
     hf = tiny_model("llama", num_hidden_layers=sizes["layers"], vocab_size=sizes["vocabulary"], **shape)
@@ -78,7 +83,7 @@ def model_of(sizes: dict[str, int]) -> Any:
 
 
 def ids_of(sizes: dict[str, int]) -> list[list[int]]:
-    """Any words."""
+    """Random token ids."""
     random = np.random.default_rng(0)
     return random.integers(0, sizes["vocabulary"], (sizes["batch"], sizes["tokens"])).tolist()
 
