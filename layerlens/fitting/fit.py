@@ -129,7 +129,7 @@ def refuse_unless_free(out: str | os.PathLike[str], asked: FitOptions, *, resume
     if not path.absolute().parent.is_dir():
         raise OptionError.about("out", path, "cannot be written there", "give a file in a folder that exists")
     if path.is_dir() or (path.exists() and not resume):
-        raise OptionError.about("out", path, "is there already", "give another file, or remove it")
+        raise OptionError.about("out", path, "is there already", "give another file")
     return path
 
 

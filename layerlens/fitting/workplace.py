@@ -22,6 +22,7 @@ from layerlens.errors import OptionError, spelled
 from layerlens.records.files import FolderWriter, remove_unfinished, write_json, writing
 
 _SECONDS_BETWEEN = 60.0
+_NO_OPTIONS = ("kind", "model", "identity", "revision", "texts")
 _SHARE_OF_TIME = 20  # a snapshot may take one part in so many
 
 
@@ -106,7 +107,7 @@ class Workplace(FolderWriter):
     def _refuse_unless_free(self, *, resume: bool) -> None:
         if self._has_begun and not resume:
             what = f"was begun before, in {self.folder}"
-            advice = f"give {spelled('resume', True)} to continue that fit, or remove the folder"
+            advice = f"give {spelled('resume', True)} to continue that fit, or another file"
             raise OptionError.about("out", self._out, what, advice)
 
     def _open(self) -> None:
@@ -125,10 +126,16 @@ def folder_of(out: Path) -> Path:
 
 def refuse_other(out: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """OptionError where another fit was begun than is asked for now."""
-    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    names = {name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)}
     if names:
-        shown = {"texts": "other texts", "model": "another model", "identity": "another model"}
-        named = next((shown[name] for name in names if name in shown), None)
-        differs = named or f"{spelled(names[0], theirs.get(names[0]))}"
+        options = [name for name in ours if name in names and name not in _NO_OPTIONS]
+        # an option such as the seed changes which texts there are, and is what was given differently
+        differs = (
+            "another model"
+            if names & {"model", "identity", "revision"}
+            else spelled(options[0], theirs.get(options[0]))
+            if options
+            else "other texts"
+        )
         advice = f"give what it was begun with, or another {spelled('out')}"
         raise OptionError.about("out", out, f"was begun with {differs}", advice)

@@ -89,6 +89,7 @@ def test_an_unfinished_fit_is_not_begun_anew_by_accident_nor_continued_as_anothe
     for other, changed in (
         ({"prompts": texts(20, seed=1)}, "texts"),
         ({"skip_first": 2}, "skip_first 1"),
+        ({"seed": 1}, "seed 0"),
         ({"model": tiny("qwen3")}, "model"),
     ):
         model = other.pop("model", tiny("llama"))
