@@ -1,7 +1,10 @@
 """The documentation's code runs as it stands, and names what there is."""
 
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from html import unescape
@@ -18,6 +21,7 @@ from layerlens.records.schema import FINISH_REASONS, PROMPTS, WORDS, all_token_c
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODING = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", DECODING, re.DOTALL)
 
 
@@ -56,6 +60,38 @@ def test_every_recorded_column_is_on_the_page_of_records():
     in_tables = {name for line in page.splitlines() if line.startswith("|") for name in re.findall(r"`(\w+)`", line)}
     assert columns <= in_tables
     assert set(FINISH_REASONS) <= in_tables
+
+
+@pytest.mark.filterwarnings("ignore::layerlens.errors.Notice")  # a tiny model's context cuts the texts of the fit
+def test_the_tutorial_can_be_followed(cli, tiny_folder, tmp_path, monkeypatch):
+    """Its file, its commands and its code, in order, on a tiny model in place of the one that it names."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder("llama"), "smollm2-135m-instruct")
+    config = Path("smollm2-135m-instruct/tokenizer_config.json")
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    names = {}
+    for language, text in re.findall(r"```(\w+)\n(.*?)```", TUTORIAL, re.DOTALL):
+        if language == "json":
+            Path("prompts.jsonl").write_text(text)
+        elif language == "bash":
+            for line in text.splitlines():
+                asked = line.replace("--model ", "--model ./").replace("--max-new-tokens 48", "--max-new-tokens 12")
+                status, _, said = cli(*shlex.split(asked)[1:])
+                assert status == 0, said
+        else:
+            exec(compile(text, "tutorial.md", "exec"), names)
+    for name in ("figures/grid.png", "figures/figure4.png", "runs/logit/report.html"):
+        assert Path(name).exists()
+    logit, linear = (ll.open_run(f"runs/{name}") for name in ("logit", "linear"))
+    assert len(logit.prompts) == 12
+    assert linear.manifest["lens"]["kind"] == "linear"
+
+
+def test_the_page_of_commands_is_what_help_says():
+    """`python scripts/commands > docs/commands.md` makes it."""
+    made = subprocess.run([sys.executable, ROOT / "scripts" / "commands"], capture_output=True, text=True, check=True)
+    assert made.stdout == (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
