@@ -56,7 +56,7 @@ def draw(table: pd.DataFrame) -> Figure:
     lenses = [lens for lens in LENSES if lens in set(table["lens"])]
     models = list(dict.fromkeys(table["model"]))
     with style.look():
-        figure = Figure(figsize=(2 * style.COLUMN_INCHES, 2.4), layout="constrained")
+        figure = Figure(figsize=(style.inches("two"), 2.4), layout="constrained")
         axes = figure.subplots(1, len(PANELS))
         for ax, (quantity, said), letter in zip(axes, PANELS.items(), "abc", strict=True):
             for place, model in enumerate(models):

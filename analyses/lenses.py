@@ -241,7 +241,7 @@ def curves(runs: dict[str, Run]) -> pd.DataFrame:
 def draw_curves(table: pd.DataFrame) -> Figure:
     """Mean entropy by layer under each lens: all layers above, the last ones with their half steps below."""
     with style.look():
-        figure = Figure(figsize=(2 * style.COLUMN_INCHES, 4.6), layout="constrained")
+        figure = Figure(figsize=(style.inches("two"), 4.6), layout="constrained")
         axes = figure.subplots(2, 2)
         for column, (group, rows) in enumerate(table.groupby("group", sort=False)):
             above, below = axes[:, column]

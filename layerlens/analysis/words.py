@@ -23,6 +23,7 @@ FREQUENCY_BANDS = (
 )
 RULES = ("paper", "own")
 
+_SPECIAL = re.compile(r"\[/?[A-Z_]{2,}\]")  # [INST], [SEP]; those in angle brackets are no words anyway
 _WORD = re.compile("c|w+(?:'w+)*")  # over the kinds of characters
 
 
@@ -54,6 +55,8 @@ def word_class(text: str, rule: str = "paper") -> str:
         raise OptionError(
             f"there is no rule {rule!r} for word classes", f"choose from {', '.join(RULES)}", option="rule", given=rule
         )
+    if _SPECIAL.fullmatch(text.strip()):
+        return "other"
     given = text.strip().casefold().replace("’", "'")
     by_paper = rule == "paper"
     if given and all(_category(character) == "P" or (by_paper and character == "$") for character in given):

@@ -165,7 +165,7 @@ def lens_grid(
 
 
 def _new_axes(rows: int, lens: str = "logit") -> np.ndarray[Any, Any]:
-    figure = _new_page((style.COLUMN_INCHES, 2.3 * rows), layout="constrained")
+    figure = _new_page((style.inches("one"), 2.3 * rows), layout="constrained")
     with style.look():
         style.name_lens(figure, lens)
         axes = figure.subplots(rows, 1, squeeze=False)

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from layerlens.plots import style
 PANELS = (("last", "last-1", "last-2", "last-4", "valley"), ("valley-2", "valley-1", "valley+1", "valley+2", "valley"))
 """The arms of the two panels. Others that were run follow: shifted valleys in the second, the rest in the first."""
 
-_LABEL_SPACE = 0.085  # of p, between two boxes: narrower ones would cover each other
+_LABEL_SPACE = 0.12  # of p, between two boxes: narrower ones would cover each other
 _LEAST_TOP = 5.0  # percent, where nothing is right
 
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -34,22 +35,31 @@ _MORE_LOOKS: tuple[dict[str, Any], ...] = (
 )
 
 
-def figure3(folder: str | os.PathLike[str]) -> tuple[Figure, pd.DataFrame]:
-    """Accuracy against p of earlier layers (a) and of shifted valleys (b), and the table drawn; see `ablation_table`.
+def figure3(folder: str | os.PathLike[str], width: str = "one") -> tuple[Figure, pd.DataFrame]:
+    """Accuracy against p of earlier layers and of shifted valleys, and the table drawn; see `ablation_table`.
 
-    Only arms with answers of their own are drawn. An arm is the last layer at p = 0 and its own layer at p = 1. The
-    titles say so where the ablation is not complete.
+    Only arms with answers of their own are drawn. An arm is the last layer at p = 0 and its own layer at p = 1. A panel
+    is left out where none of its arms beside the last layer and the valley was run. The titles say so where the
+    ablation is not complete.
+
+    Args:
+        folder: of the ablation.
+        width: "one" or "two" columns of a page.
 
     Raises:
         RunError: there is no ablation at `folder`, or it holds no answer yet.
+        OptionError: there is no such width.
     """
     table = ablation_table(folder)
+    panels = [(arms, name) for arms, name in zip(panel_arms(table), _NAMES, strict=True) if set(arms) - {"valley"}]
+    panels = panels or [(["valley"], _NAMES[0])]
     with style.look():
-        figure = Figure(figsize=(style.COLUMN_INCHES, 4.8), layout="constrained")
-        names = ("(a) earlier layers", "(b) shifted valleys")
-        for arms, ax, name in zip(panel_arms(table), figure.subplots(2, 1), names, strict=True):
+        figure, axes = style.page(width, len(panels), 2.4)
+        for (arms, name), ax in zip(panels, axes, strict=True):
             draw_ablation(table, arms, ax)
             ax.set_title(f"{name}: {ax.get_title(loc='left')}", loc="left")
+        if len(panels) > 1:
+            style.letter_titles(*axes)
         style.name_lens(figure, table.attrs["lens"])
     return figure, table
 
@@ -68,28 +78,34 @@ def panel_arms(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 def draw_ablation(table: pd.DataFrame, arms: list[str], ax: Axes) -> Axes:
     """The axes with accuracy in percent against p for some arms, each with its 95 % interval, from `ablation_table`.
 
-    The valley is dashed and black, its values in boxes.
+    Intervals are bars, drawn side by side at each p; the last layer, which does not depend on p, has a band. The valley
+    is dashed and black, with its values in boxes at the top.
     """
     shown = table[table["arm"].isin(arms)]
     ax.set_title(_title(table, shown), loc="left")
     ax.set_xlabel("probability p of the arm's layer")
     ax.set_ylabel("accuracy (%)")
-    ax.set_xlim(-0.06, 1.06)
+    ax.set_xlim(-0.06, 1.1)
     ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     more = iter(_MORE_LOOKS * len(arms))
-    handles = [_curve(shown[shown["arm"] == arm], ax, _LOOKS.get(arm) or next(more)) for arm in arms]
-    if not handles:
-        ax.set_yticks([])
-        text = f"no such arm was run{'' if table.attrs['is_complete'] else ' yet'}"
-        ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=style.GREY)
-        return ax
+    moving = [arm for arm in arms if arm != "last"]
+    apart = _spread(shown) / max(1, len(moving))
+    handles = []
+    for arm in arms:
+        shift = 0.0 if arm == "last" else apart * (moving.index(arm) - (len(moving) - 1) / 2)
+        handles.append(_curve(shown[shown["arm"] == arm], shift, ax, _LOOKS.get(arm) or next(more)))
     top = max(_LEAST_TOP, 100 * float(shown["accuracy_high"].fillna(shown["accuracy"]).max()))
-    style.value_axis(ax, top, 1.16 * top)
-    _box_values(shown[shown["arm"] == "valley"], ax)
+    boxed = "valley" in arms
+    style.value_axis(ax, top, 1.2 * top if boxed else 1.05 * top)
+    if boxed:
+        _box_values(shown[shown["arm"] == "valley"], ax)
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.47, -0.2)}
-    columns = len(handles) if len(handles) <= 5 else min(4, -(-len(handles) // 2))
-    ax.legend(handles=handles, ncols=columns, handlelength=2.1, **place)
+    names = ["valley (in boxes)" if arm == "valley" else arm for arm in arms]
+    ax.legend(handles, names, ncols=len(handles) if len(handles) <= 3 else 3, handlelength=2.1, **place)
     return ax
+
+
+_NAMES = ("earlier layers", "shifted valleys")
 
 
 def _title(table: pd.DataFrame, shown: pd.DataFrame) -> str:
@@ -99,16 +115,30 @@ def _title(table: pd.DataFrame, shown: pd.DataFrame) -> str:
         text += ",\nnot complete"
     if not shown.empty and shown["n_items"].min() < n_items:
         text += f", sometimes only {shown['n_items'].min():,}"
-    return text + (", bands: 95 %" if (shown["accuracy_high"] > shown["accuracy_low"]).any() else "")
+    return text + (", bars: 95 %" if (shown["accuracy_high"] > shown["accuracy_low"]).any() else "")
 
 
-def _curve(rows: pd.DataFrame, ax: Axes, look: dict[str, Any]) -> Any:
+def _spread(shown: pd.DataFrame) -> float:
+    """How far the bars at one p may lie apart in all: a part of what is between two p."""
+    p = np.unique(shown["p"])
+    return 0.6 * float(np.diff(p).min()) if len(p) > 1 else 0.1
+
+
+def _curve(rows: pd.DataFrame, shift: float, ax: Axes, look: dict[str, Any]) -> Any:
     percent = 100 * rows.set_index("p")[["accuracy", "accuracy_low", "accuracy_high"]]
+    is_last = rows["arm"].iloc[0] == "last"
     drawn: dict[str, Any] = {"markersize": 3, "clip_on": False, "zorder": 4 if look["color"] == "black" else 3}
-    (line,) = ax.plot(percent["accuracy"], label=rows["arm"].iloc[0], **drawn, **look)
-    if (percent["accuracy_high"] > percent["accuracy_low"]).any():
-        low, high = percent["accuracy_low"], percent["accuracy_high"]
-        ax.fill_between(percent.index, low, high, color=look["color"], alpha=0.13, linewidth=0, zorder=1)
+    at = np.where(percent.index > 0, percent.index + shift, percent.index)  # at p = 0 every arm is the last layer
+    (line,) = ax.plot(at, percent["accuracy"], label=rows["arm"].iloc[0], **drawn, **look)
+    low, value, high = (percent[f"accuracy{end}"].to_numpy() for end in ("_low", "", "_high"))
+    wide = high > low
+    if is_last and wide.any():
+        ax.fill_between(at, low, high, color=look["color"], alpha=0.15, linewidth=0, zorder=1)
+    wide &= percent.index > 0
+    if not is_last and wide.any():
+        ends = [(value - low)[wide], (high - value)[wide]]
+        bars: dict[str, Any] = {"ecolor": look["color"], "elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
+        ax.errorbar(at[wide], value[wide], yerr=ends, fmt="none", zorder=2, **bars)
     return line
 
 
@@ -118,13 +148,13 @@ def _box_values(rows: pd.DataFrame, ax: Axes) -> None:
         if p - boxed < _LABEL_SPACE:
             continue
         boxed = p
-        ax.annotate(
+        ax.text(
+            p,
+            0.98,
             f"{100 * accuracy:.1f}",
-            (p, 100 * accuracy),
-            xytext=(0, 5),
-            textcoords="offset points",
+            transform=ax.get_xaxis_transform(),
             ha="center",
-            va="bottom",
+            va="top",
             fontsize=6,
             zorder=5,
             bbox={"boxstyle": "square,pad=0.18", "facecolor": "white", "edgecolor": "black", "linewidth": 0.5},

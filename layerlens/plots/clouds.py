@@ -1,12 +1,12 @@
 """Tokens that the valley chose and those of the last layer, over the entropy curve (Figure 1 of arXiv 2606.21906)."""
 
+from math import ceil
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
 
 from layerlens.analysis.sample import Gathered, PerPrompt, Sample, gathered, generated
 from layerlens.analysis.substitutions import METHODS, Substituted, choices_among, substituted
@@ -14,41 +14,54 @@ from layerlens.analysis.valleys import lowest_layers, valley_layers
 from layerlens.analysis.word_shares import refuse_without_texts
 from layerlens.analysis.words import word_class
 from layerlens.plots import style
-from layerlens.plots.boxes import FONT, ink_box, label
+from layerlens.plots.boxes import FONT, as_share, ink_box, label
 from layerlens.records.reader import Records
 
 MOST_LABELS = 60
 SEED = 0
-BLUE, RED, DARK = "#0072B2", "#D55E00", "0.25"
+BLUE, RED, DARK, PALE = "#0072B2", "#D55E00", "0.2", "0.58"
 
-_WIDTH, _HEIGHT = 2 * style.COLUMN_INCHES, 4.1  # inches
-_CLOUD = (3.3, 1.95)  # inches
-_PIXELS = 200  # an inch of the canvas on which labels are placed
-_SMALLEST, _LARGEST = 5.0, 34.0  # points
+_CLOUD = (3.2, 1.9)  # inches
+_PIXELS = 100  # an inch of the canvas on which labels are placed
+_GAP = (5, 3)  # of these pixels, across and down, between two labels: nobody reads them as one
+_SMALLEST = 6.5  # points
+_LARGEST = (34.0, 28.0, 23.0, 19.0, 16.0, 13.0)  # points of the most frequent label, the first at which all have room
 _LONGEST = 24  # characters of a label
 
 
-def figure1(run: Records) -> tuple[Figure, pd.DataFrame]:
+def figure1(run: Records, width: str = "two") -> tuple[Figure, pd.DataFrame]:
     """Two clouds of substituted tokens over the entropy by layer, and the table drawn; see `clouds_table`.
 
-    Left, in blue, what the valley ranks first at the substitutions; right what the last layer does, in red where that
-    is a function word or punctuation by `word_class`, else in grey. The more substitutions, the larger a label, as far
-    as there is room; at most 60 labels a cloud, each no longer than 24 characters. Below, the mean entropy by layer of
-    the substituted tokens with its 95 % interval, V* (by the rule of `valleys` the lowest layer of the final rise), the
-    lowest layer of the curve where that is not V*, and the last layer, and that of all generated tokens. Substituted
-    tokens are among those whose last layer is less sure than the one before: that their curve rises there is what was
-    selected for.
+    The first, in blue, has what the valley ranks first at the substitutions; the second what the last layer does, by
+    `word_class`: function words and punctuation in red, content words nearly black, numbers, signs and special tokens
+    in pale grey. The more substitutions, the larger a label, as far as there is room; at most 60 labels a cloud, each
+    no longer than 24 characters. Below, the mean entropy by layer of the substituted tokens with its 95 % interval, and
+    that of all generated tokens. The legend gives V* of the substituted tokens' curve (by the rule of `valleys` the
+    lowest layer of the final rise), the lowest layer of the curve where that is not V*, and the last layer. V* of the
+    perturbed tokens, which `valleys` and Figure 4 give, can be another layer, because most perturbed tokens are not
+    substituted. Substituted tokens are among those whose last layer is less sure than the one before: that their curve
+    rises there is what was selected for.
+
+    Args:
+        run: what was traced.
+        width: "one" or "two" columns of a page; in one column the clouds stand above each other.
 
     Raises:
         RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
+        OptionError: there is no such width.
     """
+    across = style.inches(width)
     table = clouds_table(run)
+    one = width == "one"
+    height = 6.6 if one else 4.15
     with style.look():
-        figure = Figure(figsize=(_WIDTH, _HEIGHT))
-        for left, method in zip((0.1, 3.6), ("confident", "last"), strict=True):
-            axes = _axes(figure, left, _HEIGHT - 0.22 - _CLOUD[1], *_CLOUD)
+        figure = Figure(figsize=(across, height))
+        first, second = ((0.06, 0.22), (0.06, 2.42)) if one else ((0.06, 0.22), (across - _CLOUD[0] - 0.06, 0.22))
+        for (left, down), method in zip((first, second), ("confident", "last"), strict=True):
+            axes = figure.add_axes(as_share((left, height - down - _CLOUD[1], *_CLOUD), across, height))
             draw_cloud(table[table["part"] == method], axes)
-        draw_depth(table, _axes(figure, 0.55, 0.42, _WIDTH - 0.65, 1.2))
+        curves = (0.45, 0.42, across - 0.5, 1.15)
+        draw_depth(table, figure.add_axes(as_share(curves, across, height)), columns=2 if one else 3)
         style.name_lens(figure, run.lens)
     return figure, table
 
@@ -77,59 +90,71 @@ def clouds_table(run: Records) -> pd.DataFrame:
 
 
 def draw_cloud(table: pd.DataFrame, ax: Axes) -> Axes:
-    """The axes with one cloud; `table` holds its rows of `clouds_table`. Labels are placed for 3.3 x 1.95 inches."""
+    """The axes with one cloud; `table` holds its rows of `clouds_table`. Labels are placed for 3.2 x 1.9 inches."""
     method = str(table["part"].iloc[0])
     width, height = (round(_PIXELS * inches) for inches in _CLOUD)
     counts = dict(zip(table["label"], table["count"].astype(float), strict=True))
     placed = _place(counts, width, height)
-    functional = set(table["label"][table["word_class"].isin(("function", "punctuation"))])
-    for text, size, x, y in placed:
-        colour = BLUE if method == "confident" else RED if text in functional else DARK
+    kinds = dict(zip(table["label"], table["word_class"], strict=True))
+    for text, points, x, y in placed:
+        colour = BLUE if method == "confident" else _CLASS_COLOURS[kinds[text]]
         left, top = ink_box(text)[:2]
-        look: dict[str, Any] = {"color": colour, "fontsize": size * 72 / _PIXELS, "family": FONT, "parse_math": False}
+        look: dict[str, Any] = {"color": colour, "fontsize": points, "family": FONT, "parse_math": False}
+        size = points * _PIXELS / 72
         ax.text(x - left * size, y - top * size, text, ha="left", va="baseline", clip_on=True, **look)
     ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.set_title(_heading(method, len(placed), table), loc="left", pad=3)
-    if method == "last" and functional:
-        for x, colour, text in ((0.0, RED, "function words, punctuation"), (0.52, DARK, "content words, other")):
-            ax.text(x, -0.005, text, transform=ax.transAxes, va="top", color=colour, fontsize=6.5)
+    if method == "last":
+        for x, colour, text in _KEY:
+            ax.text(x, -0.01, text, transform=ax.transAxes, va="top", color=colour, fontsize=6.5)
     return ax
 
 
-def draw_depth(table: pd.DataFrame, ax: Axes) -> Axes:
-    """The axes with the two entropy curves of `clouds_table` by layer; V*, the lowest and the last layer are marked."""
+def draw_depth(table: pd.DataFrame, ax: Axes, columns: int = 3) -> Axes:
+    """The axes with the two entropy curves of `clouds_table` by layer; V*, the lowest and the last layer are marked.
+
+    Args:
+        table: of `clouds_table`.
+        ax: to draw on.
+        columns: of the legend, which says what the marks are and at which layers and entropies they stand.
+    """
     curve, every = (table[table["part"] == part] for part in ("substituted", "generated"))
     n_layers = len(curve)
     look: dict[str, Any] = {"color": "black", "zorder": 3}
-    ax.plot(curve["layer"], curve["entropy"], label=f"substituted tokens ({_n(curve)})", **look)
+    of = "substituted tokens" if columns > 2 else "substituted"
+    handles: list[Any] = ax.plot(curve["layer"], curve["entropy"], label=f"{of} ({_n(curve)})", **look)
     if (curve["entropy_high"] > curve["entropy_low"]).any():
         ends = (curve["entropy_low"].astype(float), curve["entropy_high"].astype(float))
-        ax.fill_between(curve["layer"].astype(int), *ends, color="0.75", linewidth=0, label="95 % interval", zorder=1)
+        band: dict[str, Any] = {"color": "0.75", "linewidth": 0, "label": "95 % interval", "zorder": 1}
+        handles.append(ax.fill_between(curve["layer"].astype(int), *ends, **band))
     dashes: Any = (0, (4, 1.5))
-    ax.plot(every["layer"], every["entropy"], color=style.GREY, linestyle=dashes, label=f"all generated ({_n(every)})")
+    label = f"all generated ({_n(every)})"
+    handles += ax.plot(every["layer"], every["entropy"], color=style.GREY, linestyle=dashes, label=label)
     top = float(np.nanmax([curve["entropy_high"].max(), curve["entropy"].max(), every["entropy"].max()])) or 1.0
     style.layer_axis(ax, n_layers)
-    style.value_axis(ax, top, 1.32 * top)
+    style.value_axis(ax, top, 1.08 * top)
     ax.set_ylabel("entropy (nats)")
-    for mark, colour, marker, height in (("trough", BLUE, "v", 0.84), ("last layer", RED, "s", 0.97)):
+    for mark, (name, sign) in _MARKS.items():
         for point in curve[curve["mark"] == mark].itertuples():
-            layer, entropy = int(point.layer), float(point.entropy)
-            ax.plot([layer, layer], [entropy, (height - 0.05) * 1.32 * top], color=colour, linewidth=0.8, zorder=2)
-            ax.plot(layer, entropy, marker, color=colour, markersize=4.5, zorder=4)
-            side, shift = ("right", -0.008) if layer > n_layers / 2 else ("left", 0.008)
-            text = f"{_MARKS[mark]}: {layer}, {entropy:.2f} nats"
-            place: dict[str, Any] = {"ha": side, "va": "top", "transform": ax.get_xaxis_transform(), "color": colour}
-            ax.text(layer + shift * n_layers, height, text, fontsize=7, **place)
-    for point in curve[curve["mark"] == "lowest"].itertuples():
-        ring: dict[str, Any] = {"markersize": 4.5, "markerfacecolor": "white", "zorder": 4}
-        name = f"lowest: {point.layer}, {point.entropy:.2f} nats"
-        ax.plot(int(point.layer), float(point.entropy), "o", color=BLUE, label=name, **ring)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 0.98), ncols=4)
+            label = f"{name.format(of)}: {int(point.layer)}, {point.entropy:.2f} nats"
+            drawn: dict[str, Any] = {"linestyle": "", "markersize": 4.5, "zorder": 4, "clip_on": False}
+            handles += ax.plot(int(point.layer), float(point.entropy), label=label, **drawn, **sign)
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02 if columns > 2 else -0.14, 1.0), ncols=columns)
     return ax
 
 
-_MARKS = {"trough": "$V^*$, lowest of the final rise", "last layer": "last layer"}
+_CLASS_COLOURS = {"function": RED, "punctuation": RED, "content": DARK, "other": PALE}
+_KEY = (
+    (0.0, RED, "function words, punctuation"),
+    (0.44, DARK, "content words"),
+    (0.67, PALE, "other, special tokens"),
+)
+_MARKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "trough": ("V* of {}", {"marker": "v", "color": BLUE}),
+    "last layer": ("last layer", {"marker": "s", "color": RED}),
+    "lowest": ("lowest layer", {"marker": "o", "color": BLUE, "markerfacecolor": "white"}),
+}
 _COLUMNS = (
     *("part", "label", "word_class", "count", "share", "share_low", "share_high"),
     *("layer", "entropy", "entropy_low", "entropy_high", "mark", "n_tokens", "n_prompts", "n_labels"),
@@ -174,21 +199,51 @@ def _curve(totals: Gathered, part: str, n_layers: int) -> pd.DataFrame:
 
 
 def _place(counts: dict[str, float], width: int, height: int) -> list[tuple[str, float, float, float]]:
-    """Label, size, and left and upper edge of its ink, in pixels of a canvas; those for which there is room."""
-    from wordcloud import WordCloud  # type: ignore[import-untyped]  # here, since it is slow to import
+    """Label, size in points, and left and upper edge of its ink, in pixels of a canvas; those for which there is room.
 
-    cloud = WordCloud(
-        font_path=findfont(FONT),
-        width=width,
-        height=height,
-        margin=4,
-        prefer_horizontal=1,
-        min_font_size=round(_SMALLEST * _PIXELS / 72),
-        max_font_size=round(_LARGEST * _PIXELS / 72),
-        color_func=lambda *_, **__: "black",
-        random_state=SEED,
-    ).generate_from_frequencies(counts)
-    return [(text, size, float(x), float(y)) for (text, _), size, (y, x), _, _ in cloud.layout_]
+    No rectangle around a label's ink comes nearer to another than the gap. Libraries for word clouds do not promise
+    that: they place small words in the free corners of large ones.
+    """
+    layouts = [_placed(counts, largest, width, height) for largest in _LARGEST[:1]]
+    for largest in _LARGEST[1:]:
+        if len(layouts[-1]) == len(counts):
+            break
+        layouts.append(_placed(counts, largest, width, height))
+    return max(layouts, key=len)
+
+
+def _placed(counts: dict[str, float], largest: float, width: int, height: int) -> list[tuple[str, float, float, float]]:
+    """The labels for which there is room, in their order, when the first is so many points large."""
+    random = np.random.default_rng(SEED)
+    taken = np.zeros((height, width), dtype=np.int32)
+    layout: list[tuple[str, float, float, float]] = []
+    size, most = largest, max(counts.values())
+    for text, count in counts.items():
+        left, upper, right, lower = ink_box(text)
+        wanted = min(size, max(_SMALLEST, largest * (count / most) ** 0.5))
+        for points in (*np.arange(wanted, _SMALLEST, -1.0), _SMALLEST):
+            pixels = points * _PIXELS / 72
+            across, down = ceil(pixels * (right - left)) + _GAP[0], ceil(pixels * (lower - upper)) + _GAP[1]
+            free = _free(taken, across, down)
+            if not len(free):
+                continue
+            y, x = free[random.integers(len(free))].tolist()
+            taken[y : y + down, x : x + across] = 1
+            layout.append((text, float(points), x + _GAP[0] / 2, y + _GAP[1] / 2))
+            size = float(points)
+            break
+    return layout
+
+
+def _free(taken: Any, across: int, down: int) -> Any:
+    """Left upper corners (y, x) of all free rectangles of a size, [n, 2], on a canvas of 0 where it is free."""
+    height, width = taken.shape
+    if across > width or down > height:
+        return np.empty((0, 2), dtype=np.int64)
+    sums = np.zeros((height + 1, width + 1), dtype=np.int32)
+    sums[1:, 1:] = taken.cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
+    inside = sums[down:, across:] - sums[:-down, across:] - sums[down:, :-across] + sums[:-down, :-across]
+    return np.argwhere(inside == 0)
 
 
 def _short(text: str) -> str:
@@ -206,8 +261,3 @@ def _heading(method: str, n_drawn: int, table: pd.DataFrame) -> str:
 
 def _n(curve: pd.DataFrame) -> str:
     return f"{int(curve['n_tokens'].iloc[0]):,}"
-
-
-def _axes(figure: Figure, *inches: float) -> Axes:
-    x, y, wide, high = inches
-    return figure.add_axes((x / _WIDTH, y / _HEIGHT, wide / _WIDTH, high / _HEIGHT))

@@ -58,12 +58,15 @@ def draw_onset(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def figure_onset(run: Records) -> tuple[Figure, pd.DataFrame]:
-    """From which layer on the emitted token is ranked first, and the table drawn; see `onset_table`."""
+def figure_onset(run: Records, width: str = "one") -> tuple[Figure, pd.DataFrame]:
+    """From which layer on the emitted token is ranked first, and the table drawn; see `onset_table`.
+
+    The width is "one" or "two" columns of a page.
+    """
     table = onset_table(run)
     with style.look():
-        figure = Figure(figsize=(style.COLUMN_INCHES, 2.7), layout="constrained")
-        draw_onset(table, figure.subplots())
+        figure, (ax,) = style.page(width, 1, 2.7)
+        draw_onset(table, ax)
         style.name_lens(figure, run.lens)
     return figure, table
 
@@ -128,15 +131,17 @@ def draw_deep_thinking(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def figure_settling(run: Records) -> tuple[Figure, pd.DataFrame]:
-    """By which layer tokens settle (a), and the deep-thinking ratio by threshold (b); see `settling_table`."""
+def figure_settling(run: Records, width: str = "one") -> tuple[Figure, pd.DataFrame]:
+    """By which layer tokens settle (a), and the deep-thinking ratio by threshold (b); see `settling_table`.
+
+    The width is "one" or "two" columns of a page.
+    """
     table = settling_table(run)
     with style.look():
-        figure = Figure(figsize=(style.COLUMN_INCHES, 5.2), layout="constrained")
-        above, below = figure.subplots(2, 1)
-        draw_settled(table, above)
-        draw_deep_thinking(table, below)
-        style.letter_titles(above, below)
+        figure, panels = style.page(width, 2, 2.6)
+        draw_settled(table, panels[0])
+        draw_deep_thinking(table, panels[1])
+        style.letter_titles(*panels)
         style.name_lens(figure, run.lens)
     return figure, table
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
 
 from layerlens.analysis import entropy_curves, half_step_curves, partition, valleys
 from layerlens.analysis.valleys import marks_shown
@@ -15,12 +16,12 @@ from layerlens.records.schema import HALF_ENTROPY
 
 GROUPS = ("perturbed", "unperturbed")
 ZOOM_LAYERS = 5
-HEADROOM = 1.38
 
-Place = tuple[float, float, float, float]
+_HEADROOM = 1.14  # for the names of phases
+_ZOOM = (0.38, 0.0, 0.6, 0.88)  # enlarged layers: inches to their left and across; lower edge and height as shares
 
 _COLOURS = {"perturbed": style.PERTURBED, "unperturbed": style.UNPERTURBED}
-_SIGNS = {"V_onset": (r"$V_\mathrm{onset}$", ""), "V*": ("$V^*$", ", lowest of the final rise")}
+_DASHES: dict[str, Any] = {"V_onset": (0, (1, 1.2)), "V*": (0, (3, 1.5))}
 
 
 def entropy_table(run: Records, half_steps: bool = False) -> pd.DataFrame:
@@ -50,10 +51,10 @@ def entropy_table(run: Records, half_steps: bool = False) -> pd.DataFrame:
 def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
     """The axes with one group's mean entropy against layer; `table` holds the rows of that group only.
 
-    Drawn: the mean, its 95 % interval and one standard deviation over tokens (cut at 0), V_onset and V* where there
-    are any and a word where there are none, the lowest layer where that is not V*, phases, full-attention layers, and
-    the last five layers enlarged. Where the table has half steps, circles half a layer before each layer, and a thin
-    line from step to step.
+    Drawn: the mean, its 95 % interval and one standard deviation over tokens (cut at 0), V_onset, V* and, where that is
+    not V*, the lowest layer, phases and full-attention layers. The legend gives the marks' layers and says which of
+    them the curve lacks. To the right of the axes the last five layers are enlarged, in models of more than seven.
+    Where the table has half steps, circles half a layer before each layer, and a thin line from step to step.
     """
     first = table.iloc[0]
     kinds = list(table["kind"])
@@ -69,19 +70,15 @@ def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
     highest = [table["entropy"] + table["entropy_sd"], table["entropy_high"]]
     highest += [table[HALF_ENTROPY.name]] if HALF_ENTROPY.name in table else []
     top = float(pd.concat(highest).max()) or 1.0
-    zooms = len(table) > ZOOM_LAYERS + 2
-    place, room = _free_place(table, HEADROOM * top) if zooms else (None, HEADROOM * top)
-    style.value_axis(ax, top, room)
-    if place:
-        _zoom(table, ax, place)
+    style.value_axis(ax, top, _HEADROOM * top)
+    if len(table) > ZOOM_LAYERS + 2:
+        _zoom(table, ax)
     _tint_phases(table, ax)
     name_phases(table["phase"].tolist(), ax)
-    _draw_marks(table, ax)
-    handles += _draw_lowest(table, ax)
     if style.mixes_kinds(kinds):
         handles.append(style.full_attention_key())
-    columns = 3 if HALF_ENTROPY.name in table and len(handles) > 4 else len(handles)  # more are wider than the page
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.47, -0.2), ncols=columns)
+    handles += _draw_marks(table, ax)
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.06, -0.24), ncols=2)
     return ax
 
 
@@ -125,29 +122,18 @@ def _tint_phases(table: pd.DataFrame, ax: Axes) -> None:
             ax.axvspan(inside.min() - 0.5, inside.max() + 0.5, color=tint, alpha=0.25, linewidth=0, zorder=0.5)
 
 
-def _draw_marks(table: pd.DataFrame, ax: Axes) -> None:
-    across, missing = ax.get_xaxis_transform(), []
-    for (mark, (sign, meaning)), height in zip(_SIGNS.items(), (0.79, 0.87), strict=True):
+def _draw_marks(table: pd.DataFrame, ax: Axes) -> list[Any]:
+    """Upright lines at V_onset and V*, a ring at the lowest layer where that is not V*; handles for the legend."""
+    group, handles = table["group"].iloc[0], list[Any]()
+    for mark, dashes in _DASHES.items():
         layers = _marked(table, mark)["layer"]
+        look: dict[str, Any] = {"color": "black", "linestyle": dashes, "linewidth": 0.8}
         if layers.empty:
-            missing.append((sign, height))
-            continue
-        at = int(layers.iloc[0])
-        side = "right" if at > 0.55 * len(table) else "left"
-        ax.plot([at, at], [0, height + 0.03], transform=across, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
-        ax.annotate(
-            f"{sign} = {at}{meaning}",
-            (at, height + 0.05),
-            xycoords=across,
-            xytext=(-2 if side == "right" else 2, 0),
-            textcoords="offset points",
-            ha=side,
-            va="top",
-            fontsize=7,
-        )
-    if missing:
-        text, height = "no " + ", no ".join(sign for sign, _ in missing), missing[0][1]
-        ax.text(0.02, height + 0.05, text, transform=ax.transAxes, va="top", color=style.GREY, fontsize=6.5)
+            handles += ax.plot([], [], linestyle="", label=f"no {mark} of {group} tokens")
+        else:
+            label = f"{mark} of {group} tokens: {layers.iloc[0]}"
+            handles.append(ax.axvline(int(layers.iloc[0]), label=label, **look))
+    return handles + _draw_lowest(table, ax)
 
 
 def _draw_lowest(table: pd.DataFrame, ax: Axes) -> list[Any]:
@@ -155,7 +141,7 @@ def _draw_lowest(table: pd.DataFrame, ax: Axes) -> list[Any]:
     look: dict[str, Any] = {"markersize": 4, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 4}
     marked = _marked(table, "lowest")
     places = zip(marked["layer"], marked["entropy"], strict=True)
-    return [ax.plot(layer, entropy, "o", label=f"lowest: layer {layer}", **look)[0] for layer, entropy in places]
+    return [ax.plot(layer, entropy, "o", label=f"lowest layer: {layer}", **look)[0] for layer, entropy in places]
 
 
 def _marked(table: pd.DataFrame, mark: str) -> pd.DataFrame:
@@ -163,44 +149,29 @@ def _marked(table: pd.DataFrame, mark: str) -> pd.DataFrame:
     return marked
 
 
-def _zoom(table: pd.DataFrame, ax: Axes, place: Place) -> None:
+def _zoom(table: pd.DataFrame, ax: Axes) -> None:
     last = table.tail(ZOOM_LAYERS)
-    inset = ax.inset_axes(place, zorder=5)
-    _curve(last, inset, with_sd=False)  # which would flatten what the inset is there to show
+    inset = ax.inset_axes(_ZOOM, transform=_right_of(ax))
+    _curve(last, inset, with_sd=False)  # which would flatten what is enlarged
     low, high = (last[f"entropy{end}"].fillna(last["entropy"]) for end in ("_low", "_high"))
     if HALF_ENTROPY.name in last:
         low, high = (pd.concat([end, last[HALF_ENTROPY.name]]) for end in (low, high))
     room = 0.08 * float(high.max() - low.min()) or 0.1
     inset.set_ylim(max(0.0, float(low.min()) - room), float(high.max()) + room)
     inset.set_xticks([int(last["layer"].iloc[0]), int(last["layer"].iloc[-1])])
-    inset.tick_params(labelsize=6, pad=1.5, length=2)
-    inset.locator_params(axis="y", nbins=3)
-    inset.set_title("last five layers", fontsize=6, pad=2, color=style.GREY)
-    for mark in _SIGNS:
+    inset.tick_params(labelsize=6.5, pad=1.5, length=2)
+    inset.locator_params(axis="y", nbins=5)
+    inset.set_title("last layers", fontsize=6.5, pad=2, color=style.GREY)
+    for mark, dashes in _DASHES.items():
         for at in _marked(last, mark)["layer"]:
-            inset.axvline(at, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
+            inset.axvline(at, color="black", linestyle=dashes, linewidth=0.8)
     _draw_lowest(last, inset)
 
 
-def _free_place(table: pd.DataFrame, limit: float) -> tuple[Place, float]:
-    """Where the inset hides neither curve nor band nor mark, and the upper limit of the axis that makes it so.
-
-    The place is (x, y, width, height) as shares of the axes: under the curve where it is high enough above 0, else over
-    the lowest stretch of it, for which the limit is raised where needed.
-    """
-    width, height, bottom = 0.34, 0.24, 0.47  # its title ends below the lowest label
-    below = (table["entropy"] - table["entropy_sd"]).clip(lower=0)
-    above = table["entropy"] + table["entropy_sd"]
-    if HALF_ENTROPY.name in table:
-        half = table[HALF_ENTROPY.name]
-        below, above = below.where(~(half < below), half), above.where(~(half > above), half)
-    limits = {}
-    for left in (0.12, 0.2, 0.3, 0.4, 0.5):
-        reached = (table["layer"] - 0.5).between((left - 0.1) * len(table), (left + width + 0.02) * len(table))
-        if table["mark"][reached].notna().any():
-            continue
-        if below[reached].min() > (height + 0.17) * limit:
-            return (left, 0.1, width, height), limit
-        limits[left] = max(limit, float(above[reached].max()) / (bottom - 0.09))
-    left = min(limits, key=lambda place: limits[place], default=0.3)
-    return (left, bottom, width, height), limits.get(left, limit)
+def _right_of(ax: Axes) -> Transform:
+    """Inches from the right edge across, shares of the axes upwards: what is placed so has a width before the axes do,
+    which a layout that makes room for it needs to know."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    edge = ScaledTranslation(1, 0, ax.transAxes)  # type: ignore[arg-type]  # as matplotlib's own examples do
+    return blended_transform_factory(figure.dpi_scale_trans + edge, ax.transAxes)

@@ -25,26 +25,34 @@ from layerlens.records.reader import Records
 from layerlens.records.schema import ON_REQUEST
 
 
-def figure2(run: Records) -> tuple[Figure, pd.DataFrame]:
-    """Norm ratio (a) and I/O cosine (b) of every layer, and the table drawn; see `contributions_table`."""
+def figure2(run: Records, width: str = "one") -> tuple[Figure, pd.DataFrame]:
+    """Norm ratio (a) and I/O cosine (b) of every layer, and the table drawn; see `contributions_table`.
+
+    Args:
+        run: what was traced.
+        width: "one" or "two" columns of a page.
+    """
     table = contributions_table(run)
     with style.look():
-        figure = Figure(figsize=(style.COLUMN_INCHES, 4.2), layout="constrained")
-        above, below = figure.subplots(2, 1)
-        draw_contributions(table, above)
-        draw_io_cosine(table, below)
-        for ax, letter in ((above, "(a)"), (below, "(b)")):
+        figure, (left, right) = style.page(width, 2, 2.1)
+        draw_contributions(table, left)
+        draw_io_cosine(table, right)
+        for ax, letter in ((left, "(a)"), (right, "(b)")):
             ax.set_ylabel(f"{letter} {ax.get_ylabel()}")
     return figure, table
 
 
-def figure4(run: Records, half_steps: bool = False) -> tuple[Figure, pd.DataFrame]:
-    """Mean entropy by layer of perturbed (a) and unperturbed (b) tokens, and the table drawn; see `entropy_table`."""
+def figure4(run: Records, half_steps: bool = False, width: str = "one") -> tuple[Figure, pd.DataFrame]:
+    """Mean entropy by layer of perturbed (a) and unperturbed (b) tokens, and the table drawn; see `entropy_table`.
+
+    Args:
+        run: what was traced.
+        half_steps: whether the entropy between attention and MLP of each layer is drawn too.
+        width: "one" or "two" columns of a page.
+    """
     table = entropy_table(run, half_steps)
     with style.look():
-        height = 5.4 if half_steps else 4.8  # their entry takes the legend to a second row
-        figure = Figure(figsize=(style.COLUMN_INCHES, height), layout="constrained")
-        panels = figure.subplots(2, 1)
+        figure, panels = style.page(width, 2, 2.3)
         for group, ax in zip(GROUPS, panels, strict=True):
             draw_entropy(table[table["group"] == group], ax)
         style.letter_titles(*panels)
@@ -60,6 +68,7 @@ def draw(
     beside: Records | None = None,
     ablation: str | os.PathLike[str] | None = None,
     half_steps: bool = False,
+    width: str | None = None,
     **of_the_figure: Any,
 ) -> list[Path]:
     """The files of a figure, by the paper's number or by its name: PNG, PDF and the csv they draw.
@@ -73,6 +82,8 @@ def draw(
         beside: for Figures 7 to 12 the same prompts decoded from the last layer; drawn above.
         ablation: for Figure 3 the directory that `layerlens ablate` wrote.
         half_steps: whether Figures 4 and 6 show the entropy between attention and MLP of each layer too.
+        width: "one" or "two" columns of a page, 3.3 or 6.9 inches; by default two for Figures 1 and 7 to 12 and for the
+            grid, one for the others.
         of_the_figure: what a figure that goes by a name takes beside the run, such as the colour of `lens_grid`.
 
     Raises:
@@ -82,22 +93,23 @@ def draw(
     if number not in (*NUMBERS, *NAMED):
         known = ", ".join(map(str, (*NUMBERS, *NAMED)))
         raise OptionError(f"there is no figure {number}", f"choose from {known}", option="number", given=number)
+    of_the_page = {} if width is None else {"width": width}
     if number == 3:
         if ablation is None:
             advice = f"give {spelled('ablation')}, a directory that {spelled_command('ablate')} wrote"
             raise OptionError("figure 3 shows scored answers", advice, option="ablation")
-        figure, table = figure3(ablation)
+        figure, table = figure3(ablation, **of_the_page)
     elif run is None:
         advice = f"give {spelled('run')}, a directory that {spelled_command('trace')} wrote"
         raise OptionError(f"figure {number} shows a run", advice, option="run")
     elif isinstance(number, str):
-        figure, table = NAMED[number].drawn(run, **of_the_figure)
+        figure, table = NAMED[number].drawn(run, **of_the_figure, **of_the_page)
     elif number in GRIDS:
-        figure, table = figure_grid(beside, run, choice=number - GRIDS[0] + 1)
+        figure, table = figure_grid(beside, run, choice=number - GRIDS[0] + 1, **of_the_figure, **of_the_page)
     elif number in (4, 6):
-        figure, table = figure4(run, half_steps)
+        figure, table = figure4(run, half_steps, **of_the_page)
     else:
-        figure, table = FIGURES[number](run)
+        figure, table = FIGURES[number](run, **of_the_page)
     stem = number if isinstance(number, str) else f"figure{number}"
     return save(figure, table, Path(out_dir), stem)
 
@@ -118,7 +130,7 @@ class Named:
 
 
 GRIDS = (7, 8, 9, 10, 11, 12)
-FIGURES: dict[int, Callable[[Records], tuple[Figure, pd.DataFrame]]] = {
+FIGURES: dict[int, Callable[..., tuple[Figure, pd.DataFrame]]] = {
     1: figure1,
     2: figure2,
     4: figure4,

@@ -22,7 +22,7 @@ COLUMNS = 14
 MOST_TOKENS = 12 * COLUMNS
 FRAME = "#D55E00"
 
-_WIDTH, _ROW, _HEAD, _FOOT, _BAR = 2 * style.COLUMN_INCHES, 0.185, 0.24, 0.17, 0.42  # inches
+_WIDTH, _ROW, _HEAD, _FOOT, _BAR = style.inches("two"), 0.185, 0.24, 0.17, 0.42  # inches
 
 
 def figure_grid(

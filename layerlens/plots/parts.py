@@ -67,15 +67,17 @@ def draw_last_parts(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def figure_parts(run: Records) -> tuple[Figure, pd.DataFrame]:
-    """What attention and MLP do to the entropy, by layer (a) and in the last (b), and the table; see `parts_table`."""
+def figure_parts(run: Records, width: str = "one") -> tuple[Figure, pd.DataFrame]:
+    """What attention and MLP do to the entropy, by layer (a) and in the last (b), and the table; see `parts_table`.
+
+    The width is "one" or "two" columns of a page.
+    """
     table = parts_table(run)
     with style.look():
-        figure = Figure(figsize=(style.COLUMN_INCHES, 4.6), layout="constrained")
-        above, below = figure.subplots(2, 1)
-        draw_parts_by_layer(table, above)
-        draw_last_parts(table, below)
-        style.letter_titles(above, below)
+        figure, panels = style.page(width, 2, 2.3)
+        draw_parts_by_layer(table, panels[0])
+        draw_last_parts(table, panels[1])
+        style.letter_titles(*panels)
         style.name_lens(figure, run.lens)
     return figure, table
 
@@ -91,4 +93,4 @@ def _who_raises(perturbed: Any) -> str:
     if not perturbed["n_tokens"]:
         return "No token is perturbed"
     shares = {"attention": "attention_alone", "MLP": "mlp_alone", "both": "both"}
-    return "Perturbed by " + ", ".join(f"{name} {100 * perturbed[share]:.0f} %" for name, share in shares.items())
+    return "Raised by " + ", ".join(f"{name} {100 * perturbed[share]:.0f} %" for name, share in shares.items())

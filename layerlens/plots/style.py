@@ -1,4 +1,4 @@
-"""One look for every figure: colours that differ for the colour-blind and in grey, text legible at column width."""
+"""One look for every figure: colours that differ for the colour-blind and in grey, text legible in print."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from layerlens.errors import OptionError
+
 # Okabe and Ito's palette; where two of them meet in grey, line style or position tells them apart.
 BAR = "#9CCFEF"  # a lighter tint of the palette's sky blue: the step lines over it must show in grey
 TREND = "#000000"
@@ -22,7 +24,10 @@ PHASE_TINTS = {"I": "#56B4E9", "III": "#E69F00"}
 GREY = "0.4"
 FULL_ATTENTION = "0.88"
 
-COLUMN_INCHES = 3.5
+WIDTHS = {"one": 3.3, "two": 6.9}
+"""Inches across one and two columns of a printed page. Figures are drawn at the size in which they are printed."""
+LEAST_POINTS = 6.0
+"""No text of a figure is smaller, at the width that it is drawn for."""
 SCREEN_DPI = 150
 
 _LOOK: dict[str, Any] = {
@@ -49,6 +54,29 @@ _LOOK: dict[str, Any] = {
     "savefig.dpi": 300,
     "pdf.fonttype": 42,
 }
+
+
+def inches(width: str) -> float:
+    """Inches of a width that goes by a name, one of `WIDTHS`.
+
+    Raises:
+        OptionError: there is no such width.
+    """
+    if width not in WIDTHS:
+        raise OptionError.about("width", width, "is no width of a figure", f"choose from {', '.join(WIDTHS)}")
+    return WIDTHS[width]
+
+
+def page(width: str, n_panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A page and its panels, above each other in one column and side by side in two; each is `height` inches high.
+
+    Raises:
+        OptionError: there is no such width.
+    """
+    across = inches(width)
+    rows, columns = (n_panels, 1) if width == "one" else (1, n_panels)
+    figure = Figure(figsize=(across, rows * height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def value_axis(ax: Axes, top: float, limit: float) -> None:

@@ -85,7 +85,7 @@ def draw_inside(table: pd.DataFrame, ax: Axes) -> Axes:
         windowed, whole = points[points["window"] == WINDOW], points[points["window"] != WINDOW]
         look: dict[str, Any] = {"color": _COLOURS[str(rule)]}
         line = {"linestyle": _DASHES[str(rule)], "linewidth": 1.4 if valley == latest else 0.8}
-        label = f"{_NAMES[str(rule)]}, $V^*$ = {valley:.0f}"
+        label = f"{_NAMES[str(rule)]}, V* = {valley:.0f}"
         ax.plot(windowed["noise"], windowed["value"], label=label, **line, **look)
         ax.fill_between(windowed["noise"], windowed["low"], windowed["high"], alpha=0.3, linewidth=0, **look)
         ax.plot(whole["noise"][::3], whole["value"][::3], "o", markersize=2.2, markerfacecolor="white", **look)
@@ -95,7 +95,7 @@ def draw_inside(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(closed["noise"], closed["expected"], "+", color="black", markersize=4, label=key, zorder=3)
     ax.plot([], [], "o", markersize=2.2, markerfacecolor="white", color=style.GREY, label="without a window")
     ax.set_ylim(0, 1.03)
-    ax.set_ylabel(r"share in [$V_\mathrm{onset}$, $V^*$]")
+    ax.set_ylabel("share in [V_onset, V*]")
     return _noise_axis(ax)
 
 
@@ -108,7 +108,7 @@ def draw_loss(table: pd.DataFrame, ax: Axes) -> Axes:
     stays = table["value"][table["rule"] == "last"].max()
     ax.set_ylim(0, 3 * stays if stays > 0 else None)  # the arg-min's loss leaves any axis on which the others differ
     ax.set_ylabel("mean loss (nats)")
-    where = f"$V^*$ = {table['valley'].iloc[0]:.0f}, window of {WINDOW}"
+    where = f"V* = {table['valley'].iloc[0]:.0f}, window of {WINDOW}"
     ax.text(0.02, 0.97, where, transform=ax.transAxes, va="top", color=style.GREY)
     return _noise_axis(ax)
 
@@ -138,19 +138,18 @@ def draw_dominance(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylim(0, top)
     ax.set_xlabel(r"descent per layer / noise $s\,/\,\sigma$")
     ax.set_ylabel(r"late rise / noise $d\,/\,\sigma$")
-    return _legend(ax, 3)
+    return _legend(ax, 2)
 
 
 def figure_theory(parameters: Parameters = PAPER, **options: Any) -> tuple[Figure, pd.DataFrame]:
     """The share inside (a), the loss (b), where walking back pays (c), and the table drawn; see `theory_table`."""
     table = theory_table(parameters, **options)
     with style.look():
-        figure = Figure(figsize=(style.COLUMN_INCHES, 6.6), layout="constrained")
-        above, middle, below = figure.subplots(3, 1)
-        draw_inside(table[table["panel"] == "inside"], above)
-        draw_loss(table[table["panel"] == "loss"], middle)
-        draw_dominance(table[table["panel"].isin(["dominance", "critical"])], below)
-        for ax, letter in ((above, "(a)"), (middle, "(b)"), (below, "(c)")):
+        figure, panels = style.page("one", 3, 2.2)
+        draw_inside(table[table["panel"] == "inside"], panels[0])
+        draw_loss(table[table["panel"] == "loss"], panels[1])
+        draw_dominance(table[table["panel"].isin(["dominance", "critical"])], panels[2])
+        for ax, letter in zip(panels, ("(a)", "(b)", "(c)"), strict=True):
             ax.set_ylabel(f"{letter} {ax.get_ylabel()}")
     return figure, table
 

@@ -135,7 +135,7 @@ def test_the_figure_of_parts_draws_the_tables_parts(tmp_path):
     ):
         assert [bar.get_height() for bar in bars.patches] == pytest.approx(last[name].tolist())
     shares = [100 * last.iloc[0][name] for name in ("attention_alone", "mlp_alone", "both")]
-    title = "Perturbed by attention {:.0f} %, MLP {:.0f} %, both {:.0f} %".format(*shares)
+    title = "Raised by attention {:.0f} %, MLP {:.0f} %, both {:.0f} %".format(*shares)
     assert below.get_title(loc="left") == title
     assert legend(below) == ["attention", "MLP", "sum of the two"]
     counts = [f"{group}\n{n}" for group, n in zip(last["group"], last["n_tokens"], strict=True)]

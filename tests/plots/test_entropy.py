@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from layerlens.errors import RunError
-from layerlens.plots import entropy_partition, style
+from layerlens.plots import entropy_partition, figure4, style
 from layerlens.plots.entropy import entropy_table
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 from tests.refusals import refused
@@ -93,20 +93,28 @@ def test_titles_count_the_tokens(hybrid, axes):
 
 def test_marks_stand_where_they_are_and_are_missed_in_words(axes):
     assert upright(axes[0]) == [28, 39]
-    assert {r"$V_\mathrm{onset}$ = 28", "$V^*$ = 39, lowest of the final rise"} <= set(texts(axes[0]))
-    assert not [text for text in texts(axes[0]) if text.startswith("no ")]
+    assert {"V_onset of perturbed tokens: 28", "V* of perturbed tokens: 39"} <= set(legend(axes[0]))
+    assert not [text for text in legend(axes[0]) if text.startswith("no ")]
     assert upright(axes[1]) == [28]
-    assert "no $V^*$" in texts(axes[1])
+    assert "no V* of unperturbed tokens" in legend(axes[1])
+
+
+@pytest.mark.parametrize("n_layers", [9, 30, 40, 80])
+def test_the_curve_and_its_deviation_fill_the_panel(tmp_path, n_layers):
+    run = write_run(tmp_path / "run", planted(hybrid_curves(n_layers), noise=0.3))
+    for ax in entropy_partition(run, Figure().subplots(2, 1)):
+        highest = max(top for _, top in band(ax.collections[0]).values())
+        assert highest > 0.85 * ax.get_ylim()[1]
 
 
 def test_a_lowest_layer_before_the_final_rise_is_drawn_and_named(tmp_path):
     perturbed = np.interp(np.arange(1, 31), [1, 10, 20, 24, 28, 30], [3, 2.5, 0.4, 1.0, 0.6, 1.4])
     run = write_run(tmp_path / "run", planted({"perturbed": perturbed, "unperturbed": np.append(perturbed[:-1], 0.2)}))
     drawn_on = entropy_partition(run, Figure().subplots(2, 1))
-    assert "$V^*$ = 28, lowest of the final rise" in texts(drawn_on[0])
+    assert "V* of perturbed tokens: 28" in legend(drawn_on[0])
     rings = [line for ax in drawn_on for line in ax.lines if line.get_marker() == "o"]
     assert [ring.get_xydata()[0].tolist() for ring in rings] == [pytest.approx([20, 0.4], rel=1e-5)]
-    assert "lowest: layer 20" in legend(drawn_on[0])
+    assert "lowest layer: 20" in legend(drawn_on[0])
     table = entropy_table(run)
     marks = table.dropna(subset="mark")[["group", "layer", "mark"]].to_numpy().tolist()
     assert marks == [["perturbed", 20, "lowest"], ["perturbed", 28, "V*"]]
@@ -122,27 +130,17 @@ def test_an_inset_enlarges_the_last_five_layers(hybrid, axes):
         assert inset.get_ylim()[0] <= min(expected) < max(expected) <= inset.get_ylim()[1]
 
 
-@pytest.mark.parametrize("n_layers", [9, 12, 30, 40, 80])
-@pytest.mark.parametrize("shape", ["plateau", "low", "rising"])
-def test_the_inset_hides_no_curve(tmp_path, n_layers, shape):
-    layer = np.linspace(0, 1, n_layers)
-    low = {"perturbed": 1.4 - 0.9 * layer, "unperturbed": 1.4 + 2 * layer**6}
-    low["perturbed"][-1], low["unperturbed"][-1] = 1.1, 0.8
-    rising = {"perturbed": 1 + 5 * layer, "unperturbed": np.append(1 + 5 * layer[:-1], 4.0)}
-    curves = {"plateau": hybrid_curves(max(n_layers, 9)), "low": low, "rising": rising}[shape]
-    prompts = planted({name: curves[name] for name in ("perturbed", "unperturbed")}, noise=0.3)
-    figure = Figure(figsize=(style.COLUMN_INCHES, 4.8), layout="constrained")
-    drawn_on = entropy_partition(write_run(tmp_path / "run", prompts), figure.subplots(2, 1))
-    figure.draw_without_rendering()
-    for ax in drawn_on:
-        (inset,) = ax.child_axes
-        box = inset.get_window_extent()
-        for at, (below, above) in band(ax.collections[0]).items():
-            x, (bottom, top) = (
-                ax.transData.transform((at, 0))[0],
-                ax.transData.transform([(at, below), (at, above)])[:, 1],
-            )
-            assert not (box.x0 <= x <= box.x1 and bottom < box.y1 and top > box.y0)
+@pytest.mark.parametrize("width", ["one", "two"])
+@pytest.mark.parametrize("n_layers", [9, 30, 80])
+def test_the_enlarged_layers_stand_beside_the_panel_on_the_page(tmp_path, n_layers, width):
+    page, _ = figure4(write_run(tmp_path / "run", planted(hybrid_curves(n_layers), noise=0.3)), width=width)
+    page.draw_without_rendering()
+    panels = [ax.get_window_extent() for ax in page.axes]
+    insets = [ax.child_axes[0].get_tightbbox() for ax in page.axes]
+    for box in insets:
+        assert page.bbox.x0 <= box.x0 < box.x1 <= page.bbox.x1
+        assert not any(box.overlaps(panel) for panel in panels)
+    assert not insets[0].overlaps(insets[1])
 
 
 def test_phases_are_tinted_and_full_attention_is_banded(axes):
@@ -192,7 +190,8 @@ def test_one_prompt_is_drawn_without_intervals(tmp_path):
     ax = entropy_partition(write_run(tmp_path / "run", prompts), Figure().subplots(2, 1))[0]
     assert ax.get_title(loc="left") == "Perturbed: 12 tokens, 30.0 %"
     assert len(ax.collections) == 1
-    assert legend(ax) == ["mean", "± 1 sd"]
+    assert legend(ax)[:2] == ["mean", "± 1 sd"]
+    assert "95 % interval" not in legend(ax)
 
 
 def test_one_token_is_drawn_as_a_line_alone(tmp_path):
@@ -200,7 +199,7 @@ def test_one_token_is_drawn_as_a_line_alone(tmp_path):
     ax = entropy_partition(write_run(tmp_path / "run", prompts), Figure().subplots(2, 1))[0]
     assert ax.get_title(loc="left") == "Perturbed: 1 token, 5.0 %"
     assert not ax.collections
-    assert legend(ax) == ["mean"]
+    assert not {"± 1 sd", "95 % interval"} & set(legend(ax))
     assert not ax.child_axes[0].collections
 
 

@@ -119,33 +119,6 @@ def test_each_value_of_a_clipped_bar_is_over_its_own_bar(tmp_path, n_layers, val
     assert not any(box.overlaps(bar.get_window_extent()) for box in labels.values() for bar in ax.containers[0].patches)
 
 
-@pytest.mark.parametrize("n_layers", [9, 30, 80])
-@pytest.mark.parametrize(("noise", "seed"), [(0.1, 0), (0.1, 1), (2.5, 2)])
-def test_the_insets_title_stays_off_the_marks_and_words_of_figure_4(tmp_path, n_layers, noise, seed):
-    random = np.random.default_rng(seed)
-    bumpy = {name: np.abs(np.cumsum(random.normal(0, 0.5, n_layers)) + 1) for name in ("perturbed", "unperturbed")}
-    bumpy["perturbed"][-1], bumpy["unperturbed"][-1] = bumpy["perturbed"][-2] + 1, 0.0
-    plateau = {name: hybrid_curves(n_layers)[name] for name in bumpy}
-    for index, curves in enumerate((bumpy, plateau)):
-        page, _ = figure4(write_run(tmp_path / f"run{index}", planted(curves, noise=noise, n_tokens=20)))
-        assert_texts_are_apart(page)
-        for ax in page.axes:
-            (inset,) = ax.child_axes
-            box = inset.get_tightbbox()
-            covered = [text.get_text() for text in ax.texts if text.get_window_extent().overlaps(box)]
-            assert not covered
-
-
-def test_marks_near_the_first_layer_are_labelled_on_the_page(tmp_path):
-    rising = {"perturbed": np.linspace(1, 3, 5), "unperturbed": np.array([1, 2, 3, 4, 3.5])}
-    page, _ = figure4(write_run(tmp_path / "run", planted(rising)))
-    page.draw_without_rendering()
-    mark, missing = (text for text in page.axes[0].texts if "V" in text.get_text())
-    assert (mark.get_text(), missing.get_text()) == ("$V^*$ = 1, lowest of the final rise", r"no $V_\mathrm{onset}$")
-    assert mark.get_window_extent().x0 > page.axes[0].bbox.x0
-    assert not mark.get_window_extent().overlaps(missing.get_window_extent())
-
-
 @pytest.mark.parametrize("n_layers", [8, 17, 40, 80])
 def test_the_bounds_are_labelled_above_bars_and_trend(tmp_path, n_layers):
     page, _ = figure2(hybrid(tmp_path / "run", n_layers))

@@ -42,7 +42,7 @@ def test_shares_inside_are_lines_over_noise(drawn):
     assert ax.get_xscale() == "log"
     for valley, curve in ((39, PAPER), (36, EARLIER)):
         for name, rule in (("Algorithm 1", "algorithm"), ("Theorem 1", "theorem")):
-            points = found[f"{name}, $V^*$ = {valley}"]
+            points = found[f"{name}, V* = {valley}"]
             assert points[:, 0] == pytest.approx(NOISES)
             assert points[:, 1] == pytest.approx(simulated(curve, rule)["inside"].to_numpy())
 
@@ -152,7 +152,7 @@ def test_another_curve_is_drawn_with_its_own_valleys():
     shape = replace(PAPER, n_layers=24, onset=10, valley=22, plateau=9.0, rise=0.8)
     figure, table = figure_theory(shape, **OPTIONS)
     labels = list(lines(figure.axes[0]))
-    assert {"Algorithm 1, $V^*$ = 22", "Algorithm 1, $V^*$ = 19"} <= set(labels)
+    assert {"Algorithm 1, V* = 22", "Algorithm 1, V* = 19"} <= set(labels)
     assert table["expected"][table["panel"] == "inside"].isna().all()  # V* is not L-1: no closed form
     assert not any("Phi" in label for label in labels)
 
