@@ -44,15 +44,18 @@ class Choices:
         return differ
 
 
-def choices(run: Records) -> Choices:
-    """The first choices of last layer and valley for all generated tokens that count; RunError where there are none."""
-    return choices_among(run, generated(run))
+def choices(run: Records, by: str = "valley") -> Choices:
+    """The first choices of last layer and valley for all generated tokens that count; RunError where there are none.
+
+    By "selected" the layer that was decoded from stands in for the valley.
+    """
+    return choices_among(run, generated(run), by)
 
 
-def choices_among(run: Records, tokens: Sample) -> Choices:
+def choices_among(run: Records, tokens: Sample, by: str = "valley") -> Choices:
     """The same, of some of the generated tokens."""
     top = run.layers("top_token_id")
-    valley = run.positions["valley_layer"].to_numpy(dtype=np.int64)[tokens.rows]
+    valley = run.positions[f"{by}_layer"].to_numpy(dtype=np.int64)[tokens.rows]
     last, confident = (top[tokens.rows, layers - 1].astype(np.int64) for layers in (run.n_layers, valley))
     return Choices(tokens, last, confident)
 

@@ -13,18 +13,33 @@ from layerlens.errors import OptionError
 
 @dataclass(frozen=True)
 class Grid:
-    """What is drawn in the grid of layers by tokens."""
+    """What is drawn in the figures that show the tokens of one prompt: 7 to 12, and the grid of layers by tokens."""
 
-    prompt_id: Annotated[str | None, typer.Option(help="Prompt that figure grid shows. [default: the run's first]")] = (
-        None
-    )
-    first: Annotated[
-        int | None, typer.Option(help="Its first token, counted from 1. [default: the first that was generated]")
+    prompt_id: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt that figures 7 to 12 and grid show. [default: for figure 7 the one with the most "
+            "substitutions, for figure 8 the next, and so on; for grid the run's first]"
+        ),
     ] = None
-    last: Annotated[int | None, typer.Option(help="Its last token. [default: 24 in all]")] = None
-    colour: Annotated[str | None, typer.Option(help="entropy, probability, rank or divergence. [default: entropy]")] = (
-        None
-    )
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="Which tokens figures 7 to 12 frame: substitution (what the decoding replaced), alignment (what the "
+            "two texts do not share) or place (what differs at the same place). [default: substitution]"
+        ),
+    ] = None
+    first: Annotated[
+        int | None,
+        typer.Option(help="First token of figure grid, counted from 1. [default: the first that was generated]"),
+    ] = None
+    last: Annotated[
+        int | None, typer.Option(help="Last token of figure grid. [default: as many as the width has room for]")
+    ] = None
+    colour: Annotated[
+        str | None,
+        typer.Option(help="Colour of figure grid: entropy, probability, rank or divergence. [default: entropy]"),
+    ] = None
 
     def given(self) -> dict[str, str | int]:
         """The options that were given."""
@@ -34,17 +49,24 @@ class Grid:
 @grouped
 def figure(
     number: Annotated[
-        str, typer.Argument(help="Number of a figure of the paper, 1 to 12; a name, such as onset or grid; or all.")
+        str, typer.Argument(help="Number of a figure of the paper (1 to 12), a name such as onset or grid, or all.")
     ],
-    out: Annotated[Path, typer.Option(help="Directory for the PNG, the PDF and the csv they draw.")],
+    out: Annotated[Path, typer.Option(help="Directory for the PNG, the PDF and the csv with the numbers drawn.")],
     run: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     beside: Annotated[
-        Path | None, typer.Option(help="Run of the same prompts from the last layer, for figures 7 to 12.")
+        Path | None, typer.Option(help="Run of the same prompts, decoded from the last layer, for figures 7 to 12.")
     ] = None,
     ablation: Annotated[Path | None, typer.Option(help="Directory of `layerlens ablate`, for figure 3.")] = None,
     half_steps: Annotated[
         bool, typer.Option("--half-steps", help="Show the steps between attention and MLP in figures 4 and 6.")
     ] = False,
+    width: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of a page that the figure is printed in: one (3.3 inches) or two (6.9 inches). "
+            "[default: two for figures 1, 7 to 12 and grid; one for the others]"
+        ),
+    ] = None,
     *,
     grid: Grid,
 ) -> None:
@@ -75,7 +97,8 @@ def figure(
             beside=other,
             ablation=ablation,
             half_steps=half_steps,
-            **grid.given(),
+            width=width,
+            **(grid.given() if number != "all" else {}),
         ),
     ):
         typer.echo(path)
@@ -85,13 +108,16 @@ def _refuse_without_effect(number: str, **given: object) -> None:
     """OptionError where an option was given that the figure does not read."""
     import layerlens as ll
 
-    readers = {"beside": tuple(map(str, ll.plot.GRIDS)), "ablation": ("3",), "half_steps": ("4", "6")}
+    texts = tuple(map(str, ll.plot.GRIDS))
+    readers = {"beside": texts, "ablation": ("3",), "half_steps": ("4", "6")}
+    of_one_figure = {"prompt_id": (*texts, "grid"), "rule": texts}
     for name, value in given.items():
-        of = readers.get(name, ("grid",))
+        of = readers.get(name) or of_one_figure.get(name, ("grid",))
         is_read = number in of or (number == "all" and name in readers)
         if value in (None, False) or is_read:
             continue
-        what = f"is an option of figure{'' if len(of) == 1 else 's'} {' and '.join(of) if len(of) < 3 else '7 to 12'}"
+        numbers = [one for one in ("7 to 12",) if set(texts) <= set(of)] + [one for one in of if one not in texts]
+        what = f"is an option of figure{'' if len(of) == 1 else 's'} {' and '.join(numbers)}"
         raise OptionError.about(name, value, what, f"leave it out, or give {of[0]} in place of {number}")
 
 

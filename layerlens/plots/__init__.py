@@ -134,6 +134,7 @@ def lens_grid(
     last: int | None = None,
     layers: Sequence[int] | None = None,
     colour: str = "entropy",
+    width: str = "two",
 ) -> Axes:
     """The axes with the top token of every layer (rows, L on top) for tokens of one prompt (columns).
 
@@ -145,20 +146,22 @@ def lens_grid(
     Args:
         run: what was traced.
         prompt_id: of the prompt to draw; the run's first one where not given.
-        first, last: which of the prompt's traced tokens are drawn, counted from 1, both included; 24 from the first
-            generated one on, or from the first, where not given. At most 96.
+        first, last: which of the prompt's traced tokens are drawn, counted from 1, both included. Where not given, as
+            many as the width has room for (5 or 13), from the first generated one on, or from the first. At most 96.
         layers: that are drawn, 1..L; all of them where not given, or L and every k-th below it in models of more than
             40.
         colour: "entropy" in nats; "probability" of the layer's top word (runs traced with `top`); "rank" of the token
             that followed, how many words are before it, on a logarithmic scale (`targets`); "divergence" of the layer's
             readout from the last one's, Jensen-Shannon's (`js`) or else KL(L ‖ l) (`kl`), in nats.
+        width: "one" or "two" columns of a printed page, 3.3 or 6.9 inches; a page is wider where more tokens are asked
+            for than it has room for.
 
     Raises:
-        OptionError: no such prompt, colour, layer or tokens.
+        OptionError: no such prompt, colour, layer, tokens or width.
         RunError: the run holds no complete prompt, or was not traced with what the colour needs.
     """
-    table = lens_grid_table(run, prompt_id, first=first, last=last, layers=layers, colour=colour)
-    figure = _new_page(page_inches(table))
+    table = lens_grid_table(run, prompt_id, first=first, last=last, layers=layers, colour=colour, width=width)
+    figure = _new_page(page_inches(table, width))
     with style.look():
         style.name_lens(figure, run.lens)
         return draw_page(table, figure)

@@ -1,22 +1,26 @@
 """Boxes with a token's text in them, coloured by a number: what grids are drawn of."""
 
+from collections.abc import Sequence
 from functools import cache
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.transforms import Bbox, TransformedBbox
 from PIL import ImageFont
 
+from layerlens.plots import style
 from layerlens.plots.labels import visible
 
 FONT = "DejaVu Sans"  # comes with matplotlib, so that every machine draws the same
 
-_LARGEST, _SMALLEST = 6.5, 4.5  # points
+_LARGEST, _SMALLEST = 6.5, style.LEAST_POINTS
+_CHARACTERS = 20  # of a sentence of 6.5 points in an inch
 _ROOM = 0.86  # of a box's width may be text
 
 
@@ -53,23 +57,77 @@ def scale() -> Colormap:
     return LinearSegmentedColormap.from_list("boxes", list(map(tuple, blues)))
 
 
-def boxes(corners: list[tuple[int, int]], inset: tuple[float, float] = (0, 0), **look: Any) -> PolyCollection:
-    """Boxes of width and height 1 by their left upper corners, smaller by the inset on each side.
+def boxes(corners: list[tuple[int, int]], edges: tuple[float, float, float, float], **look: Any) -> PolyCollection:
+    """Boxes within cells of width and height 1, by the cells' left upper corners.
 
     One artist for all of them: hundreds take matplotlib longer to place than the texts to draw.
+
+    Args:
+        corners: of the cells, x and y.
+        edges: of the boxes within them: left, upper, right and lower, each 0..1.
+        look: of the boxes, as of a collection.
     """
-    across, up = inset
-    sides = np.array([(across, up), (1 - across, up), (1 - across, 1 - up), (across, 1 - up)])
+    left, upper, right, lower = edges
+    sides = np.array([(left, upper), (right, upper), (right, lower), (left, lower)])
     return PolyCollection([np.add(corner, sides) for corner in corners], joinstyle="miter", **look)
 
 
-def write(text: str, corner: tuple[float, float], colour: Any, ax: Axes, inches: float) -> None:
-    """A token's label in a box of a colour that is so many inches wide, beyond which nothing of it shows."""
+def colour_cells(
+    values: Any, norm: Normalize, colours: Colormap, ax: Axes, bar: Axes | None = None, **of_the_bar: Any
+) -> Any:
+    """The colours of a grid's cells, [rows, columns, 4], which are drawn from the left upper corner of the axes on.
+
+    Args:
+        values: a number for each cell, [rows, columns]; NaN has the colour that the scale has for what is missing.
+        norm, colours: which number has which colour.
+        ax: to draw on.
+        bar: other axes for a bar of the colours; none where not given.
+        of_the_bar: what matplotlib's colour bar takes.
+    """
+    from seaborn import heatmap  # here, since it is slow to import
+
+    ends = {"vmin": norm.vmin, "vmax": norm.vmax}  # or it looks for them, and warns where there is no number
+    look: dict[str, Any] = {"norm": norm, "cmap": colours, "linewidths": 0.6, "linecolor": "white"}
+    look |= {"xticklabels": False, "yticklabels": False, "cbar": bar is not None, "cbar_ax": bar}
+    heatmap(values, ax=ax, cbar_kws={"orientation": "horizontal", **of_the_bar}, **ends, **look)
+    if bar is not None:
+        bar.spines["outline"].set_linewidth(0.4)
+        bar.tick_params(labelsize=style.LEAST_POINTS, length=2, pad=1.5)
+        bar.minorticks_off()
+    return colours(norm(np.ma.masked_invalid(values)))
+
+
+def say_beside(bar: Axes, lines: Sequence[str]) -> None:
+    """What the colours and frames of a grid mean, to the right of the bar, broken into as many lines as it takes."""
+    page = bar.get_figure(root=True)
+    assert page is not None
+    room = page.get_figwidth() * (1 - bar.get_position().x1) - 0.27
+    text = "\n".join(fill(line, round(_CHARACTERS * room)) for line in lines)
+    bar.annotate(
+        text, (1, 1), xytext=(16, 3), textcoords="offset points", xycoords="axes fraction", va="top", fontsize=6.5
+    )
+
+
+def write(
+    text: str,
+    corner: tuple[float, float],
+    colour: Any,
+    ax: Axes,
+    inches: float,
+    of_the_box: tuple[float, float] = (0, 1),
+    **more: Any,
+) -> None:
+    """A token's label in a box of a colour that is so many inches wide, beyond which nothing of it shows.
+
+    Of the box it has the part between two shares of the height, the whole where not given.
+    """
     column, row = corner
+    above, below = of_the_box
     shown, size = fitted(text, _ROOM * inches)
     ink = "white" if _luminance(colour) < 0.18 else "black"
-    look: dict[str, Any] = {"fontsize": size, "color": ink, "family": FONT, "parse_math": False}
-    drawn = ax.text(column + 0.5, row + 0.5, shown, ha="center", va="center_baseline", clip_on=True, **look)
+    look: dict[str, Any] = {"fontsize": size, "color": ink, "family": FONT, "parse_math": False} | more
+    middle = row + (above + below) / 2
+    drawn = ax.text(column + 0.5, middle, shown, ha="center", va="center_baseline", clip_on=True, **look)
     drawn.set_clip_path(None)  # the axes', which would be another clip beside that of the box
     drawn.set_clip_box(TransformedBbox(Bbox.from_bounds(column, row, 1, 1), ax.transData))
 

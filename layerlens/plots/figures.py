@@ -93,7 +93,7 @@ def draw(
     if number not in (*NUMBERS, *NAMED):
         known = ", ".join(map(str, (*NUMBERS, *NAMED)))
         raise OptionError(f"there is no figure {number}", f"choose from {known}", option="number", given=number)
-    of_the_page = {} if width is None else {"width": width}
+    of_the_page: dict[str, Any] = {} if width is None else {"width": width}
     if number == 3:
         if ablation is None:
             advice = f"give {spelled('ablation')}, a directory that {spelled_command('ablate')} wrote"

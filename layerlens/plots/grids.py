@@ -1,11 +1,12 @@
 """A generated text as a grid of token boxes coloured by entropy (Figures 7 to 12 of arXiv 2606.21906)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import SequenceMatcher
 from itertools import zip_longest
+from textwrap import fill
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,16 +14,18 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from layerlens.analysis.substitutions import Choices, choices
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled
 from layerlens.plots import style
-from layerlens.plots.boxes import as_share, boxes, label, scale, write
+from layerlens.plots.boxes import as_share, boxes, colour_cells, label, say_beside, scale, write
 from layerlens.records.reader import Records
 
-COLUMNS = 14
-MOST_TOKENS = 12 * COLUMNS
+COLUMNS = {"one": 7, "two": 14}
+"""Boxes in a row, by the width of the page."""
+MOST_ROWS = 12
 FRAME = "#D55E00"
 
-_WIDTH, _ROW, _HEAD, _FOOT, _BAR = style.inches("two"), 0.185, 0.24, 0.17, 0.42  # inches
+_ROW, _TALL_ROW = 0.185, 0.3  # inches; tall ones hold two tokens above each other
+_HEAD, _LINE, _FOOT, _BAR = 0.24, 0.12, 0.17, 0.62  # inches
 
 
 def figure_grid(
@@ -30,17 +33,24 @@ def figure_grid(
     valley_run: Records,
     prompt_id: str | None = None,
     choice: int = 1,
-    most_tokens: int = MOST_TOKENS,
-    rule: str = "place",
+    most_tokens: int | None = None,
+    rule: str = "substitution",
+    width: str = "two",
 ) -> tuple[Figure, pd.DataFrame]:
     """One prompt's generated text as token boxes, standard decoding above, and the table drawn; see `grid_table`.
 
-    A box's colour is the token's entropy at the layer whose logits were sampled, on one scale for both texts. Red
-    frames mark tokens that differ. With two runs and the rule "place" those are the tokens for which the other text
-    has another one at the same place, counted from the first generated token, or has ended: after the first difference
-    the texts rarely meet again. By the rule "alignment" they are those outside the blocks that both texts have in
-    common, as difflib finds them. With one run they are its substitutions, whatever the rule:
-    those that the valley would make where the run was decoded from the last layer.
+    A box's colour is the token's entropy at the layer whose logits were sampled, on one scale for both texts. Vermilion
+    frames (#D55E00) mark tokens by a rule:
+
+    - "substitution": what the decoding did. A token of `valley_run` is framed where the first choice of the layer whose
+      logits were sampled is not that of the last layer, which read the same text so far. The last layer's first choice
+      stands below it in italics. Strategies that contrast layers sample no layer's logits: there a token is framed that
+      is not the last layer's first choice. Nothing is framed in `last_run`, where nothing was replaced. A run that was
+      decoded from the last layer and is drawn alone has the tokens framed that the valley would replace; the valley's
+      first choice stands below them.
+    - "alignment": tokens of two texts outside the blocks that both have in common, as difflib finds them.
+    - "place": tokens for which the other text has another one at the same place, counted from the first generated
+      token, or has ended. After the first difference two texts rarely meet again, so that nearly all are framed.
 
     Args:
         last_run: decoded from the last layer; None to draw the other run alone.
@@ -48,32 +58,47 @@ def figure_grid(
         prompt_id: the prompt to draw. By default that of the common prompts with the most substitutions in
             `valley_run`, ties by id.
         choice: 1 for the one with the most, 2 for the next and so on: Figure 7 is choice 1, Figure 12 choice 6.
-        most_tokens: of each text are drawn; how many are left out is said under it.
-        rule: by which tokens of two texts differ, "place" or "alignment".
+        most_tokens: of each text are drawn, 12 rows where not given; how many are left out is said under it.
+        rule: by which tokens are framed, "substitution", "alignment" or "place".
+        width: "one" or "two" columns of a page, with 7 or 14 tokens in a row.
 
     Raises:
-        OptionError: choice or most_tokens is below 1, or there is no such rule.
+        OptionError: choice or most_tokens is below 1, there is no such rule or width, or a rule that compares two texts
+            was given with one run.
         RunError: a run generated nothing, the runs share no (or not that) prompt, fewer prompts than `choice`, or
             another text under the same id; they are of two models, or `last_run` is not decoded from the last layer.
     """
-    table = grid_table(last_run, valley_run, prompt_id, choice, most_tokens, rule)
+    across = style.inches(width)
+    table = grid_table(
+        last_run,
+        valley_run,
+        prompt_id,
+        choice,
+        MOST_ROWS * COLUMNS[width] if most_tokens is None else most_tokens,
+        rule,
+    )
     parts = [part for _, part in table.groupby("text", sort=False)]
-    framed = "differ" if last_run is not None else _substituted(valley_run)
+    titles = [
+        fill(f"{letter}{_title(part, valley_run)}", round(17 * across), subsequent_indent="     ")
+        for letter, part in zip(_letters(len(parts)), parts, strict=True)
+    ]
+    heads = [_HEAD + _LINE * title.count("\n") for title in titles]
     feet = [0.05 if part["shown"].all() else _FOOT for part in parts]
-    heights = [_HEAD + _ROW * _n_rows(part) + foot for part, foot in zip(parts, feet, strict=True)]
-    height = sum(heights) + _BAR
+    grids = [_row_height(part) * _n_rows(part, COLUMNS[width]) for part in parts]
+    height = sum(heads) + sum(grids) + sum(feet) + _BAR
     with style.look():
-        figure = Figure(figsize=(_WIDTH, height))
+        figure = Figure(figsize=(across, height))
         top = float(table.loc[table["shown"], "entropy"].max())
         norm = Normalize(0, top if top > 0 else 1.0)
-        lower = height
-        for part, letter, part_height, foot in zip(parts, _letters(len(parts)), heights, feet, strict=True):
-            lower -= part_height
-            inches = (0.04, lower + foot, _WIDTH - 0.08, part_height - _HEAD - foot)
-            axes = figure.add_axes(as_share(inches, _WIDTH, height))
-            draw_grid(part, axes, norm)
-            axes.set_title(f"{letter}{_title(part, framed)}", loc="left", pad=3)
-        _colour_bar(figure, norm, height)
+        lower, panels = height, []
+        for title, head, grid, foot in zip(titles, heads, grids, feet, strict=True):
+            lower -= head + grid + foot
+            panels.append(figure.add_axes(as_share((0.04, lower + foot, across - 0.08, grid), across, height)))
+            panels[-1].set_title(title, loc="left", pad=3)
+        bar = figure.add_axes(as_share((0.12, _BAR - 0.24, 0.2 * across, 0.09), across, height))
+        for part, panel in zip(parts, panels, strict=True):
+            draw_grid(part, panel, norm, COLUMNS[width], bar if panel is panels[-1] else None)
+        _say_colours(table, valley_run, bar)
         style.name_lens(figure, *(run.lens for run in (last_run, valley_run) if run is not None))
     return figure, table
 
@@ -83,68 +108,87 @@ def grid_table(
     valley_run: Records,
     prompt_id: str | None = None,
     choice: int = 1,
-    most_tokens: int = MOST_TOKENS,
-    rule: str = "place",
+    most_tokens: int = MOST_ROWS * COLUMNS["two"],
+    rule: str = "substitution",
 ) -> pd.DataFrame:
     """One row per generated token of one prompt: everything `figure_grid` draws; arguments and errors as there.
 
     Columns: text (0 above, 1 below); decoding, the name of the run's strategy; prompt_id; place, from 0; token_id;
-    token, its text; label, as it is drawn; selected_layer; entropy there, in nats; differs; shown, whether it is drawn;
-    rule, by which tokens differ: "place" or "alignment" (two runs), "substitution" (one).
+    token, its text; label, as it is drawn; selected_layer; entropy there, in nats; framed; other_token_id, the first
+    choice that was replaced (of a run decoded from the last layer: that would replace the token), NA where the token is
+    no substitution; other_token, its text; other_label, as it is drawn, "" where it is not; shown, whether the token is
+    drawn; rule, by which tokens are framed: "substitution", "alignment" or "place".
     """
     for name, value in (("choice", choice), ("most_tokens", most_tokens)):
         if value < 1:
             raise OptionError.about(name, value, "is too small", "give a whole number from 1")
     if rule not in _RULES:
-        problem = f"there is no rule {rule!r} by which tokens differ"
+        problem = f"there is no rule {rule!r} by which tokens are framed"
         raise OptionError(problem, f"choose from {', '.join(_RULES)}", option="rule", given=rule)
+    if last_run is None and _RULES[rule] is not None:
+        advice = f"give the run from the last layer too, or {spelled('rule', 'substitution')}"
+        raise OptionError.about("rule", rule, "compares two texts", advice)
     runs = [run for run in (last_run, valley_run) if run is not None]
-    choices_by_run = [choices(run) for run in runs]
+    choices_by_run = [_first_choices(run) for run in runs]
     chosen = _choose(runs, choices_by_run, choice) if prompt_id is None else _check(runs, choices_by_run, prompt_id)
     if last_run is not None:
         _refuse_unlike(last_run, valley_run)
         _refuse_other_prompts(runs, chosen)
     frames = [_tokens_of(run, first_choices, chosen) for run, first_choices in zip(runs, choices_by_run, strict=True)]
+    compare = _RULES[rule]
     if len(frames) == 2:
+        frames[0]["framed"] = False
+    if compare is not None:
         above, below = (frame["token_id"].tolist() for frame in frames)
-        for frame, differs in zip(frames, _RULES[rule](above, below), strict=True):
-            frame["differs"] = differs
+        for frame, framed in zip(frames, compare(above, below), strict=True):
+            frame["framed"] = framed
     for index, frame in enumerate(frames):
         frame.insert(0, "text", index)
+        frame["other_label"] = frame["other_label"].where(frame["framed"] & (compare is None), "")
         frame["shown"] = frame["place"] < most_tokens
-        frame["rule"] = rule if len(frames) == 2 else "substitution"
+        frame["rule"] = rule
     table: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return table
 
 
-def draw_grid(table: pd.DataFrame, ax: Axes, norm: Normalize) -> Axes:
-    """The axes with one text as boxes in rows of 14, read from left to right; `table` holds the rows of that text only.
+def draw_grid(
+    table: pd.DataFrame, ax: Axes, norm: Normalize, columns: int = COLUMNS["two"], bar: Axes | None = None
+) -> Axes:
+    """The axes with one text as boxes in rows, read from left to right; `table` holds the rows of that text only.
 
     Args:
         table: of `grid_table`.
-        ax: to draw on; text sizes are for a width of 7 inches.
+        ax: to draw on; text sizes are for boxes half an inch wide.
         norm: which entropy, in nats, has which place on the colour scale.
+        columns: boxes in a row.
+        bar: other axes for a bar of the colours; none where not given.
     """
     shown = table[table["shown"]]
-    colours = scale()(norm(shown["entropy"].to_numpy()))
-    corners = [divmod(place, COLUMNS)[::-1] for place in range(len(shown))]
-    ax.add_collection(boxes(corners, facecolors=colours, edgecolors="white", linewidths=0.6), autolim=False)
-    for text, corner, colour in zip(shown["label"], corners, colours, strict=True):
-        write(str(text), corner, colour, ax, (_WIDTH - 0.08) / COLUMNS)
-    framed = [corner for corner, differs in zip(corners, shown["differs"], strict=True) if differs]
+    rows = _n_rows(table, columns)
+    values = np.full(rows * columns, np.nan)
+    values[: len(shown)] = shown["entropy"]
+    colours = colour_cells(values.reshape(rows, columns), norm, scale(), ax, bar).reshape(-1, 4)
+    corners = [divmod(place, columns)[::-1] for place in range(len(shown))]
+    replaced = [corner for corner, other in zip(corners, shown["other_label"], strict=True) if other]
+    ax.add_collection(boxes(replaced, _HALF, facecolors="white"), autolim=False)
+    for text, other, corner, colour in zip(shown["label"], shown["other_label"], corners, colours, strict=False):
+        write(str(text), corner, colour, ax, _BOX, (0.05, 0.49) if other else (0, 1))
+        if other:
+            write(str(other), corner, (1, 1, 1), ax, _BOX, (0.48, 0.91), style="italic")
+    framed = [corner for corner, is_framed in zip(corners, shown["framed"], strict=True) if is_framed]
     twice = [corner for corner in framed for _ in range(2)]  # on white, so that it shows on dark boxes and in grey
     look: dict[str, Any] = {"facecolors": "none", "edgecolors": ["white", FRAME], "linewidths": [3.0, 1.3]}
-    ax.add_collection(boxes(twice, (0.03, 0.06), zorder=3, **look), autolim=False)
-    rows = _n_rows(table)
-    ax.set(xlim=(0, COLUMNS), ylim=(rows, 0), xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+    ax.add_collection(boxes(twice, (0.03, 0.06, 0.97, 0.94), zorder=3, **look), autolim=False)
     left_out = len(table) - len(shown)
     if left_out:
         noun = "token" if left_out == 1 else "tokens"
-        ax.text(0, rows + 0.12, f"… {left_out:,} more {noun}", va="top", ha="left", fontsize=6.5, color=style.GREY)
+        under = rows + 0.02 / _row_height(table)
+        ax.text(0, under, f"… {left_out:,} more {noun}", va="top", ha="left", fontsize=6.5, color=style.GREY)
     return ax
 
 
+_BOX = 0.46  # inches
+_HALF = (0.0, 0.5, 1.0, 0.98)  # the lower part of a box: left, upper, right and lower edge
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")  # of Figures 7 to 12
 _STRATEGIES = {"last": "Standard decoding, last layer", "valley": "Confident decoding, valley"}
 
@@ -164,38 +208,61 @@ def _by_alignment(above: list[int], below: list[int]) -> tuple[list[bool], list[
     return differ
 
 
-_RULES: dict[str, Callable[[list[int], list[int]], tuple[list[bool], list[bool]]]]
-_RULES = {"place": _by_place, "alignment": _by_alignment}
+_RULES: dict[str, Callable[[list[int], list[int]], tuple[list[bool], list[bool]]] | None]
+_RULES = {"substitution": None, "alignment": _by_alignment, "place": _by_place}
+RULES = tuple(_RULES)
 
 
 def _letters(n: int) -> list[str]:
     return ["(a) ", "(b) "] if n == 2 else [""]
 
 
-def _n_rows(table: pd.DataFrame) -> int:
-    return -(-int(table["shown"].sum()) // COLUMNS)
+def _n_rows(table: pd.DataFrame, columns: int) -> int:
+    return -(-int(table["shown"].sum()) // columns)
 
 
-def _substituted(run: Records) -> str:
-    """What became of a run's substitutions: nothing where every token was sampled from the last layer."""
+def _row_height(part: pd.DataFrame) -> float:
+    return _TALL_ROW if (part["other_label"][part["shown"]] != "").any() else _ROW
+
+
+def _kind(run: Records) -> str:
+    """What can be said of a run's decoding: "selected" where it sampled some tokens from an earlier layer, "valley"
+    where every token was sampled from the last layer as it is, "contrast" where a strategy changed its logits."""
     layers = run.positions.loc[run.positions["is_generated"], "selected_layer"]
-    return "would be substituted" if (layers == run.n_layers).all() else "substituted"
+    if (layers < run.n_layers).any():
+        return "selected"
+    return "valley" if run.manifest["strategy"]["name"] == "last" else "contrast"
 
 
-def _title(part: pd.DataFrame, framed: str) -> str:
+def _first_choices(run: Records) -> Choices:
+    """What the last layer ranked first, and beside it what was decided otherwise, or would be by the valley."""
+    kind = _kind(run)
+    if kind != "contrast":
+        return choices(run, kind)
+    found = choices(run)
+    emitted = run.positions["next_token_id"].to_numpy(dtype=np.int64)[found.tokens.rows]
+    return replace(found, confident=emitted)
+
+
+def _title(part: pd.DataFrame, valley_run: Records) -> str:
     name = str(part["decoding"].iloc[0])
-    n, differ = len(part), int(part["differs"].sum())
-    noun = "token" if n == 1 else "tokens"
-    return f"{_STRATEGIES.get(name, f'Decoding {name}')}: {n:,} {noun}, {differ:,} {framed} (framed)"
+    n, framed = len(part), int(part["framed"].sum())
+    text = f"{_STRATEGIES.get(name, f'Decoding {name}')}: {n:,} {'token' if n == 1 else 'tokens'}"
+    if part["rule"].iloc[0] != "substitution":
+        return f"{text}, {framed:,} {'differs' if framed == 1 else 'differ'} (framed)"
+    if name == "last" and valley_run.manifest["strategy"]["name"] != "last":
+        return text
+    became = "would be substituted" if _kind(valley_run) == "valley" else "substituted"
+    return f"{text}, {framed:,} {became} (framed)"
 
 
-def _colour_bar(figure: Figure, norm: Normalize, height: float) -> None:
-    axes = figure.add_axes(as_share((0.12, 0.23, 2.2, 0.09), _WIDTH, height))
-    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, scale()), cax=axes, orientation="horizontal")
-    bar.outline.set_linewidth(0.4)
-    axes.tick_params(labelsize=6, length=2, pad=1.5)
-    place: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 6.5}
-    axes.text(1.06, 0.5, "entropy (nats) at the layer whose logits were sampled", **place)
+def _say_colours(table: pd.DataFrame, valley_run: Records, bar: Axes) -> None:
+    """Beside the bar, what the colours mean, and what stands below a framed token."""
+    said = ["entropy (nats) at the layer whose logits were sampled"]
+    if (table["other_label"] != "").any():
+        below = "first choice of the valley" if _kind(valley_run) == "valley" else "last layer's first choice"
+        said.append(f"in italics below a framed token: {below}")
+    say_beside(bar, said)
 
 
 def _ids(run: Records, first_choices: Choices) -> "pd.Series[str]":
@@ -272,6 +339,10 @@ def _tokens_of(run: Records, first_choices: Choices, prompt_id: str) -> pd.DataF
     layers = positions["selected_layer"].to_numpy(dtype=np.int64)
     ids = positions["next_token_id"].to_numpy(dtype=np.int64)
     texts = run.text_of(ids)
+    differ = first_choices.substituted[among]
+    theirs = first_choices.confident if _kind(run) == "valley" else first_choices.last
+    others = [int(one) if is_other else None for one, is_other in zip(theirs[among], differ, strict=True)]
+    said = ["" if one is None else run.text_of([one])[0] for one in others]
     table: pd.DataFrame = pd.DataFrame(
         {
             "decoding": str(run.manifest["strategy"]["name"]),
@@ -282,7 +353,10 @@ def _tokens_of(run: Records, first_choices: Choices, prompt_id: str) -> pd.DataF
             "label": [label(text) for text in texts],
             "selected_layer": layers,
             "entropy": run.layers("entropy")[rows, layers - 1].astype(np.float64),
-            "differs": first_choices.substituted[among],
+            "framed": first_choices.substituted[among],
+            "other_token_id": pd.array(others, "Int64"),
+            "other_token": said,
+            "other_label": [label(text) if is_other else "" for text, is_other in zip(said, differ, strict=True)],
         }
     )
     return table

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,24 +13,27 @@ from matplotlib.figure import Figure
 
 from layerlens.errors import OptionError, RunError, is_whole
 from layerlens.plots import style
-from layerlens.plots.boxes import as_share, boxes, label, scale, write
+from layerlens.plots.boxes import as_share, boxes, colour_cells, label, say_beside, scale, write
 from layerlens.records.reader import Records
 from layerlens.records.schema import JS, KL
 
-COLUMNS = 24
+COLUMNS = {"one": 5, "two": 13}
+"""Tokens that are drawn where none are asked for, by the width of the page: as many as there is room for."""
 MOST_COLUMNS = 96
 MOST_ROWS = 40
 KNOWN = "#E69F00"
 
-_CELL, _ROW = 0.5, 0.185  # inches
-_LEFT, _RIGHT, _HEAD, _FOOT = 0.62, 0.06, 0.55, 0.92
+_CELL, _ROW = 0.475, 0.185  # inches
+_LEFT, _RIGHT, _HEAD, _FOOT, _BAR = 0.62, 0.06, 0.55, 0.96, 0.36
 
 
-def figure_lens_grid(run: Records, prompt_id: str | None = None, **options: Any) -> tuple[Figure, pd.DataFrame]:
+def figure_lens_grid(
+    run: Records, prompt_id: str | None = None, *, width: str = "two", **options: Any
+) -> tuple[Figure, pd.DataFrame]:
     """The page of `layerlens.plots.lens_grid`, which has the arguments and errors, and the table drawn."""
-    table = lens_grid_table(run, prompt_id, **options)
+    table = lens_grid_table(run, prompt_id, width=width, **options)
     with style.look():
-        figure = Figure(figsize=page_inches(table))
+        figure = Figure(figsize=page_inches(table, width))
         draw_page(table, figure)
         style.name_lens(figure, run.lens)
     return figure, table
@@ -45,6 +47,7 @@ def lens_grid_table(
     last: int | None = None,
     layers: Sequence[int] | None = None,
     colour: str = "entropy",
+    width: str = "two",
 ) -> pd.DataFrame:
     """One row per cell of `layerlens.plots.lens_grid`, token by token, the deepest layer first; arguments and errors as
     there.
@@ -58,7 +61,9 @@ def lens_grid_table(
         advice = f"choose from {', '.join(COLOURS)}"
         raise OptionError(f"there is no colour {colour!r} of a lens grid", advice, option="colour", given=colour)
     name, rows = _rows_of(run, prompt_id)
-    places = _places(run.positions["is_generated"].to_numpy()[rows], first, last)
+    style.inches(width)  # refuses a width that is none
+    n_columns = COLUMNS[width]
+    places = _places(run.positions["is_generated"].to_numpy()[rows], first, last, n_columns)
     drawn = _layers(run.n_layers, layers)
     of_cells = np.ix_(rows[places - 1], drawn - 1)
     measure, values, unit = _COLOURS[colour](run)
@@ -95,22 +100,26 @@ def lens_grid_table(
     return table
 
 
-def page_inches(table: pd.DataFrame) -> tuple[float, float]:
-    """Width and height of the page that `draw_page` fills: cells are half an inch wide, whatever their number."""
-    width = _LEFT + max(_CELL * table["place"].nunique() + _RIGHT, 5.2)  # the words under a grid of a few columns
-    return width, _HEAD + _ROW * table["layer"].nunique() + _FOOT
+def page_inches(table: pd.DataFrame, width: str = "two") -> tuple[float, float]:
+    """Width and height of the page that `draw_page` fills: "one" or "two" columns of a printed page.
+
+    Cells are as wide as six letters need, whatever their number: more tokens than there is room for widen the page.
+    """
+    cells = _LEFT + _CELL * table["place"].nunique() + _RIGHT
+    return max(style.inches(width), cells), _HEAD + _ROW * table["layer"].nunique() + _FOOT
 
 
 def draw_page(table: pd.DataFrame, figure: Figure) -> Axes:
     """The axes with the grid of a table of `lens_grid_table`, on a page of `page_inches`, with title and colour bar."""
-    width, height = page_inches(table)
+    width, height = figure.get_size_inches()
     inches = (_LEFT, _FOOT, _CELL * table["place"].nunique(), _ROW * table["layer"].nunique())
     ax = figure.add_axes(as_share(inches, width, height))
+    bar = figure.add_axes(as_share((_LEFT, _BAR, 0.22 * width, 0.09), width, height))
     shading = _shading(table)
-    draw_lens_grid(table, ax, shading)
+    draw_lens_grid(table, ax, shading, bar)
     title = f"{table['prompt_id'].iloc[0]}, tokens {table['place'].min():,} to {table['place'].max():,}"
     figure.text(0.06 / width, 1 - 0.07 / height, label(title), va="top", fontsize=7, parse_math=False)
-    _colour_bar(figure, shading, width, height)
+    say_beside(bar, [shading.title, "framed: the layer's top token is the one that followed"])
     return ax
 
 
@@ -124,24 +133,27 @@ class Shading:
     title: str
 
 
-def draw_lens_grid(table: pd.DataFrame, ax: Axes, shading: Shading) -> Axes:
-    """The axes with the cells of a table of `lens_grid_table`; text sizes are for cells half an inch wide."""
+def draw_lens_grid(table: pd.DataFrame, ax: Axes, shading: Shading, bar: Axes | None = None) -> Axes:
+    """The axes with the cells of a table of `lens_grid_table`; text sizes are for cells half an inch wide.
+
+    Where other axes are given, a bar of the colours is drawn on them.
+    """
     drawn = table["layer"].unique()
     n_columns = table["place"].nunique()
+    values = table["value"].to_numpy().reshape(n_columns, len(drawn)).T
+    of_the_bar = {} if shading.ticks is None else {"ticks": shading.ticks, "format": "{x:,.0f}"}
+    colours = colour_cells(values, shading.norm, shading.colours, ax, bar, **of_the_bar)
     corners = [(column, row) for column in range(n_columns) for row in range(len(drawn))]
-    values = np.ma.masked_invalid(table["value"].to_numpy())
-    colours = shading.colours(shading.norm(values))
-    ax.add_collection(boxes(corners, facecolors=colours, edgecolors="white", linewidths=0.6), autolim=False)
-    for text, corner, colour in zip(table["label"], corners, colours, strict=True):
-        write(str(text), corner, colour, ax, _CELL)
+    for text, (column, row) in zip(table["label"], corners, strict=True):
+        write(str(text), (column, row), colours[row, column], ax, _CELL)
     known = [corner for corner, is_next in zip(corners, table["is_next"], strict=True) if is_next]
     twice = [corner for corner in known for _ in range(2)]  # on black, so that it shows on pale boxes and in grey
     look: dict[str, Any] = {"facecolors": "none", "edgecolors": ["black", KNOWN], "linewidths": [1.8, 1.1]}
-    ax.add_collection(boxes(twice, (0.035, 0.08), zorder=3, **look), autolim=False)
+    ax.add_collection(boxes(twice, (0.035, 0.08, 0.965, 0.92), zorder=3, **look), autolim=False)
     columns = table.drop_duplicates("place")
     for column, (read, followed) in enumerate(zip(columns["token"], columns["next_token"], strict=True)):
-        for text, row in ((followed, -1.25), (read, len(drawn) + 0.15)):
-            write(label(str(text)), (column, row), (1, 1, 1), ax, _CELL)
+        for text, above in ((followed, -1.25), (read, len(drawn) + 0.15)):
+            write(label(str(text)), (column, above), (1, 1, 1), ax, _CELL)
     beside: dict[str, Any] = {"ha": "right", "va": "center_baseline", "fontsize": 6.5, "color": style.GREY}
     ax.text(-0.15, -0.75, "followed", **beside)
     ax.text(-0.15, len(drawn) + 0.65, "read", **beside)
@@ -192,7 +204,7 @@ def _rows_of(run: Records, prompt_id: str | None) -> tuple[str, Any]:
     return name, rows[np.argsort(run.positions["position"].to_numpy()[rows], kind="stable")]
 
 
-def _places(is_generated: Any, first: int | None, last: int | None) -> Any:
+def _places(is_generated: Any, first: int | None, last: int | None, n_columns: int) -> Any:
     """The tokens that are drawn, counted from 1."""
     n_tokens = len(is_generated)
     for name, value in (("first", first), ("last", last)):
@@ -203,8 +215,8 @@ def _places(is_generated: Any, first: int | None, last: int | None) -> Any:
     if first is None:
         generated = np.flatnonzero(is_generated)
         first = int(generated[0]) + 1 if len(generated) else 1
-        first = first if last is None or first <= last else max(1, last - COLUMNS + 1)
-    until = min(first + COLUMNS - 1, n_tokens) if last is None else last
+        first = first if last is None or first <= last else max(1, last - n_columns + 1)
+    until = min(first + n_columns - 1, n_tokens) if last is None else last
     if until < first:
         raise OptionError.about("last", last, f"comes before token {first}", f"give a whole number from {first}")
     if until - first >= MOST_COLUMNS:
@@ -247,17 +259,3 @@ _TITLES = {
     JS.name: "Jensen-Shannon divergence from the last layer's readout (nats)",
     KL.name: "KL(L ‖ l) of the last layer's readout from this one's (nats)",
 }
-
-
-def _colour_bar(figure: Figure, shading: Shading, width: float, height: float) -> None:
-    axes = figure.add_axes(as_share((_LEFT, 0.36, 1.6, 0.09), width, height))
-    mappable = mpl.cm.ScalarMappable(shading.norm, shading.colours)
-    bar = figure.colorbar(mappable, cax=axes, orientation="horizontal", ticks=shading.ticks)
-    if shading.ticks is not None:
-        bar.ax.xaxis.set_major_formatter("{x:,.0f}")
-        bar.ax.minorticks_off()
-    bar.outline.set_linewidth(0.4)
-    axes.tick_params(labelsize=6, length=2, pad=1.5)
-    place: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 6.5}
-    axes.text(1.06, 0.5, shading.title, **place)
-    axes.text(1.06, -1.6, "framed: the layer's top token is the one that followed", **place)

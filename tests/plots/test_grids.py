@@ -1,10 +1,13 @@
 """Grids of token boxes (Figures 7 to 12), read off their axes."""
 
+from pathlib import Path
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.font_manager import findfont, get_font
 
@@ -55,29 +58,51 @@ def drawn_boxes(ax):
     """Bounds (left, upper, right, lower), face or None, edge and line width of every box, in the order of drawing."""
     found = []
     for collection in ax.collections:
+        if isinstance(collection, QuadMesh):
+            continue
         faces, edges, widths = collection.get_facecolor(), collection.get_edgecolor(), collection.get_linewidth()
         for index, path in enumerate(collection.get_paths()):
             bounds = (*path.vertices.min(axis=0), *path.vertices.max(axis=0))
             face = to_hex(faces[index % len(faces)]) if len(faces) else None
-            found.append((bounds, face, to_hex(edges[index % len(edges)]), widths[index % len(widths)]))
+            edge = to_hex(edges[index % len(edges)]) if len(edges) else None
+            found.append((bounds, face, edge, widths[index % len(widths)]))
     return found
 
 
 def boxes(ax):
     """Colour by cell (row, column), from the left and from above."""
-    return {(round(top), round(left)): face for (left, top, *_), face, _, _ in drawn_boxes(ax) if face}
+    (mesh,) = (one for one in ax.collections if isinstance(one, QuadMesh))
+    rows, columns = mesh.get_array().shape
+    colours = mesh.to_rgba(mesh.get_array()).reshape(rows, columns, 4)
+    return {
+        (row, column): to_hex(colours[row, column])
+        for row in range(rows)
+        for column in range(columns)
+        if colours[row, column, 3]
+    }
 
 
 def framed(ax):
     """Places that have a red frame, counted through the rows."""
     red = [bounds for bounds, _, edge, _ in drawn_boxes(ax) if edge == FRAME.lower()]
-    return sorted(int(top) * COLUMNS + int(left) for left, top, _, _ in red)
+    return sorted(int(top) * COLUMNS["two"] + int(left) for left, top, _, _ in red)
 
 
 def labels(ax):
-    """Drawn texts by cell, the line under the grid left out."""
-    inside = [one for one in ax.texts if not one.get_text().startswith("… ")]
+    """Drawn texts by cell, the line under the grid and what stands below framed tokens left out."""
+    inside = [one for one in ax.texts if not one.get_text().startswith("… ") and one.get_style() == "normal"]
     return {(int(one.get_position()[1]), int(one.get_position()[0])): one.get_text() for one in inside}
+
+
+def replaced(ax):
+    """What stands in italics in the lower half of boxes, by place."""
+    italics = [one for one in ax.texts if one.get_style() == "italic"]
+    assert all(one.get_position()[1] % 1 > 0.5 for one in italics)
+    return {
+        int(row) * COLUMNS["two"] + int(column): one.get_text()
+        for one in italics
+        for column, row in [one.get_position()]
+    }
 
 
 @pytest.mark.parametrize("prompt_id", ["a", "b"])
@@ -86,7 +111,7 @@ def test_boxes_are_tokens_in_order_and_their_colour_is_the_sampled_layers_entrop
     (mesh,) = (one for one in figure.axes[-1].collections if one.get_array() is not None and one.get_array().size > 9)
     for run, ax in zip(runs, grids(figure), strict=True):
         tokens = tokens_of(run, prompt_id)
-        cells = [divmod(place, COLUMNS) for place in range(len(tokens))]
+        cells = [divmod(place, COLUMNS["two"]) for place in range(len(tokens))]
         assert labels(ax) == {cell: f"w{row['next_token_id']}" for cell, row in zip(cells, tokens, strict=True)}
         drawn = boxes(ax)
         assert sorted(drawn) == cells
@@ -106,21 +131,60 @@ def test_colours_darken_with_entropy(runs):
     figure, table = figure_grid(*runs, "b")
     order = table[table["text"] == 1].sort_values("entropy")["place"]
     drawn = boxes(grids(figure)[1])
-    grey = [mpl.colors.to_rgb(drawn[divmod(place, COLUMNS)]) @ np.array([0.2126, 0.7152, 0.0722]) for place in order]
+    grey = [
+        mpl.colors.to_rgb(drawn[divmod(place, COLUMNS["two"])]) @ np.array([0.2126, 0.7152, 0.0722]) for place in order
+    ]
     assert grey == sorted(grey, reverse=True)
     assert grey[0] - grey[-1] > 0.3
 
 
+def test_frames_mark_what_the_decoding_replaced_and_the_replaced_token_stands_below(runs):
+    for prompt_id in ("a", "b"):
+        figure, table = figure_grid(*runs, prompt_id)
+        above, below = grids(figure)
+        tokens = tokens_of(runs[1], prompt_id)
+        choices = [(row["top_token_id"][row["selected_layer"] - 1], row["top_token_id"][-1]) for row in tokens]
+        expected = {place: last for place, (selected, last) in enumerate(choices) if selected != last}
+        assert framed(above) == [], "the last layer replaced nothing"
+        assert framed(below) == list(expected) == {"a": [2], "b": [2, 5, 6]}[prompt_id]
+        assert replaced(above) == {}
+        assert replaced(below) == {place: f"w{last}" for place, last in expected.items()}
+        part = table[table["text"] == 1].set_index("place")
+        assert part["other_token_id"].dropna().to_dict() == expected
+        assert part.loc[list(expected), "other_token"].tolist() == [WORDS[last] for last in expected.values()]
+        assert set(table["rule"]) == {"substitution"}
+
+
+def test_a_token_from_an_earlier_layer_that_ranks_it_first_too_is_not_framed(tmp_path):
+    """The selected layer counts, and not the valley: with a probability p of its layer a run has tokens of both."""
+    measures = text(range(6), substituted=[1, 3], selected=2)
+    measures["selected_layer"][3] = 3
+    figure, _ = figure_grid(None, write_run(tmp_path / "run", {"p": measures}, words=WORDS, strategy="valley"))
+    (ax,) = grids(figure)
+    assert framed(ax) == [1]
+    assert ax.get_title(loc="left") == "Confident decoding, valley: 6 tokens, 1 substituted (framed)"
+
+
+def test_a_strategy_that_contrasts_layers_has_what_is_not_the_last_layers_choice_framed(tmp_path):
+    measures = text(range(6))
+    measures["next_token_id"] = np.array([0, 1, 9, 3, 4, 5], dtype=np.int32)
+    figure, _ = figure_grid(None, write_run(tmp_path / "run", {"p": measures}, words=WORDS, strategy="dola"))
+    (ax,) = grids(figure)
+    assert (framed(ax), replaced(ax)) == ([2], {2: "w2"})
+    assert ax.get_title(loc="left") == "Decoding dola: 6 tokens, 1 substituted (framed)"
+
+
 def test_frames_mark_places_at_which_the_texts_differ(runs):
-    figure, table = figure_grid(*runs, "a")
+    figure, table = figure_grid(*runs, "a", rule="place")
     assert [framed(ax) for ax in grids(figure)] == [[2], [2, 4, 5]]
-    figure, _ = figure_grid(*runs, "b")
+    assert [replaced(ax) for ax in grids(figure)] == [{}, {}]
+    figure, _ = figure_grid(*runs, "b", rule="place")
     assert [framed(ax) for ax in grids(figure)] == [[2], [2, *range(20, 40)]]
     assert set(table["rule"]) == {"place"}
 
 
 def test_a_frame_lies_within_its_box_on_a_wider_white_one_and_above_the_texts(runs):
-    for ax in grids(figure_grid(*runs, "b")[0]):
+    for ax in grids(figure_grid(*runs, "b", rule="place")[0]):
         frames = [one for one in drawn_boxes(ax) if one[1] is None]
         assert len(frames) == 2 * len(framed(ax)) > 0
         for (under, _, white, wide), (over, _, red, narrow) in zip(frames[::2], frames[1::2], strict=True):
@@ -130,7 +194,7 @@ def test_a_frame_lies_within_its_box_on_a_wider_white_one_and_above_the_texts(ru
             assert tuple(under) == tuple(over)
             assert int(left) < left < right < int(left) + 1
             assert int(top) < top < low < int(top) + 1
-        filled, empty = ax.collections
+        filled, *_, empty = ax.collections
         assert filled.get_zorder() < min(text.get_zorder() for text in ax.texts) <= empty.get_zorder()
 
 
@@ -139,12 +203,12 @@ def test_places_and_alignments_keep_their_laws(tmp_path, seed):
     random = np.random.default_rng(seed)
     texts = [random.integers(0, 4, random.integers(1, 25)).tolist() for _ in range(2)]
     runs = [write_run(tmp_path / f"r{i}", {"p": text(ids)}, words=WORDS) for i, ids in enumerate(texts)]
-    by_place = grid_table(*runs)
+    by_place = grid_table(*runs, rule="place")
     for index, (own, other) in enumerate((texts, texts[::-1])):
         expected = [place >= len(other) or own[place] != other[place] for place in range(len(own))]
-        assert by_place[by_place["text"] == index]["differs"].tolist() == expected
+        assert by_place[by_place["text"] == index]["framed"].tolist() == expected
     aligned = grid_table(*runs, rule="alignment")
-    above, below = (aligned[(aligned["text"] == index) & ~aligned["differs"]] for index in (0, 1))
+    above, below = (aligned[(aligned["text"] == index) & ~aligned["framed"].astype(bool)] for index in (0, 1))
     assert above["token_id"].tolist() == below["token_id"].tolist()
 
 
@@ -153,13 +217,14 @@ def test_an_alignment_sees_through_an_inserted_token(tmp_path):
     figure, table = figure_grid(*runs, rule="alignment")
     assert [framed(ax) for ax in grids(figure)] == [[], [1]]
     assert set(table["rule"]) == {"alignment"}
-    assert [framed(ax) for ax in grids(figure_grid(*runs)[0])] == [[1, 2, 3], [1, 2, 3, 4]]
+    assert [framed(ax) for ax in grids(figure_grid(*runs, rule="place")[0])] == [[1, 2, 3], [1, 2, 3, 4]]
 
 
 def test_a_run_alone_from_the_last_layer_says_that_nothing_was_substituted(tmp_path):
     run = write_run(tmp_path / "run", {"a": text(range(20), substituted=[2, 5], seed=2)}, words=WORDS)
     (ax,) = grids(figure_grid(None, run)[0])
     assert framed(ax) == [2, 5]
+    assert replaced(ax) == {2: "w52", 5: "w55"}, "the valley's choice"
     title = "Standard decoding, last layer: 20 tokens, 2 would be substituted (framed)"
     assert ax.get_title(loc="left") == title
 
@@ -177,9 +242,28 @@ def test_a_run_alone_has_its_substitutions_framed(runs):
     assert set(table["rule"]) == {"substitution"}
 
 
+def test_the_command_chooses_the_prompt_and_the_rule(runs, tmp_path, cli):
+    asked = ("--run", runs[1].path, "--beside", runs[0].path, "--out", tmp_path / "out", "--prompt-id", "a")
+    assert cli("figure", "7", *asked, "--rule", "alignment", "--width", "one")[0] == 0
+    written = pd.read_csv(tmp_path / "out" / "figure7.csv")
+    assert set(written["prompt_id"]) == {"a"}
+    assert set(written["rule"]) == {"alignment"}
+    assert cli("figure", "8", *asked)[0] == 0
+    assert set(pd.read_csv(tmp_path / "out" / "figure8.csv")["prompt_id"]) == {"a"}
+
+
+def test_the_colour_of_frames_is_the_one_that_the_docs_name():
+    said = (Path(__file__).parents[2] / "docs" / "figures" / "grids.md").read_text(encoding="utf-8")
+    assert f"orange ({FRAME})" in said
+    assert "red" not in said.lower().replace("were", "").split()
+
+
 def test_titles_say_how_the_text_was_decoded_and_count(runs):
     above, below = grids(figure_grid(*runs, "a")[0])
-    assert above.get_title(loc="left") == "(a) Standard decoding, last layer: 4 tokens, 1 differ (framed)"
+    assert above.get_title(loc="left") == "(a) Standard decoding, last layer: 4 tokens"
+    assert below.get_title(loc="left") == "(b) Confident decoding, valley: 6 tokens, 1 substituted (framed)"
+    above, below = grids(figure_grid(*runs, "a", rule="place")[0])
+    assert above.get_title(loc="left") == "(a) Standard decoding, last layer: 4 tokens, 1 differs (framed)"
     assert below.get_title(loc="left") == "(b) Confident decoding, valley: 6 tokens, 3 differ (framed)"
 
 
@@ -288,9 +372,10 @@ def test_texts_stay_on_the_page_and_off_each_other(runs):
         page = figure.bbox
         lines = [ax._left_title for ax in grids(figure)]
         lines += [one for ax in grids(figure) for one in ax.texts if one.get_text().startswith("… ")]
-        lines += list(figure.axes[-1].texts) + figure.axes[-1].get_xticklabels()
+        bar = figure.axes[-1]
+        ticks = [one for one in bar.get_xticklabels() if one.get_position()[0] <= bar.get_xlim()[1]]  # others stay away
+        lines += [*bar.texts, *ticks]
         extents = [one.get_window_extent() for one in lines if one.get_text()]
-        extents += [path.get_extents(ax.transData) for ax in grids(figure) for path in ax.collections[0].get_paths()]
         extents += [ax.get_window_extent() for ax in grids(figure)]
         for extent in extents:
             assert page.x0 <= extent.x0 <= extent.x1 <= page.x1
@@ -331,8 +416,10 @@ def test_a_choice_beyond_the_prompts_is_refused(runs):
         figure_grid(*runs, choice=7)
     with refused(OptionError, "choice", 0):
         figure_grid(*runs, choice=0)
-    with refused(OptionError, "rule", "words", advice="place, alignment"):
+    with refused(OptionError, "rule", "words", advice="substitution, alignment, place"):
         figure_grid(*runs, rule="words")
+    with refused(OptionError, "rule", "alignment", advice="last layer"):
+        figure_grid(None, runs[1], rule="alignment")
 
 
 def test_a_run_of_one_prompt_says_which_text_the_figure_shows(tmp_path, cli):

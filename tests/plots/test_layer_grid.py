@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgb
 
 from layerlens.errors import OptionError, RunError
@@ -59,21 +60,22 @@ def rows_of(run, prompt_id):
 
 def cells(ax):
     """Colour by (row, column) of every filled box."""
-    found = {}
-    for collection in ax.collections:
-        faces = collection.get_facecolor()
-        for index, path in enumerate(collection.get_paths()):
-            if len(faces):
-                left, top = path.vertices.min(axis=0)
-                found[round(top), round(left)] = to_hex(faces[index % len(faces)])
-    return found
+    (mesh,) = (one for one in ax.collections if isinstance(one, QuadMesh))
+    rows, columns = mesh.get_array().shape
+    colours = mesh.to_rgba(mesh.get_array()).reshape(rows, columns, 4)
+    return {
+        (row, column): to_hex(colours[row, column])
+        for row in range(rows)
+        for column in range(columns)
+        if colours[row, column, 3]
+    }
 
 
 def framed(ax):
     """(row, column) of every frame."""
     found = set()
     for collection in ax.collections:
-        if not len(collection.get_facecolor()):
+        if isinstance(collection, PolyCollection):
             edges = [to_hex(edge) for edge in collection.get_edgecolor()]
             for index, path in enumerate(collection.get_paths()):
                 if edges[index % len(edges)] == KNOWN.lower():
@@ -133,7 +135,7 @@ def test_colours_are_those_of_the_bar_and_strong_where_the_model_is_less_sure(ru
     ax, bar = figure.axes
     mesh = next(one for one in bar.collections if one.get_array() is not None and one.get_array().size > 9)
     drawn = cells(ax)
-    assert len(drawn) == len(table) == COLUMNS * 5
+    assert len(drawn) == len(table) == COLUMNS["two"] * 5
     shades = []
     for row in table.to_dict("records"):
         colour_drawn = drawn[5 - row["layer"], row["place"] - 1]
@@ -166,8 +168,10 @@ def test_what_is_not_finite_is_grey(run):
 def test_tokens_begin_where_the_text_was_generated(run):
     assert figure_lens_grid(run)[1]["prompt_id"].unique().tolist() == ["one"]
     for given, expected in (
-        ({}, (5, 28)),
-        ({"first": 2}, (2, 25)),
+        ({}, (5, 17)),
+        ({"width": "one"}, (5, 9)),
+        ({"first": 2}, (2, 14)),
+        ({"first": 2, "width": "one"}, (2, 6)),
         ({"last": 29}, (5, 29)),
         ({"last": 3}, (1, 3)),
         ({"first": 20}, (20, 30)),
@@ -200,7 +204,7 @@ def test_a_run_with_kl_alone_shows_that(tmp_path):
 
 
 def test_texts_stay_on_the_page(run):
-    for kwargs in ({}, {"first": 4, "last": 5, "colour": "divergence"}, {"layers": [2]}):
+    for kwargs in ({}, {"first": 4, "last": 5, "colour": "divergence"}, {"layers": [2]}, {"first": 1, "last": 30}):
         page, _ = figure_lens_grid(run, "two", **kwargs)
         page.draw_without_rendering()
         for text in [*page.texts, *(one for ax in page.axes for one in (*ax.texts, ax.yaxis.label))]:
@@ -289,6 +293,10 @@ def test_the_command_writes_the_figure_and_its_numbers(run, tmp_path, cli):
         (["grid", "--prompt-id", "three"], ["'three'", "one, two"]),
         (["2", "--colour", "rank"], ["--colour rank", "figure grid"]),
         (["all", "--first", 1], ["--first 1", "figure grid"]),
+        (["4", "--prompt-id", "one"], ["--prompt-id one", "figures 7 to 12 and grid"]),
+        (["grid", "--rule", "place"], ["--rule place", "figures 7 to 12"]),
+        (["7", "--rule", "place"], ["--rule place", "compares two texts"]),
+        (["4", "--width", "three"], ["--width three", "one, two"]),
         (["onset", "--half-steps"], ["--half-steps", "figures 4 and 6", "onset"]),
         (["2", "--half-steps"], ["--half-steps", "figures 4 and 6"]),
         (["grid", "--beside", "other"], ["--beside other", "figures 7 to 12"]),
