@@ -16,7 +16,7 @@ def report(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; report.html in the run directory.")] = None,
 ) -> None:
-    """Write what a run found, with every token to look into, as one HTML file."""
+    """Write one HTML file with what a run found and an explorer for its tokens."""
     import layerlens as ll
     from layerlens.report import write_report
 

@@ -69,7 +69,7 @@ def facts(run: Records) -> Markup:
         "Model revision": _listed(model, ("revision", "fingerprint")),
         "Data revision": _listed(dataset, ("revision", "sha256")),
         "Versions": _options(manifest.get("versions", {})),
-        "Totals": _options(manifest.get("totals") or {}),
+        "Totals": _counts(manifest.get("totals") or {}),
         "Command": " ".join(map(str, manifest.get("command", []))),
         "Directory": str(run.path),
     }
@@ -100,6 +100,11 @@ def _options(record: dict[str, Any]) -> str:
     """A record in one line: its name, then every option that is set."""
     given = [f"{key} {_value(value)}" for key, value in record.items() if key != "name" and value is not None]
     return ", ".join([*([str(record["name"])] if "name" in record else []), *given])
+
+
+def _counts(record: dict[str, Any]) -> str:
+    """`_options` of a record whose whole numbers are counts: they get separators."""
+    return _options({key: f"{value:,}" if type(value) is int else value for key, value in record.items()})
 
 
 def _value(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from layerlens.analysis.agreement import agreement
 from layerlens.analysis.decoding import by_entropy_band, by_relative_position, valley_statistics
 from layerlens.analysis.partition import partition
 from layerlens.analysis.phases import phases
@@ -17,21 +18,23 @@ from layerlens.report.markup import Markup, element, join
 Row = dict[Any, Any]
 
 
-def findings(run: Records) -> Markup:
-    """The statistics of a run with their 95 % intervals; one sentence instead where the run lacks what they need."""
+def findings(run: Records) -> tuple[Markup, Markup]:
+    """The numbers that matter most, and the tables they come from, with 95 % intervals.
+
+    One sentence and no tables where the run lacks what they need.
+    """
     if run.n_layers == 1:
-        return note("The model has a single layer: no phases, and no layer before the last to compare with.")
+        return note("The model has a single layer: no phases, and no layer before the last to compare with."), join()
     try:
         phase_table, partitioned, valley_table = phases(run), partition(run), valleys(run)
     except RunError as error:
-        return note(f"No statistics: {error}.")
+        return note(f"No statistics: {error}."), join()
     try:
         steps, why_not = valley_statistics(run), ""
     except RunError as error:
         steps, why_not = None, f"No statistics of generated tokens: {error}."
     tables = [_phase_table(phase_table), _valley_table(valley_table), _partition_table(partitioned)]
-    return join(
-        _highlights(phase_table, partitioned, valley_table, steps),
+    return _highlights(phase_table, partitioned, valley_table, steps, _settled(run)), join(
         element("div", *tables, attributes={"class": "tables"}),
         note(why_not) if steps is None else _generated_tables(run, steps),
     )
@@ -44,7 +47,7 @@ def caveats(run: Records) -> list[str]:
     said = []
     if not run.is_complete:
         said.append(
-            f"This run is not complete: {len(run.prompts)} of {run.manifest['dataset']['rows']} prompts are in it; "
+            f"This run is not complete: {len(run.prompts):,} of {run.manifest['dataset']['rows']:,} prompts are in it; "
             f"repeat the trace with {spelled('resume', True)} and make the report again."
         )
     if run.words.empty:
@@ -89,24 +92,35 @@ def note(text: str) -> Markup:
     return element("p", text, attributes={"class": "note"})
 
 
+def _settled(run: Records) -> int:
+    """The layer from which on half of the tokens or more keep the last layer's top token."""
+    shares = agreement(run).set_index("layer")["settled"].cumsum()
+    return int(shares.index[shares >= 0.5 - 1e-9][0])
+
+
 def _highlights(
-    phases: pd.DataFrame, partition: pd.DataFrame, valleys: pd.DataFrame, steps: pd.DataFrame | None
+    phases: pd.DataFrame, partition: pd.DataFrame, valleys: pd.DataFrame, steps: pd.DataFrame | None, settled: int
 ) -> Markup:
     perturbed = _rows(partition, group="perturbed")[0]
     valley, onset = (_rows(valleys, group="perturbed", mark=mark)[0] for mark in ("V*", "V_onset"))
     lower = _rows(marks_shown(valleys), group="perturbed", mark="lowest")
     shown = [
         ("Perturbed tokens", with_interval(perturbed, "share", ".1%"), "the last layer makes them less sure"),
-        ("Entropy it adds to them", with_interval(perturbed, "entropy_change"), "nats, mean"),
+        ("Entropy added to them", with_interval(perturbed, "entropy_change"), "nats a token, by the last layer"),
     ]
     if steps is not None:
         substituted = with_interval(_rows(steps, statistic="substitution_rate")[0], "value", ".1%")
         shown.append(("Substituted tokens", substituted, "the valley layer ranks another token first"))
     shown += [
-        ("Final rise begins V*", layers_of(valley), "the lowest layer of that rise, in perturbed tokens’ mean entropy"),
-        *(("Lowest of all layers", layers_of(lowest), "of the same curve, before that rise") for lowest in lower),
-        ("Descent begins V_onset", layers_of(onset), "of the same curve"),
+        (
+            "Final rise begins at V*",
+            layers_of(valley),
+            "the layer from which the mean entropy of perturbed tokens rises to the end",
+        ),
+        *(("Lowest of all layers", layers_of(one), "the layer where this mean entropy is lowest") for one in lower),
+        ("Descent begins at V_onset", layers_of(onset), "the layer from which this mean entropy falls"),
         ("Plateau, phase II", _span(_rows(phases, phase="II")[0]), "layers"),
+        ("Half decided by layer", f"{settled}", "half of the tokens keep the last layer’s top token from here on"),
     ]
     return element("dl", *(_highlight(*one) for one in shown), attributes={"class": "highlights"})
 

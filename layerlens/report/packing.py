@@ -8,6 +8,7 @@ ratios, ln(1 + x) for ranks. The first words of each layer come after everything
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from math import log2
@@ -26,6 +27,7 @@ TOKENS_SHOWN = 4096
 COLOURED = (0.02, 0.98)
 FIRST_WORDS = (20, 10, 5, 3)
 PROB_STEPS = 255
+BEGINNING = 100
 
 _NONE = -1
 
@@ -139,18 +141,21 @@ def _packed(run: Records, rows_of: dict[str, Array], values: dict[str, Array], w
     small |= {"valley_layer": np.uint16, "selected_layer": np.uint16}
     described = run.prompts.drop_duplicates("prompt_id").set_index("prompt_id")
     lengths = frame.groupby("prompt_id").size()
+    texts_of = [
+        {name: _text(described.at[prompt_id, name]) for name in ("prompt", "reference")} for prompt_id in rows_of
+    ]
+    beginnings = distinct_beginnings([texts["prompt"] or "" for texts in texts_of])
     prompts = []
-    for prompt_id, rows in rows_of.items():
+    for (prompt_id, rows), texts, begins in zip(rows_of.items(), texts_of, beginnings, strict=True):
         columns: dict[str, Array] = {name: frame[name].to_numpy()[rows].astype(kind) for name, kind in small.items()}
         columns |= {name: codes[column[rows]] for name, column in ids.items()}
         columns |= {"top_token_id": codes[top[rows]]}
         columns |= {name: _in_steps(name, values[name][rows], measures[name], steps) for name in values}
-        about = described.loc[prompt_id]
-        texts = {name: about[name] if isinstance(about[name], str) else None for name in ("prompt", "reference")}
         prompts.append(
             {
                 "id": prompt_id,
-                "finish": str(about["finish_reason"]),
+                "begins": begins,
+                "finish": str(described.at[prompt_id, "finish_reason"]),
                 "n_tokens": len(rows),
                 "n_left_out": int(lengths[prompt_id]) - len(rows),
                 "texts": deflated(json.dumps(texts).encode()),
@@ -167,6 +172,33 @@ def _packed(run: Records, rows_of: dict[str, Array], values: dict[str, Array], w
         "words": deflated(json.dumps(["", *run.text_of(words)]).encode()),
         "prompts": prompts,
     }
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def distinct_beginnings(texts: Sequence[str]) -> list[str]:
+    """The beginning of each text in one line, at most `BEGINNING` characters and "…", so that texts are told apart.
+
+    What all texts begin with is left out, and a long end that they share: a template, or examples before a question.
+    The line in which the texts differ is shown from its first character, unless the shared part of it is long.
+    """
+    prefix = suffix = ""
+    if len(texts) > 1:
+        prefix = _shared_beginning(texts)
+        suffix = _shared_beginning([text[len(prefix) :][::-1] for text in texts])
+    line, word = (len(re.sub(rf"{inside}*\Z", "", prefix)) for inside in (".", r"\S"))
+    start = line if len(prefix) - line <= BEGINNING // 2 else word
+    left_out = len(suffix) if len(suffix) >= BEGINNING // 5 else 0
+    said = [" ".join(text[start : len(text) - left_out].split()) or " ".join(text.split()) for text in texts]
+    return [text if len(text) <= BEGINNING else text[:BEGINNING].rstrip() + "…" for text in said]
+
+
+def _shared_beginning(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)  # in alphabetical order: whatever these share, all between them share
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
 
 
 def _codes(words: Array) -> Array:

@@ -28,7 +28,20 @@ from layerlens.report.findings import caveats, findings, note
 from layerlens.report.markup import Markup, element, escaped, join
 from layerlens.report.packing import pack
 
-_SCRIPTS = ("data", "text", "colours", "tokens", "grid", "plot", "detail", "search", "choosing", "link", "start")
+_SCRIPTS = (
+    "data",
+    "text",
+    "colours",
+    "tokens",
+    "grid",
+    "plot",
+    "detail",
+    "search",
+    "choosing",
+    "prompts",
+    "link",
+    "start",
+)
 
 
 def write_report(
@@ -38,7 +51,7 @@ def write_report(
     *,
     beside: Records | None = None,
 ) -> Path:
-    """The path of an HTML file about a run: what was run, its statistics, Figures 2 and 4, and the token explorer.
+    """The path of an HTML file about a run: what it found, the token explorer, statistics, two figures, what was run.
 
     Args:
         run: what was traced; complete or not.
@@ -75,13 +88,12 @@ def explorer_html(run: Records, prompt_ids: Sequence[str] | None = None, *, besi
         OptionError: the run traced no prompt of such an id.
         RunError: a run holds no complete prompt, or the two share none.
     """
-    return _document(
-        run, _data(run, prompt_ids, beside), _section("explorer", "Token explorer", _fragment("explorer.html"))
-    )
+    return _document(run, _data(run, prompt_ids, beside), _explorer(), alone=True)
 
 
 def _report_html(run: Records, prompt_ids: Sequence[str] | None, beside: Records | None) -> str:
     data = _data(run, prompt_ids, beside)
+    most, tables = findings(run)
     second = (
         []
         if beside is None
@@ -90,15 +102,16 @@ def _report_html(run: Records, prompt_ids: Sequence[str] | None, beside: Records
     return _document(
         run,
         data,
+        _section("findings", "What it found", join(*map(note, caveats(run))), most),
+        _explorer(),
+        *([_section("statistics", "Statistics", tables)] if tables else []),
+        _section("figures", "Layer by layer", element("div", *_figures(run), attributes={"class": "figures"})),
         _section("run", "What was run", facts(run)),
         *second,
-        _section("findings", "What it found", join(*map(note, caveats(run))), findings(run)),
-        _section("figures", "Layer by layer", element("div", *_figures(run), attributes={"class": "figures"})),
-        _section("explorer", "Token explorer", _fragment("explorer.html")),
     )
 
 
-def _document(run: Records, data: Markup, *sections: Markup) -> str:
+def _document(run: Records, data: Markup, *sections: Markup, alone: bool = False) -> str:
     style, script = _fragment("report.css"), _script()
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
@@ -108,12 +121,16 @@ def _document(run: Records, data: Markup, *sections: Markup) -> str:
     head = element("header", element("div", heading(run)), theme)
     title = f"{run.manifest['model']['source']} – layerlens"
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!DOCTYPE html>\n<html lang="en"{" class=alone" if alone else ""}>\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{element('title', title)}\n{element('style', style)}\n</head>\n<body>\n"
         f"{head}\n{element('main', *sections)}\n{data}\n{element('script', script)}\n</body>\n</html>\n"
     )
+
+
+def _explorer() -> Markup:
+    return _section("explorer", "Token explorer", _fragment("explorer.html"))
 
 
 def _section(name: str, title: str, *content: Markup) -> Markup:

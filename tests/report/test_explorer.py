@@ -51,7 +51,7 @@ SHOWN = {
     99: "#99",
 }
 HOSTILE_ID = "</script><script>window.hacked=2</script>"
-BOXES = "[...document.querySelectorAll('[role=option]')]"
+BOXES = "[...document.querySelectorAll('#tokens [role=option]')]"
 READY = "document.querySelector('#chosen-facts').children.length > 0"
 
 
@@ -118,9 +118,27 @@ def choose(browser, control, value):
     )
 
 
+def shown_prompt(browser):
+    """Which prompt is on the page, from 0."""
+    return int(text_of(browser, "#prompt-number").split(" of ")[0].replace(",", "")) - 1
+
+
 def go_to(browser, prompt):
-    choose(browser, "prompt", prompt)
-    browser.until(f"document.querySelector('#prompt').value === '{prompt}' && {BOXES}.length !== 20")
+    """Choose a prompt from the list of all, as a user does."""
+    browser.click("document.querySelector('#prompt')")
+    browser.until("!document.querySelector('#prompt-list').hidden")
+    browser.evaluate(f"document.querySelector('#prompt-{prompt}').scrollIntoView({{block: 'nearest'}})")
+    browser.click(f"document.querySelector('#prompt-{prompt}')")
+    browser.until("document.querySelector('#prompt-list').hidden")
+    assert shown_prompt(browser) == prompt
+
+
+def prompts_listed(browser):
+    """What the list of prompts says of each, once it is opened: the beginning of the text, and the rest."""
+    browser.click("document.querySelector('#prompt')")
+    browser.until("!document.querySelector('#prompt-list').hidden")
+    options = "[...document.querySelectorAll('#prompt-list [role=option]')]"
+    return [tuple(one) for one in browser.evaluate(f"{options}.map((o) => [...o.children].map((e) => e.textContent))")]
 
 
 def text_of(browser, selector):
@@ -217,8 +235,11 @@ def test_right_to_left_text_stays_in_its_box(explorer):
 
 
 def test_a_hostile_prompt_id_is_a_name(explorer):
-    options = explorer.evaluate("[...document.querySelectorAll('#prompt option')].map((o) => o.textContent)")
-    assert options == ["first (20 tokens)", f"{HOSTILE_ID} (12 tokens)", "broken (6 tokens, not finite)"]
+    assert prompts_listed(explorer) == [
+        ("the text of first", "first · 20 tokens"),
+        (f"the text of {HOSTILE_ID}", f"{HOSTILE_ID} · 12 tokens"),
+        ("the text of broken", "broken · 6 tokens · with values that are not finite"),
+    ]
 
 
 def test_clicking_a_token_shows_what_every_layer_made_of_it(explorer, run):
@@ -286,7 +307,8 @@ def test_framed_tokens_are_those_where_the_valley_speaks_otherwise(explorer, run
         )
         assert found == expected
         n_framed = sum(map(bool, expected))
-        assert text_of(explorer, "#replaced-count") == f"Framed {n_framed} of {len(expected)}"
+        assert text_of(explorer, "#framed-count") == f"{n_framed or 'No'} framed token{'s' * (n_framed != 1)}"
+        assert explorer.evaluate("document.querySelector('#framed-next').disabled") == (n_framed == 0)
         if index == 0:
             assert {"replaced", "differs", ""} == set(expected)
             places = [place for place, kind in enumerate(expected) if kind]
@@ -403,14 +425,14 @@ def test_search_finds_words_across_tokens_and_prompts(explorer):
     places = [(0, 2), (1, 0), (1, 3), (1, 9), (2, 2)]
 
     def here():
-        return int(explorer.evaluate("document.querySelector('#prompt').value")), chosen(explorer)[0]
+        return shown_prompt(explorer), chosen(explorer)[0]
 
     assert here() == places[0]
     assert explorer.evaluate(f"{BOXES}.flatMap((box, at) => box.classList.contains('match') ? [at] : [])") == [2, 3]
     for number, place in [*enumerate(places[1:], start=2), (1, places[0])]:
         explorer.press("Enter")
         explorer.until(f"document.querySelector('#search-count').textContent === '{number} of 5'")
-        explorer.until(f"document.querySelector('#prompt').value === '{place[0]}'")
+        explorer.until(f"document.querySelector('#prompt-number').textContent === '{place[0] + 1} of 3'")
         explorer.until(f"{BOXES}.length === {[20, 12, 6][place[0]]}")
         assert here() == place
     explorer.press("Enter", shift=True)

@@ -15,7 +15,7 @@ from tests.made_up_run import write_run
 from tests.refusals import refused
 from tests.report.browser import CHROMIUM
 from tests.report.test_beside import plain_counterparts, plain_parting
-from tests.report.test_explorer import READY, choose, text_of
+from tests.report.test_explorer import READY, choose, go_to, prompts_listed, text_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 
@@ -120,7 +120,7 @@ def test_the_first_difference_is_marked_and_found_by_a_key(two, runs, view):
         assert two.evaluate(f"{marked}.map((box) => Number(box.dataset.token))") == [token]
     two.press("d")
     assert [token for token, _ in chosen(two)] == [5, 3]
-    choose(two, "prompt", 1)
+    go_to(two, 1)
     two.until(f"{boxes(0)}.length === 4")
     assert two.evaluate("document.querySelectorAll('.token.parts').length") == 1  # the second text has ended
     two.click(f"document.querySelector('#view-{view}')")
@@ -164,10 +164,7 @@ def test_colours_are_those_that_both_runs_have_on_one_scale(two, runs):
 def test_runs_are_named_and_their_prompts_counted(two):
     assert text_of(two, "#run-name") == "ours: made up, last"
     assert text_of(two, "#run-name-beside") == f"theirs: made up, {HOSTILE}"
-    assert two.evaluate("[...document.querySelectorAll('#prompt option')].map((o) => o.textContent)") == [
-        "sky (10 tokens)",
-        "same (4 tokens)",
-    ]
+    assert prompts_listed(two) == [("why is the sky blue?", "sky · 10 tokens"), ("say it", "same · 4 tokens")]
     assert "1 prompt of only one of the runs" in text_of(two, "#explorer-note")
 
 
@@ -182,7 +179,7 @@ def test_a_link_names_the_run_that_was_chosen(two, page):
     assert chosen(two)[1][0] == 5
 
 
-@pytest.mark.parametrize("width", [420, 1200])
+@pytest.mark.parametrize("width", [420, 800, 1200])
 @pytest.mark.parametrize("view", ["text", "grid"])
 def test_two_runs_fit_the_window(browser, page, width, view):
     browser.open(page, width=width, height=900)
@@ -194,8 +191,21 @@ def test_two_runs_fit_the_window(browser, page, width, view):
         for part in ("text-pane", "text-pane-beside", "detail", "detail-beside")
     ]
     beside = places[1]["left"] >= places[0]["right"]
-    assert beside == (width == 1200)
-    assert min(places[2]["top"], places[3]["top"]) >= max(places[0]["bottom"], places[1]["bottom"])
+    assert beside == (width > 420)
+    if beside:
+        assert min(places[2]["top"], places[3]["top"]) >= max(places[0]["bottom"], places[1]["bottom"])
+
+
+def test_in_a_narrow_window_the_details_are_those_of_the_run_that_was_tapped(browser, page):
+    browser.open(page, width=420, height=800)
+    browser.until(READY)
+    shown = "[...document.querySelectorAll('.detail')].filter((e) => e.offsetHeight > 0).map((e) => e.id)"
+    assert browser.evaluate(shown) == ["detail"]
+    for side, token in ((0, 3), (1, 2)):
+        browser.click(f"{boxes(side)}[{token}]")
+        assert browser.evaluate(shown) == [f"detail{SUFFIXES[side]}"]
+    browser.press("b")
+    assert browser.evaluate(shown) == ["detail"]
 
 
 def test_every_part_has_one_name(two):

@@ -11,7 +11,18 @@ import pytest
 from layerlens.report import explorer_html
 from tests.made_up_run import eq7, write_run
 from tests.report.browser import CHROMIUM
-from tests.report.test_explorer import HOSTILE_ID, READY, SHOWN, TEXTS, choose, mixed, ramp, text_of
+from tests.report.test_explorer import (
+    HOSTILE_ID,
+    READY,
+    SHOWN,
+    TEXTS,
+    choose,
+    go_to,
+    mixed,
+    ramp,
+    shown_prompt,
+    text_of,
+)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 
@@ -166,7 +177,7 @@ def test_clicking_a_cell_shows_the_first_words_of_that_layer(grid, run):
     for token, layer in ((3, 2), (0, 9), (19, 1), (2, 5)):
         grid.click(f'document.querySelector(\'#grid .cell[data-token="{token}"][data-layer="{layer}"]\')')
         assert chosen(grid) == (token, layer)
-        assert text_of(grid, "#first-words h4") == f"First words after layer {layer}"
+        assert text_of(grid, "#first-words h4") == f"Top tokens after layer {layer}"
         words = grid.evaluate("[...document.querySelectorAll('#first-words .word')].map((e) => e.textContent)")
         assert words == [visible(i) if i in TEXTS else f"#{i}" for i in ids[token, layer - 1]]
         shown = grid.evaluate("[...document.querySelectorAll('#first-words .prob')].map((e) => e.textContent)")
@@ -212,11 +223,11 @@ def test_keys_walk_tokens_and_layers_and_change_the_view(grid):
     grid.press("v")
     assert chosen(grid) == (1, 8)
     assert grid.evaluate("document.activeElement.id") == "grid"
-    assert "other view" in text_of(grid, "#help")
+    assert "change the view" in text_of(grid, "#help")
 
 
 def test_hostile_tokens_are_text_in_the_grid(grid):
-    choose(grid, "prompt", 1)
+    go_to(grid, 1)
     grid.until(f"{HEADS}.length === 7")
     assert grid.evaluate(f"{HEADS}.map((c) => c.textContent)") == [visible(i) for i in (4, 6, 3, 2, 1, 0, 5)]
     assert grid.evaluate("document.querySelectorAll('script').length") == 2
@@ -348,7 +359,7 @@ def test_the_address_names_what_is_shown_and_opens_it_again(browser, page):
     browser.open(page)
     browser.until(READY)
     assert link(browser) == ""
-    choose(browser, "prompt", 1)
+    go_to(browser, 1)
     browser.until("document.querySelectorAll('#tokens [role=option]').length === 7")
     browser.click("document.querySelector('#view-grid')")
     choose(browser, "measure", "next_rank")
@@ -364,7 +375,7 @@ def test_the_address_names_what_is_shown_and_opens_it_again(browser, page):
     }
     browser.open(page + shown)
     browser.until("document.querySelector('#chosen-cell') !== null")
-    assert browser.evaluate("document.querySelector('#prompt').value") == "1"
+    assert shown_prompt(browser) == 1
     assert browser.evaluate("document.querySelector('#measure').value") == "next_rank"
     assert browser.evaluate("document.querySelector('#view-grid').getAttribute('aria-pressed')") == "true"
     assert chosen(browser) == (4, 6)

@@ -19,15 +19,14 @@ async function choosePrompt(index, given = {}, side = active()) {
   await Promise.all(prompts.map(unpackFirstWords));
   if (state.prompt !== wanted) return;
   pair = aligned;
-  byId("prompt").value = String(wanted);
-  byId("prompt-previous").disabled = wanted === 0;
-  byId("prompt-next").disabled = wanted === data.prompts.length - 1;
+  drawPrompt();
   sides.forEach((one, at) => {
     one.shown = prompts[at];
     one.token = 0;
     const {prompt, reference} = one.shown.texts;
     one.part("given-text").textContent = (prompt ?? "") + (reference === null ? "" : `\n\nReference answer: ${reference}`);
     drawTokens(one);
+    one.part("given-text").scrollTop = 0;
     one.part("grid").scrollLeft = 0;
   });
   markMatches();
@@ -51,12 +50,25 @@ function choose({token, layer, focus = false}, side = active()) {
   byId("layer").value = first.layer;
   byId("layer-number").textContent =
     `${first.layer} of ${first.L}${mixed(first) ? ` (${first.packed.kinds[first.layer - 1]})` : ""}`;
-  byId("replaced-count").textContent = `Framed ${framed(side).length} of ${counted(side.n)}`;
+  drawFramedCount(side);
   if (state.view === "text" && sides.some((one, at) => one.layer !== before[at])) recolour();
   sides.forEach(drawDetail);
   sides.forEach((one) => one.part("text-pane").classList.toggle("active", sides.length > 1 && one === side));
   if (focus) focusOn(side);
   remember();
+}
+
+/** Choose as a reader does who wants to see a token: its details open, and it stays in view. */
+function inspect(given, side = active()) {
+  openDetail(side);
+  choose({focus: true, ...given}, side);
+  keepChosenInView(side);
+}
+
+function drawFramedCount(side) {
+  const n = framed(side).length;
+  byId("framed-count").textContent = `${n ? counted(n) : "No"} framed token${n === 1 ? "" : "s"}`;
+  for (const way of ["previous", "next"]) byId(`framed-${way}`).disabled = n === 0;
 }
 
 function select(side, token, layer) {
@@ -75,6 +87,12 @@ function partingOf(side) {
 function focusOn(side) {
   const target = state.view === "grid" ? side.part("grid") : side.boxes[side.token];
   target?.focus({preventScroll: true});
+}
+
+/** Scroll the page as little as shows the chosen token; details that cover the page's end count as its end. */
+function keepChosenInView(side) {
+  const chosen = state.view === "grid" ? byId(`chosen-cell${side.suffix}`) : side.boxes[side.token];
+  chosen?.scrollIntoView({block: "nearest", inline: "nearest"});
 }
 
 function chooseView(view) {
@@ -102,17 +120,17 @@ function chooseColour(measure) {
   remember();
 }
 
-function chooseFramed(direction, focus) {
+function chooseFramed(direction, focus = true) {
   const side = active();
   const candidates = framed(side);
   const next = direction > 0
     ? candidates.find((token) => token > side.token) ?? candidates[0]
     : candidates.findLast((token) => token < side.token) ?? candidates.at(-1);
-  if (next !== undefined) choose({token: next, focus}, side);
+  if (next !== undefined) inspect({token: next, focus}, side);
 }
 
 function chooseParting() {
   const side = active();
   const token = partingOf(side);
-  if (token !== null) choose({token, focus: true}, side);
+  if (token !== null) inspect({token}, side);
 }

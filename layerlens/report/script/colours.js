@@ -3,7 +3,7 @@
 const COLOURINGS = {
   entropy: {label: "Entropy", unit: "nats", ramp: "entropy"},
   top_prob: {label: "Probability of top token", short: "Probability", ramp: "entropy", reversed: true},
-  next_rank: {label: "Rank of next token", short: "Rank", unit: "words before it", ramp: "entropy", log: true},
+  next_rank: {label: "Rank of next token", short: "Rank", unit: "vocabulary entries before it", ramp: "entropy", log: true},
   js_from_last: {label: "Divergence (JS)", short: "JS", unit: "nats", ramp: "stream"},
   kl_last_to_layer: {label: "Divergence (KL)", short: "KL", unit: "nats", ramp: "stream"},
   norm_ratio: {label: "Norm ratio", ramp: "stream"},

@@ -8,6 +8,18 @@ function fact(name, ...content) {
   return made;
 }
 
+/** Open the details where they cover the text, which they do in a narrow window; elsewhere they are always there. */
+function openDetail(side) {
+  for (const one of sides) one.part("detail").classList.toggle("open", one === side);
+  document.documentElement.classList.add("detail-open");
+}
+
+function closeDetail() {
+  for (const side of sides) side.part("detail").classList.remove("open");
+  document.documentElement.classList.remove("detail-open");
+  if (active().shown) focusOn(active());
+}
+
 function drawDetail(side) {
   const {columns} = side.shown;
   const {token, layer, L} = side;
@@ -22,14 +34,14 @@ function drawDetail(side) {
   side.part("spoken").textContent = `Token ${counted(token + 1)} of ${counted(side.n)}: “${plain(side, code)}”. `
     + `After layer ${layer}: ${values.join(", ")}, top token “${plain(side, side.topCode(token, layer))}”.`;
   const facts = [
-    fact("Read before it", word(side, columns.token_id[token]), ` at position ${columns.position[token]}`),
+    fact("Read before it", word(side, columns.token_id[token]), ` at position ${counted(columns.position[token])}`),
     fact(
       `Next token, ${columns.is_generated[token] ? "emitted" : "given"}`,
       code ? word(side, code) : "nothing followed",
     ),
     fact("Last layer", ...says(L)),
     fact(valley === L ? "Valley" : "Valley layer", ...(valley === L ? ["none: the last layer"] : says(valley))),
-    fact("Selected layer", ...(selected === L ? ["the last"] : says(selected))),
+    fact("Selected layer", ...(selected === L ? ["the last layer"] : says(selected))),
     fact("Last layer’s effect", effectOfLast(side)),
   ];
   const frame = side.frames[token];
@@ -53,15 +65,15 @@ function effectOfLast(side) {
   return `${change}, ${side.shown.columns.perturbed[token] ? "perturbed" : "not perturbed"}`;
 }
 
-/** The first words of the chosen layer, with their probabilities, where the run has them. */
+/** The first vocabulary entries of the chosen layer, with their probabilities, where the run has them. */
 function drawFirstWords(side) {
   const part = side.part("first-words");
   part.hidden = !side.packed.first_words;
   if (part.hidden) return;
   const found = side.firstWords(side.token, side.layer);
-  const title = make("h4", `First words after layer ${side.layer}`);
+  const title = make("h4", `Top tokens after layer ${side.layer}`);
   if (!found.length) {
-    part.replaceChildren(title, make("p", "Those of this prompt did not fit on the page.", "note"));
+    part.replaceChildren(title, make("p", "The top tokens of this prompt did not fit on the page.", "note"));
     return;
   }
   const list = make("ol");

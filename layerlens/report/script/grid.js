@@ -46,6 +46,7 @@ function headRow(side, [first, end], matching) {
   const row = gridRow(1, "head");
   const corner = make("div", "layer", "row-name");
   corner.setAttribute("role", "columnheader");
+  corner.setAttribute("aria-colindex", 1);
   row.append(corner);
   const {is_generated: generated} = side.shown.columns;
   for (let token = first; token < end; token += 1) {
@@ -54,7 +55,7 @@ function headRow(side, [first, end], matching) {
     cell.classList.toggle("begins", Boolean(generated[token]) && token > 0 && !generated[token - 1]);
     cell.classList.toggle("parts", token === partingOf(side));
     cell.classList.toggle("match", matching.has(token));
-    cell.setAttribute("aria-label", `token ${token + 1}: ${side.names[token]}`);
+    cell.setAttribute("aria-label", `token ${counted(token + 1)}: ${side.names[token]}`);
     row.append(cell);
   }
   return row;
@@ -66,6 +67,7 @@ function layerRow(side, layer, at, [first, end], ends) {
   row.style.height = `${cellHeight()}px`;
   const name = make("div", String(layer), "row-name");
   name.setAttribute("role", "rowheader");
+  name.setAttribute("aria-colindex", 1);
   name.dataset.layer = layer;
   row.append(name);
   const {valley_layer: valley, selected_layer: selected} = side.shown.columns;
@@ -160,7 +162,7 @@ function listenToGrid(side) {
     const cell = event.target instanceof Element && event.target.closest("[data-token], [data-layer]");
     if (!cell) return;
     const {token = side.token, layer = side.layer} = cell.dataset;
-    choose({token: Number(token), layer: Number(layer), focus: true}, side);
+    inspect({token: Number(token), layer: Number(layer)}, side);
   });
   new ResizeObserver(() => drawCells(side)).observe(grid);
 }

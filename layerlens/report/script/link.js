@@ -40,6 +40,7 @@ function linked() {
 }
 
 async function follow(link) {
+  openDetail(link.side);
   chooseColour(link.measure);
   chooseView(link.view);
   await choosePrompt(link.prompt, {token: link.token, layer: link.layer}, link.side);

@@ -19,7 +19,7 @@ function drawPlot(side) {
   const {L, packed} = side;
   const svg = side.part("plot");
   const width = Math.max(260, svg.clientWidth);
-  const height = 190;
+  const height = svg.clientHeight || 190;
   const curve = Array.from({length: L}, (_, at) => side.measured("entropy", side.token, at + 1));
   const from = Math.max(1, L - packed.window + 1);
   const zooms = packed.window > 1 && from > 3;

@@ -53,7 +53,7 @@ function matchingTokens(side) {
 
 async function goToHit() {
   const {hits, at, side} = search;
-  byId("search-count").textContent = !search.query ? "" : hits.length ? `${at + 1} of ${hits.length}` : "nothing found";
+  byId("search-count").textContent = !search.query ? "" : hits.length ? `${counted(at + 1)} of ${counted(hits.length)}` : "nothing found";
   if (!hits.length) return;
   const [prompt, token] = hits[at];
   if (prompt !== state.prompt) await choosePrompt(prompt, {token}, side);

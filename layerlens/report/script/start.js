@@ -1,26 +1,27 @@
 // Listening
 
 const KEYS = {
-  ArrowLeft: () => choose({token: active().token - 1, focus: true}),
-  ArrowRight: () => choose({token: active().token + 1, focus: true}),
+  ArrowLeft: () => inspect({token: active().token - 1}),
+  ArrowRight: () => inspect({token: active().token + 1}),
   ArrowUp: () => choose({layer: active().layer + 1}),
   ArrowDown: () => choose({layer: active().layer - 1}),
-  Home: () => choose({token: 0, focus: true}),
-  End: () => choose({token: active().n - 1, focus: true}),
-  s: () => chooseFramed(1, true),
-  S: () => chooseFramed(-1, true),
+  Home: () => inspect({token: 0}),
+  End: () => inspect({token: active().n - 1}),
+  s: () => chooseFramed(1),
+  S: () => chooseFramed(-1),
   v: () => {
     chooseView(state.view === "grid" ? "text" : "grid");
     focusOn(active());
   },
-  b: () => choose({focus: true}, sides.at(state.side - 1)),
+  b: () => inspect({}, sides.at(state.side - 1)),
   d: chooseParting,
+  Escape: closeDetail,
   "[": () => choosePrompt(state.prompt - 1),
   "]": () => choosePrompt(state.prompt + 1),
 };
 
 function takesText(target) {
-  return target instanceof Element && target.matches('input[type="search"], input[type="range"], select, textarea');
+  return target instanceof Element && target.matches('input[type="search"], input[type="text"], input[type="range"], select, textarea');
 }
 
 function listen() {
@@ -40,11 +41,9 @@ function listen() {
   });
   sides.forEach(listenToSide);
   byId("layer").addEventListener("input", (event) => choose({layer: Number(event.target.value)}, sides[0]));
-  byId("prompt").addEventListener("change", (event) => choosePrompt(Number(event.target.value)));
-  byId("prompt-previous").addEventListener("click", () => choosePrompt(state.prompt - 1));
-  byId("prompt-next").addEventListener("click", () => choosePrompt(state.prompt + 1));
-  byId("replaced-previous").addEventListener("click", () => chooseFramed(-1, false));
-  byId("replaced-next").addEventListener("click", () => chooseFramed(1, false));
+  listenToPrompts();
+  byId("framed-previous").addEventListener("click", () => chooseFramed(-1, false));
+  byId("framed-next").addEventListener("click", () => chooseFramed(1, false));
   byId("measure").addEventListener("change", (event) => chooseColour(event.target.value));
   for (const view of VIEWS) byId(`view-${view}`).addEventListener("click", () => chooseView(view));
   byId("shared").addEventListener("change", (event) => {
@@ -75,8 +74,9 @@ function listen() {
 function listenToSide(side) {
   side.part("tokens").addEventListener("click", (event) => {
     const box = event.target instanceof Element && event.target.closest('[role="option"]');
-    if (box) choose({token: Number(box.dataset.token), focus: true}, side);
+    if (box) inspect({token: Number(box.dataset.token)}, side);
   });
+  side.part("detail-close").addEventListener("click", closeDetail);
   side.part("layers").addEventListener("click", (event) => {
     const row = event.target instanceof Element && event.target.closest("tr[data-layer]");
     if (row) choose({layer: Number(row.dataset.layer)}, side);
@@ -120,16 +120,14 @@ function makeSecondSide() {
     name.textContent = data.labels[at];
     side.part("detail-name").hidden = false;
     side.part("detail-name").textContent = data.labels[at];
+    for (const name of ["text-pane", "tokens", "grid", "detail", "layers-scroll", "detail-close"]) {
+      const part = side.part(name);
+      part.setAttribute("aria-label", `${part.getAttribute("aria-label")}, ${data.labels[at]}`);
+    }
   });
 }
 
 function fillControls() {
-  byId("prompt").append(...data.prompts.map((prompt, index) => {
-    const flaw = prompt.finish === "non_finite" ? ", not finite" : "";
-    const option = make("option", `${visibleText(prompt.id)} (${counted(prompt.n_tokens)} tokens${flaw})`);
-    option.value = String(index);
-    return option;
-  }));
   byId("measure").append(...offered.map((name) => {
     const option = make("option", COLOURINGS[name].label);
     option.value = name;
@@ -137,22 +135,28 @@ function fillControls() {
   }));
   byId("layer").max = sides[0].L;
   sides.forEach(fillLayersHead);
-  byId("explorer-note").textContent = notes().join(" ");
+  byId("explorer-note").textContent = leftOut().join(" ");
+  byId("precision").textContent = precision().join(" ");
   for (const key of document.querySelectorAll(".of-two")) key.hidden = sides.length < 2;
 }
 
-function notes() {
+/** How exact the values on the page are. */
+function precision() {
   const said = sides.map(({packed}) => {
     const errors = Object.entries(packed.measures).map(([name, {error}]) => {
       const off = error < 0.0005 ? "0.001" : error < 1 ? error.toPrecision(1) : counted(Math.ceil(error));
       return name === "entropy" ? `${off} nats` : `${off} in ${inText(name)}`;
     });
-    return `Values are held in ${counted(packed.steps)} steps a layer: 99 % of them are within `
+    return `The values on this page are rounded. 99 % of them are off by at most `
       + `${errors.slice(0, -1).join(", ")} and ${errors.at(-1)}.`;
   });
-  const found = said[0] === said.at(-1) ? said.slice(0, 1) : said.map((note, at) => `${at ? "Second" : "First"} run: ${note}`);
+  return said[0] === said.at(-1) ? said.slice(0, 1) : said.map((note, at) => `${at ? "Second" : "First"} run: ${note}`);
+}
+
+function leftOut() {
+  const found = [];
   if (data.prompts_left_out) {
-    found.push(`The first ${data.prompts.length} prompts are on this page; ${data.prompts_left_out} more did not fit.`);
+    found.push(`The first ${counted(data.prompts.length)} prompts are on this page; ${counted(data.prompts_left_out)} more did not fit.`);
   }
   if (data.unpaired === 1) found.push("1 prompt of only one of the runs is left out.");
   if (data.unpaired > 1) found.push(`${counted(data.unpaired)} prompts of only one of the runs are left out.`);
@@ -178,7 +182,11 @@ async function start() {
   await (link ? follow(link) : choosePrompt(0));
   if (link) {
     byId("explorer").scrollIntoView();
-    focusOn(active());
+    inspect({});
+  } else if (document.documentElement.classList.contains("alone")) {
+    openDetail(sides[0]); // a notebook shows them at once, and keeps its focus
+    choose({});
+    keepChosenInView(sides[0]);
   }
   listenToLinks();
 }

@@ -56,5 +56,5 @@ function numeral(value, measure) {
   if (value === 0) return "0";
   if (measure.endsWith("_layer")) return String(value);
   if (measure === "io_cosine") return value.toFixed(3).replace("-", "−");
-  return Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) < 0.1 ? value.toFixed(3) : value.toFixed(2);
+  return Math.abs(value) >= 100 ? counted(Math.round(value)) : Math.abs(value) < 0.1 ? value.toFixed(3) : value.toFixed(2);
 }

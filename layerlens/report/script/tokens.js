@@ -16,7 +16,7 @@ function drawTokens(side) {
     if (columns.is_generated[token] && token > 0 && !columns.is_generated[token - 1]) {
       parts.push(aside("generated ▸"));
     }
-    if (token === partingOf(side)) parts.push(aside("the texts part ▸"));
+    if (token === partingOf(side)) parts.push(aside("first difference ▸"));
     const code = side.nextCode(token);
     const box = word(side, code, "span", "token");
     box.append(make("span", "", "value"));
@@ -28,7 +28,7 @@ function drawTokens(side) {
     if (frame) box.classList.add(frame);
     if (token === partingOf(side)) box.classList.add("parts");
     side.boxes.push(box);
-    side.names.push(plain(side, code) + (frame && (frame === "replaced" ? ", replaced" : ", the valley differs")));
+    side.names.push(plain(side, code) + (frame && (frame === "replaced" ? ", replaced" : ", the valley layer differs")));
     parts.push(box);
     if (code && side.words[code].includes("\n")) parts.push(document.createElement("br"));
   }
