@@ -474,8 +474,8 @@ MISTYPED = {
     "scoring; see `layerlens datasets`); add them, or see `layerlens ablate --help`",
     "bench decode": f"`layerlens bench decode` lacks --model ({MODEL_HELP}); add it, or see `layerlens bench decode "
     "--help`",
-    "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper, 1 to 12; a name, such as onset or "
-    "grid; or all) and --out (directory for the PNG, the PDF and the csv with the numbers drawn); add them, or see "
+    "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper (1 to 12), a name such as onset or "
+    "grid, or all) and --out (directory for the PNG, the PDF and the csv with the numbers drawn); add them, or see "
     "`layerlens figure --help`",
     "table --run r": "`layerlens table` lacks NUMBER (number of a table of the paper (5, 7, 8), 6.1, or all); add it, "
     "or see `layerlens table --help`",
