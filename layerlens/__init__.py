@@ -1,5 +1,6 @@
 """Watch what every layer of a language model does to every token, and how sure it would be if it stopped there."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,8 @@ def __getattr__(name: str) -> Any:
         return import_module("layerlens.plots")
     if name in _HOME_OF:
         return getattr(import_module(_HOME_OF[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # with the module, so that Python suggests the name that was meant
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -14,13 +14,15 @@ A message spells options and commands for whoever called: `spelled("window", 12)
 """
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, TypeVar
 
 Error = TypeVar("Error", bound="LayerlensError")
+
+_LEAST_LIKENESS = 0.7  # of a name that can have been meant; 1 is the same
 
 
 class LayerlensError(Exception):
@@ -124,6 +126,20 @@ def spelling(other: Spelling) -> Iterator[None]:
         yield
     finally:
         _spelling = before
+
+
+def did_you_mean(given: object, known: Iterable[object], otherwise: str) -> str:
+    """What to do about a name that is not there: the known names that are most like it, or else `otherwise`."""
+    from difflib import SequenceMatcher  # here, because few calls have a mistake in them
+
+    names = {str(name).lower(): str(name) for name in known}
+    typed = str(given).lower()
+    likeness = {name: SequenceMatcher(None, name, typed).ratio() for name in names}
+    least = max(_LEAST_LIKENESS, max(likeness.values(), default=0) - 0.1)
+    alike = sorted((name for name in names if likeness[name] >= least), key=lambda name: -likeness[name])[:2]
+    begun = [name for name in names if len(typed) > 3 and name.startswith(typed)][:3]
+    meant = [typed] if typed in names else begun or alike
+    return f"did you mean {' or '.join(names[name] for name in meant)}?" if meant else otherwise
 
 
 def first_sentence(error: BaseException) -> str:

@@ -27,7 +27,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", DECODING, re.DOTALL)
 
 def test_a_strategy_of_your_own_works_in_every_door(monkeypatch, run_of):
     """The one that the documentation shows, by its name, in the loop, in a trace and inside transformers' generate."""
-    monkeypatch.setattr(names, "_STRATEGIES", dict(names._STRATEGIES))
+    monkeypatch.setattr(names, "_REGISTERED", dict(names._REGISTERED))
     model = ll.load(tiny_model("llama"), tokenizer=tiny_tokenizer())
     exec(compile(BLOCKS[1], "decoding.md", "exec"), {"model": model, "__name__": "docs"})
     strategy = ll.named_strategy("mean-of-two")

@@ -22,9 +22,9 @@ from tests.conftest import tiny
 from tests.evaluation.made_up import write_ablation
 from tests.made_up_run import write_run
 
-TRACE = "trace --model m --out OUT --dataset sample"
-GENERATE = "generate --model m --prompt hello"
-ABLATE = "ablate --model m --dataset sample --out OUT"
+TRACE = "trace --model MODEL --out OUT --dataset sample"
+GENERATE = "generate --model MODEL --prompt hello"
+ABLATE = "ablate --model MODEL --dataset sample --out OUT"
 TRACED = "trace --model MODEL --out OUT --dataset sample --limit 2 --max-new-tokens 2"
 KNOWN = "last, fixed, valley, dola, sled (last-N, valley-N, valley+N, and the release's trough, trough-mN, trough-pN, "
 KNOWN += "last-mN)"
@@ -249,9 +249,9 @@ SENTENCES = [
     # an ablation
     Refusal(
         lambda at: arm_strategies(["walley"]),
-        f"arms 'walley' is unknown; give arms such as {ARMS}",
+        "arms 'walley' is unknown; did you mean valley?",
         f"{ABLATE} --arms walley",
-        f"--arms walley is unknown; give arms such as {ARMS}",
+        "--arms walley is unknown; did you mean valley?",
     ),
     Refusal(
         lambda at: arm_strategies(["dola"]),
@@ -291,12 +291,18 @@ SENTENCES = [
     ),
     # datasets and prompts
     Refusal(
-        lambda at: ll.dataset("gsm9k"),
-        "there is no dataset called 'gsm9k'; choose one of sample, gsm8k, gpqa, math500, or give texts of your own as "
+        lambda at: ll.dataset("essays"),
+        "there is no dataset called 'essays'; choose one of sample, gsm8k, gpqa, math500, or give texts of your own as "
         "prompts",
-        "trace --model m --out OUT --dataset gsm9k",
-        "there is no dataset called 'gsm9k'; choose one of sample, gsm8k, gpqa, math500, or give texts of your own as "
+        "trace --model m --out OUT --dataset essays",
+        "there is no dataset called 'essays'; choose one of sample, gsm8k, gpqa, math500, or give texts of your own as "
         "--prompts",
+    ),
+    Refusal(
+        lambda at: ll.dataset("gsm9k"),
+        "there is no dataset called 'gsm9k'; did you mean gsm8k?",
+        "trace --model m --out OUT --dataset gsm9k",
+        "there is no dataset called 'gsm9k'; did you mean gsm8k?",
     ),
     Refusal(
         lambda at: ll.dataset("sample", limit=0),
@@ -377,9 +383,11 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.trace(tiny("llama"), ["a"], out=at / "run", max_new_tokens=1),
-        "out AT/run already holds a run; give a new directory, or resume=True to continue the run",
+        "out AT/run already holds a run; give a new directory, resume=True to continue the run, or overwrite=True to "
+        "replace it",
         "trace --model m --out AT/run --dataset sample",
-        "--out AT/run already holds a run; give a new directory, or --resume to continue the run",
+        "--out AT/run already holds a run; give a new directory, --resume to continue the run, or --overwrite to "
+        "replace it",
     ),
     Refusal(
         lambda at: ll.trace(tiny("llama"), ["a"], out=at, max_new_tokens=1),
@@ -429,7 +437,8 @@ SENTENCES = [
         None,
         None,
         "ablate --model MODEL --dataset sample --limit 2 --out AT/ablation",
-        "--out AT/ablation already holds an ablation; give a new directory, or --resume to continue the ablation",
+        "--out AT/ablation already holds an ablation; give a new directory, --resume to continue the ablation, or "
+        "--overwrite to replace it",
     ),
     # figures and tables
     Refusal(

@@ -19,7 +19,7 @@ def agreement(run: Records) -> pd.DataFrame:
     which it is the earliest layer from which on every layer agrees with L, so that the column adds up to 1. Shares are
     0..1, each with `_low` and `_high` (95 %, prompts resampled). n_tokens; n_prompts.
 
-    A run traced with --kl has one more measure: kl_last_to_layer, the mean KL(p_L ‖ p_l) of the readouts in nats, with
+    A run traced with `kl` has one more measure: kl_last_to_layer, the mean KL(p_L ‖ p_l) of the readouts in nats, with
     `_low`, `_high` and `_sd` (over tokens). It is how much is lost by coding what layer L predicts with layer l.
 
     Raises:

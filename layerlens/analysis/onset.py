@@ -39,12 +39,12 @@ def onset(run: Records, rank: int = 1) -> pd.DataFrame:
     n_prompts that have such tokens. A class without tokens has NaN.
 
     Args:
-        run: what was traced with --targets.
+        run: what was traced with `targets`.
         rank: how many of the first words; 1 asks for the first alone. Words as likely as the token do not push it back.
 
     Raises:
         OptionError: the rank is no whole number between 1 and the size of the vocabulary.
-        RunError: the run was traced without --targets, or none of its generated tokens can be counted.
+        RunError: the run was traced without `targets`, or none of its generated tokens can be counted.
     """
     totals = _onsets(run, rank)
     rows = []

@@ -27,7 +27,7 @@ def perturbation_parts(run: Records) -> pd.DataFrame:
     Columns: group; layer, L; and the others of `parts_by_layer`. All traced tokens count, as in `partition`.
 
     Raises:
-        RunError: the run was traced without --sublayers, its last layer has no half step, it has a single layer, or no
+        RunError: the run was traced without `sublayers`, its last layer has no half step, it has a single layer, or no
             token of it can be counted.
     """
     if run.n_layers < 2:
@@ -56,7 +56,7 @@ def parts_by_layer(run: Records) -> pd.DataFrame:
     apart, has NaN and n_tokens 0; so has layer 1, because the embeddings are not read.
 
     Raises:
-        RunError: the run was traced without --sublayers, or no token of it can be counted.
+        RunError: the run was traced without `sublayers`, or no token of it can be counted.
     """
 
     def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
@@ -83,7 +83,7 @@ def half_step_curves(run: Records) -> pd.DataFrame:
     resampled). Layers without a state between their parts have NaN.
 
     Raises:
-        RunError: the run was traced without --sublayers, no layer has a half step, or no token can be counted.
+        RunError: the run was traced without `sublayers`, no layer has a half step, or no token can be counted.
     """
 
     def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:

@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from layerlens.analysis.layers import layer_sums
 from layerlens.analysis.sample import Gathered
 from layerlens.analysis.uncertainty import Floats, interval, mean_interval, resampled_means
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, did_you_mean
 from layerlens.records.reader import Records
 
 MARGIN = 1.2
@@ -51,9 +51,8 @@ def phases(run: Records, rule: str = "plateau") -> pd.DataFrame:
         RunError: no token of the run can be counted.
     """
     if rule not in _RULES:
-        raise OptionError(
-            f"there is no rule {rule!r} for phases", f"choose from {', '.join(_RULES)}", option="rule", given=rule
-        )
+        advice = did_you_mean(rule, _RULES, f"choose from {', '.join(_RULES)}")
+        raise OptionError(f"there is no rule {rule!r} for phases", advice, option="rule", given=rule)
     totals = layer_sums(run, "norm_ratio", "io_cosine")
     ratios, cosines = ((totals[measure].sums, totals[measure].counts) for measure in ("norm_ratio", "io_cosine"))
     every = np.ones((1, totals.n_prompts))

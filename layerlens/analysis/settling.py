@@ -25,7 +25,7 @@ from layerlens.analysis.depths import Ints, first_layers, mean_layer, share_afte
 from layerlens.analysis.sample import Gathered, PerPrompt, Sample
 from layerlens.analysis.shares import share_interval
 from layerlens.analysis.uncertainty import Floats, ratio
-from layerlens.errors import OptionError, is_number
+from layerlens.errors import OptionError, did_you_mean, is_number
 from layerlens.records.reader import Records
 from layerlens.records.schema import JS
 
@@ -53,7 +53,7 @@ def settling(run: Records, g: float | Sequence[float] = 0.5, rho: float = 0.85, 
     that have such tokens. A class without tokens has NaN.
 
     Args:
-        run: what was traced with --js.
+        run: what was traced with `js`.
         g: how near the last layer's readout is near enough; one or several.
         rho: where the deep-thinking regime begins, as a share of the depth; above 0, at most 1.
         unit: of g, "bits" or "nats".
@@ -61,7 +61,7 @@ def settling(run: Records, g: float | Sequence[float] = 0.5, rho: float = 0.85, 
     Raises:
         OptionError: g holds what is no number from 0 to the greatest divergence there is, 1 bit or ln 2 nats; rho is no
             number above 0 and at most 1; or there is no such unit.
-        RunError: the run was traced without --js, or none of its generated tokens can be counted.
+        RunError: the run was traced without `js`, or none of its generated tokens can be counted.
     """
     thresholds, deep_from = _thresholds(g, unit), _first_deep(rho, run.n_layers)
     totals = _settled(run, thresholds)
@@ -137,7 +137,8 @@ def _share_of_prompts(totals: Gathered, counted: PerPrompt, deep_from: int) -> t
 
 def _thresholds(g: float | Sequence[float], unit: str) -> list[Threshold]:
     if unit not in _UNITS:
-        raise OptionError.about("unit", unit, "is no unit of g", f"choose from {', '.join(_UNITS)}")
+        advice = did_you_mean(unit, _UNITS, f"choose from {', '.join(_UNITS)}")
+        raise OptionError.about("unit", unit, "is no unit of g", advice)
     given = list(g) if isinstance(g, Iterable) and not isinstance(g, str) else [g]
     greatest = 1.0 if unit == "bits" else BIT
     wrong = [one for one in given if not is_number(one) or not 0 <= one <= greatest]

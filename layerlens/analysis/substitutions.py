@@ -15,7 +15,7 @@ import pandas as pd
 
 from layerlens.analysis.sample import Bools, Gathered, Prompts, Sample, counted_pieces, generated, sample
 from layerlens.analysis.shares import share_interval
-from layerlens.errors import OptionError, RunError, spelled
+from layerlens.errors import OptionError, RunError, did_you_mean, spelled
 from layerlens.records.reader import Records
 
 METHODS = ("last", "confident")
@@ -181,9 +181,8 @@ def substituted_tokens(run: Records, method: str, k: int = 20) -> pd.DataFrame:
         RunError: no token was generated, or none is a substitution.
     """
     if method not in METHODS:
-        raise OptionError(
-            f"there is no method {method!r}", f"choose from {', '.join(METHODS)}", option="method", given=method
-        )
+        advice = did_you_mean(method, METHODS, f"choose from {', '.join(METHODS)}")
+        raise OptionError(f"there is no method {method!r}", advice, option="method", given=method)
     pairs = substituted(run)
     ranked, columns = _most_frequent(pairs, getattr(pairs, method)[:, None], k)
     return table_of(pairs, {"token_id": ranked[:, 0], "token": run.text_of(ranked[:, 0])} | columns, len(pairs.last))

@@ -11,7 +11,7 @@ import pandas as pd
 from layerlens.analysis.sample import Bools, PerPrompt, Sample, gathered, generated
 from layerlens.analysis.substitutions import METHODS, Ints, choices_among, no_substitution, table_of
 from layerlens.analysis.words import CLASSES, FREQUENCY_BANDS, frequency_band, whole_words, word_class
-from layerlens.errors import OptionError, RunError, spelled
+from layerlens.errors import OptionError, RunError, did_you_mean, spelled
 from layerlens.records.reader import Records
 
 _KINDS: dict[str, tuple[tuple[str, ...], Callable[[str], str]]] = {
@@ -41,9 +41,8 @@ def class_shares(run: Records, whole_words: bool = False, by: str = "class") -> 
         RunError: no token was generated, none is a substitution, or the run does not hold its tokens' texts.
     """
     if by not in _KINDS:
-        raise OptionError(
-            f"words cannot be sorted by {by!r}", f"choose from {', '.join(_KINDS)}", option="by", given=by
-        )
+        advice = did_you_mean(by, _KINDS, f"choose from {', '.join(_KINDS)}")
+        raise OptionError(f"words cannot be sorted by {by!r}", advice, option="by", given=by)
     labels, classify = _KINDS[by]
 
     def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, did_you_mean
 from layerlens.sources.shipped import shipped_file
 
 CLASSES = ("content", "function", "punctuation", "other")
@@ -52,9 +52,8 @@ def word_class(text: str, rule: str = "paper") -> str:
         OptionError: no such rule.
     """
     if rule not in RULES:
-        raise OptionError(
-            f"there is no rule {rule!r} for word classes", f"choose from {', '.join(RULES)}", option="rule", given=rule
-        )
+        advice = did_you_mean(rule, RULES, f"choose from {', '.join(RULES)}")
+        raise OptionError(f"there is no rule {rule!r} for word classes", advice, option="rule", given=rule)
     if _SPECIAL.fullmatch(text.strip()):
         return "other"
     given = text.strip().casefold().replace("’", "'")

@@ -35,22 +35,26 @@ def ablate(
     batch_size: options.BatchSize = 1,
     loading: options.Loading,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the ablation at --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the ablation at --out, once its successor can begin.")
+    ] = False,
 ) -> int:
     """Answer the same items with every arm at every p, score the answers, and compare each arm with the last layer."""
-    # refused before the model is loaded: what is wrong with the options or the items shows in a second
+    # refused before torch is imported: what is wrong with the items or the paths shows in a second
+    import layerlens as ll
     from layerlens.evaluation.scoring import way_of_scoring
+    from layerlens.records.answers import refuse_unless_free
 
     way_of_scoring(dataset)
+    items = ll.dataset(dataset, limit=limit, data_file=data_file, seed=decoding.seed)
+    refuse_unless_free(out, resume=resume, overwrite=overwrite)
+    loading.refuse_unloadable(model, window)
+    # and what needs torch
     names, grid = _listed(arms), probabilities(p)
     settings = decoding.settings(max_new_tokens=max_new_tokens, batch_size=batch_size)
     _refuse_what_cannot_be(names, grid, window, repeats, settings)
     options.refuse_no_lens(lens)
 
-    import layerlens as ll
-    from layerlens.records.answers import refuse_unless_free
-
-    items = ll.dataset(dataset, limit=limit, data_file=data_file, seed=decoding.seed)
-    refuse_unless_free(out, resume=resume)
     try:
         table = ll.ablate(
             loading.load(model),
@@ -62,6 +66,7 @@ def ablate(
             repeats=repeats,
             lens=lens,
             resume=resume,
+            overwrite=overwrite,
             **settings,
         )
     except KeyboardInterrupt:

@@ -45,15 +45,19 @@ def decode(
     loading: options.Loading,
 ) -> int:
     """Show what a strategy costs beside decoding from the last layer and transformers' own generate."""
-    from layerlens.decode.generation_config import with_generation_config
     from layerlens.decode.options import GenerateOptions, whole
+    from layerlens.decode.registry import refuse_unknown
 
     settings = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, batch_size=batch_size)
     whole("rounds", rounds, 1)
-    chosen = strategy_options.strategy(strategy, window)
     _refuse_unwritable(json)
+    refuse_unknown(strategy)
+    loading.refuse_unloadable(model, window)
+    # and what needs torch
+    chosen = strategy_options.strategy(strategy, window)
 
     from layerlens.bench.decoding import measure_decoding, prompts_of
+    from layerlens.decode.generation_config import with_generation_config
 
     loaded = loading.load(model)
     chosen.fit(loaded.n_layers, loaded.tied)
@@ -84,10 +88,12 @@ def trace(
     from layerlens.tracing.options import TraceOptions
 
     TraceOptions(lens_precision=lens_precision.value, **readings.numbers())
-    options.refuse_no_lens(readings.lens)
     whole("tokens", tokens, 1)
     whole("rounds", rounds, 1)
     _refuse_unwritable(json)
+    loading.refuse_unloadable(model)
+    # and what needs torch
+    options.refuse_no_lens(readings.lens)
 
     from layerlens.bench.tracing import measure_trace
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from layerlens.errors import OptionError, RunError, spelled
+from layerlens.errors import OptionError, RunError, did_you_mean, spelled
 
 if TYPE_CHECKING:
     from layerlens.run import Run
@@ -44,7 +44,8 @@ def refuse_unknown(noun: str, asked: str, known: Sequence[str]) -> None:
     """OptionError where there is no such figure or table."""
     if asked not in (*known, "all"):
         problem = f"there is no {noun} {asked!r}"
-        raise OptionError(problem, f"give {', '.join(known)} or all", option="number", given=asked)
+        advice = did_you_mean(asked, (*known, "all"), f"give {', '.join(known)} or all")
+        raise OptionError(problem, advice, option="number", given=asked)
 
 
 def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str], list[Path]]) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """`layerlens fit-lens`: from a model and texts to a lens that its early layers can be read through."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ fit_lens = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="File to write, .safetensors.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the fit that was begun at --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the lens at --out, once the new one is fitted.")]
 MaxLength = Annotated[int, typer.Option(help="Tokens of a text at most; what follows is left out.")]
 SkipFirst = Annotated[int, typer.Option(help="Positions at the beginning of each text that are left out.")]
 
@@ -80,13 +82,14 @@ def linear(
     taken: Taken,
     loading: options.Loading,
     resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> int:
     """Fit a linear lens: ridge regression from the states of each layer to those of the last, in one pass over texts.
 
     A tenth of the texts is held out to choose the penalty, and another tenth to measure what the lens gains.
     """
     settings = {"max_length": max_length, "skip_first": skip_first, **asdict(taken)}
-    return _fit("linear", model, texts, out, settings, loading, resume=resume)
+    return _fit("linear", model, texts, out, settings, loading, resume=resume, overwrite=overwrite)
 
 
 @fit_lens.command("tuned")
@@ -108,6 +111,7 @@ def tuned(
     taken: Taken,
     loading: options.Loading,
     resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> int:
     """Fit a tuned lens: translators trained to say what the last layer says, begun as the linear lens.
 
@@ -116,7 +120,7 @@ def tuned(
     """
     settings = {"start": start, "steps": steps, "states": states, "learning_rate": learning_rate}
     settings |= {"max_length": max_length, "skip_first": skip_first, **asdict(taken)}
-    return _fit("tuned", model, texts, out, settings, loading, resume=resume)
+    return _fit("tuned", model, texts, out, settings, loading, resume=resume, overwrite=overwrite)
 
 
 @fit_lens.command("jacobian")
@@ -133,6 +137,7 @@ def jacobian(
     taken: Taken,
     loading: options.Loading,
     resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> int:
     """Fit a Jacobian lens by TransformerLens (extra `backends`): how the last state moves with that of each layer.
 
@@ -140,22 +145,33 @@ def jacobian(
     1..L-1, in float32. A tenth of the texts is held out to measure what the lens gains.
     """
     settings = {"most_texts": most_texts, "max_length": max_length, "skip_first": skip_first, "dim_batch": dim_batch}
-    return _fit("jacobian", model, texts, out, settings | asdict(taken), loading, resume=resume)
+    settings |= asdict(taken)
+    return _fit("jacobian", model, texts, out, settings, loading, resume=resume, overwrite=overwrite)
 
 
 def _fit(
-    kind: str, model: str, texts: Texts, out: Path, settings: dict[str, Any], loading: options.Loading, *, resume: bool
+    kind: str,
+    model: str,
+    texts: Texts,
+    out: Path,
+    settings: dict[str, Any],
+    loading: options.Loading,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> int:
-    # refused before the model is loaded
+    # refused before torch is imported
+    asked = texts.read(settings["seed"])
+    loading.refuse_unloadable(model)
+    # and before the model is loaded
     from layerlens.fitting.fit import options_of, refuse_unless_free
 
-    refuse_unless_free(out, options_of(kind, settings), resume=resume)
-    asked = texts.read(settings["seed"])
+    refuse_unless_free(out, options_of(kind, settings), resume=resume, overwrite=overwrite)
 
     import layerlens as ll
 
     try:
-        fitted = ll.fit_lens(loading.load(model), asked, kind, out=out, resume=resume, **settings)
+        fitted = ll.fit_lens(loading.load(model), asked, kind, out=out, resume=resume, overwrite=overwrite, **settings)
     except KeyboardInterrupt:
         typer.echo(f"layerlens: interrupted; continue with {spelled('resume', True)}", err=True)
         return 130
@@ -185,7 +201,7 @@ def print_fitted(fitted: "Fitted") -> None:
         table.add_row(f"{row['layer']:.0f}", _mean(row, "kl_logit"), _mean(row, "kl_lens"))
     print_table(table)
     typer.echo(f"lens   {fitted.path}")
-    typer.echo(f"trace  layerlens trace --lens {fitted.lens} ...")
+    typer.echo(f"trace  layerlens trace --lens {shlex.quote(fitted.lens)} ...")
 
 
 def _mean(row: dict[Any, Any], name: str) -> str:

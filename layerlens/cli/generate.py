@@ -22,16 +22,21 @@ def generate(
     decoding: options.Decoding,
     loading: options.Loading,
 ) -> None:
-    """Answer a prompt, and mark every token that the strategy changed: [last layer's token -> emitted token].
+    """Answer a prompt, and mark every token that the strategy changed: last layer's token -> emitted token.
 
-    A pipe or file gets the text as it is, never wrapped, and the two texts of --compare one below the other.
+    A mark stands in brackets that the text does not hold, on a terminal in colour. A pipe or file gets the text as it
+    is, never wrapped, and the two texts of --compare one below the other.
     """
     from layerlens.decode.options import GenerateOptions
+    from layerlens.decode.registry import refuse_unknown
 
     if not prompt:
         raise OptionError(f"{spelled('prompt')} is empty", "give a text", option="prompt", given=prompt)
     settings = decoding.settings(max_new_tokens=max_new_tokens)
     GenerateOptions(**settings)
+    refuse_unknown(strategy)
+    loading.refuse_unloadable(model, window)
+    # and what needs torch
     chosen = strategy_options.strategy(strategy, window)
     options.refuse_no_lens(lens)
 

@@ -1,13 +1,13 @@
 """What the parser of the command line refuses: one sentence that repeats what was given and says what to do."""
 
-import difflib
 import shlex
 import sys
+from functools import partial
 from typing import Any
 
 import typer
 
-from layerlens.errors import OptionError, is_utf8
+from layerlens.errors import OptionError, did_you_mean, is_utf8
 
 # where the errors are declared that typer raises: in click, or in the copy of click that newer typers bring
 _ERRORS: Any = sys.modules[typer.BadParameter.__module__]
@@ -91,7 +91,8 @@ def _missing(first: Any, command: Any, path: str, arguments: list[str]) -> str:
 def _bad_value(error: Any, arguments: list[str]) -> str:
     kind, given = error.param.type, f"{_name(error.param)} {shlex.quote(_value(error.param, arguments))}"
     if choices := getattr(kind, "choices", None):
-        return f"{given} is unknown; give {' or '.join(map(str, choices))}"
+        typed = _value(error.param, arguments)
+        return f"{given} is unknown; {did_you_mean(typed, choices, 'give ' + ' or '.join(map(str, choices)))}"
     if kind.name in _NUMBERS:
         what, _, example = _NUMBERS[kind.name].partition(",")
         return f"{given} is no {what}; give one,{example}"
@@ -110,13 +111,13 @@ def _value(option: Any, arguments: list[str]) -> str:
 
 def _no_such_option(option: str, command: Any, path: str) -> str:
     lacks = f"{path} has no option {option}"
-    meant = _meant(option.replace("_", "-"), list(_options(command)))
+    meant = partial(did_you_mean, option.replace("_", "-"), list(_options(command)))
     if hasattr(command, "commands"):
-        return f"{lacks}; {meant or 'write a command before its options: ' + ', '.join(command.commands)}"
+        return f"{lacks}; {meant('write a command before its options: ' + ', '.join(command.commands))}"
     places = [one for one in command.params if one.param_type_name == "argument"]
     if option.strip("-").upper() in map(_name, places):
         return f"{lacks}; give it without one: {path[:-1]} {' '.join(map(_name, places))}`"
-    return f"{lacks}; {meant or f'see {path[:-1]} --help`'}"
+    return f"{lacks}; {meant(f'see {path[:-1]} --help`')}"
 
 
 def _no_such_command(group: Any, path: str, arguments: list[str]) -> str:
@@ -124,7 +125,7 @@ def _no_such_command(group: Any, path: str, arguments: list[str]) -> str:
     given = next((word for word in arguments[len(path.split()) - 1 :] if not word.startswith("-")), None)
     if given is None:
         return f"{path} needs a command after it; give {', '.join(known)}"
-    return f"{path} has no command {given!r}; {_meant(given.lower(), known) or 'give ' + ', '.join(known)}"
+    return f"{path} has no command {given!r}; {did_you_mean(given, known, 'give ' + ', '.join(known))}"
 
 
 def _extra(error: Any, command: Any, path: str, arguments: list[str]) -> list[str]:
@@ -135,13 +136,6 @@ def _extra(error: Any, command: Any, path: str, arguments: list[str]) -> list[st
     own = arguments[len(path.split()) - 1 :]
     left: list[str] = command.make_parser(context).parse_args(list(own))[1]
     return left
-
-
-def _meant(given: str, known: list[str]) -> str | None:
-    """A guess at what was meant; None where nothing is like it."""
-    longer = [name for name in known if len(given) > 3 and name.startswith(given)]
-    similar = longer or difflib.get_close_matches(given, known, n=2, cutoff=0.7)
-    return f"did you mean {' or '.join(similar)}?" if similar else None
 
 
 def called(group: Any, arguments: list[str]) -> tuple[Any, str]:

@@ -72,6 +72,13 @@ class Loading:
         False
     )
 
+    def refuse_unloadable(self, model: str, window: int | None = None) -> None:
+        """ModelError or OptionError where the model, or a window in it, cannot be, as far as that shows in a moment."""
+        from layerlens.models import locate
+
+        if self.backend != "nnsight-remote":
+            locate.refuse_unloadable(model, self.revision, window)
+
     def load(self, model: str) -> "LoadedModel":
         """The model of that name."""
         from transformers.utils import logging

@@ -1,7 +1,9 @@
-"""Generated texts on standard output, with what a strategy changed."""
+"""Generated texts on standard output, with what a strategy changed: in colours on a terminal, and in brackets that the
+texts themselves do not hold."""
 
 import re
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -17,10 +19,17 @@ Pieces = list[tuple[str, str]]  # what is written, and its style on a terminal
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+_ARROW, _MARK = " -> ", "yellow"
+_BRACKETS = ("⟦⟧", "⟪⟫", "⦃⦄", "«»")
+_PLAIN_BRACKETS = "<>"  # for an encoding that lacks the others; doubled until the text does not hold them
+
+
 def print_generation(model: Model, name: str, generation: Generation, *, sampled: bool) -> None:
     """The text with its substituted tokens marked, and a line of counts; as it is where no terminal shows it."""
-    text = marked(model, generation, sampled=sampled)
-    _print([*text, ("\n", "")], [counts(model, name, generation, sampled=sampled)])
+    brackets = brackets_for(model, [generation])
+    text = marked(model, generation, brackets, sampled=sampled)
+    notes = [counts(model, name, generation, sampled=sampled), *_legend(brackets, [text])]
+    _print([*text, ("\n", "")], notes)
 
 
 def print_side_by_side(
@@ -28,11 +37,13 @@ def print_side_by_side(
 ) -> None:
     """Two texts in two columns, and a line of counts for each; one text below the other where no terminal shows it."""
     both = [(left_name, left), (right_name, right)]
-    texts = [marked(model, generation, sampled=sampled) for _, generation in both]
+    brackets = brackets_for(model, [left, right])
+    texts = [marked(model, generation, brackets, sampled=sampled) for _, generation in both]
     same = _common_length(left.token_ids, right.token_ids)
     whole = same == len(left.token_ids) == len(right.token_ids)
     notes = ["the texts are equal" if whole else f"the first {same:,} tokens are equal"]
     notes += [counts(model, name, generation, sampled=sampled) for name, generation in both]
+    notes += _legend(brackets, texts)
     if not sys.stdout.isatty():
         below = [piece for (name, _), text in zip(both, texts, strict=True) for piece in _below(name, text)]
         _print(below[:-1], notes)
@@ -67,8 +78,43 @@ def _escape(control: re.Match[str]) -> str:
     return f"\\x{ord(control[0]):02x}"
 
 
-def marked(model: Model, generation: Generation, *, sampled: bool) -> Pieces:
-    """The text with [last layer's token -> emitted token] where the strategy changed it."""
+def brackets_for(model: Model, generations: Sequence[Generation]) -> tuple[str, str]:
+    """What opens and closes a mark: signs that no text and no token of theirs holds, and that the output can write."""
+    held = "".join(_everything(model, one) for one in generations)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    for opening, closing in _BRACKETS:
+        if opening not in held and closing not in held and _can_write(opening + closing, encoding):
+            return opening, closing
+    width = 2
+    while any(bracket * width in held for bracket in _PLAIN_BRACKETS):
+        width += 1
+    opening, closing = _PLAIN_BRACKETS
+    return opening * width, closing * width
+
+
+def _everything(model: Model, generation: Generation) -> str:
+    others = generation.steps["last_token_id"].tolist()
+    return generation.text + "".join(_piece(model, [], [int(token)], special=True) for token in {*others})
+
+
+def _can_write(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _legend(brackets: tuple[str, str], texts: Sequence[Pieces]) -> list[str]:
+    """What the marks mean, where there is one."""
+    opening, closing = brackets
+    is_marked = any(piece == opening for text in texts for piece, _ in text)
+    return [f"{opening}last layer's token{_ARROW}emitted token{closing}"] if is_marked else []
+
+
+def marked(model: Model, generation: Generation, brackets: tuple[str, str], *, sampled: bool) -> Pieces:
+    """The text with the last layer's token and the emitted token, in brackets, where the strategy changed it."""
+    opening, closing = brackets
     ids, steps = generation.token_ids, generation.steps
     changed = _substituted(model, generation, sampled=sampled)
     text, done = Pieces(), 0
@@ -78,11 +124,12 @@ def marked(model: Model, generation: Generation, *, sampled: bool) -> Pieces:
             last = _piece(model, ids[:place], [int(steps["last_token_id"].iloc[place])], special=True)
             emitted = _piece(model, ids[:place], [ids[place]], special=True)
             space = " " if last[:1] == emitted[:1] == " " else ""
-            text.append((f"{space}[", ""))
+            text.append((space, ""))
+            text.append((opening, _MARK))
             text.append((_visible(last.removeprefix(space)), "red"))
-            text.append((" -> ", ""))
+            text.append((_ARROW, _MARK))
             text.append((_visible(emitted.removeprefix(space)), "bold green"))
-            text.append(("]", ""))
+            text.append((closing, _MARK))
         done = place + 1
     return text
 

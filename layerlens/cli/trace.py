@@ -1,5 +1,6 @@
 """`layerlens trace`: from a model and prompts to a run directory and a summary."""
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,9 +67,13 @@ def trace(
     ] = Precision.float32,
     loading: options.Loading,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run at --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run at --out, once its successor can begin.")
+    ] = False,
 ) -> int:
     """Record what every layer does to every token, while the model answers prompts."""
-    # refused before the model is loaded: what is wrong with the options or the prompts shows in a second
+    # refused before torch is imported: what is wrong with the options, the prompts or the paths shows in a second
+    from layerlens.decode.registry import refuse_unknown
     from layerlens.records.store import refuse_unless_free
     from layerlens.tracing.options import TraceOptions
 
@@ -82,18 +87,30 @@ def trace(
         **readings.numbers(),
     )
     TraceOptions(**settings)
-    chosen = strategy_options.strategy(strategy, window, window_has_other_use=True)
-    options.refuse_no_lens(readings.lens)
+    refuse_unknown(strategy)
     asked = _prompts(dataset, prompts, data_file, limit, decoding.seed)
     asked = asked if shard is None else asked.shard(*options.shard_of(shard))
-    refuse_unless_free(out, resume=resume)
+    refuse_unless_free(out, resume=resume, overwrite=overwrite)
+    loading.refuse_unloadable(model, window)
+    # and what needs torch
+    chosen = strategy_options.strategy(strategy, window, window_has_other_use=True)
+    options.refuse_no_lens(readings.lens)
 
     import layerlens as ll
 
     try:
         loaded = loading.load(model)
         chosen.fit(loaded.n_layers, loaded.tied)
-        run = ll.trace(loaded, asked, out=out, strategy=chosen, lens=readings.lens, resume=resume, **settings)
+        run = ll.trace(
+            loaded,
+            asked,
+            out=out,
+            strategy=chosen,
+            lens=readings.lens,
+            resume=resume,
+            overwrite=overwrite,
+            **settings,
+        )
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))
     _print_summary(run)
@@ -134,4 +151,6 @@ def _print_summary(run: "Run") -> None:
 
     print_summary(run)
     typer.echo(f"run      {run.path}")
-    typer.echo(f"figures  layerlens figure all --run {run.path} --out figures")
+    path = shlex.quote(str(run.path))
+    typer.echo(f"figures  layerlens figure all --run {path} --out figures")
+    typer.echo(f"report   layerlens report {path}")

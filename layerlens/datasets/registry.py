@@ -2,7 +2,7 @@
 
 from layerlens.datasets import gpqa, gsm8k, math500, sample
 from layerlens.datasets.source import Card, Source
-from layerlens.errors import PromptError, spelled
+from layerlens.errors import PromptError, did_you_mean, spelled
 
 SOURCES: dict[str, Source] = {module.SOURCE.card.name: module.SOURCE for module in (sample, gsm8k, gpqa, math500)}
 
@@ -17,7 +17,11 @@ def find(name: str) -> Source:
     if name not in SOURCES:
         raise PromptError(
             f"there is no dataset called {name!r}",
-            f"choose one of {', '.join(SOURCES)}, or give texts of your own as {spelled('prompts')}",
+            did_you_mean(
+                name,
+                SOURCES,
+                f"choose one of {', '.join(SOURCES)}, or give texts of your own as {spelled('prompts')}",
+            ),
             option="dataset",
             given=name,
         )

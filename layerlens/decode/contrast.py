@@ -11,7 +11,7 @@ from torch import Tensor
 from layerlens.axes import Logits
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.strategies import Choice, Strategy, is_number, true_or_false, whole_number
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, did_you_mean
 from layerlens.lens.sums import arg_max
 
 
@@ -39,7 +39,9 @@ class DoLa(Strategy):
     def __post_init__(self) -> None:
         for name, known in (("divergence", ("published", "js")), ("per", ("batch", "row"))):
             if getattr(self, name) not in known:
-                raise OptionError.about(name, getattr(self, name), "is unknown", f"give {' or '.join(known)}")
+                asked = getattr(self, name)
+                advice = did_you_mean(asked, known, f"give {' or '.join(known)}")
+                raise OptionError.about(name, asked, "is unknown", advice)
         given = self.candidates
         numbers = isinstance(given, tuple) and given and all(type(n) is int and n >= 0 for n in given)
         if not numbers and given not in ("low", "high"):

@@ -21,6 +21,7 @@ from layerlens.decode.endings import ending_criteria
 from layerlens.decode.log import COLUMNS, Decisions, DecodingLog
 from layerlens.decode.options import whole
 from layerlens.decode.prompts import refuse_unreadable
+from layerlens.decode.registry import strategy_of
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError, OptionError
 from layerlens.lens.opening import open_lens
@@ -34,7 +35,7 @@ _MODES = {"greedy_search", "sample"}
 
 @contextmanager
 def decoding(
-    model: Model, strategy: Strategy, *, lens: str | Transport | None = None, seed: int = 0
+    model: Model, strategy: Strategy | str, *, lens: str | Transport | None = None, seed: int = 0
 ) -> Iterator[DecodingLog]:
     """While open, the model decodes with the strategy: `with ll.decoding(model, strategy) as log: model.hf.generate()`.
 
@@ -43,7 +44,7 @@ def decoding(
 
     Args:
         model: from `load`.
-        strategy: such as `Valley(window=10)`.
+        strategy: such as `Valley(window=10)`, or its name, as the command line takes it.
         lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
             logit lens.
         seed: of what the strategy draws (p below 1); the sampler's seed is yours, as ever.
@@ -58,6 +59,7 @@ def decoding(
             fewer layers than run.
     """
     whole("seed", seed, 0)
+    strategy = strategy_of(strategy)
 
     def generate(*args: Any, **kwargs: Any) -> Any:
         # in whichever thread: streamers read what another thread generates

@@ -16,7 +16,8 @@ from layerlens.decode.log import DecodingLog
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
-from layerlens.decode.strategies import Last, Strategy, layers_of
+from layerlens.decode.registry import strategy_of
+from layerlens.decode.strategies import Strategy, layers_of
 from layerlens.decode.texts import decoded
 from layerlens.errors import Notice, spelled
 from layerlens.lens.opening import open_lens
@@ -54,14 +55,19 @@ class Generation:
 
 @overload
 def generate(
-    model: Model, prompts: str, *, strategy: Strategy = ..., lens: str | Transport | None = ..., **options: Any
+    model: Model,
+    prompts: str,
+    *,
+    strategy: Strategy | str | None = ...,
+    lens: str | Transport | None = ...,
+    **options: Any,
 ) -> Generation: ...
 @overload
 def generate(
     model: Model,
     prompts: Dataset | Iterable[str | Messages | Prompt],
     *,
-    strategy: Strategy = ...,
+    strategy: Strategy | str | None = ...,
     lens: str | Transport | None = ...,
     **options: Any,
 ) -> list[Generation]: ...
@@ -70,7 +76,7 @@ def generate(
     model: Model,
     prompts: str | Dataset | Iterable[str | Messages | Prompt],
     *,
-    strategy: Strategy | None = None,
+    strategy: Strategy | str | None = None,
     lens: str | Transport | None = None,
     **options: Any,
 ) -> Generation | list[Generation]:
@@ -79,7 +85,7 @@ def generate(
     Args:
         model: from `load`.
         prompts: a text; or a dataset, or a list of texts or of lists of chat messages.
-        strategy: such as `Valley(window=10)`; None is `Last()`.
+        strategy: such as `Valley(window=10)`, or its name, as the command line takes it; None is `Last()`.
         lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
             logit lens.
         **options: fields of `GenerateOptions` (max_new_tokens, temperature, top_p, stop_strings, batch_size, ...).
@@ -92,11 +98,11 @@ def generate(
         OptionError, PromptError, ModelError: before anything is generated.
     """
     refuse_edits(model)
-    strategy = Last() if strategy is None else strategy
+    strategy = strategy_of(strategy)
     layers_of(strategy, model.n_layers, model.tied)
     transport = open_lens(lens, model)
     settled = settle_chat_template(
-        made(GenerateOptions, options), bool(getattr(model.tokenizer, "chat_template", None))
+        made(GenerateOptions, options, ("strategy", "lens")), bool(getattr(model.tokenizer, "chat_template", None))
     )
     settled = with_generation_config(settled, model)
     dataset = (

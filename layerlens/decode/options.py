@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any, ClassVar, TypeVar
 
-from layerlens.errors import OptionError, excerpt, is_utf8, spelled
+from layerlens.errors import OptionError, did_you_mean, excerpt, is_utf8, spelled
 
 NO_TOKEN = -1  # what configs write where there is none
 LEAST_TEMPERATURE = 1e-3  # below, float32 logits over the temperature overflow
@@ -167,13 +167,22 @@ class GenerateOptions:
 Options = TypeVar("Options", bound=GenerateOptions)
 
 
-def made(kind: type[Options], options: dict[str, Any]) -> Options:
-    """Options from what was given by name; OptionError where a name is unknown."""
+def made(kind: type[Options], options: dict[str, Any], beside: Sequence[str] = ()) -> Options:
+    """Options from what was given by name.
+
+    Args:
+        kind: of the options.
+        options: what was given.
+        beside: what else the caller takes by name, which a misspelt name can have meant.
+
+    Raises:
+        OptionError: a name is unknown, or a value cannot be.
+    """
     known = [field.name for field in fields(kind)]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        problem = f"there is no option {unknown[0]!r}"
-        raise OptionError(problem, f"there are {', '.join(known)}", option=unknown[0], given=options[unknown[0]])
+    unknown = next((name for name in options if name not in known), None)
+    if unknown is not None:
+        advice = did_you_mean(unknown, (*known, *beside), f"there are {', '.join(known)}")
+        raise OptionError(f"there is no option {unknown!r}", advice, option=unknown, given=options[unknown])
     return kind(**options)
 
 

@@ -3,24 +3,21 @@
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from layerlens.decode.contrast import SLED, DoLa
-from layerlens.decode.identity import attributes_of, recorded
-from layerlens.decode.strategies import Fixed, Last, Strategy, Valley
-from layerlens.errors import OptionError, spelled
+from layerlens.errors import OptionError, did_you_mean, spelled
 
-_STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    "last": Last,
-    "fixed": Fixed,
-    "valley": Valley,
-    "dola": DoLa,
-    "sled": SLED,
-}
+# the classes are imported where they are needed: a misspelt name is refused before torch is loaded
+if TYPE_CHECKING:
+    from layerlens.decode.strategies import Strategy
+
+_BUILT_IN = ("last", "fixed", "valley", "dola", "sled")
+_REGISTERED: "dict[str, Callable[..., Strategy]]" = {}
 _ALIASES = "last-N, valley-N, valley+N, and the release's trough, trough-mN, trough-pN, last-mN"
+_SOME_ALIASES = ("trough", "trough-m1", "trough-p1", "last-1", "valley-1", "valley+1", "dola-low", "dola-high")
 
 
-def register_strategy(name: str, strategy: Callable[..., Strategy]) -> None:
+def register_strategy(name: str, strategy: "Callable[..., Strategy]") -> None:
     """Make a strategy known by a name, on the command line too.
 
     Args:
@@ -30,6 +27,8 @@ def register_strategy(name: str, strategy: Callable[..., Strategy]) -> None:
     Raises:
         OptionError: the name is taken or malformed, or the class is none of strategies, or an abstract one.
     """
+    from layerlens.decode.strategies import Strategy
+
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         problem = f"the name {name!r} of a strategy is malformed"
         raise OptionError(problem, "give lower-case letters, digits and hyphens", option="name", given=name)
@@ -41,20 +40,47 @@ def register_strategy(name: str, strategy: Callable[..., Strategy]) -> None:
         raise OptionError(problem, "write them before you register it", option="strategy", given=strategy)
     if is_strategy_name(name):
         raise OptionError(f"there is a strategy {name!r} already", "give another name", option="name", given=name)
-    _STRATEGIES[name] = strategy
+    _REGISTERED[name] = strategy
 
 
 def strategy_names() -> list[str]:
     """Every registered name."""
-    return list(_STRATEGIES)
+    return [*_BUILT_IN, *_REGISTERED]
+
+
+def refuse_unknown(name: str) -> None:
+    """OptionError where no strategy has the name; without torch, which the strategies themselves need."""
+    known = strategy_names()
+    advice = f"give {', '.join(known)} ({_ALIASES})"
+    if not isinstance(name, str):
+        raise OptionError.about("strategy", name, "is no text", advice)
+    if not is_strategy_name(name):
+        advice = did_you_mean(name, (*known, *_SOME_ALIASES), advice)
+        raise OptionError.about("strategy", name, "is unknown", advice)
 
 
 def is_strategy_name(name: object) -> bool:
     """Whether it is a registered name or an alias."""
-    return isinstance(name, str) and (name in _STRATEGIES or _alias(name) is not None)
+    return isinstance(name, str) and (name in strategy_names() or _alias(name) is not None)
 
 
-def named_strategy(name: str, **options: Any) -> Strategy:
+def strategy_of(strategy: "Strategy | str | None", **options: Any) -> "Strategy":
+    """The strategy that was given: as it is, by its name or alias with those of the options that it takes, or `Last()`.
+
+    Raises:
+        OptionError: as `named_strategy`.
+    """
+    if isinstance(strategy, str):
+        taken = {name: value for name, value in options.items() if value is not None and takes_option(strategy, name)}
+        return named_strategy(strategy, **taken)
+    if strategy is None:
+        from layerlens.decode.strategies import Last
+
+        return Last()
+    return strategy
+
+
+def named_strategy(name: str, **options: Any) -> "Strategy":
     """The strategy of that name or alias with these options; what its class raises comes through as it is.
 
     Raises:
@@ -64,7 +90,8 @@ def named_strategy(name: str, **options: Any) -> Strategy:
     for option, value in options.items():
         if not takes_option(name, option):
             what = f"has no effect on {spelled('strategy', name)}"
-            raise OptionError.about(option, value, what, "leave it out")
+            own = [one.name for one in _parameters(make) if one.name not in fixed]
+            raise OptionError.about(option, value, what, did_you_mean(option, own, "leave it out"))
     given = fixed | options
     missing = [
         one.name
@@ -89,45 +116,59 @@ def takes_option(name: str, option: str) -> bool:
     return option not in fixed and any(one.name == option or one.kind is one.VAR_KEYWORD for one in taken)
 
 
-def strategy_record(strategy: Strategy, n_layers: int | None = None) -> dict[str, Any]:
+def strategy_record(strategy: "Strategy", n_layers: int | None = None) -> dict[str, Any]:
     """The strategy's name and every option, for a manifest.
 
     Args:
         strategy: any.
         n_layers: L of the model, so that a window that was left to it is said.
     """
+    from layerlens.decode.identity import attributes_of, recorded
+
     kind = type(strategy)
-    names = [name for name, make in _STRATEGIES.items() if make is kind]
-    own_name = f"{kind.__module__}.{kind.__name__}" if kind.__name__ in _STRATEGIES else kind.__name__
+    names = [name for name in strategy_names() if _class_of(name) is kind]
+    own_name = f"{kind.__module__}.{kind.__name__}" if kind.__name__ in strategy_names() else kind.__name__
     options = {name: recorded(value) for name, value in attributes_of(strategy).items()}
     if "window" in options and n_layers is not None:
         options["window"] = strategy.window_in(n_layers) or options["window"]
     return {"name": names[0] if names else own_name} | options
 
 
-def _found(name: str) -> tuple[Callable[..., Strategy], dict[str, Any]]:
+def _found(name: str) -> "tuple[Callable[..., Strategy], dict[str, Any]]":
     """The class of a name or alias, and the options that an alias fixes."""
-    if not isinstance(name, str):
-        raise OptionError.about("strategy", name, "is no text", f"give {', '.join(_STRATEGIES)} ({_ALIASES})")
-    if alias := _alias(name):
-        return alias
-    if name not in _STRATEGIES:
-        raise OptionError.about("strategy", name, "is unknown", f"give {', '.join(_STRATEGIES)} ({_ALIASES})")
-    return _STRATEGIES[name], {}
+    refuse_unknown(name)
+    own, fixed = _alias(name) or (name, {})
+    return _class_of(own), fixed
 
 
-def _parameters(make: Callable[..., Strategy]) -> list[inspect.Parameter]:
+def _class_of(name: str) -> "Callable[..., Strategy]":
+    """The class of a registered name."""
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    from layerlens.decode import contrast, strategies
+
+    return {
+        "last": strategies.Last,
+        "fixed": strategies.Fixed,
+        "valley": strategies.Valley,
+        "dola": contrast.DoLa,
+        "sled": contrast.SLED,
+    }[name]
+
+
+def _parameters(make: "Callable[..., Strategy]") -> list[inspect.Parameter]:
     return list(inspect.signature(make).parameters.values())
 
 
-def _alias(name: str) -> tuple[Callable[..., Strategy], dict[str, Any]] | None:
+def _alias(name: str) -> tuple[str, dict[str, Any]] | None:
+    """The registered name that an alias stands for, and the options that it fixes."""
     if name == "trough":
-        return Valley, {}
+        return "valley", {}
     if match := re.fullmatch(r"last-m?([0-9]{1,4})", name):
-        return Fixed, {"offset": int(match[1])}
+        return "fixed", {"offset": int(match[1])}
     if match := re.fullmatch(r"(?:trough-([mp])|valley([+-]))([0-9]{1,4})", name):
         sign = 1 if match[1] == "p" or match[2] == "+" else -1
-        return Valley, {"shift": sign * int(match[3])}
+        return "valley", {"shift": sign * int(match[3])}
     if match := re.fullmatch(r"dola-(low|high)", name):
-        return DoLa, {"candidates": match[1]}
+        return "dola", {"candidates": match[1]}
     return None

@@ -15,9 +15,9 @@ from layerlens.axes import Logits, TokenIds
 from layerlens.decode.criteria import CRITERIA
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.scan import SCANS, walk_back
-from layerlens.errors import OptionError, spelled
+from layerlens.errors import OptionError, did_you_mean, spelled
 from layerlens.lens.sums import arg_max
-from layerlens.records.schema import default_window
+from layerlens.records.schema import default_window, refuse_deeper
 
 
 class Choice(NamedTuple):
@@ -79,7 +79,7 @@ class Strategy(ABC):
 def layers_of(strategy: Strategy, n_layers: int, tied: bool) -> tuple[int, ...]:
     """The layers that a strategy needs of this model; OptionError where it is none, or does not fit."""
     if not isinstance(strategy, Strategy):
-        advice = "give one such as Valley(window=10), or named_strategy(name)"
+        advice = "give one such as Valley(window=10), or its name, such as 'valley'"
         raise OptionError.about("strategy", strategy, "is none", advice)
     layers = strategy.layers(n_layers, tied)
     whole = isinstance(layers, Sequence) and all(isinstance(layer, int) for layer in layers)
@@ -183,7 +183,10 @@ class Valley(Strategy):
         _probability(self.p)
         for name, known in (("criterion", list(CRITERIA)), ("scan", list(SCANS))):
             if getattr(self, name) not in known:
-                raise OptionError.about(name, getattr(self, name), "is unknown", f"give {', '.join(known)}")
+                given = getattr(self, name)
+                raise OptionError.about(
+                    name, given, "is unknown", did_you_mean(given, known, f"give {', '.join(known)}")
+                )
         floor = self.entropy_floor
         if not is_number(floor) or not 0 <= floor < float("inf"):
             raise OptionError.about("entropy_floor", floor, "is out of range", "give nats, 0 or more")
@@ -227,9 +230,7 @@ class Valley(Strategy):
     def window_in(self, n_layers: int) -> int:
         """The window in a model of so many layers; OptionError where it does not fit."""
         window = default_window(n_layers) if self.window is None else self.window
-        if window > n_layers:
-            what = f"does not fit a model of {n_layers} layers"
-            raise OptionError.about("window", window, what, f"give 1..{n_layers}")
+        refuse_deeper(window, n_layers)
         return window
 
 

@@ -7,9 +7,15 @@ from typing import Any, NamedTuple
 from layerlens.datasets import Dataset, Prompt
 from layerlens.datasets.source import Scoring
 from layerlens.decode.options import GenerateOptions, whole
-from layerlens.decode.registry import is_strategy_name, named_strategy, strategy_record, takes_option
+from layerlens.decode.registry import (
+    is_strategy_name,
+    named_strategy,
+    strategy_names,
+    strategy_record,
+    takes_option,
+)
 from layerlens.decode.strategies import Last, Strategy, is_number
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, did_you_mean
 from layerlens.evaluation.scoring import check_references, way_of_scoring
 from layerlens.records.answers import condition_name
 from layerlens.records.manifest import digest
@@ -163,7 +169,8 @@ def _strategy_of(arm: str, window: int | None) -> Strategy:
     """The strategy of an arm, with the window where it takes one."""
     advice = f"give arms such as {','.join(ARMS)}"
     if not is_strategy_name(arm):
-        raise OptionError.about("arms", arm, "is unknown", advice)
+        known = [*strategy_names(), *ARMS]
+        raise OptionError.about("arms", arm, "is unknown", did_you_mean(arm, known, advice))
     given = {"window": window} if window is not None and takes_option(arm, "window") else {}
     strategy = named_strategy(arm, **given)
     if strategy.label != "last" and not (hasattr(strategy, "p") and is_dataclass(strategy)):

@@ -44,6 +44,7 @@ def ablate(
     repeats: int = 1,
     lens: str | Transport | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
@@ -64,6 +65,8 @@ def ablate(
         lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
             logit lens.
         resume: continue the ablation at `out`; it must have been begun with the same model, items and options.
+        overwrite: replace the ablation at `out`, once everything that can be refused is checked; nothing but an
+            ablation is ever removed.
         progress: show a progress bar on standard error.
         **options: fields of `GenerateOptions` (max_new_tokens, temperature, batch_size, seed, ...).
 
@@ -79,7 +82,7 @@ def ablate(
         layers = strategy.layers(model.n_layers, model.tied)
         refuse_lacking(transport, layers, strategy_record(strategy)["name"])
     manifest = _manifest(plan, model, transport, _tokenized(plan, model))
-    with AnswersWriter(out, manifest, resume=resume) as writer:
+    with AnswersWriter(out, manifest, resume=resume, overwrite=overwrite) as writer:
         started = time.perf_counter()
         for condition, part in _shown(_pending(plan, writer), progress=progress):
             writer.write(condition.name, part, _answers(model, plan, transport, condition, part))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.datasets import Dataset, Prompt, from_prompts
-from layerlens.errors import OptionError, spelled
+from layerlens.errors import OptionError, did_you_mean, spelled
 from layerlens.fitting.fitted import Fitted
 from layerlens.fitting.gain import gain
 from layerlens.fitting.jacobian import fit_jacobian, refuse_without_transformer_lens, write_jacobian
@@ -23,6 +23,7 @@ from layerlens.lens.transport import Affine
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 from layerlens.models.use import uses_model
+from layerlens.records.files import refuse_both
 from layerlens.tracing.progress import Progress
 
 Fit = Callable[[Model, Split, Any, Workplace, Progress], Affinities]
@@ -50,6 +51,7 @@ def fit_lens(
     *,
     out: str | os.PathLike[str],
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> Fitted:
@@ -63,6 +65,8 @@ def fit_lens(
         out: the file to write, .safetensors, for a Jacobian lens .pt.
         resume: continue the fit that was begun at `out`, with the same model, prompts and options; the lens is the
             same as of one that was not interrupted.
+        overwrite: replace the lens at `out`, once the new one is fitted; nothing but a lens that a fit wrote is ever
+            replaced.
         progress: show a progress bar on standard error.
         **options: fields of `LinearOptions`, `TunedOptions` or `JacobianOptions`.
 
@@ -73,16 +77,16 @@ def fit_lens(
         RunError: what a fit needs beside `out` cannot be written.
     """
     asked = options_of(kind, options)
-    path = refuse_unless_free(out, asked, resume=resume)
+    path = refuse_unless_free(out, asked, resume=resume, overwrite=overwrite)
     if is_spread(model.hf):
         what = "lies on several devices, and a lens is fitted on one"
         raise OptionError.about("device_map", model.source, what, f"load it with {spelled('device')}")
     split = split_texts(model, prompts if isinstance(prompts, Dataset) else from_prompts(prompts), asked)
     manifest = {"kind": kind, **made_for(model), **asdict(asked), "texts": split.digest()}
-    if path.exists():
+    if path.exists() and not overwrite:
         return _made_before(path, kind, manifest)
     with ExitStack() as stack:
-        place = stack.enter_context(Workplace(path, manifest, resume=resume))
+        place = stack.enter_context(Workplace(path, manifest, resume=resume, overwrite=overwrite))
         shown = stack.enter_context(Progress(shown=progress))
         found = KINDS[kind].fit(model, split, asked, place, shown)
         stored = Stored(kind, found.weights, found.biases, model.d_model, model.n_layers, made_for(model))
@@ -109,27 +113,36 @@ def fit_lens(
 def options_of(kind: str, given: dict[str, Any]) -> FitOptions:
     """The options of a fit; OptionError where there is no such kind or option, or a value that cannot be."""
     if kind not in KINDS:
-        raise OptionError.about("kind", kind, "is no lens that can be fitted", f"give {', '.join(KINDS)}")
+        advice = did_you_mean(kind, KINDS, f"give {', '.join(KINDS)}")
+        raise OptionError.about("kind", kind, "is no lens that can be fitted", advice)
     known = [field.name for field in fields(KINDS[kind].options)]
     for name, value in given.items():
         if name not in known:
             problem = f"a {kind} lens has no option {name!r}"
-            raise OptionError(problem, f"there are {', '.join(known)}", option=name, given=value)
+            advice = did_you_mean(name, known, f"there are {', '.join(known)}")
+            raise OptionError(problem, advice, option=name, given=value)
     if kind == "jacobian":
         refuse_without_transformer_lens()
     return KINDS[kind].options(**given)
 
 
-def refuse_unless_free(out: str | os.PathLike[str], asked: FitOptions, *, resume: bool) -> Path:
-    """Where the lens is to be written; OptionError where it cannot be, or where there is a file already."""
+def refuse_unless_free(
+    out: str | os.PathLike[str], asked: FitOptions, *, resume: bool, overwrite: bool = False
+) -> Path:
+    """Where the lens is to be written; OptionError where it cannot be, or where there is a file already that is not to
+    be replaced or was written by no fit."""
+    refuse_both(resume=resume, overwrite=overwrite)
     path = Path(out).expanduser()
     if path.suffix != asked.suffix:
         what = f"ends with {path.suffix!r}, and a {asked.kind} lens is a {asked.suffix} file"
         raise OptionError.about("out", path, what, f"give {path.with_suffix(asked.suffix)}")
     if not path.absolute().parent.is_dir():
         raise OptionError.about("out", path, "cannot be written there", "give a file in a folder that exists")
-    if path.is_dir() or (path.exists() and not resume):
-        raise OptionError.about("out", path, "is there already", "give another file")
+    if path.is_dir() or (path.exists() and not resume and not overwrite):
+        others = f"give another file, or {spelled('overwrite', True)} to replace a lens"
+        raise OptionError.about("out", path, "is there already", others)
+    if path.exists() and overwrite and not read_lens(asked.kind, path).fit:
+        raise OptionError.about("out", path, "was written by no fit of layerlens", "give another file")
     return path
 
 

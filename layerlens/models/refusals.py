@@ -1,8 +1,6 @@
 """What cannot be loaded as the model that it is given for, with the true reason."""
 
-import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import nn
@@ -12,23 +10,6 @@ from layerlens.compat import COMPILED_ATTRIBUTE, children_of
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import placement
 from layerlens.models.compiled import is_compiled
-
-_ADAPTER = "adapter_config.json"
-
-
-def refuse_adapter_folder(source: str, folder: Path) -> None:
-    """ModelError for a folder of adapter weights, which say how another model is to be changed."""
-    if not (folder / _ADAPTER).is_file():
-        return
-    try:
-        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
-    raise ModelError(
-        f"{source} holds an adapter for {base or 'another model'} ({_ADAPTER}) and not a model of its own",
-        "merge it with peft (PeftModel.from_pretrained(base, folder).merge_and_unload()), and give the merged model",
-        given=source,
-    )
 
 
 def refuse_no_model(given: object) -> NoReturn:

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from layerlens.compat import built_from
-from layerlens.errors import ModelError, first_sentence
+from layerlens.errors import ModelError, did_you_mean, first_sentence
 from layerlens.models.tiny_configs import N_VOCAB, tiny_config
 
 _DENSE: dict[str, Any] = {
@@ -195,7 +195,7 @@ def _class_of(name: str) -> Any:
     if name not in mapping:
         raise ModelError(
             f"there is no tiny model {name!r}",
-            f"give a causal language model's type, such as {', '.join(CONFIGS)}",
+            did_you_mean(name, mapping, f"give a causal language model's type, such as {', '.join(CONFIGS)}"),
             given=name,
         )
     return getattr(transformers, mapping[name])

@@ -70,7 +70,7 @@ def entropy_partition(run: Records, axes: Any = None, half_steps: bool = False) 
         run: what was traced.
         axes: two axes to draw on; new ones, one above the other, where none are given.
         half_steps: whether the entropy between attention and MLP of each layer is drawn too; of a run traced with
-            --sublayers.
+            `sublayers`.
     """
     table = entropy_table(run, half_steps)
     drawn_on = np.asarray(_new_axes(2, run.lens) if axes is None else axes).reshape(2)
@@ -84,7 +84,7 @@ def onset(run: Records, ax: Axes | None = None, rank: int = 1) -> Axes:
     """The axes with the share of emitted tokens that are among the first `rank` words from each layer on.
 
     Args:
-        run: what was traced with --targets.
+        run: what was traced with `targets`.
         ax: what to draw on; new axes where none are given.
         rank: how many first words, 1 or more.
     """
@@ -98,7 +98,7 @@ def settling(run: Records, axes: Any = None, g: float = 0.5, rho: float = 0.85) 
     """Two axes as an array: the share of tokens settled by each layer, and the deep-thinking ratio by threshold.
 
     Args:
-        run: what was traced with --js.
+        run: what was traced with `js`.
         axes: two axes to draw on; new ones, one above the other, where none are given.
         g: the threshold that is set off from the sweep, in bits.
         rho: where the deep-thinking regime begins, as a share of the depth.
@@ -115,7 +115,7 @@ def perturbation_parts(run: Records, axes: Any = None) -> np.ndarray[Any, Any]:
     """Two axes as an array: what attention and MLP do to the entropy layer by layer, and in the last layer.
 
     Args:
-        run: what was traced with --sublayers.
+        run: what was traced with `sublayers`.
         axes: two axes to draw on; new ones, one above the other, where none are given.
     """
     table = parts_table(run)

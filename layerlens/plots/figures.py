@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layerlens.errors import OptionError, spelled, spelled_command
+from layerlens.errors import OptionError, did_you_mean, spelled, spelled_command
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
 from layerlens.plots.clouds import figure1
@@ -91,8 +91,8 @@ def draw(
         RunError: the run lacks what the figure shows.
     """
     if number not in (*NUMBERS, *NAMED):
-        known = ", ".join(map(str, (*NUMBERS, *NAMED)))
-        raise OptionError(f"there is no figure {number}", f"choose from {known}", option="number", given=number)
+        advice = did_you_mean(number, NAMED, f"choose from {', '.join(map(str, (*NUMBERS, *NAMED)))}")
+        raise OptionError(f"there is no figure {number}", advice, option="number", given=number)
     of_the_page: dict[str, Any] = {} if width is None else {"width": width}
     if number == 3:
         if ablation is None:

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from layerlens.analysis.substitutions import Choices, choices
-from layerlens.errors import OptionError, RunError, spelled
+from layerlens.errors import OptionError, RunError, did_you_mean, spelled
 from layerlens.plots import style
 from layerlens.plots.boxes import as_share, boxes, colour_cells, label, say_beside, scale, write
 from layerlens.records.reader import Records
@@ -124,7 +124,8 @@ def grid_table(
             raise OptionError.about(name, value, "is too small", "give a whole number from 1")
     if rule not in _RULES:
         problem = f"there is no rule {rule!r} by which tokens are framed"
-        raise OptionError(problem, f"choose from {', '.join(_RULES)}", option="rule", given=rule)
+        advice = did_you_mean(rule, _RULES, f"choose from {', '.join(_RULES)}")
+        raise OptionError(problem, advice, option="rule", given=rule)
     if last_run is None and _RULES[rule] is not None:
         advice = f"give the run from the last layer too, or {spelled('rule', 'substitution')}"
         raise OptionError.about("rule", rule, "compares two texts", advice)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, FuncNorm, Normalize
 from matplotlib.figure import Figure
 
-from layerlens.errors import OptionError, RunError, is_whole
+from layerlens.errors import OptionError, RunError, did_you_mean, is_whole
 from layerlens.plots import style
 from layerlens.plots.boxes import as_share, boxes, colour_cells, label, say_beside, scale, write
 from layerlens.records.reader import Records
@@ -58,7 +58,7 @@ def lens_grid_table(
     measure, the column of the run that it shows; value (NaN where the state was not finite or nothing followed); unit.
     """
     if colour not in COLOURS:
-        advice = f"choose from {', '.join(COLOURS)}"
+        advice = did_you_mean(colour, COLOURS, f"choose from {', '.join(COLOURS)}")
         raise OptionError(f"there is no colour {colour!r} of a lens grid", advice, option="colour", given=colour)
     name, rows = _rows_of(run, prompt_id)
     style.inches(width)  # refuses a width that is none

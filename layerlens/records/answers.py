@@ -10,6 +10,7 @@ alone. Nothing here needs a model.
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,17 @@ class AnswersWriter(files.FolderWriter):
         folder: the directory; made if missing.
         manifest: what is about to be run, with `ablation` in it (see `ablate`).
         resume: continue the ablation that is there, refusing one whose manifest disagrees.
+        overwrite: replace the ablation that is there, and nothing but an ablation.
 
     Raises:
+        OptionError: resume and overwrite at once.
         RunError: the folder holds another ablation or other files, or cannot be written.
     """
+
+    entries = re.compile(
+        r"(manifest\.json|answers/[^/]+\.parquet|answers/[^/]+/part-\d+\.parquet|damaged/[^/]+\.parquet)(\.partial)?"
+        r"|answers/([^/]+/)?|damaged/|\.lock"
+    )
 
     def pending(self, condition: str, n_parts: int) -> list[int]:
         """Which of a condition's parts 0..n_parts − 1 are missing, in order."""
@@ -78,8 +86,8 @@ class AnswersWriter(files.FolderWriter):
         with files.writing(self.folder):
             files.write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
 
-    def _refuse_unless_free(self, *, resume: bool) -> None:
-        refuse_unless_free(self.folder, resume=resume)
+    def _refuse_unless_free(self, *, resume: bool, overwrite: bool) -> None:
+        refuse_unless_free(self.folder, resume=resume, overwrite=overwrite)
 
     def _open(self) -> None:
         if _has_begun(self.folder):
@@ -92,16 +100,21 @@ class AnswersWriter(files.FolderWriter):
         files.remove_unfinished(self.folder)
 
 
-def refuse_unless_free(folder: Path, *, resume: bool) -> None:
-    """RunError where the folder holds another ablation, or files that are not an ablation's."""
+def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -> None:
+    """RunError where the folder holds another ablation, or files that are not an ablation's; OptionError where an
+    ablation that is there is to be continued and to be replaced."""
+    files.refuse_both(resume=resume, overwrite=overwrite)
     folder = folder.expanduser()
     if _exists(folder / "manifest.json"):
         read_manifest(folder)
-        if not resume and _has_begun(folder):
-            advice = f"give a new directory, or {spelled('resume', True)} to continue the ablation"
+        if overwrite:
+            files.refuse_foreign(folder, AnswersWriter.entries)
+        elif not resume and _has_begun(folder):
+            continued, replaced = spelled("resume", True), spelled("overwrite", True)
+            advice = f"give a new directory, {continued} to continue the ablation, or {replaced} to replace it"
             raise RunError.about("out", folder, "already holds an ablation", advice)
     else:
-        store.refuse_unless_free(folder, resume=resume)
+        store.refuse_unless_free(folder, resume=resume, overwrite=overwrite)
 
 
 def read_manifest(folder: Path) -> Manifest:

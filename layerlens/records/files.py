@@ -3,15 +3,16 @@
 import contextlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from layerlens.errors import RunError, first_sentence, spelled
+from layerlens.errors import OptionError, RunError, first_sentence, spelled
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,6 +87,26 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def refuse_both(*, resume: bool, overwrite: bool) -> None:
+    """OptionError where what is there is to be continued and to be replaced."""
+    if resume and overwrite:
+        what = f"contradicts {spelled('resume', True)}"
+        raise OptionError.about("overwrite", True, what, "give one of them")
+
+
+def refuse_foreign(folder: Path, entries: re.Pattern[str]) -> None:
+    """RunError where a folder that is to be replaced holds anything that does not belong to it."""
+    for path in sorted(folder.rglob("*")):
+        if not _belongs(path, folder, entries):
+            what = f"also holds {path.relative_to(folder)}, which is not part of it"
+            raise RunError.about("out", folder, what, "move that elsewhere, or give a new directory")
+
+
+def _belongs(path: Path, folder: Path, entries: re.Pattern[str]) -> bool:
+    within = path.relative_to(folder).as_posix() + ("/" if path.is_dir() else "")
+    return not path.is_symlink() and entries.fullmatch(within) is not None
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what a killed writer left behind, in the folder and below."""
     for unfinished in folder.rglob("*.partial"):
@@ -131,19 +152,33 @@ class FolderWriter(ABC):
         folder: made if missing.
         manifest: of what is about to be run.
         resume: continue what is there.
+        overwrite: remove what is there, of which every file must be one that such a writer writes.
 
     Raises:
+        OptionError: resume and overwrite at once.
         RunError: the folder holds something else, is being written, or cannot be.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], manifest: dict[str, Any], *, resume: bool = False) -> None:
+    entries: ClassVar[re.Pattern[str]]
+    """Matches the whole path within the folder of everything that belongs to it; those of folders end with "/"."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        manifest: dict[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
         self.folder = Path(folder).expanduser()
         self.manifest = manifest
-        self._refuse_unless_free(resume=resume)
+        self._refuse_unless_free(resume=resume, overwrite=overwrite)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.folder)
             try:
+                if overwrite:
+                    self._clear()
                 self._open()
             except BaseException:
                 self._lock.close()
@@ -155,8 +190,15 @@ class FolderWriter(ABC):
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
+    def _clear(self) -> None:
+        """Remove what belongs to such a folder, but for the manifest and the lock, which the next one replaces."""
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what a folder holds before the folder
+            if path.name in ("manifest.json", ".lock") or not _belongs(path, self.folder, self.entries):
+                continue
+            path.rmdir() if path.is_dir() else path.unlink()
+
     @abstractmethod
-    def _refuse_unless_free(self, *, resume: bool) -> None:
+    def _refuse_unless_free(self, *, resume: bool, overwrite: bool) -> None:
         """RunError where the folder holds something else."""
 
     @abstractmethod

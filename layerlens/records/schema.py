@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from layerlens.errors import OptionError
+
 FORMAT = 1
 _DEFAULT_WINDOW = 10
 
@@ -136,6 +138,13 @@ FINISH_REASONS = {
 def default_window(n_layers: int | None) -> int:
     """How many candidate layers Eq. 7 has where none are asked for: 10, or all of a model of fewer."""
     return _DEFAULT_WINDOW if n_layers is None else min(_DEFAULT_WINDOW, n_layers)
+
+
+def refuse_deeper(window: int, n_layers: int) -> None:
+    """OptionError where Eq. 7 has more candidate layers than the model has layers."""
+    if window > n_layers:
+        what = f"does not fit a model of {n_layers} layers"
+        raise OptionError.about("window", window, what, f"give 1..{n_layers}")
 
 
 def token_columns(manifest: Mapping[str, Any]) -> tuple[Column, ...]:

@@ -5,6 +5,7 @@ presence marks the batch as complete. Killed in between, the batch is simply don
 the prompt parts are joined into prompts.parquet.
 """
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from layerlens.errors import OptionError, RunError, spelled
+from layerlens.errors import OptionError, RunError, did_you_mean, spelled
 from layerlens.records.files import (
     FolderWriter,
     n_rows_in,
     read_table,
+    refuse_both,
+    refuse_foreign,
     remove_unfinished,
     set_aside_damaged,
     write_json,
@@ -52,10 +55,17 @@ class RunWriter(FolderWriter):
         folder: the run directory; made if missing.
         manifest: what is about to be run. `manifest["batches"]` lists the prompt ids of each batch.
         resume: continue the run that is there, refusing one whose manifest disagrees.
+        overwrite: replace the run that is there, and nothing but a run.
 
     Raises:
+        OptionError: resume and overwrite at once.
         RunError: the folder holds another run or other files, or cannot be written.
     """
+
+    entries = re.compile(
+        r"(manifest\.json|(prompts|words)\.parquet|(tokens|prompts)/part-\d+\.parquet|damaged/[\w-]+\.parquet)(\.partial)?"
+        r"|tokens/|prompts/|damaged/|report\.html|\.lock"
+    )
 
     def pending(self) -> list[int]:
         """Indices of the batches that are not complete, in order."""
@@ -100,8 +110,8 @@ class RunWriter(FolderWriter):
             if parts[0].parent.exists():
                 parts[0].parent.rmdir()
 
-    def _refuse_unless_free(self, *, resume: bool) -> None:
-        refuse_unless_free(self.folder, resume=resume)
+    def _refuse_unless_free(self, *, resume: bool, overwrite: bool) -> None:
+        refuse_unless_free(self.folder, resume=resume, overwrite=overwrite)
 
     def _open(self) -> None:
         if _has_begun(self.folder):
@@ -127,8 +137,10 @@ class RunWriter(FolderWriter):
         return self.folder / "prompts" / f"part-{index:05d}.parquet"
 
 
-def refuse_unless_free(folder: Path, *, resume: bool) -> None:
-    """RunError where the folder holds another run, or files that are not a run's."""
+def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -> None:
+    """RunError where the folder holds another run, or files that are not a run's; OptionError where a run that is there
+    is to be continued and to be replaced."""
+    refuse_both(resume=resume, overwrite=overwrite)
     folder = folder.expanduser()
     try:
         is_file = folder.exists() and not folder.is_dir()
@@ -141,8 +153,10 @@ def refuse_unless_free(folder: Path, *, resume: bool) -> None:
     advice = "give a new directory"
     if "manifest.json" in present:
         read_manifest(folder)
-        if not resume and _has_begun(folder):
-            advice += f", or {spelled('resume', True)} to continue the run"
+        if overwrite:
+            refuse_foreign(folder, RunWriter.entries)
+        elif not resume and _has_begun(folder):
+            advice += f", {spelled('resume', True)} to continue the run, or {spelled('overwrite', True)} to replace it"
             raise RunError.about("out", folder, "already holds a run", advice)
     elif present - {"manifest.json.partial"}:
         raise RunError.about("out", folder, "is not empty and is not a run", advice)
@@ -215,7 +229,8 @@ def _token_schema(folder: Path, columns: Sequence[str]) -> pa.Schema:
     unknown = [name for name in columns if name not in known]
     if unknown:
         problem = f"there is no column {unknown[0]!r}"
-        raise OptionError(problem, f"there are {', '.join(known)}", option="column", given=unknown[0])
+        advice = did_you_mean(unknown[0], known, f"there are {', '.join(known)}")
+        raise OptionError(problem, advice, option="column", given=unknown[0])
     schema = arrow_schema(token_columns(read_manifest(folder)))
     for option, on_request in ON_REQUEST.items():
         lacking = [column.name for column in on_request if column.name in columns and column.name not in schema.names]

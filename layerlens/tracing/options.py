@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from layerlens.decode.options import GenerateOptions, settle_chat_template, whole
-from layerlens.errors import OptionError, spelled
-from layerlens.records.schema import default_window
+from layerlens.errors import OptionError, did_you_mean, spelled
+from layerlens.records.schema import default_window, refuse_deeper
 
 _MOST_TOP = 20
 
@@ -54,8 +54,9 @@ class TraceOptions(GenerateOptions):
             ("lens_precision", ("float32", "bfloat16")),
         ):
             if getattr(self, name) not in choices:
-                known = " or ".join(choice for choice in choices if choice)
-                raise OptionError.about(name, getattr(self, name), "is unknown", f"give {known}")
+                given, known = getattr(self, name), [choice for choice in choices if choice]
+                advice = did_you_mean(given, known, f"give {' or '.join(known)}")
+                raise OptionError.about(name, given, "is unknown", advice)
         whole("top", self.top, 0)
         if self.top > _MOST_TOP:
             raise OptionError.about("top", self.top, "is too many", f"give {_MOST_TOP} at most")
@@ -79,9 +80,7 @@ class TraceOptions(GenerateOptions):
         """The same with every None that stands for a default replaced by what it means for this model."""
         given_text = self.max_new_tokens == 0
         window = default_window(n_layers) if self.window is None else self.window
-        if window > n_layers:
-            what = f"does not fit a model of {n_layers} layers"
-            raise OptionError.about("window", window, what, f"give 1..{n_layers}")
+        refuse_deeper(window, n_layers)
         settled = replace(
             self,
             mode=self.mode or ("replay" if given_text else "generate"),

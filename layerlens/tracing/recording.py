@@ -41,6 +41,7 @@ def record(
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
     """Send every batch through the engine, write what it gives, and return the run.
@@ -55,13 +56,14 @@ def record(
         strategy: chooses the logits.
         out: the run directory to write.
         resume: continue the run at `out`.
+        overwrite: replace the run at `out`.
         progress: show a progress bar on standard error.
 
     Raises:
         RunError: `out` holds another run, or cannot be written. What is complete is kept.
     """
     started = time.perf_counter()
-    with RunWriter(out, manifest, resume=resume) as writer:
+    with RunWriter(out, manifest, resume=resume, overwrite=overwrite) as writer:
         pending = set(writer.pending())
         with Progress(shown=progress) as bar:
             n_done = sum(len(batch) for index, batch in enumerate(batches) if index not in pending)

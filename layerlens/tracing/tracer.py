@@ -11,8 +11,8 @@ from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import tokenize
-from layerlens.decode.registry import strategy_record
-from layerlens.decode.strategies import Last, Strategy, layers_of
+from layerlens.decode.registry import strategy_of, strategy_record
+from layerlens.decode.strategies import Strategy, layers_of
 from layerlens.errors import OptionError, spelled
 from layerlens.lens import IDENTITY, Transport
 from layerlens.lens.opening import open_lens
@@ -34,9 +34,10 @@ def trace(
     prompts: Dataset | Iterable[str | Sequence[dict[str, str]] | Prompt],
     *,
     out: str | os.PathLike[str],
-    strategy: Strategy | None = None,
+    strategy: Strategy | str | None = None,
     lens: str | Transport | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> Run:
@@ -46,11 +47,14 @@ def trace(
         model: from `load`.
         prompts: a dataset, or texts, or lists of chat messages.
         out: the run directory to write.
-        strategy: what chooses the logits that tokens are sampled from, such as `Valley(window=10)`; None is `Last()`.
+        strategy: what chooses the logits that tokens are sampled from, such as `Valley(window=10)`, or its name, as the
+            command line takes it ("valley", "last-1"); a `window` is then its window too. None is `Last()`.
         lens: through which layers are read, by the trace and by the strategy: "linear:FILE", "tuned:FILE",
             "jacobian:FILE", a transport, or None for the logit lens.
         resume: continue the run at `out`; it must have been begun with the same model, prompts and options, and
             with the same hooks and modules, as far as these can be told (docs/records.md).
+        overwrite: replace the run at `out`, once everything that can be refused is checked; nothing but a run is ever
+            removed.
         progress: show a progress bar on standard error.
         **options: fields of `TraceOptions` (max_new_tokens, mode, positions, window, batch_size, ...).
 
@@ -59,14 +63,17 @@ def trace(
         RunError: `out` holds another run, or cannot be written. What is complete is kept.
     """
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
-    strategy = Last() if strategy is None else strategy
+    strategy = strategy_of(strategy, window=options.get("window"))
     layers_of(strategy, model.n_layers, model.tied)
     if options.get("window") is None:
         options["window"] = strategy.window_in(model.n_layers)
     kind = engine_of(model)
     if options.get("mode") is None and "generate" not in kind.modes:
         options["mode"] = "replay"
-    settled = made(TraceOptions, options).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
+    own = ("out", "strategy", "lens", "resume", "overwrite", "progress")
+    settled = made(TraceOptions, options, own).settled(
+        model.n_layers, bool(getattr(model.tokenizer, "chat_template", None))
+    )
     settled = with_generation_config(settled, model)
     transport = _lens_for(lens, model, takes_lens=kind.takes_lens)
     engine = kind(model, settled, transport)
@@ -107,6 +114,7 @@ def trace(
         strategy,
         out,
         resume=resume,
+        overwrite=overwrite,
         progress=progress,
     )
 

@@ -175,12 +175,12 @@ def test_a_fault_of_our_own_is_not_dressed_up_as_the_users(cli, model, tmp_path,
         cli("trace", "--model", model, "--dataset", "sample", "--out", tmp_path / "out")
 
 
-def test_ctrl_c_while_a_model_loads_is_no_fault(cli, monkeypatch):
+def test_ctrl_c_while_a_model_loads_is_no_fault(cli, tiny_folder, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("layerlens.load", interrupted, raising=False)
-    assert cli("generate", "--model", "m", "--prompt", "hello")[0] == 130
+    assert cli("generate", "--model", tiny_folder("llama"), "--prompt", "hello")[0] == 130
 
 
 def test_the_console_script_is_installed():

@@ -20,6 +20,7 @@ BENCH = ("bench", "decode", "--model", "m")
 def refused(cli, tmp_path, monkeypatch):
     """What the command line says to arguments that it refuses before it does anything."""
     monkeypatch.setattr("layerlens.models.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("layerlens.models.locate.refuse_unloadable", lambda *_: None)
     out = tmp_path / "out"
 
     def run(*arguments):

@@ -84,7 +84,65 @@ def test_a_pipe_gets_the_text_as_it_is(text, monkeypatch):
 def test_a_pipe_gets_the_marks_too(monkeypatch):
     found = generated("ab[i]c\nd", changed={1, 6})
     out = printed(monkeypatch, io.StringIO(), print_generation, MODEL, "valley", found)
-    assert out == f"a[# -> b][i]c[# -> ⏎]d\n\n{counted('valley', found)}"
+    legend = "⟦last layer's token -> emitted token⟧\n"
+    assert out == f"a⟦# -> b⟧[i]c⟦# -> ⏎⟧d\n\n{counted('valley', found)}{legend}"
+
+
+class Ascii(io.TextIOWrapper):
+    """Standard output in an encoding without the brackets that are preferred."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), "ascii", "backslashreplace")
+
+    def getvalue(self):
+        self.flush()
+        return self.buffer.getvalue().decode("ascii")
+
+
+@pytest.mark.parametrize(
+    ("text", "stream", "opening", "closing"),
+    [
+        ("a[b]c", io.StringIO, "⟦", "⟧"),
+        ("a⟦b⟧c", io.StringIO, "⟪", "⟫"),
+        ("a⟧⟪⦃«c", io.StringIO, "<<", ">>"),
+        ("a[b]c", Ascii, "<<", ">>"),
+        ("a<<b>>c", Ascii, "<<<", ">>>"),
+        ("a⟦b⟧c", Terminal, "⟪", "⟫"),
+    ],
+)
+def test_a_mark_stands_in_brackets_that_the_text_does_not_hold(text, stream, opening, closing, monkeypatch):
+    found = generated(text, changed={0})
+    out = printed(monkeypatch, stream(), print_generation, MODEL, "valley", found)
+    first = out.splitlines()[0]
+    assert first.startswith(f"{opening}# -> a{closing}")
+    assert first.count(opening) == first.count(closing) == 1
+    assert out.splitlines()[-1] == f"{opening}last layer's token -> emitted token{closing}"
+
+
+def test_the_last_layers_token_counts_as_text_too(monkeypatch):
+    found = generated("ab", changed={1})
+    found.steps.loc[1, "last_token_id"] = ord("⟦")
+    out = printed(monkeypatch, io.StringIO(), print_generation, MODEL, "valley", found)
+    assert out.startswith("a⟪⟦ -> b⟫\n")
+
+
+def test_a_terminal_shows_marks_in_colour(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        print_generation(MODEL, "valley", generated("ab", changed={1}), sampled=False)
+    line = stream.getvalue().splitlines()[0]
+    coloured = re.findall(r"\x1b\[([\d;]+)m([^\x1b]+)", line)
+    assert coloured == [
+        ("33", "⟦"),
+        ("31", "#"),
+        ("33", " -> "),
+        ("1;32", "b"),
+        ("33", "⟧"),
+    ]
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)

@@ -117,14 +117,14 @@ def test_the_command_line_prints_the_same_text_with_its_changes_marked(cli, fold
     assert (code, err) == (0, "")
     changed = found.steps[found.steps["next_token_id"] != found.steps["last_token_id"]]
     assert len(changed) > 1
-    assert out.count(" -> ") == len(changed)
+    assert out.count(" -> ") == len(changed) + 1  # and what the brackets mean
     assert f"valley: 40 tokens, {len(changed)} changed" in out
     for _, step in changed.iterrows():
         last, emitted = (
             model.tokenizer.decode([int(step[name])]).strip() for name in ("last_token_id", "next_token_id")
         )
         if last.isprintable() and emitted.isprintable():
-            assert f"[{last} -> {emitted}]" in out
+            assert f"⟦{last} -> {emitted}⟧" in out
 
 
 def test_texts_side_by_side(cli, folder):

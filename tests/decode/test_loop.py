@@ -164,7 +164,7 @@ def test_how_a_generation_ends(tiny_llama):
         {"system": "Be brief"},
         {"seed": True},
         {"num_beams": 2},
-        {"strategy": "valley"},
+        {"strategy": "vally"},
         {"strategy": ll.Valley},
     ],
 )

@@ -67,7 +67,7 @@ class Reverted(ll.Last):
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
     """The registered names, with these among them, as they were again afterwards."""
-    monkeypatch.setattr(names, "_STRATEGIES", dict(names._STRATEGIES))
+    monkeypatch.setattr(names, "_REGISTERED", dict(names._REGISTERED))
     for name, kind in (("narrow", Narrow), ("cautious", Cautious), ("reverted", Reverted)):
         register_strategy(name, kind)
 
@@ -223,7 +223,7 @@ def test_an_ablation_keeps_arms_that_derive_from_ours_apart_and_resumes_with_the
     ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], resume=True, **few)
     with refused(ll.RunError, given=tmp_path / "a", problem="window 2"):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], window=2, resume=True, **few)
-    names._STRATEGIES["narrow"] = edited(Narrow)
+    names._REGISTERED["narrow"] = edited(Narrow)
     with refused(ll.RunError, given=tmp_path / "a", problem="other code"):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], resume=True, **few)
 

@@ -245,8 +245,25 @@ def test_options_reach_a_strategy_by_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Valley", "valleys", "trough-1", "trough-m", "last-", "last--1", "last-p1", "valley1", "dola-mid"]
+    ("name", "meant"),
+    [
+        ("Valley", "valley"),
+        ("valleys", "valley"),
+        ("trough-1", "trough-m1"),
+        ("trough-m", "trough-m1"),
+        ("last-", "last-1"),
+        ("last--1", "last-1"),
+        ("last-p1", "last-1"),
+        ("valley1", "valley-1"),
+        ("dola-mid", "dola"),
+    ],
 )
+def test_a_name_with_a_slip_is_refused_with_the_one_that_was_meant(name, meant):
+    with refused(OptionError, "strategy", name, advice=f"did you mean {meant}"):
+        named_strategy(name)
+
+
+@pytest.mark.parametrize("name", ["", "greedy"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
     with refused(OptionError, "strategy", name, advice=", ".join(strategy_names())):
         named_strategy(name)
@@ -302,7 +319,7 @@ class MeanOfTwo(Strategy):
 @pytest.fixture
 def registry(monkeypatch):
     """The registered names, as they were again afterwards."""
-    monkeypatch.setattr(names, "_STRATEGIES", dict(names._STRATEGIES))
+    monkeypatch.setattr(names, "_REGISTERED", dict(names._REGISTERED))
 
 
 def test_somebody_else_s_strategy_has_a_name(registry):

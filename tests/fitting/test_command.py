@@ -55,10 +55,10 @@ def test_a_second_time_is_refused_and_resume_shows_it_again(cli, tiny_folder, tm
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence_before_the_model_is_loaded(
-    arguments, named, cli, tmp_path, monkeypatch
+    arguments, named, cli, tiny_folder, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    code, printed, error = cli("fit-lens", "linear", "--model", "no/such/model", *arguments)
+    code, printed, error = cli("fit-lens", "linear", "--model", tiny_folder("llama"), *arguments)
     assert (code, printed, error.count("\n")) == (2, "", 1)
     assert named in error
 

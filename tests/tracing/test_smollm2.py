@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerlens.models.gguf import SMOLLM2, built_in_file
+from layerlens.models.locate import SMOLLM2, built_in_file
 
 HELD_BACK = [
     "A ferry carries 38 cars and makes 7 crossings a day. How many cars does it carry in five days?",

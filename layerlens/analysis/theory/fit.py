@@ -11,7 +11,7 @@ from layerlens.analysis.theory.rules import algorithm_layers
 from layerlens.analysis.theory.tables import over_draws, places
 from layerlens.analysis.uncertainty import Floats, interval, mean_interval, resampled_means
 from layerlens.analysis.valleys import onset_layers, valley_layers
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, did_you_mean
 from layerlens.records.reader import Records
 
 MIN_LAYERS = 4
@@ -128,9 +128,8 @@ def _members(run: Records, group: str) -> tuple[Sample, Bools]:
     tokens = sample(run)
     members = groups(run, tokens)
     if group not in members:
-        raise OptionError(
-            f"there is no group {group!r} of tokens", f"choose from {', '.join(members)}", option="group", given=group
-        )
+        advice = did_you_mean(group, members, f"choose from {', '.join(members)}")
+        raise OptionError(f"there is no group {group!r} of tokens", advice, option="group", given=group)
     if not members[group].any():
         raise RunError(
             f"{run.path} holds no token of the group {group!r}",

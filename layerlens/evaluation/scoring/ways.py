@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from layerlens.datasets import Dataset, names
 from layerlens.datasets.source import Scoring
-from layerlens.errors import OptionError, PromptError
+from layerlens.errors import OptionError, PromptError, did_you_mean
 from layerlens.evaluation.scoring.letters import settled_letter
 from layerlens.evaluation.scoring.numbers import is_number, last_value
 from layerlens.evaluation.scoring.spelling import spelled_alike
@@ -19,7 +19,7 @@ def way_of_scoring(dataset: str) -> Scoring:
     """How answers to a dataset of that name are scored; an OptionError names those that can be if it cannot."""
     ways = {card.name: card.scoring for card in names() if card.scoring is not None}
     if dataset not in ways:
-        advice = f"give one of the datasets {', '.join(ways)}"
+        advice = did_you_mean(dataset, ways, f"give one of the datasets {', '.join(ways)}")
         raise OptionError(f"answers to {dataset!r} have no way of scoring", advice, option="dataset", given=dataset)
     return ways[dataset]
 
