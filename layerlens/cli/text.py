@@ -20,8 +20,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 _ARROW, _MARK = " -> ", "yellow"
-_BRACKETS = ("⟦⟧", "⟪⟫", "⦃⦄", "«»")
-_PLAIN_BRACKETS = "<>"  # for an encoding that lacks the others; doubled until the text does not hold them
+_BRACKETS = (("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"), ("«", "»"))
+_PLAIN_BRACKETS = ("<", ">")  # for an encoding that lacks the others; doubled until the text does not hold them
 
 
 def print_generation(model: Model, name: str, generation: Generation, *, sampled: bool) -> None:
