@@ -1,4 +1,4 @@
-"""What a run's records say, as small tables with intervals. Nothing here needs a model or a GPU."""
+"""Analyses turn the records of a run into small tables with intervals. Nothing here needs a model or a GPU."""
 
 from layerlens.analysis.agreement import agreement, earliest_agreement
 from layerlens.analysis.comparison import compare, compare_outputs

@@ -1,4 +1,4 @@
-"""What an ablation found: how often each arm is right at each p, and how far that is from the last layer."""
+"""What an ablation found: how often each arm is right at each p, and how much that differs from the last layer."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from layerlens.records.answers import condition_name, read_answers, read_manifes
 
 MEASURES = ("accuracy", "generated_tokens", "finished")
 BENCHMARKS = {"gpqa": "GPQA-Diamond", "math500": "MATH-500", "gsm8k": "GSM8K"}
-"""What the paper calls datasets of ours."""
+"""The names that the paper has for our datasets."""
 
 
 def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -25,15 +25,15 @@ def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Columns: arm; p; accuracy, the share of answers that are right, 0..1; difference, to the accuracy of the last layer
     on the same items, −1..1; n_items; n_answers, more where answers were repeated; generated_tokens, the mean length of
     an answer with its end token; finished, the share of answers that ended of themselves, 0..1. Every mean and the
-    difference have `_low` and `_high` (95 %): shares by the rule of Clopper and Pearson, the difference by that of
-    Bonett and Price on the items that both conditions have, the mean length by resampling items. Where six items or
-    more have right and wrong answers among their repeats, their shares are resampled too (see `analysis.shares`). The
-    last layer does not depend on p: its rows repeat one measurement. Conditions that nothing was answered for are left
-    out. `attrs` has model, the kind of lens, dataset, scoring, temperature, n_items that were asked for, n_answers in
-    all, and is_complete.
+    difference have `_low` and `_high` (95 %). The interval of a share follows the rule of Clopper and Pearson. The
+    interval of the difference follows the rule of Bonett and Price, on the items that both conditions have. The
+    interval of the mean length comes from resampled items. Where six items or more have both right and wrong answers
+    among their repeats, shares are resampled too (see `analysis.shares`). The last layer does not depend on p, so its
+    rows repeat one measurement. Conditions without any answer are left out. `attrs` has the model, the kind of lens,
+    dataset, scoring, temperature, n_items that were asked for, n_answers in all, and is_complete.
 
     Raises:
-        RunError: there is no ablation, a file of it cannot be read, or nothing was answered yet.
+        RunError: there is no ablation, one of its files cannot be read, or it holds no answer yet.
     """
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
@@ -69,15 +69,15 @@ def table7(folders: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
 
     Columns: source, model, method, condition ("T=0.0 p=0.2"), benchmark and quantity as the paper has them; measured,
     with low and high (95 %, items resampled); n_items; measured_model; measured_benchmark; reported; difference,
-    measured less reported, empty where the benchmarks differ. All in percent. A cell is empty where nothing was
-    measured; measured conditions that the paper does not report come last.
+    measured less reported, empty where the benchmarks differ. All values are in percent. A cell is empty where nothing
+    was measured; measured conditions that the paper does not report come last.
 
     Args:
-        folders: of ablations with the arm valley; each of one temperature.
+        folders: folders of ablations with the arm valley; each ablation has one temperature.
 
     Raises:
         RunError: a folder holds no ablation, no answer, or no answer of the arm valley.
-        OptionError: two ablations measured one condition.
+        OptionError: two ablations measured the same condition.
     """
     measured: dict[str, dict[str, Any]] = {}
     for folder in folders:
@@ -109,13 +109,13 @@ _TABLE7 = [
 
 
 class _ByItem(NamedTuple):
-    """Of each item, [items, measures]: sums over its answers, and how many there are."""
+    """Sums over the answers to each item, and how many answers there are, [items, measures] each."""
 
     sums: Floats
     counts: Floats
 
     def among(self, items: np.ndarray[Any, Any]) -> "_ByItem":
-        """The same with nothing counted but some items, [items]."""
+        """The same, where only some of the items count, [items]."""
         return _ByItem(np.where(items, self.sums, 0), np.where(items, self.counts, 0))
 
     def of(self, measure: str) -> tuple[Floats, Floats]:
@@ -167,5 +167,5 @@ def _measured(row: dict[Any, Any], attrs: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _short(number: float) -> str:
-    """As the paper writes temperatures and probabilities: 0.0, 0.2, 1.0."""
+    """A temperature or probability as the paper writes it: 0.0, 0.2, 1.0."""
     return f"{number:.1f}" if round(number, 1) == number else f"{number:g}"

@@ -15,12 +15,13 @@ def agreement(run: Records) -> pd.DataFrame:
     """One row per layer 1..L: how many tokens have the last layer's first choice there; all traced tokens count.
 
     Columns: layer; kind; agreement, the share of tokens for which this layer ranks the same token first as layer L;
-    flip, the share for which it ranks another token first than the layer before, NaN at layer 1; settled, the share for
-    which it is the earliest layer from which on every layer agrees with L, so that the column adds up to 1. Shares are
-    0..1, each with `_low` and `_high` (95 %, prompts resampled). n_tokens; n_prompts.
+    flip, the share for which its first choice differs from that of the layer before, NaN at layer 1; settled, the share
+    for which this is the earliest layer such that it and every later layer agree with L, so that the column adds up to
+    1. Shares are 0..1, each with `_low` and `_high` (95 %, prompts resampled). n_tokens; n_prompts.
 
     A run traced with `kl` has one more measure: kl_last_to_layer, the mean KL(p_L ‖ p_l) of the readouts in nats, with
-    `_low`, `_high` and `_sd` (over tokens). It is how much is lost by coding what layer L predicts with layer l.
+    `_low`, `_high` and `_sd` (over tokens). It is the extra code length if the tokens that layer L predicts are coded
+    with the prediction of layer l.
 
     Raises:
         RunError: no token of the run can be counted.
@@ -50,8 +51,9 @@ def agreement(run: Records) -> pd.DataFrame:
 def earliest_agreement(run: Records) -> pd.DataFrame:
     """Two rows: the mean earliest layer with the last layer's first choice; all traced tokens count.
 
-    Readings: "first", the first layer that ranks that token first, even if a later one does not; "kept", the first from
-    which on every layer does. Both are 1..L, and the first is never the later.
+    Readings: "first", the first layer that ranks that token first, even if a later layer does not; "kept", the earliest
+    layer such that it and every later layer rank that token first. Both are in 1..L, and "first" is never later than
+    "kept".
 
     Columns: reading; layer, the mean, with layer_low and layer_high (95 %, prompts resampled) and layer_sd (over
     tokens); n_tokens; n_prompts.

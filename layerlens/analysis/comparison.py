@@ -17,18 +17,19 @@ from layerlens.records.reader import Records
 def compare(run: Records, other: Records) -> pd.DataFrame:
     """One row per quantity of the generated tokens, in both runs, over the prompts that both have; see `pairing`.
 
-    Quantities: valley_rate and substitution_rate, as in `valley_statistics`: what decoding from the valley does or
-    would do; perturbed_rate; entropy, the mean at layer L; walk_depth; generated_tokens, the mean number for a prompt.
+    Quantities: valley_rate and substitution_rate, as in `valley_statistics` (what decoding from the valley does or
+    would do); perturbed_rate; entropy, the mean at layer L; walk_depth; generated_tokens, the mean number for a prompt.
 
     Columns: quantity; unit (share, nats, layers or tokens); run and other, the two means; difference, other less run;
-    each with `_low` and `_high`: 95 %, the common prompts resampled in pairs, so that what the two runs share cancels
-    in the difference (shares of few prompts: see `analysis.shares`); n_tokens and n_tokens_other; n_prompts, the common
-    ones that count in both. `attrs` counts in n_prompts_unpaired the prompts that count in only one of the runs, and
-    in n_prompts_of_other_text the common ones that another chat template, system message or date made another text.
+    each of the three with `_low` and `_high` (95 %); n_tokens and n_tokens_other; n_prompts, the common prompts that
+    count in both. For the intervals the common prompts are resampled in pairs, so that what the two runs share cancels
+    in the difference; `analysis.shares` says what is done for shares of few prompts. `attrs["n_prompts_unpaired"]`
+    counts the prompts that count in only one of the runs. `attrs["n_prompts_of_other_text"]` counts the common prompts
+    whose texts differ because of another chat template, system message or date.
 
     Raises:
-        RunError: the runs have no prompt in common, or other reference answers; one of them has no generated token, or
-            a single layer.
+        RunError: the runs have no prompt in common, or have different reference answers to one; a run has no generated
+            token, or a single layer.
     """
     first, second = paired_samples(run, other, generated)
     rows = []
@@ -40,10 +41,10 @@ def compare(run: Records, other: Records) -> pd.DataFrame:
 
 
 def compare_outputs(run: Records, other: Records) -> pd.DataFrame:
-    """Two rows on how far the outputs of two runs are the same, over the prompts that both have; see `pairing`.
+    """Two rows on how much the outputs of two runs are alike, over the prompts that both have; see `pairing`.
 
-    Statistics: identical, the share of prompts whose generated token ids are the same to the end; common_prefix, how
-    many tokens the outputs share from the start on, the mean over prompts.
+    Statistics: identical, the share of prompts whose generated token ids are the same to the end; common_prefix, the
+    mean over prompts of how many tokens the two outputs share at the start.
 
     Columns: statistic; unit (share or tokens); value with value_low and value_high (95 %, prompts resampled); n_tokens
     of the first run; n_prompts in common. Where the runs' token ids mean different things both are NaN, and
@@ -67,12 +68,12 @@ def compare_outputs(run: Records, other: Records) -> pd.DataFrame:
         rows.append(row | {"n_tokens": len(first.rows), "n_prompts": first.n_prompts})
     table = _with_pairs(first.frame(rows), (run, first), (other, second))
     if not comparable:
-        table.attrs |= {"note": f"{run.path} and {other.path} name tokens by different ids: outputs are not compared"}
+        table.attrs |= {"note": f"{run.path} and {other.path} have different token ids: outputs are not compared"}
     return table
 
 
 def paired_samples(run: Records, other: Records, tokens_of: Callable[[Records], Sample]) -> tuple[Sample, Sample]:
-    """Some tokens of the prompts that count in both runs, in the same order of prompts; see `pairing`."""
+    """For either run, some tokens of the prompts that count in both, in the same order of prompts; see `pairing`."""
     first, second = tokens_of(run), tokens_of(other)
     ids, other_ids = first.prompt_ids(run).tolist(), second.prompt_ids(other).tolist()
     pairs = paired_ids(run, other, ids, other_ids)
@@ -81,7 +82,7 @@ def paired_samples(run: Records, other: Records, tokens_of: Callable[[Records], 
 
 
 def _with_pairs(table: pd.DataFrame, *pair: tuple[Records, Sample]) -> pd.DataFrame:
-    """The table with how many prompts have no partner, and how many have one of another text, in `attrs`."""
+    """The table; its `attrs` count the prompts without a partner and those whose partner has another text."""
     in_all = sum(generated(run).n_prompts for run, _ in pair)
     texts = [list(map(texts_of(run).get, tokens.prompt_ids(run))) for run, tokens in pair]
     table.attrs |= {
@@ -122,7 +123,7 @@ _ESTIMATES = {False: (mean_interval, mean_difference), True: (share_interval, sh
 
 
 def _same_vocabulary(run: Records, other: Records) -> bool:
-    """Whether every id whose text both runs hold says the same in both."""
+    """Whether every token id whose text both runs hold has the same text in both."""
     common = run.words.index.intersection(other.words.index)
     same_size = run.manifest["model"]["n_vocab"] == other.manifest["model"]["n_vocab"]
     if common.empty:
@@ -137,7 +138,7 @@ def _outputs(run: Records, tokens: Sample) -> list[np.ndarray[Any, Any]]:
 
 
 def _common_prefix(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> int:
-    """How many tokens two outputs share from the start on."""
+    """How many tokens two outputs share at the start."""
     length = min(len(left), len(right))
     apart = np.flatnonzero(left[:length] != right[:length])
     return int(apart[0]) if len(apart) else length

@@ -1,9 +1,10 @@
 """What decoding from the valley does to the generated tokens, or would do: the statistics of section 6.1.
 
-They follow from `valley_layer` and the readouts of the layers alone, so that a run decoded from its last layer has
-them as a run decoded from the valley has. A token *has a valley* where its valley layer is below L; it *is substituted*
-where the valley layer ranks another token first than layer L does. Under sampling, or with a strategy that does not
-always take the valley, what was emitted may differ from both; `replacements` lists what a run's own strategy did.
+They follow from `valley_layer` and the readouts of the layers alone. So a run that was decoded from its last layer has
+them too, just like a run decoded from the valley. A token *has a valley* where its valley layer is below L. It *is
+substituted* where the first choice of the valley layer differs from that of layer L. Under sampling, or with a strategy
+that does not always take the valley, what was emitted may differ from both; `replacements` lists what a run's own
+strategy did.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from layerlens.errors import OptionError, RunError
 from layerlens.records.reader import Records
 
 SURE = 0.01
-"""Below this entropy at layer L, in nats, section 6.1 takes a token for sure."""
+"""Section 6.1 takes the model to be sure of a token whose entropy at layer L, in nats, is below this."""
 ENTROPY_BANDS = (0.01, 0.05, 0.10)
 """The inner edges of section 6.1's bands of entropy, in nats."""
 DECILES = 10
@@ -48,8 +49,8 @@ REPORTED = {
     "walk_depth": "mean walk depth, layers",
     "substitution_rate_sd": "sd over sequences of the substitution percent",
 }
-"""For a `statistic` of `valley_statistics` the `quantity` under which the paper reports it, source S6.1 of its reported
-values. Where the unit is "share" the paper prints a percentage: 100 times ours."""
+"""Maps a `statistic` of `valley_statistics` to the `quantity` under which the paper reports it (source S6.1 of the
+reported values). Where the unit is "share", the paper prints a percentage, which is 100 times our value."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class Steps:
     """The generated tokens of a run, and what the walk back from layer L found for each, [tokens].
 
     Attributes:
-        tokens: which tokens; the others are in the order of its `rows`.
+        tokens: which tokens; all other attributes are in the order of its `rows`.
         entropy: at layer L, in nats.
         entropy_before: at layer L-1.
-        entropy_valley: at the valley layer; that at layer L where there is no valley.
+        entropy_valley: at the valley layer, or at layer L where there is no valley.
         depth: L less the valley layer, 0..window-1.
         substituted: whether the two layers rank different tokens first.
         perturbed: whether layer L raises the entropy.
@@ -84,8 +85,8 @@ def steps(run: Records, tokens: Sample | None = None) -> Steps:
     """The generated tokens of a run, or the given ones; RunError where there are none, or the model has one layer."""
     if run.n_layers < 2:
         raise RunError(
-            f"{run.path} traces a single layer, and a valley lies below another",
-            "trace a model with more",
+            f"{run.path} has a single layer, and a valley lies below another layer",
+            "trace a model with more layers",
             given=run.path,
         )
     tokens = generated(run) if tokens is None else tokens
@@ -111,13 +112,14 @@ def valley_statistics(run: Records) -> pd.DataFrame:
     - valley_rate, substitution_rate: share of the tokens. substitution_rate_of_valleys: share of those with a valley.
     - sure_rate_without_valley: share of the tokens without a valley whose H(L) is below 0.01.
     - entropy_drop_mean_of_ratios: the mean of (H(L) - H(valley)) / H(L) over the tokens that have a valley and the same
-      first choice there; entropy_drop_ratio_of_means: the same two entropies, each averaged before the division. The
-      paper's words, mean relative reduction, are read as the first; the second gives little weight to sure tokens.
+      first choice there; entropy_drop_ratio_of_means: the same two entropies, each averaged before the division. We
+      take the paper's "mean relative reduction" to be the first. The second gives little weight to sure tokens.
     - entropy_at_substitutions, entropy_at_other_valleys, entropy_without_valley, entropy: mean H(L) of those tokens.
     - entropy_change_of_perturbed: mean H(L) - H(L-1) of the perturbed tokens.
     - walk_depth, walk_depth_of_valleys: mean L - valley layer, of all tokens and of those with a valley.
-    - valley_rate_sd, substitution_rate_sd: the standard deviation (with n - 1) over sequences, one a prompt, of a
-      sequence's rate. It holds the chance of few tokens as well as what sets sequences apart.
+    - valley_rate_sd, substitution_rate_sd: the standard deviation (with n - 1) of the rate of a sequence, over
+      sequences, one for each prompt. It has two sources: sequences differ, and a sequence of few tokens has a rate that
+      varies by chance.
     - substitution_rate_band_1 .. 4 as in `by_entropy_band`; valley_rate_decile_1 .. 10 and
       substitution_rate_decile_1 .. 10 as in `by_relative_position`.
 
@@ -143,7 +145,7 @@ def valley_statistics(run: Records) -> pd.DataFrame:
 
 
 def by_entropy_band(run: Records, edges: Sequence[float] = ENTROPY_BANDS) -> pd.DataFrame:
-    """One row per band of the entropy at layer L: how often there are valleys and substitutions, of generated tokens.
+    """One row per band of the entropy at layer L: how often generated tokens have valleys and substitutions.
 
     Args:
         run: the run.
@@ -160,7 +162,10 @@ def by_entropy_band(run: Records, edges: Sequence[float] = ENTROPY_BANDS) -> pd.
     given = list(edges)
     if not given or not np.isfinite(given).all() or any(low >= high for low, high in pairwise([0.0, *given])):
         raise OptionError(
-            f"edges {given} do not divide entropies", "give rising numbers of nats above 0", option="edges", given=given
+            f"edges {given} do not make bands of entropy",
+            "give rising numbers above 0, in nats",
+            option="edges",
+            given=given,
         )
     totals = _gathered(run, lambda piece: _rates_of(piece, _in_bands(piece, given)))
     rows = []
@@ -174,7 +179,8 @@ def by_relative_position(run: Records, bins: int = DECILES) -> pd.DataFrame:
     """One row per part of the generated sequences: how often there are valleys and substitutions.
 
     Token i (from 0) of the n that were generated for its prompt falls into bin floor(bins * i / n), counted from 0. A
-    sequence shorter than the number of bins has no token in some of them, and its first token is in the first.
+    sequence that is shorter than the number of bins has no token in some bins. The first token of a sequence is always
+    in the first bin.
 
     Columns: bin, from 1; position_from and position_to, the part of the sequence, 0..1; n_tokens; n_prompts that have
     such tokens; valley_rate and substitution_rate, 0..1, each with `_low` and `_high` (95 %, prompts resampled). A bin
@@ -217,7 +223,7 @@ def walk_depths(run: Records) -> pd.DataFrame:
 
 
 Columns = Iterable[tuple[str, np.ndarray[Any, Any], Bools | None]]
-"""Name, values and, where not all are, the tokens counted."""
+"""Name, values and, where not all tokens count, those that do."""
 
 
 def _gathered(run: Records, columns_of: Callable[[Steps], Columns]) -> Gathered:
@@ -270,14 +276,14 @@ def _rates_of(walks: Steps, parts: Iterable[Bools]) -> Columns:
 
 
 def _rates(totals: Gathered, number: int) -> dict[str, Any]:
-    """Entries of a row about a part of the tokens: how many, and their valley and substitution rates."""
+    """Entries of a row about a part of the tokens: their number, and their valley and substitution rates."""
     valley, substitution = totals[f"valley {number}"], totals[f"substitution {number}"]
     rates = totals.entries("valley_rate", valley) | totals.entries("substitution_rate", substitution)
     return _counted(valley) | rates
 
 
 def _in_bands(walks: Steps, edges: Sequence[float]) -> Iterator[Bools]:
-    """Which tokens lie in each band; the edges in the entropies' own precision, so that a recorded 0.01 is 0.01."""
+    """Which tokens lie in each band. Edges are rounded as the entropies were, so that a recorded 0.01 equals 0.01."""
     band = np.searchsorted(np.array(edges, dtype=walks.entropy.dtype), walks.entropy, side="right")
     return (np.asarray(band == number) for number in range(len(edges) + 1))
 

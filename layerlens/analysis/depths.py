@@ -1,6 +1,6 @@
 """At which layer something first holds of each emitted token: means, quartiles and curves over depth, by word class.
 
-Everything is read off one count: how many tokens of each prompt have it from layer 1, 2, ..., L, or from none.
+Everything follows from one count: for how many tokens of each prompt it first holds at layer 1, 2, ..., L, or at none.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from layerlens.analysis.words import CLASSES, word_class
 from layerlens.records.reader import Records
 
 ALL = "all"
-"""The name of the row of every emitted token, beside those of the word classes."""
+"""The name of the row about all emitted tokens; the other rows are named by word class."""
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -23,11 +23,12 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 def first_layers(run: Records, layers_of: Callable[[Records, Sample], Ints]) -> Gathered:
     """How many emitted tokens have each layer as their first, by word class; `ALL` alone without the tokens' texts.
 
-    The sums of each class are [prompts, questions, L + 1]: layers 1..L, and last the tokens that have none.
+    The sums of each class are [prompts, questions, L + 1]. The last axis has layers 1..L, then the tokens without a
+    first layer.
 
     Args:
         run: what was traced.
-        layers_of: from a piece of the run and its tokens to their first layers, [tokens, questions]; L + 1 for none.
+        layers_of: maps a piece of the run and its tokens to their first layers, [tokens, questions]; L + 1 for none.
 
     Raises:
         RunError: no generated token of the run can be counted.
@@ -46,7 +47,7 @@ def first_layers(run: Records, layers_of: Callable[[Records, Sample], Ints]) -> 
 def emitted_classes(run: Records, piece: Records, tokens: Sample) -> dict[str, Bools]:
     """Which tokens emitted a word of each class by `word_class`, [tokens] each, and `ALL`.
 
-    `ALL` alone where the run does not hold what its tokens say, as until it is complete.
+    `ALL` alone where the run does not hold the texts of its tokens; it holds them once it is complete.
     """
     classes = {ALL: np.ones(len(tokens.rows), dtype=bool)}
     if run.words.empty:
@@ -58,7 +59,7 @@ def emitted_classes(run: Records, piece: Records, tokens: Sample) -> dict[str, B
 
 
 def mean_layer(totals: Gathered, counted: PerPrompt) -> dict[str, Floats]:
-    """Of the tokens that have a first layer: its mean, `_low` and `_high` and the `_sd` over tokens, [questions]."""
+    """The mean first layer of the tokens that have one, with `_low`, `_high` and the `_sd` over tokens, [questions]."""
     had = counted.sums[..., :-1]
     layers = np.arange(1, had.shape[-1] + 1)
     mean, low, high = mean_interval(had @ layers, had.sum(axis=-1), totals.weights)
@@ -68,7 +69,7 @@ def mean_layer(totals: Gathered, counted: PerPrompt) -> dict[str, Floats]:
 
 
 def quantile_layer(totals: Gathered, counted: PerPrompt, level: float) -> tuple[Floats, Floats, Floats]:
-    """The first layer that so large a share of the tokens which have one do not exceed, low and high, [questions].
+    """A quantile of the first layers of the tokens that have one, with low and high, [questions].
 
     NaN where none has one.
     """
@@ -88,8 +89,8 @@ def share_of(totals: Gathered, counted: PerPrompt, layers: slice) -> tuple[Float
 def share_by_layer(totals: Gathered, counted: PerPrompt) -> tuple[Floats, Floats, Floats]:
     """The share of all tokens that have a first layer of l or less, for l = 1..L, low and high, [questions, L].
 
-    The share cannot fall from one layer to the next, so that neither end of the interval does: a layer's is at least
-    the lower end of every layer before it, and at most the upper end of every one after it.
+    The share cannot fall from one layer to the next, so neither end of the interval may fall. The low end of a layer is
+    at least that of every earlier layer, and its high end is at most that of every later layer.
     """
     reached = np.cumsum(counted.sums[..., :-1], axis=-1)
     share, low, high = share_interval(reached, counted.counts[..., :-1], totals.weights)

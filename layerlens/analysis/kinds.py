@@ -15,19 +15,19 @@ from layerlens.records.reader import Records
 
 
 def kind_jumps(run: Records) -> pd.DataFrame:
-    """Three rows per stretch of layers: how far the entropy jumps between kinds, within a kind, and the difference.
+    """Three rows per stretch of layers: how much the entropy jumps between kinds, within a kind, and the difference.
 
     A transition l-1 -> l lies *between kinds* where the manifest's layer_kinds of the two differ. Only transitions
-    whose two layers lie in the stretch count, so that reading in and writing out decide nothing: "phase II" is the
-    plateau of `phases`, or "all layers" where it finds none; where the mean curve of all tokens has a V_onset in there
-    (see `valleys`), a second stretch, "plateau", ends at it, because the descent after it moves every layer. All traced
-    tokens count.
+    whose two layers both lie in the stretch count, so that the first and last layers do not matter. The stretch is
+    "phase II", the plateau of `phases`, or "all layers" where `phases` finds no plateau. Where the mean curve of all
+    tokens has a V_onset inside that stretch (see `valleys`), there is a second stretch, "plateau". It ends at V_onset,
+    because the entropy changes at every layer of the descent after it. All traced tokens count.
 
     Columns: stretch, with its first and last layer; transitions ("between kinds", "within a kind" or "difference", the
     first less the second); n_transitions of the sort, of both for the difference; jump_of_means, |mean H(l) - mean
     H(l-1)| averaged over the transitions; mean_jump, |H(l) - H(l-1)| averaged over tokens and transitions; both in nats
     with `_low` and `_high` (95 %, prompts resampled), NaN where there is no such transition; n_tokens; n_prompts. Noise
-    adds to an absolute value: jumps of few tokens are too large, their difference hardly.
+    increases an absolute value. So jumps of few tokens come out too large, but their difference hardly does.
 
     Raises:
         RunError: no token of the run can be counted, or all layers of the model are of one kind.

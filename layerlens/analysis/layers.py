@@ -18,8 +18,8 @@ def by_layer(run: Records) -> pd.DataFrame:
 
     Columns: layer; kind (as in the manifest: full, sliding, linear, ...); for each of norm_ratio, io_cosine,
     attn_ratio, mlp_ratio (unit 1) and entropy (nats): the mean, `_low` and `_high` (95 %, prompts resampled) and `_sd`
-    (standard deviation over tokens); n_tokens; n_prompts. A part that a block does not have is NaN. Means are over
-    tokens of the per-token value. Prompts with states that were not finite are left out;
+    (standard deviation over tokens); n_tokens; n_prompts. The ratio of a part that a block does not have is NaN. Values
+    are computed for each token and then averaged over tokens. Prompts with states that were not finite are left out;
     `attrs["n_prompts_left_out"]` counts them.
 
     Raises:
@@ -52,12 +52,12 @@ def entropy_curves(run: Records) -> pd.DataFrame:
 
 
 def layer_kinds(run: Records) -> list[str]:
-    """The kind of each layer 1..L; "full" throughout where the manifest names none."""
+    """The kind of each layer 1..L; "full" for all of them where the manifest names none."""
     return list(run.manifest["model"].get("layer_kinds") or ["full"] * run.n_layers)
 
 
 def layer_sums(run: Records, *measures: str) -> Gathered:
-    """Of per-layer measures over all tokens, [prompts, L] each; summed up once for a run."""
+    """Sums of per-layer measures over all tokens, [prompts, L] each; computed once for a run."""
     missing = [measure for measure in measures if measure not in run.sums]
 
     def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
@@ -72,7 +72,7 @@ def layer_sums(run: Records, *measures: str) -> Gathered:
 
 
 def entropy_by_group(run: Records) -> Gathered:
-    """Of the entropy of perturbed, unperturbed and all tokens, [prompts, L] each; summed up once for a run."""
+    """Sums of the entropy over perturbed, unperturbed and all tokens, [prompts, L] each; computed once for a run."""
 
     def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         values = tokens.of(piece.layers("entropy"))

@@ -1,4 +1,4 @@
-"""From which layer on the token that was emitted is among the first words of every readout."""
+"""From which layer on the emitted token is among the first vocabulary entries of every readout."""
 
 from typing import Any
 
@@ -23,24 +23,25 @@ _QUARTILES = {"onset_q25": 0.25, "onset_median": 0.5, "onset_q75": 0.75}
 
 
 def onset(run: Records, rank: int = 1) -> pd.DataFrame:
-    """One row for all emitted tokens and one per word class: from which layer on the token is among the first words.
+    """One row for all emitted tokens and one per word class: from which layer on a token is among the first `rank`.
 
-    The onset of an emitted token is the earliest layer l such that in each of the layers l..L fewer than `rank` words
-    have a greater logit than it. A token that layer L itself does not have among its first `rank` words has no onset:
-    it was sampled, decoded from another layer or changed by a penalty. Such tokens are counted in `outside`, and in no
-    mean or quartile.
+    The onset of an emitted token is the earliest layer l such that in each of the layers l..L fewer than `rank`
+    vocabulary entries have a greater logit than the token. A token that is not among the first `rank` entries of layer
+    L itself has no onset. Such a token was sampled, decoded from another layer or changed by a penalty. It is counted
+    in `outside`, and in no mean or quartile.
 
     Columns: words ("all", or a class of `word_class` by its rule "paper", of the token's own text; "all" alone where
-    the run does not hold its tokens' texts, as until it is complete); onset, the mean layer, 1..L, with `_low` and
-    `_high` (95 %, prompts resampled) and `_sd` (over tokens); relative_onset, the mean of layer / L, with `_low` and
-    `_high`, to compare models of different depths; onset_median with `_low` and `_high`, onset_q25 and onset_q75, the
-    first layer by which half, a quarter, three quarters of the tokens that have an onset have it; at_last, the share of
-    all tokens whose onset is L, and outside, the share without onset, both with `_low` and `_high`; n_tokens;
-    n_prompts that have such tokens. A class without tokens has NaN.
+    the run does not hold the texts of its tokens, which it holds once it is complete); onset, the mean layer, 1..L,
+    with `_low` and `_high` (95 %, prompts resampled) and `_sd` (over tokens); relative_onset, the mean of layer / L,
+    with `_low` and `_high`, to compare models of different depths; onset_median with `_low` and `_high`, onset_q25 and
+    onset_q75, the median and the quartiles of the onsets; at_last, the share of all tokens whose onset is L, and
+    outside, the share without onset, both with `_low` and `_high`; n_tokens; n_prompts that have such tokens. A class
+    without tokens has NaN.
 
     Args:
-        run: what was traced with `targets`.
-        rank: how many of the first words; 1 asks for the first alone. Words as likely as the token do not push it back.
+        run: a run traced with `targets`.
+        rank: how many of the first vocabulary entries; 1 asks for the first alone. Entries that are as likely as the
+            token do not count as before it.
 
     Raises:
         OptionError: the rank is no whole number between 1 and the size of the vocabulary.
@@ -63,10 +64,11 @@ def onset(run: Records, rank: int = 1) -> pd.DataFrame:
 
 
 def onset_by_layer(run: Records, rank: int = 1) -> pd.DataFrame:
-    """One row per class of words as in `onset` and layer 1..L: the share of tokens whose onset is there or before.
+    """One row per class of words as in `onset` and layer 1..L: the share of tokens with an onset at or before it.
 
-    Columns: words; layer; relative_layer, layer / L; share of all tokens of the class, those without onset among them,
-    with `_low` and `_high` (95 %, prompts resampled); n_tokens; n_prompts. At L it is 1 less `outside` of `onset`.
+    Columns: words; layer; relative_layer, layer / L; share of all tokens of the class (tokens without onset count among
+    all), with `_low` and `_high` (95 %, prompts resampled); n_tokens; n_prompts. At L the share is 1 less `outside` of
+    `onset`.
 
     Raises:
         OptionError, RunError: as `onset`.
@@ -86,7 +88,7 @@ def _onsets(run: Records, rank: int) -> Gathered:
     n_vocab = int(run.manifest["model"]["n_vocab"])
     if not is_whole(rank) or not 1 <= rank <= n_vocab:
         raise OptionError.about(
-            "rank", rank, f"is no number of words out of {n_vocab:,}", f"give a whole number between 1 and {n_vocab}"
+            "rank", rank, f"is no rank in a vocabulary of {n_vocab:,}", f"give a whole number between 1 and {n_vocab}"
         )
 
     def onsets_of(piece: Records, tokens: Sample) -> Ints:
@@ -99,5 +101,5 @@ def _onsets(run: Records, rank: int) -> Gathered:
 
 
 def _named(name: str, values: Any) -> dict[str, float]:
-    """Estimate, low and high of the only question as three entries of a row."""
+    """Estimate, low and high, where there is one question, as three entries of a row."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), (float(value[0]) for value in values), strict=True))

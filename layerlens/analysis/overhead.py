@@ -19,15 +19,16 @@ PAPER_CONDITIONS = {
     "worst": "worst case, K=10",
     "depth": "mean extra projections, 0.116 per token",
 }
-"""What the paper's Table 5 calls the rows of `DecodingFlops.rows`. Its projection is 2,560 · 151,936 multiply-adds: it
-counts each as one operation, and takes another width and vocabulary than the checkpoint's config has (2,048 and
-248,320). Its worst case is K unembeddings, not the K − 1 that come on top."""
+"""The names that the paper's Table 5 has for the rows of `DecodingFlops.rows`. Its projection is 2,560 · 151,936
+multiply-adds. The paper counts each of them as one operation. Its width and vocabulary are not those of the
+checkpoint's config (2,048 and 248,320). Its worst case is K unembeddings, not the K − 1 that come on top."""
 
 
 def layers_read(depth: Ints, window: int) -> Ints:
     """How many layers lazy walks of these depths, 0..K − 1, read beside the last one.
 
-    A walk reads one layer more than it goes back, to learn that it is not lower; at the window's end there is none.
+    A walk reads one layer more than it goes back, because it must see that the entropy there is not lower. At the end
+    of the window there is no such layer.
     """
     return np.minimum(depth + 1, window - 1)
 
@@ -36,10 +37,10 @@ def overhead(run: Records) -> pd.DataFrame:
     """What a walk back costs beside the forward pass, for the model and the walks of a run.
 
     Columns: name, as in `DecodingFlops.rows`; what; mflops, 10^6 floating-point operations for a generated token, a
-    multiply-add counted as two; percent_of_forward, of the forward pass without its unembedding; percent_of_last, of a
-    token decoded from the last layer, its unembedding included; n_tokens; n_prompts.
-    Rows that depend on the walk's depth have `_low` and `_high` (95 %, prompts resampled) too. `attrs["mean_depth"]` is
-    the mean of L - valley_layer over generated tokens, `attrs["window"]` K.
+    multiply-add counted as two; percent_of_forward, the percentage of a forward pass without its unembedding;
+    percent_of_last, the percentage of a token decoded from the last layer, its unembedding included; n_tokens;
+    n_prompts. Rows that depend on the walk's depth have `_low` and `_high` (95 %, prompts resampled) too.
+    `attrs["mean_depth"]` is the mean of L - valley_layer over generated tokens, `attrs["window"]` K.
 
     Raises:
         RunError: the run does not say what the model costs, or generated nothing.

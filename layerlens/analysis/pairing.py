@@ -1,4 +1,4 @@
-"""Which prompts of two runs are the same: those with the same text, whatever they are called."""
+"""Which prompts of two runs are the same: those with the same text, whatever their ids are."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ _SHOWN = 60  # characters of a text
 
 
 def paired_ids(run: Records, other: Records, ids: Sequence[str], other_ids: Sequence[str]) -> list[tuple[str, str]]:
-    """The ids, in either run, of the prompts among some that both runs have, in the order of `ids`.
+    """The ids in this run and in the other of those prompts, among `ids`, that both runs have; in the order of `ids`.
 
-    Two prompts are one where the texts that the models were given are equal; a text that a run has twice is paired by
-    its id. The same problem is another text in another chat template, with another system message or on another date.
-    So prompts that were read from one file, or from one dataset of the hub, are also paired by id, and items of two
-    lists in Python where one text holds the other and the runs differ in template or system message.
+    Two prompts are the same where the models were given equal texts. A text that a run has twice is paired by its id.
+    The same problem becomes another text with another chat template, system message or date. So prompts that were read
+    from one file, or from one dataset of the hub, are also paired by id. So are items of two lists in Python, where one
+    text contains the other and the runs differ in template or system message.
 
     Raises:
-        RunError: no prompt is in both; two of a pair have different reference answers.
+        RunError: no prompt is in both runs, or the two prompts of a pair have different reference answers.
     """
     ours, theirs = texts_of(run), texts_of(other)
     by_id, held = _same_source(run, other), _rendering(run) != _rendering(other)
@@ -40,7 +40,7 @@ def paired_ids(run: Records, other: Records, ids: Sequence[str], other_ids: Sequ
 
 
 def texts_of(run: Records) -> dict[str, str]:
-    """What the model was given, by prompt id."""
+    """The texts that the model was given, by prompt id."""
     return dict(zip(run.prompts["prompt_id"], run.prompts["prompt"], strict=True))
 
 
@@ -51,11 +51,11 @@ def _same_source(run: Records, other: Records) -> bool:
     if digests != [None, None]:
         return bool(digests[0] == digests[1])
     names = [[dataset.get(key) for key in ("name", "config", "split", "revision")] for dataset in pair]
-    return bool(names[0] == names[1] and names[0][0] != "prompts")  # a list in Python numbers whatever it holds
+    return bool(names[0] == names[1] and names[0][0] != "prompts")  # ids in a list are only places
 
 
 def _rendering(run: Records) -> list[object]:
-    """What made texts of the messages of a run."""
+    """What made texts of the messages of a run: chat template and system message."""
     options = run.manifest.get("options", {})
     return [run.manifest.get("chat_template_sha256"), *map(options.get, ("system", "chat_template_args"))]
 

@@ -18,17 +18,17 @@ def partition(run: Records) -> pd.DataFrame:
     """Three rows: perturbed tokens, those with H(L) > H(L-1), the unperturbed ones, and all.
 
     Columns: group; n_tokens; n_prompts that have such tokens; share of all tokens (0..1); entropy_change, the mean of
-    H(L) - H(L-1); entropy_before, the mean of H(L-1); entropy_last, of H(L); valley_layer, V* of the perturbed tokens,
-    the lowest layer of their mean curve's final rise (see `valleys`), the same in every row, NA where there is none;
-    entropy_valley, the mean entropy there. Entropies are in nats; share and every mean have `_low` and `_high` (95 %,
-    prompts resampled). A group without tokens has NaN.
+    H(L) - H(L-1); entropy_before, the mean of H(L-1); entropy_last, of H(L); valley_layer, V* of the perturbed tokens:
+    the lowest layer of the final rise of their mean curve (see `valleys`). It is the same in every row, and NA where
+    there is none; entropy_valley, the mean entropy there. Entropies are in nats; share and every mean have `_low` and
+    `_high` (95 %, prompts resampled). A group without tokens has NaN.
 
     Raises:
         RunError: no token of the run can be counted, or the model has a single layer.
     """
     if run.n_layers < 2:
         raise RunError(
-            f"{run.path} traces a single layer, and perturbed compares two",
+            f"{run.path} has a single layer, and perturbed tokens are found by comparing two",
             "trace a model with more layers",
             given=run.path,
         )

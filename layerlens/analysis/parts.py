@@ -1,7 +1,7 @@
 """What attention and MLP of a layer do to the entropy, each by itself.
 
-The stream between the two, h(l-1) + what attention adds, is read as every layer is: H(l-1/2) is its entropy. So
-H(l) - H(l-1) is attention's part, H(l-1/2) - H(l-1), and the MLP's, H(l) - H(l-1/2), which add up to it exactly.
+The stream between the two is h(l-1) + what attention adds. It is read as every layer is, and H(l-1/2) is its entropy.
+So the change H(l) - H(l-1) is the sum of attention's part, H(l-1/2) - H(l-1), and the MLP's part, H(l) - H(l-1/2).
 """
 
 from typing import Any
@@ -24,7 +24,8 @@ RAISED_BY = ("attention_alone", "mlp_alone", "both", "neither")
 def perturbation_parts(run: Records) -> pd.DataFrame:
     """Three rows, perturbed tokens (H(L) > H(L-1)), unperturbed ones and all: which half of the last layer does it.
 
-    Columns: group; layer, L; and the others of `parts_by_layer`. All traced tokens count, as in `partition`.
+    Columns: group; layer, which is L; and all other columns of `parts_by_layer`. All traced tokens count, as in
+    `partition`.
 
     Raises:
         RunError: the run was traced without `sublayers`, its last layer has no half step, it has a single layer, or no
@@ -32,7 +33,7 @@ def perturbation_parts(run: Records) -> pd.DataFrame:
     """
     if run.n_layers < 2:
         raise RunError(
-            f"{run.path} traces a single layer, and perturbed compares two",
+            f"{run.path} has a single layer, and perturbed tokens are found by comparing two",
             "trace a model with more layers",
             given=run.path,
         )
@@ -46,14 +47,14 @@ def perturbation_parts(run: Records) -> pd.DataFrame:
 def parts_by_layer(run: Records) -> pd.DataFrame:
     """One row per group (perturbed, unperturbed, all) and layer 1..L: what its attention and its MLP do to the entropy.
 
-    The groups are those of the last layer, whichever layer the row is about.
+    Whether a token is perturbed is decided at the last layer, whichever layer the row is about.
 
     Columns: group; layer; kind; change, the mean of H(l) - H(l-1); attention, of H(l-1/2) - H(l-1); mlp, of H(l) -
     H(l-1/2), all three in nats; the shares of the group's tokens whose entropy rises in attention_alone (and not in the
-    MLP), in mlp_alone, in both and in neither half of the layer, 0..1; each of the seven with `_low` and `_high` (95 %,
-    prompts resampled); n_tokens of which the two halves are known; n_prompts that have such tokens. A layer without a
-    state between its parts, such as one whose attention and MLP read the same state, or whose parts cannot be told
-    apart, has NaN and n_tokens 0; so has layer 1, because the embeddings are not read.
+    MLP), in mlp_alone, in both and in neither half of the layer, 0..1; each of these seven with `_low` and `_high` (95
+    %, prompts resampled); n_tokens, the tokens whose two halves are known; n_prompts that have such tokens. A layer
+    without a state between its parts has NaN and n_tokens 0. Its attention and MLP read the same state, or its parts
+    cannot be told apart. Layer 1 has NaN too, because the embeddings are not read.
 
     Raises:
         RunError: the run was traced without `sublayers`, or no token of it can be counted.
@@ -104,13 +105,13 @@ def half_step_curves(run: Records) -> pd.DataFrame:
 def _no_half_step(run: Records, where: str) -> RunError:
     return RunError(
         f"{run.path} has no half step in {where}: its blocks are parallel there, or their parts cannot be told apart",
-        "trace a model that adds one after the other",
+        "trace a model whose blocks add attention and MLP one after the other",
         given=run.path,
     )
 
 
 def _measures(entropy: Any, half: Any) -> dict[str, Any]:
-    """What is averaged of each token and layer, [tokens, L]; NaN where the two halves are not known."""
+    """The values of each token and layer that are averaged, [tokens, L]; NaN where the two halves are not known."""
     before = np.concatenate([np.full_like(entropy[:, :1], np.nan), entropy[:, :-1]], axis=1)
     known = ~(np.isnan(half) | np.isnan(before))
     in_attention, in_mlp = half > before, entropy > half

@@ -17,7 +17,7 @@ MARGIN = 1.2
 MIN_LAYERS = 8
 MIN_QUARTER = 4
 TENTH, QUARTER = 0.1, 0.25
-"""Of the layers, how many may be uneven: by the rule, and where the uneven ones that hide a phase are looked for."""
+"""Which share of the layers may be uneven: by the rule, and in the search for uneven layers that hide a phase."""
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -28,26 +28,26 @@ def phases(run: Records, rule: str = "plateau") -> pd.DataFrame:
     Two rules divide the layers 1..L:
 
     - "plateau" reads the phases off the mean curves. The *height* of some layers, in a measure, is the largest value
-      among them once the largest tenth of their values, and at least one, is left out, so that one uneven layer decides
-      nothing. A layer *stands out* of some layers when its mean norm ratio exceeds their height by a fifth and its turn
-      angle, arccos of the mean I/O cosine, does so too. Both are asked for because a ratio alone may only stretch the
-      stream. At first each measure is compared with the least height of any quarter of the layers in a row (rounded
-      down, at least four layers): phase I is the longest run of layers from layer 1 on that stand out of it, phase III
-      the longest that ends at layer L. Then both are cut back until their layers stand out of all the layers between
-      them. Either may be absent. With fewer than 8 layers a quarter says nothing: all three phases are then absent and
-      `attrs["note"]` says why. Where a tenth to a quarter of the layers are uneven, such as those of another kind of
-      attention, they can hide a phase that stands out of all others: `attrs["note"]` then names them, and says which
-      phases the rule finds without them.
+      among them after the largest tenth of their values, at least one value, is left out. So one uneven layer decides
+      nothing. A layer *stands out* of some layers when its mean norm ratio exceeds their height by a fifth, and its
+      turn angle, arccos of the mean I/O cosine, does too. Both are needed, because a layer with a large ratio may only
+      stretch the stream. First each measure is compared with the least height of any quarter of the layers in a row
+      (rounded down, at least four layers). Phase I is the longest run of layers, from layer 1 on, that stand out of it.
+      Phase III is the longest such run that ends at layer L. Then both are cut back until their layers stand out of all
+      the layers between them. Either may be absent. With fewer than 8 layers a quarter of them is too few to compare
+      with: all three phases are then absent, and `attrs["note"]` says why. Where a tenth to a quarter of the layers are
+      uneven, such as layers with another kind of attention, they can hide a phase that stands out of all others.
+      `attrs["note"]` then names these layers, and says which phases the rule finds without them.
     - "paper": I up to 0.15 L (rounded down), III from 0.95 L (rounded up), as in the text of arXiv 2606.21906; for
       fewer than 7 layers there is no phase I.
 
     Columns: phase; first and last layer, NA where the phase is absent; first_low and first_high, the 95 % interval of
-    the boundary over resamples of prompts in which the phase exists; share, of the resamples in which it exists;
-    norm_ratio and io_cosine, means over tokens and the phase's layers, each with `_low` and `_high`; n_tokens;
-    n_prompts. `attrs["rule"]` names the rule.
+    the first layer over those resamples of prompts in which the phase exists; share, the share of the resamples in
+    which it exists; norm_ratio and io_cosine, means over tokens and the phase's layers, each with `_low` and `_high`;
+    n_tokens; n_prompts. `attrs["rule"]` names the rule.
 
     Raises:
-        OptionError: no rule of that name.
+        OptionError: there is no rule of that name.
         RunError: no token of the run can be counted.
     """
     if rule not in _RULES:
@@ -63,7 +63,7 @@ def phases(run: Records, rule: str = "plateau") -> pd.DataFrame:
     table.attrs |= {"rule": rule}
     if table["first"].isna().all():
         table.attrs["note"] = (
-            f"no phases: {run.n_layers} layers are too few to tell a plateau: at least {MIN_LAYERS} are needed"
+            f"no phases: {run.n_layers} layers are too few to find a plateau; at least {MIN_LAYERS} are needed"
         )
     elif rule == "plateau":
         curves = (resampled_means(*measure, every)[0] for measure in (ratios, cosines))
@@ -76,9 +76,9 @@ def phases(run: Records, rule: str = "plateau") -> pd.DataFrame:
 def hidden_phases(ratios: Floats, cosines: Floats) -> tuple[list[int], list[int]]:
     """The uneven layers that hide layers of phase I or III in mean curves, [L], and the bounds, [4], without them.
 
-    Uneven are layers of the middle that stand out of it once its largest quarter, and not its largest tenth, is left
-    out; more layers than that are what the middle is made of. Both lists are empty where the phases without them are no
-    longer than with them.
+    A layer of the middle is uneven where it stands out once the largest quarter of the middle, in place of the largest
+    tenth, is left out. More than a quarter of the layers cannot be uneven, because the middle consists of them. Both
+    lists are empty where the phases without these layers are no longer than with them.
     """
     bounds, among = plateau_bounds(ratios, cosines), plateau_bounds(ratios, cosines, QUARTER)
     middle = slice(among[1], among[2])
@@ -134,7 +134,7 @@ def _measures(ratios: Floats, cosines: Floats) -> Floats:
 
 
 def _height(values: Floats, n_layers: Ints, left_out: float) -> Floats:
-    """The largest of the n layers' values, [...] from [..., layers], less a share of them, but at least one.
+    """The largest value of n layers, [...] from [..., layers], once the largest share, at least one, is left out.
 
     Values of layers that are not among the n are minus infinity.
     """

@@ -11,7 +11,7 @@ def reported(source: str) -> pd.DataFrame:
     """The numbers of one table ("1" to "10"), figure ("F2" to "F6") or section ("S6.1") of the paper.
 
     Columns: source, model, method, condition, benchmark, quantity, value; sd, what the paper prints after the
-    plus-minus sign. What does not apply is an empty text, a missing sd NaN.
+    plus-minus sign. A column that does not apply holds an empty text; a missing sd is NaN.
     """
     table = _everything()
     chosen: pd.DataFrame = table[table["source"] == source].reset_index(drop=True)
@@ -19,7 +19,7 @@ def reported(source: str) -> pd.DataFrame:
 
 
 def reported_value(source: str, **where: str) -> float:
-    """The one number of a source whose other columns are as given; NaN where it reports none."""
+    """The one number of a source that has the given values in its other columns; NaN where the source reports none."""
     table = reported(source)
     for column, wanted in where.items():
         table = table[table[column] == wanted]

@@ -1,5 +1,5 @@
-"""The tokens of a run that analyses count, gathered by prompt; of a long run piece by piece, so that what is held at a
-time does not grow with it."""
+"""The tokens of a run that analyses count, gathered by prompt. A long run is read piece by piece, so that memory does
+not grow with its length."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class PerPrompt:
-    """What a mean over some tokens, its interval and its spread are made of, [prompts, ...] each.
+    """The sums from which a mean over some tokens, its interval and its spread are computed, [prompts, ...] each.
 
     Attributes:
         sums: of the values that are not NaN.
         counts: how many those are.
         squares: sums of their squared distances from the prompt's own mean.
-        members: how many tokens of a prompt are counted among, NaN or not, [prompts].
+        members: how many tokens of a prompt are considered, NaN or not, [prompts].
         are_flags: whether the mean is a share.
     """
 
@@ -38,24 +38,24 @@ class PerPrompt:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens counted among."""
+        """The number of tokens considered."""
         return int(self.members.sum())
 
     @property
     def n_prompts(self) -> int:
-        """Prompts that have one of them."""
+        """The number of prompts that have one of them."""
         return int((self.members > 0).sum())
 
     @property
     def spread(self) -> Floats:
-        """Standard deviation over tokens of every column, [...]; NaN without any."""
+        """Standard deviation over tokens of every column, [...]; NaN where there are no tokens."""
         n, means = self.counts.sum(axis=0), ratio(self.sums, self.counts)
         apart = np.where(self.counts > 0, means - ratio(self.sums.sum(axis=0), n), 0)
         return np.sqrt(ratio((self.squares + self.counts * np.square(apart)).sum(axis=0), n))
 
     @classmethod
     def joined(cls, parts: Sequence["PerPrompt"], order: np.ndarray[Any, Any]) -> "PerPrompt":
-        """Of the prompts of all parts, in an order."""
+        """The same for the prompts of all parts, in a given order."""
         arrays = {
             name: np.concatenate([getattr(part, name) for part in parts])[order]
             for name in ("sums", "counts", "squares", "members")
@@ -67,7 +67,7 @@ class Prompts:
     """The prompts that an analysis rests on.
 
     Attributes:
-        n_prompts: that have tokens and count.
+        n_prompts: how many have tokens and count.
         left_out: how many are left out because a state or readout of theirs was not finite.
     """
 
@@ -103,11 +103,11 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Gathered(Prompts):
-    """What was summed up over all of a run.
+    """Sums over all of a run.
 
     Attributes:
         n_prompts, left_out: see `Prompts`.
-        n_tokens: of those prompts.
+        n_tokens: how many tokens these prompts have.
         by_name: sums by name.
     """
 
@@ -136,7 +136,7 @@ class Sample(Prompts):
 
     @property
     def n_prompts(self) -> int:  # type: ignore[override]
-        """Prompts that have tokens and count."""
+        """How many prompts have tokens and count."""
         return len(self.starts)
 
     @cached_property
@@ -145,12 +145,12 @@ class Sample(Prompts):
         return [slice(*bounds) for bounds in pairwise([*self.starts.tolist(), len(self.rows)])]
 
     def prompt_ids(self, run: Records) -> np.ndarray[Any, Any]:
-        """Of each prompt, [prompts]; the run is the one whose tokens these are."""
+        """The id of each prompt, [prompts]; `run` is the run whose tokens these are."""
         ids: np.ndarray[Any, Any] = run.positions["prompt_id"].to_numpy()[self.rows[self.starts]]
         return ids
 
     def of(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The values of these tokens, [tokens, ...] from those of all positions of the run; no copy if all are."""
+        """The values of these tokens, [tokens, ...], from those of all positions of the run; no copy if all are."""
         whole = len(self.rows) == len(values) and bool((np.diff(self.rows) == 1).all())
         return values if whole else values[self.rows]
 
@@ -164,7 +164,7 @@ class Sample(Prompts):
         return per_prompt.sums, per_prompt.counts
 
     def per_prompt(self, values: np.ndarray[Any, Any], among: Bools | None = None) -> PerPrompt:
-        """What a mean of some of the values [tokens, ...] is made of."""
+        """The sums from which a mean of some of the values [tokens, ...] is computed."""
         if values.ndim == 1:
             return self._per_prompt_of_numbers(values, among)
         sums, counts, squares = np.zeros((3, self.n_prompts, *values.shape[1:]))
@@ -189,7 +189,7 @@ class Sample(Prompts):
         return PerPrompt(sums, counts, squares, members, are_flags)
 
     def _per_prompt_of_numbers(self, values: np.ndarray[Any, Any], among: Bools | None) -> PerPrompt:
-        """The same for one number a token, of all prompts at once."""
+        """The same for values of one number for each token, computed for all prompts at once."""
         among = np.ones(len(values), dtype=bool) if among is None else among
         there = among if values.dtype == bool else among & ~np.isnan(values)
         numbers = np.where(there, values, 0).astype(np.float64)
@@ -252,7 +252,7 @@ def generated(run: Records) -> Sample:
 
 
 def groups(run: Records, tokens: Sample) -> dict[str, Bools]:
-    """Which tokens are perturbed, unperturbed and any of the two, [tokens] each, in the order of `tokens.rows`."""
+    """Which tokens are perturbed, which are unperturbed, and all, [tokens] each, in the order of `tokens.rows`."""
     perturbed = run.positions["perturbed"].to_numpy(dtype=bool)[tokens.rows]
     return {"perturbed": perturbed, "unperturbed": ~perturbed, "all": np.ones_like(perturbed)}
 
@@ -262,11 +262,11 @@ def gathered(
     sums_of: Callable[[Records, Sample], Mapping[str, PerPrompt]],
     tokens_of: Callable[[Records], Sample] = sample,
 ) -> Gathered:
-    """Sums over the tokens of every prompt, of a long run piece by piece; prompts in the order of their ids.
+    """Sums over the tokens of every prompt, in the order of prompt ids; a long run is summed up piece by piece.
 
     Args:
         run: the run.
-        sums_of: from a piece of the run, which is a run itself, and its tokens, to sums by name.
+        sums_of: maps a piece of the run, which is a run itself, and its tokens to sums by name.
         tokens_of: which tokens count.
 
     Raises:
@@ -283,10 +283,10 @@ def gathered(
 
 
 def counted_pieces(run: Records, tokens_of: Callable[[Records], Sample] = sample) -> Iterator[tuple[Records, Sample]]:
-    """The pieces of a run, itself where it is short, that have tokens which count, each with these.
+    """The pieces of a run that have tokens which count, each with these tokens; a short run is one piece.
 
     Raises:
-        RunError: at the end, where no piece has any.
+        RunError: raised at the end, where no piece has such tokens.
     """
     none: RunError | None = None
     n_found = 0

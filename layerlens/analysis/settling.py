@@ -1,16 +1,17 @@
-"""By which layer a readout has come near the last one's: settling depth and deep-thinking ratio of arXiv 2602.13517.
+"""When readouts come close to that of the last layer: settling depth and deep-thinking ratio of arXiv 2602.13517.
 
-The paper asks of each emitted token t for D(t, l), the Jensen-Shannon divergence between the readouts of layer l and of
-the last layer; for the least D of the layers up to l; and for the settling depth c, the first layer where that is at
-most g (its Eq. 2 to 4). A token is deep-thinking where c >= ⌈rho L⌉ (Eq. 5), and the share of such tokens in a text is
-the text's deep-thinking ratio (Eq. 6). The least D so far first reaches g where D itself does: a token counts as
-settled although later layers may lead away from the last one again.
+For each emitted token t the paper computes D(t, l), the Jensen-Shannon divergence between the readouts of layer l and
+of the last layer. It then takes the least D of the layers up to l. The settling depth c is the first layer where this
+least D is at most g (its Eq. 2 to 4). A token is deep-thinking where c >= ⌈rho L⌉ (Eq. 5), and the share of such tokens
+in a text is the text's deep-thinking ratio (Eq. 6). The least D so far first reaches g where D itself does. So a token
+counts as settled even if later layers move away from the last layer again.
 
-The paper names no logarithm. It sweeps g over 0.25, 0.5 and 0.75 and finds ratios above 0 for each. In nats no
-divergence exceeds ln 2 = 0.693, so that 0.75 would settle every token at layer 1: its g must be in bits, where the
-bound is 1. So is ours, unless nats are asked for; 0.5 nats are 0.721 bits. Its Algorithm 1 prints ⌈(1 - rho) L⌉ where
-Eq. 5 has ⌈rho L⌉, which is taken here; by the former nearly every layer would be deep. Its Eq. 1 reads a state by the
-unembedding alone, while a run has read it through the final norm too, and perhaps through a lens.
+The paper does not name the base of the logarithm. It sweeps g over 0.25, 0.5 and 0.75 and finds ratios above 0 for
+each. In nats no divergence exceeds ln 2 = 0.693, so 0.75 would settle every token at layer 1. Its g must therefore be
+in bits, where the bound is 1. Our g is in bits too, unless nats are asked for; 0.5 nats are 0.721 bits. Its Algorithm 1
+prints ⌈(1 - rho) L⌉ where Eq. 5 has ⌈rho L⌉. We follow Eq. 5, because by the other formula nearly every layer would be
+deep. Its Eq. 1 reads a state by the unembedding alone. A run has read it through the final norm too, and perhaps
+through a lens.
 """
 
 import math
@@ -32,7 +33,7 @@ from layerlens.records.schema import JS
 THRESHOLDS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
 """A sweep over g in bits; the paper's three are among them."""
 BIT = math.log(2)
-"""One bit in nats, which is also the greatest Jensen-Shannon divergence there is."""
+"""One bit in nats. It is also the greatest possible Jensen-Shannon divergence."""
 
 _UNITS = ("bits", "nats")
 
@@ -40,26 +41,25 @@ _UNITS = ("bits", "nats")
 def settling(run: Records, g: float | Sequence[float] = 0.5, rho: float = 0.85, *, unit: str = "bits") -> pd.DataFrame:
     """One row per threshold and class of words: settling depth and deep-thinking ratio of the emitted tokens.
 
-    The definitions, and why g is in bits, stand at the top of the module. g does not carry over from one model to
-    another: give several, such as `layerlens.analysis.THRESHOLDS`, and see whether what you find holds for all of them.
+    The module docstring has the definitions, and says why g is in bits. A g that suits one model need not suit another.
+    So give several, such as `layerlens.analysis.THRESHOLDS`, and see whether your finding holds for all of them.
 
-    Columns: g, in bits, and g_nats, the same in nats, of which one is what was given; words ("all", or a class of
-    `word_class` by its rule "paper", of the token's own text; "all" alone where the run does not hold its tokens'
-    texts, as until it is complete);
-    settling_depth, the mean layer, 1..L, with `_low` and `_high` (95 %, prompts resampled) and `_sd` (over tokens);
-    relative_depth, the mean of layer / L; deep_from, the first layer of the deep-thinking regime;
-    deep_thinking_ratio, the share of all tokens that settle there, 0..1; ratio_of_prompts, the mean over prompts of
-    each one's own ratio, which long answers do not dominate; these three with `_low` and `_high`; n_tokens; n_prompts
+    Columns: g, in bits, and g_nats, the same in nats; words ("all", or a class of `word_class` by its rule "paper", of
+    the token's own text; "all" alone where the run does not hold the texts of its tokens, which it holds once it is
+    complete); settling_depth, the mean layer, 1..L, with `_low` and `_high` (95 %, prompts resampled) and `_sd` (over
+    tokens); relative_depth, the mean of layer / L; deep_from, the first layer of the deep-thinking regime;
+    deep_thinking_ratio, the share of all tokens that settle there, 0..1; ratio_of_prompts, the mean over prompts of the
+    ratio of each prompt, which long answers do not dominate; these three with `_low` and `_high`; n_tokens; n_prompts
     that have such tokens. A class without tokens has NaN.
 
     Args:
-        run: what was traced with `js`.
-        g: how near the last layer's readout is near enough; one or several.
+        run: a run traced with `js`.
+        g: the divergence from the last layer's readout at which a token counts as settled; one or several.
         rho: where the deep-thinking regime begins, as a share of the depth; above 0, at most 1.
         unit: of g, "bits" or "nats".
 
     Raises:
-        OptionError: g holds what is no number from 0 to the greatest divergence there is, 1 bit or ln 2 nats; rho is no
+        OptionError: g is not a number from 0 to the greatest possible divergence, 1 bit or ln 2 nats; rho is not a
             number above 0 and at most 1; or there is no such unit.
         RunError: the run was traced without `js`, or none of its generated tokens can be counted.
     """
@@ -103,14 +103,14 @@ def settling_by_layer(run: Records, g: float | Sequence[float] = THRESHOLDS, *, 
             columns |= {"relative_layer": layers / run.n_layers}
             columns |= _named("share", [values[k] for values in shares_of[words]])
             if counted.n_prompts > 1:
-                columns["share_low"][-1] = 1.0  # the last layer is near itself, by definition
+                columns["share_low"][-1] = 1.0  # the last layer's divergence from itself is 0, by definition
             frames.append(pd.DataFrame(columns | {"n_tokens": counted.n_tokens, "n_prompts": counted.n_prompts}))
     return totals.frame(pd.concat(frames, ignore_index=True))
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A divergence in both units: what was given as it was given, and the other computed from it."""
+    """A divergence in both units. The given value is kept as it was given, and the other is computed from it."""
 
     bits: float
     nats: float
@@ -122,7 +122,7 @@ def _settled(run: Records, thresholds: list[Threshold]) -> Gathered:
         layers = np.empty((len(divergence), len(thresholds)), dtype=np.int64)
         for k, threshold in enumerate(thresholds):
             near = divergence <= threshold.nats
-            near[:, -1] = True  # by definition, whatever rounding left there
+            near[:, -1] = True  # 0 by definition, whatever rounding left there
             layers[:, k] = 1 + near.argmax(axis=1)
         return layers
 
@@ -130,7 +130,7 @@ def _settled(run: Records, thresholds: list[Threshold]) -> Gathered:
 
 
 def _share_of_prompts(totals: Gathered, counted: PerPrompt, deep_from: int) -> tuple[Floats, Floats, Floats]:
-    """The mean over prompts of each one's own share of tokens that settle so deep, low and high, [questions]."""
+    """The mean over prompts of each prompt's share of tokens that settle so deep, with low and high, [questions]."""
     shares = ratio(counted.sums[..., deep_from - 1 :].sum(axis=-1), counted.counts[..., 0])
     return share_interval(np.nan_to_num(shares), (~np.isnan(shares)).astype(np.float64), totals.weights)
 
@@ -138,12 +138,12 @@ def _share_of_prompts(totals: Gathered, counted: PerPrompt, deep_from: int) -> t
 def _thresholds(g: float | Sequence[float], unit: str) -> list[Threshold]:
     if unit not in _UNITS:
         advice = did_you_mean(unit, _UNITS, f"choose from {', '.join(_UNITS)}")
-        raise OptionError.about("unit", unit, "is no unit of g", advice)
+        raise OptionError.about("unit", unit, "is not a unit of g", advice)
     given = list(g) if isinstance(g, Iterable) and not isinstance(g, str) else [g]
     greatest = 1.0 if unit == "bits" else BIT
     wrong = [one for one in given if not is_number(one) or not 0 <= one <= greatest]
     if wrong or not given:
-        what = f"is no divergence in {unit}, of which there are {greatest:.3g} at most"
+        what = f"is not a divergence in {unit}: the greatest is {greatest:.3g}"
         raise OptionError.about("g", wrong[0] if wrong else given, what, f"give numbers from 0 to {greatest:.3g}")
     values = [float(one) for one in given]
     if unit == "bits":
@@ -152,9 +152,9 @@ def _thresholds(g: float | Sequence[float], unit: str) -> list[Threshold]:
 
 
 def _first_deep(rho: float, n_layers: int) -> int:
-    """⌈rho L⌉; a product that rounding, be it of a number of 32 bits, put above a whole number is that number."""
+    """⌈rho L⌉. Where rounding, even to 32 bits, put the product just above a whole number, that number is taken."""
     if not is_number(rho) or not 0 < rho <= 1:
-        raise OptionError.about("rho", rho, "is no share of the depth", "give a number above 0, at most 1")
+        raise OptionError.about("rho", rho, "is not a share of the depth", "give a number above 0, at most 1")
     return max(1, math.ceil(float(rho) * n_layers * (1 - 1e-7)))
 
 

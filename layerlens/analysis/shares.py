@@ -1,23 +1,26 @@
-"""How large a share can be, and a difference of two shares in the same prompts, at 95 %.
+"""95 % intervals of a share, and of the difference of two shares in the same prompts.
 
-Where every prompt gives one yes or no, the interval of a share is that of Clopper and Pearson (1934), whose limits are
-quantiles of beta distributions: enumerated for 8 to 200 prompts and shares of 0.01 to 0.99
-(tests/analysis/test_shares.py) it holds the true share in at least 95.0 % of all draws, 96.6 % on average. It is wider
-for 1 of n than for 0 of n, above 0 where something was seen, and holds the share that was observed. The interval of a
-paired difference is that of Bonett and Price (2012), which adds one prompt that gains and one that loses, so that no
-difference is certain because nothing changed, but with Student's t of n degrees of freedom in place of the normal
-quantile, which covers too little where few prompts stay as they are. Enumerated for 8 to 200 prompts over all chances
-of a gain and a loss in steps of 0.005, finer near 0, it holds the true difference in at least 92.5 % of all draws (the
-least is 92.58 % for 16 prompts of which 57 % gain and 43 % lose; 92.95 % for 8, 93.57 % for 60) and in 95.2 % or more
-on average over the chances (98.6 % for 8 prompts, 95.8 % for 60).
+Where every prompt gives one yes or no, the interval of a share is that of Clopper and Pearson (1934). Its limits are
+quantiles of beta distributions. Enumerated for 8 to 200 prompts and shares of 0.01 to 0.99
+(tests/analysis/test_shares.py), it holds the true share in at least 95.0 % of all draws, and in 96.6 % on average. It
+is wider for 1 of n than for 0 of n, lies above 0 where something was seen, and holds the observed share.
 
-A share of tokens has many tokens of each prompt. Resampling prompts (see `uncertainty`) sees what they have in common
-only where enough prompts are divided, having tokens that count and tokens that do not: a rare kind of token, seen in
-three prompts, says little of a fourth, in which every token may be of that kind. So where there are fewer than six
-prompts, or fewer than six are divided (or fewer than half of them; by Kish's effective number), the share is taken as
-if each prompt gave one yes or no. Tokens of one prompt cannot be more alike than that, so the interval is rather too
-wide: it holds the true share in 91 % of simulations or more where resampling alone holds it in 20 to 90 %. Resampling
-still covers less, 87 to 92 %, of shares for which a few prompts in a hundred have nearly all that counts.
+The interval of a paired difference is that of Bonett and Price (2012). It adds one prompt that gains and one that
+loses, so that a difference of 0 is not taken as certain where nothing changed. It is used here with Student's t of n
+degrees of freedom. The normal quantile of the original covers too little where few prompts stay as they are. Enumerated
+for 8 to 200 prompts, over all chances of a gain and a loss in steps of 0.005, finer near 0, it holds the true
+difference in at least 92.5 % of all draws. The least is 92.58 %, for 16 prompts of which 57 % gain and 43 % lose; it is
+92.95 % for 8 and 93.57 % for 60. On average over the chances it holds the difference in 95.2 % or more (98.6 % for 8
+prompts, 95.8 % for 60).
+
+A share of tokens has many tokens of each prompt. Tokens of one prompt resemble each other. Resampling prompts (see
+`uncertainty`) takes account of that only where enough prompts are divided, that is, have both tokens that count and
+tokens that do not. A rare kind of token that was seen in three prompts says little of a fourth, in which every token
+may be of that kind. So the share is taken as if each prompt gave one yes or no where there are fewer than six prompts,
+or where fewer than six of them, or fewer than half, are divided (by Kish's effective number). Tokens of one prompt
+cannot be more alike than that, so the interval is rather too wide: it holds the true share in 91 % of simulations or
+more, where resampling alone holds it in 20 to 90 %. Where a few prompts in a hundred have nearly all that counts,
+resampling is still used and covers less, 87 to 92 %.
 """
 
 from math import ceil, lgamma, sqrt
@@ -36,13 +39,13 @@ from layerlens.analysis.uncertainty import (
 )
 
 FEW = 6
-"""Below this number of prompts, or effective number of those that have both, resampling is not trusted with a share."""
+"""With fewer prompts than this, or a lower effective number of divided prompts, a share is not resampled."""
 
 
 def share_interval(sums: Floats, counts: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
     """Share, low and high of every column, [...], from how many tokens have it, of how many, [prompts, ...] each.
 
-    Low and high lie in 0..1 and hold the share; NaN where fewer than two prompts bear on a column. See the module.
+    Low and high lie in 0..1 and hold the share; NaN where fewer than two prompts count for a column. See the module.
     """
     share, low, high = mean_interval(sums, counts, weights)
     n_prompts = np.broadcast_to(effective_prompts(counts), np.shape(share))
@@ -65,25 +68,25 @@ def share_difference(ours: Sums, theirs: Sums, weights: Floats) -> tuple[Floats,
 
 
 def _divided(sums: Floats, counts: Floats) -> Floats:
-    """How far each prompt is divided in tokens that have it and tokens that have not: 0 where one kind is all."""
+    """How evenly each prompt is divided into tokens that count and tokens that do not: 0 where all are of one kind."""
     return np.nan_to_num(ratio(sums * (counts - sums), counts))
 
 
 def _few(amounts: Any, n_prompts: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where so few of the prompts have an amount, [prompts, ...], above 0 that resampling is not trusted, [...]."""
+    """Where too few of the prompts have an amount, [prompts, ...], above 0 for resampling to be trusted, [...]."""
     amounts = np.asarray(amounts, dtype=np.float64)
     effective = np.nan_to_num(ratio(np.square(amounts.sum(axis=0)), np.square(amounts).sum(axis=0)))
     return np.asarray((effective + 1e-9 < np.minimum(FEW, n_prompts / 2)) & (n_prompts >= 2))  # six alike are six
 
 
 def _are_few(counts: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where so few prompts, [prompts, ...], have tokens that what they have in common cannot be seen, [...]."""
+    """Where too few prompts, [prompts, ...], have tokens to show how alike tokens of one prompt are, [...]."""
     n_prompts = (np.asarray(counts) > 0).sum(axis=0)
     return np.asarray((n_prompts >= 2) & (n_prompts < FEW))
 
 
 def _replaced(few: Any, ends: Sums, exact: Sums) -> Sums:
-    """Low and high, [...], with others where there are few."""
+    """Low and high, [...], replaced by others where there are few prompts."""
     replaced = np.array(ends[0]), np.array(ends[1])
     for end, values in zip(replaced, exact, strict=True):
         end[few] = values
@@ -91,7 +94,7 @@ def _replaced(few: Any, ends: Sums, exact: Sums) -> Sums:
 
 
 def clopper_pearson(share: Floats, n: Any) -> tuple[Floats, Floats]:
-    """Low and high, 0..1, of shares, [...], that n independent draws show, whole numbers of n-ths or not."""
+    """Low and high, 0..1, of shares, [...], observed in n independent draws; a share need not be a multiple of 1/n."""
     seen, tail = share * n, (1 - CONFIDENCE) / 2
     unseen = n - seen
     low = beta_quantile(tail, np.where(seen > 0, seen, 1), unseen + 1)
@@ -113,7 +116,7 @@ def bonett_price(difference: Floats, moved: Floats, n: Any) -> tuple[Floats, Flo
 
 
 def student(n: Any) -> Floats:
-    """What Student's t with n ≥ 1 degrees of freedom, [...], exceeds in either direction in 5 % of all draws."""
+    """The bound that the size of Student's t with n ≥ 1 degrees of freedom, [...], exceeds in 5 % of all draws."""
     beyond = beta_quantile(CONFIDENCE, np.full(np.shape(n), 0.5), np.asarray(n) / 2)  # of t² / (n + t²)
     return np.asarray(np.sqrt(n * beyond / (1 - beyond)))
 
@@ -123,7 +126,7 @@ def beta_quantile(level: float, a: Floats, b: Floats) -> Floats:
     log_beta = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
     low, high = np.zeros(np.shape(a)), np.ones(np.shape(a))
     x = a / (a + b)
-    for _ in range(60):  # Newton's steps, halved intervals where they lead out
+    for _ in range(60):  # Newton's method, with bisection where a step leaves the interval
         front = np.exp(a * np.log(x) + b * np.log1p(-x) - log_beta)
         beyond = _beta_cdf(x, a, b, front) - level
         low, high = np.where(beyond < 0, x, low), np.where(beyond < 0, high, x)

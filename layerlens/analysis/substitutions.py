@@ -1,9 +1,10 @@
 """Which tokens decoding from the valley would change, or another layer did change (Table 8 of arXiv 2606.21906).
 
 A *substitution* is a generated token at which the readout of the valley layer ranks another token first than that of
-layer L. It is what decoding from the valley does, or would have done: runs decoded from the last layer have
-substitutions as well as runs decoded from the valley. Its *standard* token is the last layer's first choice, its
-*confident* token the valley's; tables call the two methods "last" and "confident", as the paper's reported values do.
+layer L. Decoding from the valley replaces the token there, or would have replaced it: runs decoded from the last layer
+have substitutions as well as runs decoded from the valley. The *standard* token is the last layer's first choice. The
+*confident* token is the valley layer's first choice. Tables call the two methods "last" and "confident", as the paper's
+reported values do.
 """
 
 from collections.abc import Callable
@@ -25,12 +26,12 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Choices:
-    """What the last layer and the valley ranked first, for every generated token.
+    """The first choices of the last layer and of the valley layer, for every generated token.
 
     Attributes:
-        tokens: the generated ones, by prompt and within a prompt by position.
+        tokens: the generated tokens, by prompt and within a prompt by position.
         last: the last layer's first choice, a token id, [tokens].
-        confident: the valley layer's, [tokens].
+        confident: the valley layer's first choice, a token id, [tokens].
     """
 
     tokens: Sample
@@ -39,7 +40,7 @@ class Choices:
 
     @property
     def substituted(self) -> Bools:
-        """Which tokens are substitutions, [tokens]: those on which the two disagree."""
+        """Which tokens are substitutions, [tokens]: those for which the two first choices differ."""
         differ: Bools = np.not_equal(self.last, self.confident)
         return differ
 
@@ -47,13 +48,13 @@ class Choices:
 def choices(run: Records, by: str = "valley") -> Choices:
     """The first choices of last layer and valley for all generated tokens that count; RunError where there are none.
 
-    By "selected" the layer that was decoded from stands in for the valley.
+    With "selected", the layer that was decoded from takes the place of the valley layer.
     """
     return choices_among(run, generated(run), by)
 
 
 def choices_among(run: Records, tokens: Sample, by: str = "valley") -> Choices:
-    """The same, of some of the generated tokens."""
+    """The same for some of the generated tokens."""
     top = run.layers("top_token_id")
     valley = run.positions[f"{by}_layer"].to_numpy(dtype=np.int64)[tokens.rows]
     last, confident = (top[tokens.rows, layers - 1].astype(np.int64) for layers in (run.n_layers, valley))
@@ -66,8 +67,8 @@ class Substituted(Prompts):
 
     Attributes:
         n_prompts, left_out: see `Prompts`.
-        n_tokens: generated ones, among which they were found.
-        prompt: to which prompt each belongs, by the order of prompt ids, [substitutions].
+        n_tokens: how many generated tokens were looked at.
+        prompt: the prompt of each, as its place in the order of prompt ids, [substitutions].
         last, confident: the two first choices, [substitutions] each.
     """
 
@@ -116,7 +117,7 @@ def substitutions(run: Records) -> pd.DataFrame:
 
     Columns: prompt_id; position; last_token_id, the last layer's first choice; valley_token_id, the valley layer's;
     emitted_token_id, what followed; valley_layer; selected_layer, the one that was decoded from; entropy_valley and
-    entropy_last, in nats at the two layers. In `attrs`, n_tokens says among how many tokens they were looked for.
+    entropy_last, in nats at the two layers. `attrs["n_tokens"]` is the number of tokens that were looked at.
 
     Raises:
         RunError: no token was generated that can be counted.
@@ -128,13 +129,13 @@ def replacements(run: Records) -> pd.DataFrame:
     """One row per replacement: a token whose selected layer ranks another token first than the last layer does.
 
     The selected layer is the one whose logits the sampler got. Where a run was decoded from the valley at every token,
-    without a shift and with the trace's window, its replacements are its substitutions. Empty for a run whose selected
-    layer is always the last.
+    without a shift and with the trace's window, its replacements are its substitutions. A run whose selected layer is
+    always the last has none.
 
-    Columns: prompt_id; position; last_token_id, the last layer's first choice; selected_token_id, the selected
-    layer's; emitted_token_id, what followed (NA where nothing did; under sampling it may be neither); selected_layer;
-    entropy_selected and entropy_last, in nats at the two layers. In `attrs`, n_tokens says among how many tokens they
-    were looked for.
+    Columns: prompt_id; position; last_token_id, the last layer's first choice; selected_token_id, the selected layer's;
+    emitted_token_id, what followed (NA where nothing did; under sampling it may be neither); selected_layer;
+    entropy_selected and entropy_last, in nats at the two layers. `attrs["n_tokens"]` is the number of tokens that were
+    looked at.
 
     Raises:
         RunError: no token of the run can be counted.
@@ -143,12 +144,13 @@ def replacements(run: Records) -> pd.DataFrame:
 
 
 def substitution_pairs(run: Records, k: int = 20) -> pd.DataFrame:
-    """The k most frequent substitutions of one token by another, the most frequent first, ties by token ids.
+    """The k most frequent substitutions of one token by another, most frequent first; ties are ordered by token ids.
 
-    Columns: standard_token_id and standard, what the last layer ranked first and its text; confident_token_id and
-    confident, what the valley did; count; share of all substitutions (0..1) with `_low` and `_high` (95 %, prompts
-    resampled); n_prompts in which the pair occurs; n_substitutions. Only generated tokens are counted; a substitution
-    is defined by the valley, whichever layer the run was decoded from. `attrs["n_tokens"]` says among how many.
+    Columns: standard_token_id and standard, the last layer's first choice and its text; confident_token_id and
+    confident, the valley layer's first choice and its text; count; share of all substitutions (0..1) with `_low` and
+    `_high` (95 %, prompts resampled); n_prompts in which the pair occurs; n_substitutions. Only generated tokens are
+    counted; a substitution is defined by the valley, whichever layer the run was decoded from. `attrs["n_tokens"]` is
+    the number of tokens that were looked at.
 
     Raises:
         OptionError: k is below 1.
@@ -166,18 +168,18 @@ def substitution_pairs(run: Records, k: int = 20) -> pd.DataFrame:
 
 
 def substituted_tokens(run: Records, method: str, k: int = 20) -> pd.DataFrame:
-    """The k tokens that one method ranks first most often where the two disagree, ties by token id.
+    """The k tokens that one method ranks first most often where the two methods differ; ties are ordered by token id.
 
     Columns: token_id; token, its text; count; share of all substitutions (0..1) with `_low` and `_high` (95 %, prompts
     resampled); n_prompts in which it occurs; n_substitutions. Only generated tokens are counted.
 
     Args:
-        run: what was traced.
-        method: "last" for the standard tokens, "confident" for those of the valley.
+        run: the run.
+        method: "last" for the standard tokens, "confident" for the confident ones.
         k: how many.
 
     Raises:
-        OptionError: no such method, or k is below 1.
+        OptionError: there is no such method, or k is below 1.
         RunError: no token was generated, or none is a substitution.
     """
     if method not in METHODS:
@@ -189,7 +191,7 @@ def substituted_tokens(run: Records, method: str, k: int = 20) -> pd.DataFrame:
 
 
 def _rows(run: Records, tokens_of: Callable[[Records], Sample], by: str) -> pd.DataFrame:
-    """The tokens at which the layer "valley" or "selected" disagrees with the last one."""
+    """The tokens at which the first choice of the layer "valley" or "selected" differs from the last layer's."""
     tables, n_prompts, n_tokens, left_out = [], 0, 0, 0
     for piece, tokens in counted_pieces(run, tokens_of):
         tables.append(_of_piece(piece, tokens, by))
@@ -224,9 +226,9 @@ def _of_piece(run: Records, tokens: Sample, by: str) -> pd.DataFrame:
 def _most_frequent(pairs: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[str, Any]]:
     """The k most frequent rows of ids [substitutions, ...], [k, ...], and their counts and shares."""
     if k < 1:
-        raise OptionError(f"k is {k}", "ask for at least one of the most frequent", option="k", given=k)
+        raise OptionError(f"k is {k}", "give k of at least 1", option="k", given=k)
     distinct, which, counts = np.unique(ids, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:k]  # np.unique sorts by id, which settles ties
+    order = np.argsort(-counts, kind="stable")[:k]  # np.unique sorts by id, which orders ties
     code_of = np.full(len(distinct), len(order))
     code_of[order] = np.arange(len(order))
     shares = pairs.shares(code_of[which.reshape(-1)], len(order) + 1)
@@ -235,7 +237,7 @@ def _most_frequent(pairs: Substituted, ids: Ints, k: int) -> tuple[Ints, dict[st
 
 
 def no_substitution(run: Records, n_tokens: int) -> RunError:
-    """What is raised of a run that has none among so many generated tokens."""
+    """The error for a run without a substitution among so many generated tokens."""
     return RunError(
         f"{run.path} has no substitution: at none of its {n_tokens:,} generated tokens does the "
         "valley rank another token first than the last layer",
@@ -245,7 +247,7 @@ def no_substitution(run: Records, n_tokens: int) -> RunError:
 
 
 def table_of(prompts: Substituted | Gathered, rows: Any, n_substitutions: int) -> pd.DataFrame:
-    """The rows as a table that says in `attrs` of how many prompts, tokens and substitutions it is."""
+    """The rows as a table, with the numbers of prompts, tokens and substitutions in `attrs`."""
     table = prompts.frame(rows)
     table.attrs |= {"n_substitutions": n_substitutions, "n_tokens": prompts.n_tokens}
     return table

@@ -1,8 +1,8 @@
-"""How far a mean over tokens would move had other prompts been asked.
+"""How much a mean over tokens would differ if other prompts had been asked.
 
-Tokens of one prompt resemble each other, so prompts are resampled, never tokens: every resample draws as many prompts
-as there are, with replacement, and recomputes the mean as a ratio of sums. Everything in one run is computed on the
-same resamples, so that rules (where a phase ends, where a valley lies) can be applied to each of them.
+Tokens of one prompt resemble each other. So prompts are resampled, never tokens. Every resample draws as many prompts
+as there are, with replacement, and recomputes the mean as a ratio of sums. All analyses of a run use the same
+resamples, so that rules (where a phase ends, where a valley lies) can be applied to each of them.
 
 The interval is the expanded percentile interval (Hesterberg 2015, "What teachers should know about the bootstrap"): the
 percentile levels are widened as a t interval widens a normal one, because plain percentiles are too narrow for few
@@ -11,11 +11,11 @@ those of Kish's effective number, (sum of counts)^2 / sum of counts^2, rounded d
 
 How often the interval holds the true value, simulated with tokens that resemble each other within a prompt and lengths
 of log-sd 0.5 (tests/analysis/test_coverage.py): 94-96 % for rates and means of 8 to 50 prompts. No percentile of n
-prompts reaches beyond their extremes, so that few prompts cover less whatever the level: about 74 % for three, 87 % for
-four, 91 % for five, 93 % for six. Twenty prompts cover only 90-92 % where a handful of them has nearly all that is
-counted, and where long answers differ systematically from short ones.
+prompts lies beyond their extremes, so few prompts cover less whatever the level: about 74 % for three, 87 % for four,
+91 % for five, 93 % for six. Twenty prompts cover only 90-92 % where a handful of them have nearly all that is counted,
+and where long answers differ systematically from short ones.
 
-Shares have a rule of their own where resampling knows too little: see `shares`.
+Where too few prompts are divided, shares have a rule of their own: see `shares`.
 """
 
 from functools import lru_cache
@@ -37,7 +37,7 @@ SEED = 0
 
 @lru_cache(maxsize=4)
 def resample(n_prompts: int, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
-    """How often each prompt is drawn in each resample, [resamples, n_prompts], read-only; rows sum to n_prompts."""
+    """How often each prompt is drawn in each resample, [resamples, n_prompts], read-only; rows add up to n_prompts."""
     chances = np.full(n_prompts, 1 / n_prompts)
     drawn = np.random.default_rng(seed).multinomial(n_prompts, chances, size=resamples).astype(np.float64)
     drawn.flags.writeable = False  # every analysis gets the same array
@@ -53,7 +53,7 @@ def ratio(sums: Floats, counts: Floats) -> Floats:
 
 
 def resampled_means(sums: Floats, counts: Floats, weights: Floats) -> Floats:
-    """The mean of every column in every resample, [resamples, ...], from per-prompt sums and counts [prompts, ...]."""
+    """The mean of every column in every resample, [resamples, ...], from sums and counts by prompt, [prompts, ...]."""
     return ratio(np.tensordot(weights, sums, axes=1), np.tensordot(weights, counts, axes=1))
 
 
@@ -61,11 +61,11 @@ def interval(draws: Floats, n_prompts: Any) -> tuple[Floats, Floats]:
     """The 95 % expanded percentile interval of each column.
 
     Args:
-        draws: a statistic in every resample, [resamples, ...]; resamples in which it is NaN are passed over.
-        n_prompts: how many prompts each column rests on, a number or [...].
+        draws: a statistic in every resample, [resamples, ...]; resamples in which it is NaN are left out.
+        n_prompts: how many prompts count for each column, a number or [...].
 
     Returns:
-        low and high, [...]; NaN where fewer than two prompts bear on a column, or no resample has it.
+        low and high, [...]; NaN where fewer than two prompts count for a column, or no resample has a value.
     """
     shape = draws.shape[1:]
     columns = draws.reshape(len(draws), -1)
@@ -82,15 +82,15 @@ def interval(draws: Floats, n_prompts: Any) -> tuple[Floats, Floats]:
 def mean_interval(sums: Floats, counts: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
     """Mean, low and high of every column, [...], from per-prompt sums and counts [prompts, ...].
 
-    The interval's width is that of the effective number of prompts; should rounding or a skewed statistic leave the
-    mean outside, the interval is widened to hold it.
+    The width of the interval is that for the effective number of prompts. Where rounding or a skewed statistic would
+    leave the mean outside, the interval is widened to hold it.
     """
     mean = ratio(sums.sum(axis=0), counts.sum(axis=0))
     return mean, *holding(mean, *interval(resampled_means(sums, counts, weights), effective_prompts(counts)))
 
 
 def holding(estimate: Any, low: Floats, high: Floats) -> tuple[Floats, Floats]:
-    """The interval, widened where rounding or a skewed statistic would leave its estimate outside."""
+    """The interval, widened where rounding or a skewed statistic would leave the estimate outside of it."""
     return np.minimum(low, estimate), np.maximum(high, estimate)
 
 
@@ -107,12 +107,12 @@ def mean_difference(ours: Sums, theirs: Sums, weights: Floats) -> tuple[Floats, 
 
 
 def effective_prompts(counts: Floats) -> Ints:
-    """On how many prompts of equal length a mean over tokens would be as steady, [...] from counts [prompts, ...].
+    """How many prompts of equal length would give an equally precise mean over tokens, [...], by counts [prompts, ...].
 
     Kish's (sum of counts)^2 / sum of counts^2, rounded down; 2 or more where two prompts are counted, else 0 or 1.
     """
     squares = np.square(counts).sum(axis=0)
-    effective = np.floor(ratio(np.square(counts.sum(axis=0)), squares) + 1e-9)  # equal counts must not lose one
+    effective = np.floor(ratio(np.square(counts.sum(axis=0)), squares) + 1e-9)  # rounding must not lose a prompt
     n_prompts = (counts > 0).sum(axis=0)
     return np.asarray(np.where(n_prompts < 2, n_prompts, np.maximum(np.nan_to_num(effective), 2)), dtype=np.int64)
 

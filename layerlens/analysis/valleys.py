@@ -21,18 +21,18 @@ def valleys(run: Records) -> pd.DataFrame:
 
     The paper names these layers without a formula. The rules here, on a mean curve m(1..L):
 
-    - V* is the lowest layer of the final rise. The rise is read back from layer L for as long as the curve does not
-      climb, going back, by more than 1 % of its range above the lowest value met. No V* where that value is m(L)
-      itself. A layer before the final rise can be lower still: that is "lowest", the layer of the curve's least value,
-      the last one where several have it. Perturbed tokens are *selected* for m(L) > m(L-1), so that they have a V*
-      says nothing; where it lies does.
-    - V_onset is the corner between a high plateau and the descent to V* (to L where there is no V*). With drop = the
-      highest value up to there less the value there, the plateau is the last unbroken run of layers that are within a
-      tenth of the drop below the highest value. The corner is the layer that lies farthest above the straight line
-      from the first layer of the plateau to the end of the descent. There is no V_onset unless the plateau holds at
-      least a quarter of the L layers, its highest value is at least half of ln V, the drop is at least a quarter of
-      ln V, and from the corner on the curve never climbs by more than a twentieth of the drop above its lowest value
-      so far. Nor is there one with fewer than 8 layers.
+    - V* is the lowest layer of the final rise. The rise is followed from layer L backwards, for as long as the curve
+      does not climb by more than 1 % of its range above the lowest value met so far. Where that lowest value is m(L)
+      itself there is no V*. A layer before the final rise can be lower still. It is called "lowest": the layer of the
+      curve's least value, or the last of several that have it. Perturbed tokens are *selected* for m(L) > m(L-1), so it
+      says nothing that they have a V*. Where it lies says something.
+    - V_onset is the corner between a high plateau and the descent to V* (to L where there is no V*). The drop is the
+      highest value up to the end of the descent, less the value at that end. The plateau is the last unbroken run of
+      layers that are within a tenth of the drop below the highest value. The corner is the layer that lies farthest
+      above the straight line from the first layer of the plateau to the end of the descent. There is a V_onset only
+      where all of this holds: L is at least 8; the plateau has at least a quarter of the L layers; its highest value is
+      at least half of ln V; the drop is at least a quarter of ln V; and from the corner on, the curve never climbs by
+      more than a twentieth of the drop above its lowest value so far.
 
     Columns: group; mark ("V_onset", "V*" or "lowest"); layer, NA where there is none; layer_low and layer_high, the
     95 % interval over the resamples of prompts that have it; share, of the resamples that have it; entropy there (nats)
@@ -50,7 +50,7 @@ def valleys(run: Records) -> pd.DataFrame:
 
 
 def marks_shown(valleys: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `valleys` to print: "lowest" only where the group has a V* and it is another layer."""
+    """The rows of `valleys` to print: "lowest" only where the group has a V* at another layer."""
     of_group = valleys[valleys["mark"] == "V*"].set_index("group")["layer"]
     rise = valleys["group"].map(of_group)
     other = (rise != valleys["layer"]).fillna(False).astype(bool)
@@ -69,7 +69,7 @@ def valley_layers(curves: Floats) -> Floats:
 
 
 def lowest_layers(curves: Floats) -> Floats:
-    """The layer of the least value of each mean curve, [...] from [..., L], the last of them; NaN where one is NaN."""
+    """The layer of each mean curve's least value, [...] from [..., L], the last of equals; NaN where one is NaN."""
     lowest = curves.shape[-1] - np.argmin(curves[..., ::-1], axis=-1)
     return np.asarray(np.where(np.isnan(curves).any(axis=-1), np.nan, lowest))
 

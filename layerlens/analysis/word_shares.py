@@ -22,22 +22,22 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[str], str]]] = {
 
 
 def class_shares(run: Records, whole_words: bool = False, by: str = "class") -> pd.DataFrame:
-    """Shares of the kinds of words among standard tokens, confident tokens and all generated tokens.
+    """How large a share each kind of word has among standard tokens, confident tokens and all generated tokens.
 
     Columns: method ("last" and "confident", the two sides of the substitutions, and "generated", what the model
-    emitted); condition, the kind of word; share (0..1) with `_low` and `_high` (95 %, prompts resampled); n_tokens of
-    which it is a share; n_prompts that have such tokens. Method and condition are named as in the reported values.
+    emitted); condition, the kind of word; share (0..1) with `_low` and `_high` (95 %, prompts resampled); n_tokens, of
+    which this is a share; n_prompts that have such tokens. Method and condition are named as in the reported values.
 
     Args:
-        run: what was traced.
-        whole_words: judge each token by the word it stands in rather than by its own text. Before it stand the tokens
-            that were emitted; after it, too, where it was emitted itself: what would have followed another token is
-            not known.
+        run: the run.
+        whole_words: judge each token by the word that it is a part of, rather than by its own text. The emitted tokens
+            before it complete the word. Those after it do so only where the token itself was emitted, because what
+            would have followed another token is not known.
         by: "class" for the classes of `word_class` by its rule "paper", "own class" for those by its rule "own",
             "frequency" for the bands of `frequency_band`.
 
     Raises:
-        OptionError: kinds by another name, or wordfreq is missing.
+        OptionError: `by` is none of these, or wordfreq is not installed.
         RunError: no token was generated, none is a substitution, or the run does not hold its tokens' texts.
     """
     if by not in _KINDS:
@@ -81,12 +81,12 @@ def class_shares(run: Records, whole_words: bool = False, by: str = "class") -> 
 
 
 def substituted_classes(run: Records, whole_words: bool = False, by: str = "class") -> pd.DataFrame:
-    """The rows of the paper's Table 8 as this run has them, named as the reported values of source 8 are.
+    """The rows of the paper's Table 8 for this run, named as in the reported values of source 8.
 
     Columns: method; condition; quantity; value, with value_low and value_high (95 %, prompts resampled; NaN for
     counts); n_tokens; n_prompts. Quantities: "percent of substituted tokens" (0..100) for each method and word class;
     "substitutions" and "tokens", the counts, with empty method and condition. The arguments are those of
-    `class_shares`; the paper's classes are "class".
+    `class_shares`; "class" stands for the classes of the paper.
 
     Raises:
         OptionError, RunError: as `class_shares`.
@@ -108,18 +108,18 @@ def substituted_classes(run: Records, whole_words: bool = False, by: str = "clas
 
 
 def refuse_without_texts(run: Records) -> None:
-    """RunError where a run does not hold what its tokens say: it is not complete, or an earlier version traced it."""
+    """RunError where a run lacks the texts of its tokens: it is not complete, or an earlier version traced it."""
     if run.words.empty:
         advice = "trace it again" if run.is_complete else f"continue it with {spelled('resume', True)}"
         raise RunError(
-            f"{run.path} does not hold what its tokens say (words.parquet), as complete runs traced by this version do",
+            f"{run.path} lacks the texts of its tokens (words.parquet), which complete runs of this version have",
             advice,
             given=run.path,
         )
 
 
 def _words_in_place(run: Records, tokens: Sample, emitted: Ints, ids: Ints, among: Bools) -> list[str]:
-    """The whole word of every id among some tokens, each in its place in what the model emitted for the prompt."""
+    """The whole word of every id among some tokens, each put in its place in what was emitted for the prompt."""
     texts, own = run.text_of(emitted), iter(run.text_of(ids[among]))
     words = []
     for start, end in pairwise([*tokens.starts.tolist(), len(ids)]):
@@ -133,14 +133,14 @@ def _words_in_place(run: Records, tokens: Sample, emitted: Ints, ids: Ints, amon
 
 
 def _distinct(texts: list[str]) -> tuple[Ints, list[str]]:
-    """Which of the distinct texts each text is, [texts], and these."""
+    """The index of each text among the distinct texts, [texts], and the distinct texts."""
     place: dict[str, int] = {}
     which = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
     return which, list(place)
 
 
 def _word_begun(texts: Sequence[str], at: int) -> Sequence[str]:
-    """The texts before one of them, from the last that begins with white space."""
+    """The texts before this one, from the last one that begins with white space on."""
     begin = max(0, at - 1)
     while begin > 0 and not texts[begin][:1].isspace():
         begin -= 1

@@ -23,7 +23,7 @@ FREQUENCY_BANDS = (
 )
 RULES = ("paper", "own")
 
-_SPECIAL = re.compile(r"\[/?[A-Z_]{2,}\]")  # [INST], [SEP]; those in angle brackets are no words anyway
+_SPECIAL = re.compile(r"\[/?[A-Z_]{2,}\]")  # [INST], [SEP]; special tokens in angle brackets are not words anyway
 _WORD = re.compile("c|w+(?:'w+)*")  # over the kinds of characters
 
 
@@ -33,23 +33,24 @@ def word_class(text: str, rule: str = "paper") -> str:
     White space around the text is dropped, case is folded, and the typographic apostrophe counts as the straight one.
 
     - punctuation: every character is punctuation to Unicode (P*), which takes in * # / % & @ \\ _ but not + = < >. By
-      the rule "paper" the dollar sign is one of them, and so is white space alone that breaks a line.
-    - function: the word is on the shipped list of closed classes (`closed_class`), or the part before its apostrophe
-      is ("it's").
+      the rule "paper" the dollar sign is punctuation too, and so is white space alone that breaks a line.
+    - function: the word is on the shipped list of closed classes (`closed_class`), or the part before its apostrophe is
+      on it ("it's").
     - content: any other word.
-    - other: the rest: spaces, digits, symbols, single letters that are no word (x, B), code, special tokens,
-      pieces of a character.
+    - other: everything else, such as spaces, digits, symbols, single letters that are not words (x, B), code, special
+      tokens and pieces of a character.
 
     A word consists of letters, with single apostrophes or hyphens between them. Opening brackets and quotes before it
-    and closing ones or . , ; : ! ? … after it are passed over; with anything else attached (`x1`, `\\frac`, `.append`)
-    a text counts as code. An identifier of letters alone looks like a word and counts as one.
+    are ignored, and so are closing ones and . , ; : ! ? … after it. With anything else attached (`x1`, `\\frac`,
+    `.append`), a text counts as code. An identifier of letters alone looks like a word and counts as one.
 
-    The paper gives no rule for its classes. In the column of Table 8 for its instruct model $ alone is 8.2 % of the
-    last layer's words and "other" 4 %, so it must have counted $ as punctuation; the rule "paper" reads line breaks,
-    which set off a text as $ does, in the same way. By the rule "own" both are other, as Unicode has them.
+    The paper gives no rule for its classes. In the column of Table 8 for its instruct model, $ alone is 8.2 % of the
+    last layer's words and "other" is 4 %. So the paper must have counted $ as punctuation. The rule "paper" counts line
+    breaks as punctuation too, because they set off a text as $ does. By the rule "own" both are "other", because
+    Unicode does not count them as punctuation.
 
     Raises:
-        OptionError: no such rule.
+        OptionError: there is no such rule.
     """
     if rule not in RULES:
         advice = did_you_mean(rule, RULES, f"choose from {', '.join(RULES)}")
@@ -82,7 +83,8 @@ def frequency_band(text: str) -> str:
     """How frequent a word is in English at large, as a band of its Zipf value; one of `FREQUENCY_BANDS`.
 
     The Zipf value is the decimal logarithm of occurrences in a billion words, as the package wordfreq counts them: 7.7
-    for "the", 4.7 for "valley". A band holds its lower bound. What `word_class` calls punctuation or other is no word.
+    for "the", 4.7 for "valley". A band contains its lower bound. A text whose class is punctuation or other by
+    `word_class` is not a word.
 
     Raises:
         OptionError: wordfreq is not installed.
@@ -101,12 +103,12 @@ def frequency_band(text: str) -> str:
 
 
 def whole_words(texts: Sequence[str]) -> list[str]:
-    """The whole word that each token of a text stands in; its own text where it stands in none, or fills one.
+    """The whole word that each token of a text is a part of; its own text where it is in no word, or is a whole one.
 
     The texts follow each other as generated. A word is an unbroken run of letters, digits and pieces of characters,
     with single apostrophes in it ("don't", "o'clock"), so that a token continues the word before it unless one of the
     two has white space, punctuation or a symbol where they meet. Characters twice as wide as Latin ones (Chinese,
-    Japanese, Korean) are words of their own. Of several words in one token the first counts.
+    Japanese, Korean) are words of their own. If a token contains several words, the first counts.
     """
     joined = "".join(texts)
     kinds = joined.translate({ord(character): _kind(character) for character in set(joined)})
@@ -131,7 +133,7 @@ def _category(character: str) -> str:
 
 
 def _kind(character: str) -> str:
-    """w within words, c a word by itself, ' an apostrophe, - anything else."""
+    """The kind of a character: w within words, c a word by itself, ' an apostrophe, - anything else."""
     if character in "'’":
         return "'"
     if character == "\ufffd":

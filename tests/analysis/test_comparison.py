@@ -147,7 +147,7 @@ def test_outputs_of_other_vocabularies_are_not_compared(tmp_path):
     for other in (unlike, sized):
         table = compare_outputs(plain, other)
         assert table[["value", "value_low", "value_high"]].isna().all(axis=None)
-        assert "name tokens by different ids" in table.attrs["note"]
+        assert "have different token ids" in table.attrs["note"]
 
 
 def test_one_common_prompt_has_differences_and_no_interval(tmp_path):

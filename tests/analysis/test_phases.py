@@ -258,7 +258,7 @@ def test_few_layers_have_no_phases_and_it_is_said(tmp_path, n_layers):
     )
     table = run.phases()
     assert table[["first", "last", "norm_ratio"]].isna().all(axis=None)
-    assert table.attrs["note"] == f"no phases: {n_layers} layers are too few to tell a plateau: at least 8 are needed"
+    assert table.attrs["note"] == f"no phases: {n_layers} layers are too few to find a plateau; at least 8 are needed"
     paper = run.phases(rule="paper")
     assert paper["last"].max() == n_layers
 

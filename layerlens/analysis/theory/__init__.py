@@ -9,8 +9,9 @@ The observed entropy of layer l = 1..L, in nats, is a noiseless curve S(l) and p
     r(l)  = rise (l - V*) / (L - V*) for l > V*, else 0                    the late perturbation
     e(l)  normal with mean 0 and sd noise early_factor^((L - l) / (L - 1)); layers k apart correlate by correlation^k
 
-That the entropy is such a sum is the paper's idea. Ours are the straight descent and rise, H* flat after V*, one curve
-for all tokens, normal noise, and no floor at 0 nats: rules see only which entropy is lower, and sums below 0 keep that.
+The paper has the idea that the entropy is such a sum. The rest is ours: the straight descent and rise, H* flat after
+V*, one curve for all tokens, normal noise, and no floor at 0 nats. A floor is not needed, because rules only ask which
+entropy is lower, and that is well defined below 0 too.
 
 Four rules choose a layer in a window of K candidates, the layers [L-K+1, L]; w is the first of them:
 
@@ -19,12 +20,13 @@ Four rules choose a layer in a window of K candidates, the layers [L-K+1, L]; w 
     theorem    max{l < L : l = w or H(l-1) >= H(l)}: Theorem 1's V-hat, which never compares L-1 with L
     argmin     the layer with the least H, the latest of equals
 
-Theorem 1 names no window; "l = w" is ours, so that there is always a layer, and without a window w = 1.
-The loss of a choice is S(chosen) - min S over the window: the late perturbation counts as real. Were it an artefact of
-the readout alone, the loss would be H*(chosen) - min H*, under which the last layer is never wrong; tables hold both.
+Theorem 1 names no window. We add "l = w", so that there is always a layer; without a window w = 1. The loss of a choice
+is S(chosen) - min S over the window, which counts the late perturbation as real. If it were only an artefact of the
+readout, the loss would be H*(chosen) - min H*, by which the last layer is never wrong. Tables have both losses.
 
-Draws are independent, so means have normal 95 % intervals over draws and shares have Wilson's, which keep a width at
-0 and 1. The same seed gives the same standard normal draws for any curve and noise: points of a sweep share theirs.
+Draws are independent. So means have normal 95 % intervals over draws. Shares have Wilson's intervals, whose width is
+above 0 even for shares of 0 and 1. The same seed gives the same standard normal draws for any curve and noise, so all
+points of a sweep share their draws.
 """
 
 from layerlens.analysis.theory.chances import critical_rise, expected_gain, first_step, walk_depths

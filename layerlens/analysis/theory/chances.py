@@ -1,4 +1,4 @@
-"""What the theory says without a draw: how far walks go, what they gain, and from which late rise on they pay."""
+"""What the theory says without simulation: how far walks go, what they gain, and above which late rise they pay."""
 
 from math import sqrt
 from statistics import NormalDist
@@ -27,15 +27,15 @@ def first_step(parameters: Parameters) -> float:
 def walk_depths(parameters: Parameters, window: int = WINDOW) -> Floats:
     """The probability that Algorithm 1 stops 0, 1, ..., K-1 layers before L, [K], without simulation; sums to 1.
 
-    P(depth >= k) = P(H(L-k) < ... < H(L)) is a chain of integrals, each over one layer's normal density, done by the
-    trapezoid rule; within 1e-4.
+    P(depth >= k) = P(H(L-k) < ... < H(L)) is a chain of integrals, each over the normal density of one layer. They are
+    computed by the trapezoid rule, within 1e-4.
 
     Raises:
         OptionError: the noise of neighbouring layers is correlated, or the window is not in 1..L.
     """
     if parameters.correlation:
         raise OptionError(
-            f"a correlation of {parameters.correlation:g} has no chain of integrals",
+            f"a correlation of {parameters.correlation:g} cannot be integrated layer by layer",
             "simulate it",
             option="correlation",
             given=parameters.correlation,
@@ -80,7 +80,8 @@ def critical_rise(descent: float, window: int = WINDOW) -> float:
 
     The curve is that of `dominance_table`; within 1e-4 of the descent. As the noise grows the layers become
     exchangeable, P(depth >= k) tends to 1 / (k + 1)!, and the critical rise to 2 (1/3! + 1/4! + ... + 1/K!) times the
-    descent, 2e - 5 = 0.437 times for a wide window: dominance is lost where the rise is less than that share of it.
+    descent, 2e - 5 = 0.437 times for a wide window: walking back no longer pays where the rise is less than that share
+    of the descent.
 
     Args:
         descent: how much S falls per layer before V*, in units of the noise, at least 0.

@@ -99,7 +99,7 @@ PAPER = Parameters(n_layers=40, onset=28, valley=39, plateau=11.32, lowest=0.52,
 
 
 def simulate(parameters: Parameters, *, n_draws: int = DRAWS, seed: int = SEED) -> Floats:
-    """Observed entropies H in nats, [n_draws, L], one token a row; they may lie below 0 where the noise is large.
+    """Observed entropies H in nats, [n_draws, L], one row a token; they may lie below 0 where the noise is large.
 
     Raises:
         OptionError: fewer than two draws.

@@ -1,4 +1,4 @@
-"""The parameters of the theory as a run shows them, and what the theory predicts with them."""
+"""The parameters of the theory, estimated from a run, and what the theory predicts with them."""
 
 from typing import Any
 
@@ -18,30 +18,31 @@ MIN_LAYERS = 4
 
 
 def parameters_table(run: Records, group: str = "all") -> pd.DataFrame:
-    """One row per parameter of the theory as a run shows it, for tokens of a group: all, perturbed or unperturbed.
+    """One row per parameter of the theory, estimated from the tokens of a group: all, perturbed or unperturbed.
 
     On the group's mean entropy curve m(1..L):
 
-    - V_onset and V* by the rules of `valleys`. Where there is no V*, it is L and the rise 0; where there is no V_onset,
-      the highest layer before V* stands in. `found` is False for both stand-ins, and `attrs["note"]` says so.
+    - V_onset and V* by the rules of `valleys`. Where there is no V*, V* is set to L and the rise to 0. Where there is
+      no V_onset, the highest layer before V* takes its place. `found` is False for both stand-ins, and `attrs["note"]`
+      says so.
     - plateau = m(V_onset), lowest = m(V*), rise = m(L) - m(V*), descent = (plateau - lowest) / (V* - V_onset), the
       only row that is no field of `Parameters`.
-    - noise and early_factor from how unevenly single tokens run: the sd over tokens, divided by sqrt 6, of
-      H(l-1) - 2 H(l) + H(l+1), which is sd(l) for independent noise and 0 for whatever is straight over three layers.
-      Through its medians over the layers up to L/2 and over the others, each at the middle of its layers, passes the
-      exponential of the theory. All that is uneven counts as noise, so that it is an upper bound; what neighbouring
-      layers have in common does not count.
+    - noise and early_factor from how uneven the curves of single tokens are. The measure is the sd over tokens, divided
+      by sqrt 6, of H(l-1) - 2 H(l) + H(l+1). It equals sd(l) for independent noise, and 0 for a curve that is straight
+      over three layers. Its median is taken over the layers up to L/2, and over the other layers. The exponential of
+      the theory passes through both medians, each placed at the middle of its layers. All unevenness counts as noise,
+      so the noise is an upper bound. What neighbouring layers have in common does not count.
 
-    Perturbed tokens are selected for H(L) > H(L-1): their rise is positive without any late perturbation. Noise of sd
-    sigma on a flat end alone gives one of 2 sigma / sqrt(pi) from L-1 to L.
+    Perturbed tokens are selected for H(L) > H(L-1), so their rise is positive even without a late perturbation. Noise
+    of sd sigma on a flat end alone gives a rise of 2 sigma / sqrt(pi) from L-1 to L.
 
     Columns: parameter; value (layers, nats, nats per layer, or 1); low and high (95 %, prompts resampled); found;
     n_tokens; n_prompts.
 
     Raises:
-        OptionError: no group of that name.
-        RunError: no token of the group can be counted, the model has fewer than 4 layers, or m does not fall before
-            its final rise.
+        OptionError: there is no group of that name.
+        RunError: no token of the group can be counted, the model has fewer than 4 layers, or m does not fall before its
+            final rise.
     """
     tokens, among = _members(run, group)
     ceiling = float(np.log(run.manifest["model"]["n_vocab"]))
@@ -50,7 +51,7 @@ def parameters_table(run: Records, group: str = "all") -> pd.DataFrame:
     if np.isnan(estimates["V_onset"][0]):
         reason = f"the mean entropy of the {group} tokens of {run.path} does not fall before its final rise"
         raise RunError(
-            f"{reason}, and the theory is about a descent", "choose another group or a run with one", given=run.path
+            f"{reason}, and the theory needs a descent", "choose another group or a run with one", given=run.path
         )
     n_prompts = tokens.n_prompts_with(among)
     rows = []
@@ -62,13 +63,16 @@ def parameters_table(run: Records, group: str = "all") -> pd.DataFrame:
     table.attrs |= {"group": group}
     absent = [name for name, there in present.items() if not there]
     if absent:
-        stands_in = {"V_onset": "the highest layer before V* stands in for V_onset", "V*": "L stands in for V*"}
+        stands_in = {
+            "V_onset": "the highest layer before V* stands in for V_onset",
+            "V*": "L stands in for V*",
+        }
         table.attrs |= {"note": "; ".join(stands_in[name] for name in absent)}
     return table
 
 
 def parameters_from(run: Records, group: str = "all") -> Parameters:
-    """The parameters of the theory as a run shows them, with independent noise; see `parameters_table`."""
+    """The parameters of the theory, estimated from a run, with independent noise; see `parameters_table`."""
     value = parameters_table(run, group).set_index("parameter")["value"].to_dict()
     return Parameters(
         n_layers=run.n_layers,
@@ -85,11 +89,11 @@ def parameters_from(run: Records, group: str = "all") -> Parameters:
 def prediction_table(
     run: Records, group: str = "all", *, n_draws: int = DRAWS, seed: int = SEED, window: int | None = None
 ) -> pd.DataFrame:
-    """One row per measure: what the theory predicts with a run's own parameters, beside what the run shows.
+    """One row per measure: what the theory predicts with a run's own parameters, beside what was measured in the run.
 
-    Measures: first_step, the share of tokens for which H(L-1) < H(L); inside, early and late, the shares whose layer
-    by Algorithm 1 is in [V_onset, V*], before and after it; depth, the mean of L - layer. The window is the run's
-    unless given. Parameters come from the same tokens, so that agreement tests the theory's form, not its numbers.
+    Measures: first_step, the share of tokens for which H(L-1) < H(L); inside, early and late, the shares whose layer by
+    Algorithm 1 is in [V_onset, V*], before and after it; depth, the mean of L - layer. The window is the run's unless
+    given. The parameters come from the same tokens. So agreement supports the form of the theory, not its numbers.
 
     Columns: measure; predicted with `_low` and `_high` (95 % over draws, the parameters taken as they are); measured
     with `_low` and `_high` (95 %, prompts resampled); n_draws; n_tokens; n_prompts.

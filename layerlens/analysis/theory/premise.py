@@ -1,9 +1,9 @@
 """Theorem 1 of arXiv 2606.21906 under its own premise: bounded noise, and a late rise of more than twice the bound.
 
 Where no layer's noise exceeds b in size, S falls by at least 2b from each layer to the next on its way to V*, and every
-layer after V* rises by more than 2b, no draw can turn a step round: H(l-1) < H(l) after V*, and H(V*-1) >= H(V*). Both
+layer after V* rises by more than 2b, no draw can reverse a step: H(l-1) < H(l) after V*, and H(V*-1) >= H(V*). Both
 Theorem 1's V-hat and Algorithm 1 then stop at V*, whatever the noise does below its bound. `simulate` draws normal
-noise, which has no bound, so that its tables show what is left of the theorem where this premise fails.
+noise, which has no bound. So its tables show how much of the theorem remains true where this premise fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ BOUNDED: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
     "even": lambda drawn, shape: drawn.uniform(-1, 1, shape),
     "extreme": lambda drawn, shape: drawn.choice([-1.0, 1.0], shape),
 }
-"""Noise between -1 and 1: evenly spread, and only its two ends, the worst that the bound allows."""
+"""Noise between -1 and 1: evenly spread, or only the two ends, which is the worst that the bound allows."""
 
 
 def margins(parameters: Parameters) -> tuple[float, float]:
@@ -40,7 +40,7 @@ def premise_table(
 ) -> pd.DataFrame:
     """One row per bound, noise and rule: in how many draws the rule's layer is V*.
 
-    The noise takes the place of the parameters' own: independent, of every layer at most the bound in size.
+    This noise replaces that of the parameters. It is independent, and at every layer at most the bound in size.
 
     Args:
         parameters: the curve; V* must lie before the last layer.
@@ -58,7 +58,7 @@ def premise_table(
     """
     if parameters.valley == parameters.n_layers:
         raise OptionError(
-            f"V* {parameters.valley} is the last layer, after which nothing rises",
+            f"V* {parameters.valley} is the last layer, so there is no late rise",
             "choose an earlier V*",
             option="valley",
             given=parameters.valley,

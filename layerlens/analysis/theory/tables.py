@@ -29,14 +29,14 @@ def theorem_table(
 
     Args:
         parameters: the curve and its noise.
-        noises: sd of the noise at L in nats, one after the other in place of the parameters' own.
+        noises: values of the sd of the noise at L, in nats; each takes the place of the parameters' own in turn.
         windows: numbers of candidates; None for all layers.
         n_draws: of the simulation; every rule sees the same draws.
         seed: of the draws.
 
     Columns: noise; window; rule; inside, the share of draws whose layer is in [V_onset, V*]; early and late, the shares
     before and after; depth, the mean of L - layer; loss, the mean of S(chosen) - min S over the window, in nats;
-    loss_bare, the same of H*; each with `_low` and `_high` (95 % over draws); n_draws.
+    loss_bare, the same for H*; each with `_low` and `_high` (95 % over draws); n_draws.
 
     Raises:
         OptionError: a window is not in 2..L, a noise is negative, or there are fewer than two draws.
