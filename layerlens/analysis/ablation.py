@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from layerlens.analysis.reported import reported
+from layerlens.analysis.reported import BENCHMARKS, reported, short_name
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Floats, mean_interval, resample
 from layerlens.errors import OptionError, RunError, spelled, spelled_command
 from layerlens.records.answers import condition_name, read_answers, read_manifest
 
 MEASURES = ("accuracy", "generated_tokens", "finished")
-BENCHMARKS = {"gpqa": "GPQA-Diamond", "math500": "MATH-500", "gsm8k": "GSM8K"}
-"""The names that the paper has for our datasets."""
 
 
 def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -67,10 +65,10 @@ def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
 def table7(folders: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
     """Accuracy of valley decoding by temperature and p in ablations, beside the paper's Table 7.
 
-    Columns: source, model, method, condition ("T=0.0 p=0.2"), benchmark and quantity as the paper has them; measured,
-    with low and high (95 %, items resampled); n_items; measured_model; measured_benchmark; reported; difference,
-    measured less reported, empty where the benchmarks differ. All values are in percent. A cell is empty where nothing
-    was measured; measured conditions that the paper does not report come last.
+    Columns: source, method, condition ("T=0.0 p=0.2") and quantity as the paper has them; measured, with low and high
+    (95 %, items resampled); n_items; reported; difference, measured less reported, empty where models or data differ;
+    measured_model, measured_data, reported_model and reported_data. All values are in percent. A cell is empty where
+    nothing was measured; measured conditions that the paper does not report come last.
 
     Args:
         folders: folders of ablations with the arm valley; each ablation has one temperature.
@@ -92,19 +90,22 @@ def table7(folders: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
         if "valley" not in set(table["arm"]):
             advice = f"run {spelled_command('ablate')} with it among its {spelled('arms')}"
             raise RunError(f"{folder} has no answers of the arm valley", advice, option="arms", given=folder)
-    told = reported("7").rename(columns={"value": "reported"}).to_dict("records")
+    names = {"value": "reported", "model": "reported_model", "benchmark": "reported_data"}
+    told = reported("7").rename(columns=names).to_dict("records")
     others = [condition for condition in measured if condition not in {row["condition"] for row in told}]
     more = [{"source": "7", "method": "confident", "condition": name, "quantity": "accuracy"} for name in others]
     rows = [row | measured.get(row["condition"], {}) for row in [*told, *more]]
     joined: pd.DataFrame = pd.DataFrame(rows, columns=_TABLE7).astype({"n_items": "Int64"})
-    same = joined["benchmark"] == joined["measured_benchmark"]
+    same = pd.concat([joined[f"measured_{of}"] == joined[f"reported_{of}"] for of in ("model", "data")], axis=1).all(
+        axis=1
+    )
     joined["difference"] = (joined["measured"] - joined["reported"]).where(same)
     return joined
 
 
 _TABLE7 = [
-    *("source", "model", "method", "condition", "benchmark", "quantity", "measured", "low", "high", "n_items"),
-    *("measured_model", "measured_benchmark", "reported", "difference"),
+    *("source", "method", "condition", "quantity", "measured", "low", "high", "n_items", "reported", "difference"),
+    *("measured_model", "measured_data", "reported_model", "reported_data"),
 ]
 
 
@@ -161,8 +162,8 @@ def _measured(row: dict[Any, Any], attrs: dict[Any, Any]) -> dict[str, Any]:
         "low": 100 * row["accuracy_low"],
         "high": 100 * row["accuracy_high"],
         "n_items": row["n_items"],
-        "measured_model": attrs["model"],
-        "measured_benchmark": BENCHMARKS.get(attrs["dataset"], attrs["dataset"]),
+        "measured_model": short_name(attrs["model"]),
+        "measured_data": BENCHMARKS.get(attrs["dataset"], attrs["dataset"]),
     }
 
 

@@ -6,6 +6,11 @@ import pandas as pd
 
 from layerlens.sources.shipped import shipped_file
 
+PAPER_MODEL = "Qwen3.5-35B-A3B"
+"""The model of most of the numbers."""
+BENCHMARKS = {"gpqa": "GPQA-Diamond", "math500": "MATH-500", "gsm8k": "GSM8K"}
+"""The names that the paper has for our datasets."""
+
 
 def reported(source: str) -> pd.DataFrame:
     """The numbers of one table ("1" to "10"), figure ("F2" to "F6") or section ("S6.1") of the paper.
@@ -24,6 +29,11 @@ def reported_value(source: str, **where: str) -> float:
     for column, wanted in where.items():
         table = table[table[column] == wanted]
     return float(table["value"].iloc[0]) if len(table) == 1 else float("nan")
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's source, which the paper's names are: Qwen3.5-35B-A3B of Qwen/Qwen3.5-35B-A3B."""
+    return model.rstrip("/").rpartition("/")[2]
 
 
 @cache

@@ -13,11 +13,12 @@ def table(
     number: Annotated[str, typer.Argument(help="Number of a table of the paper (5, 7, 8), 6.1, or all.")],
     run: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     ablation: Annotated[
-        list[Path] | None, typer.Option(help="Directory of `layerlens ablate`, for table 7; repeatable.")
+        list[Path] | None,
+        typer.Option(help="Directory of `layerlens ablate`, for table 7; can be given several times."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for csv, Markdown and LaTeX. [default: print]")] = None,
 ) -> None:
-    """Put a run's numbers beside those of the paper: csv, Markdown and LaTeX, or printed."""
+    """Put a run's numbers beside those that the paper reports: csv, Markdown and LaTeX, or printed."""
     from layerlens.tables import LATER, TABLES, TITLES, composed, markdown, save
 
     if number in LATER:

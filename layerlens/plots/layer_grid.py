@@ -250,7 +250,7 @@ def _shading(table: pd.DataFrame) -> Shading:
     if colour == "rank":
         norm = FuncNorm((np.log1p, np.expm1), vmin=0, vmax=top)
         ticks = [0.0, *(10.0**power for power in range(6) if 10**power <= top)]
-        return Shading(norm, colours, ticks, "rank of the token that followed: words before it (log scale)")
+        return Shading(norm, colours, ticks, "rank of the token that followed: entries before it (log scale)")
     return Shading(Normalize(0, top), colours, None, _TITLES[str(table["measure"].iloc[0])])
 
 

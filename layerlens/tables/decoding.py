@@ -5,13 +5,14 @@ import pandas as pd
 from layerlens.analysis.decoding import REPORTED, valley_statistics
 from layerlens.analysis.reported import reported_value
 from layerlens.records.reader import Records
-from layerlens.tables.compose import Measured, beside
+from layerlens.tables.compose import Measured, beside, of_paper, of_run
 
 
 def table6_1(run: Records) -> pd.DataFrame:
     """The statistics of `analysis.valley_statistics` beside those of section 6.1; columns as in `compose.beside`.
 
-    The paper's are of Qwen3.5-35B-A3B decoded from the valley. Shares are in percent, as there.
+    The paper's are of Qwen3.5-35B-A3B decoded from the valley; it does not say on which data. Shares are in percent, as
+    there.
     """
     rows = []
     for row in valley_statistics(run).to_dict("records"):
@@ -20,4 +21,4 @@ def table6_1(run: Records) -> pd.DataFrame:
         paper = reported_value("S6.1", quantity=REPORTED.get(row["statistic"], ""))
         name = row["statistic"].replace("_", " ")
         rows.append(Measured(name, unit, value, low, high, row["n_tokens"], row["n_prompts"], paper))
-    return beside(rows)
+    return beside(rows, of_run(run), of_paper("S6.1"))

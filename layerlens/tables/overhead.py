@@ -5,7 +5,7 @@ import pandas as pd
 from layerlens.analysis.overhead import PAPER_CONDITIONS, overhead
 from layerlens.analysis.reported import reported_value
 from layerlens.records.reader import Records
-from layerlens.tables.compose import Measured, beside
+from layerlens.tables.compose import Measured, beside, of_paper, of_run
 
 _UNITS = {
     "mflops": ("MFLOPs per token", "MFLOPs"),
@@ -36,4 +36,4 @@ def table5(run: Records) -> pd.DataFrame:
             rows.append(Measured(row["what"], unit, row[column], *bounds, *counts, in_paper))
     latency = "latency increase percent, upper bound"
     rows.append(Measured("latency added, end to end", "%", reported=reported_value("5", quantity=latency)))
-    return beside(rows)
+    return beside(rows, of_run(run), of_paper("5"))

@@ -39,16 +39,23 @@ def save(table: pd.DataFrame, title: str, out_dir: Path, stem: str) -> list[Path
 
 
 def markdown(table: pd.DataFrame, title: str) -> str:
-    """The table under its title as GitHub shows it; numbers to three digits, empty cells where there is none."""
+    """The table under its title as GitHub shows it; numbers to three digits, empty cells where there is none.
+
+    Models and data that are the same in all rows stand in the heads of the numbers that are of them, and a column
+    without any difference is left out.
+    """
+    table = _for_readers(table)
     heads = [_head(name) for name in table]
     rules = ["---:" if _is_number(table[name]) else "---" for name in table]
-    rows = [[cell(value).replace("\\", "\\\\").replace("|", "\\|") for value in row] for row in _rows(table)]
-    lines = ["| " + " | ".join(line) + " |" for line in [heads, rules, *rows]]
+    rows = [[cell(value) for value in row] for row in _rows(table)]
+    escaped = [[text.replace("\\", "\\\\").replace("|", "\\|") for text in line] for line in [heads, *rows]]
+    lines = ["| " + " | ".join(line) + " |" for line in [escaped[0], rules, *escaped[1:]]]
     return f"**{title}**\n\n" + "\n".join(lines) + "\n"
 
 
 def latex(table: pd.DataFrame, title: str) -> str:
-    """The table as a LaTeX float with booktabs rules; every sign that LaTeX would read is escaped."""
+    """The table as a LaTeX float with booktabs rules and the heads of `markdown`; what LaTeX would read is escaped."""
+    table = _for_readers(table)
     columns = "".join("r" if _is_number(table[name]) else "l" for name in table)
     heads = " & ".join(_escaped(_head(name)) for name in table)
     rows = "".join(" & ".join(_escaped(cell(value)) for value in row) + " \\\\\n" for row in _rows(table))
@@ -70,6 +77,21 @@ def cell(value: Any) -> str:
     return f"{value:,}".replace("-", "−") if isinstance(value, int) else " ".join(str(value).split())
 
 
+def _for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with models and data in the heads "measured" and "reported" where they are the same in all rows."""
+    heads = {}
+    for of in ("measured", "reported"):
+        columns = [name for name in (f"{of}_model", f"{of}_data") if name in table]
+        values = [[value for value in table[name].dropna().unique() if value] for name in columns]
+        if of in table and columns and all(len(distinct) <= 1 for distinct in values):
+            heads[of] = f"{of} ({', '.join(str(value) for distinct in values for value in distinct)})"
+            table = table.drop(columns=columns)
+    if "difference" in table and table["difference"].isna().all():
+        table = table.drop(columns="difference")
+    named: pd.DataFrame = table.rename(columns=heads)
+    return named
+
+
 def _rows(table: pd.DataFrame) -> list[list[Any]]:
     return [
         [value.item() if hasattr(value, "item") else value for value in row]
@@ -78,7 +100,9 @@ def _rows(table: pd.DataFrame) -> list[list[Any]]:
 
 
 def _head(name: Any) -> str:
-    return str(name).replace("_", " ").replace("n tokens", "tokens").replace("n prompts", "prompts")
+    said, bracket, origin = str(name).partition(" (")
+    said = said.replace("_", " ").replace("n tokens", "tokens").replace("n prompts", "prompts")
+    return f"{said}{bracket}{origin}"
 
 
 def _is_number(column: "pd.Series[Any]") -> bool:

@@ -4,12 +4,11 @@ from typing import Any
 
 import pandas as pd
 
-from layerlens.analysis.reported import reported
+from layerlens.analysis.reported import PAPER_MODEL, reported
 from layerlens.analysis.word_shares import substituted_classes
 from layerlens.records.reader import Records
-from layerlens.tables.compose import Measured, beside
+from layerlens.tables.compose import Measured, beside, of_paper, of_run
 
-PAPER_MODEL = "Qwen3.5-35B-A3B"
 _UNITS = {"percent of substituted tokens": "% of substituted", "substitutions": "tokens", "tokens": "tokens"}
 _METHODS = {"last": "standard token", "confident": "confident token", "": ""}
 
@@ -28,7 +27,7 @@ def table8(run: Records) -> pd.DataFrame:
     as_paper, own = (substituted_classes(run, by=by).to_dict("records") for by in ("class", "own class"))
     rows = [_measured(row, told.get(tuple(row[key] for key in keys))) for row in as_paper]
     rows += [_measured(row, None, ", our own rule") for row in own if row["method"]]
-    return beside(rows)
+    return beside(rows, of_run(run), of_paper("8"))
 
 
 def _measured(row: dict[Any, Any], paper: Any, rule: str = "") -> Measured:

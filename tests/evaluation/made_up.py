@@ -22,6 +22,7 @@ def write_ablation(
     dataset: str = "gsm8k",
     temperature: float = 0.0,
     finish: bool = True,
+    model: str = "made up",
     **parts: object,
 ) -> Path:
     """The ablation at `folder`, all items in one batch; ("last", 0.0) is among the answers.
@@ -33,7 +34,7 @@ def write_ablation(
     items = items or sorted({item for given in answers.values() for item in given})
     manifest = new_manifest(
         seed=0,
-        model={"source": "made up", "n_layers": 4},
+        model={"source": model, "n_layers": 4},
         dataset={"name": dataset, "rows": len(items)},
         options={"temperature": temperature, "max_new_tokens": 99},
         ablation={

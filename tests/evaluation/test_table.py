@@ -183,10 +183,12 @@ def test_an_ablation_without_answers_and_a_broken_part(tmp_path):
         ablation_table(folder)
 
 
-def test_table_7_has_what_was_measured_beside_what_is_reported(tmp_path):
+@pytest.mark.parametrize("source", ["made up", "Qwen/Qwen3.5-35B-A3B"])
+def test_table_7_has_what_was_measured_beside_what_is_reported(tmp_path, source):
+    model = source.split("/")[-1]
     shares = {condition: share for condition, share in like_the_paper().items() if condition[0] in ("last", "valley")}
     shares |= {("valley", 0.5): 0.8, ("last-1", 1.0): 0.0}
-    cold = write_ablation(tmp_path / "cold", drawn(shares, n_items=40), dataset="gpqa")
+    cold = write_ablation(tmp_path / "cold", drawn(shares, n_items=40), dataset="gpqa", model=source)
     hot = {("last", 0.0): 0.7, ("valley", 1.0): 0.8}
     warm = write_ablation(tmp_path / "warm", drawn(hot, n_items=40, seed=1), dataset="gsm8k", temperature=0.7)
     table = table7([cold, warm])
@@ -200,11 +202,14 @@ def test_table_7_has_what_was_measured_beside_what_is_reported(tmp_path):
         assert (row["measured"], row["low"], row["high"]) == pytest.approx(
             tuple(100 * found[["accuracy", "accuracy_low", "accuracy_high"]])
         )
-        assert (row["n_items"], row["measured_benchmark"], row["measured_model"]) == (40, "GPQA-Diamond", "made up")
-        assert row["difference"] == pytest.approx(row["measured"] - row["reported"], nan_ok=True)
-    assert rows.loc["T=0.0 p=0.2"].notna().all()
+        assert (row["n_items"], row["measured_data"], row["measured_model"]) == (40, "GPQA-Diamond", model)
+        expected = row["measured"] - row["reported"] if model == "Qwen3.5-35B-A3B" else np.nan
+        assert row["difference"] == pytest.approx(expected, nan_ok=True)
+    assert rows.loc["T=0.0 p=0.2"].drop("difference").notna().all()
+    assert set(table["reported_model"][:10]) == {"Qwen3.5-35B-A3B"}
+    assert set(table["reported_data"][:10]) == {"GPQA-Diamond"}
     other = rows.loc["T=0.7 p=1.0"]
-    assert other["measured_benchmark"] == "GSM8K"
+    assert other["measured_data"] == "GSM8K"
     assert np.isnan(other["difference"])
     empty = rows.loc[["T=0.1 p=1.0", "T=0.4 p=1.0", "T=1.0 p=1.0"]]
     assert empty[["measured", "low", "high", "n_items", "measured_model", "difference"]].isna().all(axis=None)

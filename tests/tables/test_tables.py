@@ -11,7 +11,7 @@ import layerlens as ll
 from layerlens.analysis.decoding import REPORTED, valley_statistics
 from layerlens.analysis.reported import reported
 from layerlens.tables import LATER, TABLES, TITLES, composed, latex, markdown, save
-from layerlens.tables.compose import Measured, beside
+from layerlens.tables.compose import Measured, Origin, beside
 from layerlens.tables.save import cell
 from tests.made_up_run import write_run
 from tests.refusals import refused
@@ -40,6 +40,40 @@ def test_a_difference_needs_both_numbers():
     assert table["difference"].isna().tolist() == [False, True, True]
     assert table["measured"].isna().tolist() == [False, False, True]
     assert table["n_tokens"].isna().all()
+
+
+def test_a_difference_between_other_models_or_data_is_one_of_shares(run):
+    rows = [Measured("a", "%", 3.0, reported=1.0), Measured("b", "tokens", 299.0, reported=76637.0)]
+    rows += [Measured("c", "nats", 1.0, reported=0.5), Measured("d", "% of forward", 20.0, reported=7.0)]
+    paper = Origin("Qwen3.5-35B-A3B", "GPQA-Diamond")
+    for origin in (Origin("small", "GPQA-Diamond"), Origin("Qwen3.5-35B-A3B", "GSM8K")):
+        table = beside(rows, origin, paper)
+        assert table["difference"].tolist() == pytest.approx([2.0, np.nan, np.nan, np.nan], nan_ok=True)
+        assert (table["measured_model"].iloc[0], table["measured_data"].iloc[0]) == origin
+        assert (table["reported_model"].iloc[0], table["reported_data"].iloc[0]) == paper
+    assert beside(rows, paper, paper)["difference"].tolist() == [2.0, 299.0 - 76637.0, 0.5, 13.0]
+
+
+@pytest.mark.parametrize(("number", "data"), [("5", ""), ("6.1", ""), ("8", ", GPQA-Diamond")])
+def test_heads_name_the_models_and_data_once(run, number, data, tmp_path):
+    table = composed(number, run)
+    csv_file, md_file, tex_file = save(table, "t", tmp_path, "t")
+    heads = md_file.read_text().splitlines()[2]
+    assert "| measured (made up, made up) |" in heads
+    assert f"| reported (Qwen3.5-35B-A3B{data}) |" in heads
+    assert "model" not in heads
+    assert ("| difference |" in heads) == (number != "5"), "no cost of another model is less or more than the paper's"
+    assert f"reported (Qwen3.5-35B-A3B{data})" in tex_file.read_text()
+    written = pd.read_csv(csv_file)
+    assert set(written["reported_model"]) == {"Qwen3.5-35B-A3B"}
+    assert set(written["measured_model"]) == {"made up"}
+    assert "difference" in written
+
+
+def test_models_that_differ_from_row_to_row_keep_their_columns():
+    table = pd.DataFrame({"measured": [1.0, 2.0], "measured_model": ["a", "b"], "reported_model": ["c", None]})
+    head = markdown(table, "t").splitlines()[2]
+    assert head == "| measured | measured model | reported model |"
 
 
 def test_section_6_1_is_the_statistics_in_percent_beside_the_papers(run):
