@@ -37,7 +37,7 @@ def first_layers(run: Records, layers_of: Callable[[Records, Sample], Ints]) -> 
     def sums_of(piece: Records, tokens: Sample) -> dict[str, PerPrompt]:
         layers = layers_of(piece, tokens)
         return {
-            words: _counted(tokens, layers, run.n_layers, among)
+            words: counted(tokens, layers, run.n_layers, among)
             for words, among in emitted_classes(run, piece, tokens).items()
         }
 
@@ -106,7 +106,15 @@ def share_after(totals: Gathered, counted: PerPrompt, layer: int) -> tuple[Float
     return share, high, low
 
 
-def _counted(tokens: Sample, layers: Ints, n_layers: int, among: Bools) -> PerPrompt:
+def counted(tokens: Sample, layers: Ints, n_layers: int, among: Bools) -> PerPrompt:
+    """How many of some tokens have each layer as their first, [prompts, questions, L + 1].
+
+    Args:
+        tokens: of a run or a piece of it.
+        layers: their first layers, [tokens, questions]; L + 1 for none.
+        n_layers: L.
+        among: which of the tokens count, [tokens].
+    """
     prompt = np.repeat(np.arange(tokens.n_prompts), np.diff(tokens.starts, append=len(tokens.rows)))[among]
     shape = (tokens.n_prompts, layers.shape[1], n_layers + 1)
     question = np.arange(layers.shape[1])

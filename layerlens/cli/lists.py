@@ -27,7 +27,7 @@ def models(
     json: Annotated[bool, typer.Option("--json", help="With --check: print a JSON list.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="With --check: print a Markdown table.")] = False,
 ) -> None:
-    """List the model families whose structure is known and tested, or try every one that transformers has.
+    """List the built-in models and the families of text decoders, or try every family that transformers has.
 
     --check traces each family, decodes from its valley and pads it; exit status 1 where one fails.
     """
@@ -56,10 +56,18 @@ def _refuse_without_check(names: list[str], *, json: bool, markdown: bool) -> No
 
 def _list_families() -> None:
     from layerlens.models.families import FAMILIES
+    from layerlens.models.locate import BUILT_IN, INSTALL, is_installed
 
-    typer.echo("Model types in the families table; any other decoder-only type is tried and checked at load.")
-    typer.echo("`layerlens models --check` tries every type that transformers has.\n")
+    typer.echo("Built-in models, for --model as they are named here:\n")
+    for name in BUILT_IN:
+        typer.echo(f"  {name:<22} {'installed' if is_installed(name) else f'get it with: {INSTALL[name]}'}")
+    typer.echo(
+        "\nFamilies of text decoders, for --model as a hub id, a folder or a .gguf file. Any other type of decoder is"
+    )
+    typer.echo("checked when it is loaded. `layerlens models --check` tries every type that transformers has.\n")
     for name, family in FAMILIES.items():
+        if family.has_encoder:
+            continue
         blocks = "parallel blocks" if family.parallel is True else "sequential blocks"
         if isinstance(family.parallel, str):
             blocks = f"parallel blocks if config.{family.parallel}"

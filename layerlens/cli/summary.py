@@ -36,7 +36,8 @@ def print_summary(run: "Run") -> None:
         print_table(_phase_table(phases))
     if "note" in phases.attrs:
         typer.echo(phases.attrs["note"])
-    for line in [_partition_line(run.partition()), *_valley_lines(run.valleys())]:
+    lines = [_partition_line(run.partition()), _agreement_line(run.earliest_agreement())]
+    for line in [*lines, *_valley_lines(run.valleys())]:
         typer.echo(line)
 
 
@@ -61,6 +62,12 @@ def _partition_line(partition: pd.DataFrame) -> str:
         return "perturbed  no token: the last layer raised no entropy"
     share = f"{row['share']:.1%}" + _interval(row, "share", ".1%")
     return f"perturbed  {share} of tokens, whose entropy the last layer raises by {_mean(row, 'entropy_change')} nats"
+
+
+def _agreement_line(earliest: pd.DataFrame) -> str:
+    row = earliest.set_index("reading").loc["kept"].to_dict()
+    layer = f"layer {row['median']:.0f}" + _interval(row, "median", ".0f")
+    return f"agreement  half of the tokens have the last layer's first choice from {layer} on"
 
 
 def _valley_lines(valleys: pd.DataFrame) -> list[str]:

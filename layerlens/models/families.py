@@ -20,6 +20,7 @@ class Family:
         parallel: attention and MLP read the same stream; a string names the config entry that says so.
         additive: whether a block is stream + attention part + MLP part; a string names the config entry that says so.
         adds_more: the block adds or scales something beyond attention and MLP; it counts to the MLP part.
+        has_encoder: models of the family are a decoder beside an encoder, and only the decoder is read.
     """
 
     middle: str | Mapping[str, str] = "post_attention_layernorm"
@@ -28,6 +29,7 @@ class Family:
     parallel: bool | str = False
     additive: bool | str = True
     adds_more: bool = False
+    has_encoder: bool = False
 
     def settled(self, config: Any) -> "Family":
         """The same with entries that the config decides replaced by what it says."""
@@ -48,6 +50,7 @@ _COHERE = Family(parallel=True)
 _JAMBA = Family(middle="pre_ff_layernorm", attention=("self_attn", "mamba"), mlp=("feed_forward",))
 _LFM2 = Family(middle="ffn_norm", attention=("self_attn", "conv"), mlp=("feed_forward",))
 _BART_PRENORM = Family(middle="final_layer_norm", mlp=("fc2",))
+_BART_DECODER = replace(_BART_PRENORM, has_encoder=True)
 _GRANITE_MOE = Family(attention=("self_attn", "mamba"), mlp=("block_sparse_moe", "shared_mlp"))
 _NOT_ADDITIVE = Family(additive=False)
 
@@ -91,9 +94,9 @@ FAMILIES |= {
     "afmoe": Family(middle="pre_mlp_layernorm"),
     "apertus": Family(middle="feedforward_layernorm"),
     "bamba": _JAMBA,
-    "bigbird_pegasus": _BART_PRENORM,
+    "bigbird_pegasus": _BART_DECODER,
     "biogpt": _BART_PRENORM,
-    "blenderbot": _BART_PRENORM,
+    "blenderbot": _BART_DECODER,
     # attention and MLP add the stream to what they give
     "bloom": Family(attention=("self_attention.dense",), mlp=("mlp.dense_4h_to_h",)),
     "codegen": Family(attention=("attn",), parallel=True),
@@ -117,15 +120,15 @@ FAMILIES |= {
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2,
     "lfm3": _LFM2,
-    "mbart": _BART_PRENORM,
+    "mbart": _BART_DECODER,
     "modernbert-decoder": Family(middle="mlp_norm", attention=("attn",)),
     "mpt": Family(middle="norm_2", attention=("attn",), mlp=("ffn.down_proj",)),
     "olmo_hybrid": Family(middle={"linear": "post_attention_layernorm", "full": "mlp"}),
-    "pegasus": _BART_PRENORM,
+    "pegasus": _BART_DECODER,
     "phi": _COHERE,
     "recurrent_gemma": Family(middle="channel_pre_norm", attention=("temporal_block",), mlp=("mlp_block",)),
     "vaultgemma": _GEMMA,
-    "whisper": _BART_PRENORM,
+    "whisper": _BART_DECODER,
     "xglm": _BART_PRENORM,
     "xlstm": Family(middle="norm_ffn", attention=("mlstm_layer",), mlp=("ffn",)),
 }

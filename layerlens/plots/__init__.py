@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
+from layerlens.plots.agreement import agreement_table, draw_agreement
 from layerlens.plots.clouds import figure1
 from layerlens.plots.depths import draw_deep_thinking, draw_onset, draw_settled, onset_table, settling_table
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
@@ -29,6 +30,7 @@ __all__ = [
     "GRIDS",
     "NAMED",
     "NUMBERS",
+    "agreement",
     "contributions",
     "draw",
     "entropy_partition",
@@ -78,6 +80,14 @@ def entropy_partition(run: Records, axes: Any = None, half_steps: bool = False) 
         for group, ax in zip(GROUPS, drawn_on, strict=True):
             draw_entropy(table[table["group"] == group], ax)
     return drawn_on
+
+
+def agreement(run: Records, ax: Axes | None = None) -> Axes:
+    """The axes with the share of tokens for which each layer has the last one's first choice, alone and for good."""
+    table = agreement_table(run)
+    drawn_on = _new_axes(1, run.lens)[0] if ax is None else ax
+    with style.look():
+        return draw_agreement(table, drawn_on)
 
 
 def onset(run: Records, ax: Axes | None = None, rank: int = 1) -> Axes:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from layerlens.errors import OptionError, did_you_mean, spelled, spelled_command
 from layerlens.plots import style
 from layerlens.plots.ablation import figure3
+from layerlens.plots.agreement import figure_agreement
 from layerlens.plots.clouds import figure1
 from layerlens.plots.depths import figure_onset, figure_settling
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
@@ -141,6 +142,7 @@ NUMBERS = (1, 2, 3, 4, 5, 6, *GRIDS)
 DISTINCT = (1, 2, 3, 4, *GRIDS)
 
 NAMED = {
+    "agreement": Named(figure_agreement, None),
     "onset": Named(figure_onset, "targets"),
     "settling": Named(figure_settling, "js"),
     "parts": Named(figure_parts, "sublayers"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from layerlens.analysis.agreement import agreement
+from layerlens.analysis.agreement import earliest_agreement
 from layerlens.analysis.decoding import by_entropy_band, by_relative_position, valley_statistics
 from layerlens.analysis.partition import partition
 from layerlens.analysis.phases import phases
@@ -92,14 +92,13 @@ def note(text: str) -> Markup:
     return element("p", text, attributes={"class": "note"})
 
 
-def _settled(run: Records) -> int:
-    """The layer from which on half of the tokens or more keep the last layer's top token."""
-    shares = agreement(run).set_index("layer")["settled"].cumsum()
-    return int(shares.index[shares >= 0.5 - 1e-9][0])
+def _settled(run: Records) -> str:
+    """The layer from which on half of the tokens or more keep the last layer's top token, with its interval."""
+    return with_interval(_rows(earliest_agreement(run), reading="kept")[0], "median", ".0f")
 
 
 def _highlights(
-    phases: pd.DataFrame, partition: pd.DataFrame, valleys: pd.DataFrame, steps: pd.DataFrame | None, settled: int
+    phases: pd.DataFrame, partition: pd.DataFrame, valleys: pd.DataFrame, steps: pd.DataFrame | None, settled: str
 ) -> Markup:
     perturbed = _rows(partition, group="perturbed")[0]
     valley, onset = (_rows(valleys, group="perturbed", mark=mark)[0] for mark in ("V*", "V_onset"))
@@ -120,7 +119,7 @@ def _highlights(
         *(("Lowest of all layers", layers_of(one), "the layer where this mean entropy is lowest") for one in lower),
         ("Descent begins at V_onset", layers_of(onset), "the layer from which this mean entropy falls"),
         ("Plateau, phase II", _span(_rows(phases, phase="II")[0]), "layers"),
-        ("Half decided by layer", f"{settled}", "half of the tokens keep the last layer’s top token from here on"),
+        ("Half decided by layer", settled, "half of the tokens keep the last layer’s top token from here on"),
     ]
     return element("dl", *(_highlight(*one) for one in shown), attributes={"class": "highlights"})
 

