@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from layerlens import analysis, records
 from layerlens.notebook import Framed, as_html
 from layerlens.records.reader import Records
+from layerlens.records.tidy import write_tidy
 
 
 class Run(Records):
@@ -44,6 +46,35 @@ class Run(Records):
         from layerlens.report import explorer_html
 
         return Framed(explorer_html(self, beside=beside), height)
+
+    def report(self, path: str | os.PathLike[str] | None = None, beside: "Run | None" = None) -> Path:
+        """Write what the run found, with every token to look into, as one HTML file; see docs/report.md.
+
+        Args:
+            path: the file to write; report.html in the run directory where not given.
+            beside: another run of the same prompts, to explore beside this one.
+
+        Returns:
+            the path.
+
+        Raises:
+            RunError: a run holds no complete prompt, or the two share none.
+        """
+        from layerlens.report import write_report
+
+        return write_report(self, self.path / "report.html" if path is None else Path(path), beside=beside)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write a row per token and layer as csv, and return the path; see `records.tidy.write_tidy`."""
+        return write_tidy(self, path, "csv")
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
+        """Write a row per token and layer as parquet, and return the path; see `records.tidy.write_tidy`."""
+        return write_tidy(self, path, "parquet")
+
+    def by_token(self) -> pd.DataFrame:
+        """One row per token with its text, and no lists of values per layer; see `analysis.by_token`."""
+        return analysis.by_token(self)
 
     def by_layer(self) -> pd.DataFrame:
         """One row per layer with the mean of every measure; see `analysis.by_layer`."""

@@ -18,6 +18,7 @@ from layerlens.analysis.parts import half_step_curves, parts_by_layer, perturbat
 from layerlens.analysis.phases import phases
 from layerlens.analysis.settling import THRESHOLDS, settling, settling_by_layer
 from layerlens.analysis.substitutions import replacements, substituted_tokens, substitution_pairs, substitutions
+from layerlens.analysis.tokens import by_token
 from layerlens.analysis.valleys import valleys
 from layerlens.analysis.word_shares import class_shares
 
@@ -28,6 +29,7 @@ __all__ = [
     "by_entropy_band",
     "by_layer",
     "by_relative_position",
+    "by_token",
     "class_shares",
     "compare",
     "compare_outputs",

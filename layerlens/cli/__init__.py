@@ -6,7 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from layerlens.cli import ablate, bench, compare, doctor, figure, fit_lens, lists, merge, mistakes, report, table
+from layerlens.cli import (
+    ablate,
+    bench,
+    compare,
+    doctor,
+    export,
+    figure,
+    fit_lens,
+    lists,
+    merge,
+    mistakes,
+    report,
+    table,
+)
 from layerlens.cli import generate as generating
 from layerlens.cli import trace as tracing
 from layerlens.cli.garbage import collect_rarely
@@ -47,6 +60,7 @@ app.add_typer(bench.bench, name="bench")
 app.command("figure")(figure.figure)
 app.command("table")(table.table)
 app.command("report")(report.report)
+app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("compare")(compare.compare)
 app.command("ablate")(ablate.ablate)

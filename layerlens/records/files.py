@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +37,16 @@ def read_table(path: Path, columns: list[str]) -> pa.Table:
         missing = ", ".join(sorted(set(columns) - set(table.column_names)))
         raise DamagedFile.at(path, f"lacks the columns {missing}")
     return table
+
+
+def read_batches(path: Path, columns: list[str], n_rows: int) -> Iterator[pa.Table]:
+    """Some columns of a parquet file, in that order, so many rows at a time; RunError where it cannot be read."""
+    with _opened(path) as parquet:
+        lacking = sorted(set(columns) - set(parquet.schema_arrow.names))
+        if lacking:
+            raise DamagedFile.at(path, f"lacks the columns {', '.join(lacking)}")
+        for batch in parquet.iter_batches(n_rows, columns=columns, use_threads=False):
+            yield pa.Table.from_batches([batch]).select(columns)
 
 
 def n_rows_in(path: Path) -> int:
@@ -130,6 +140,18 @@ def _path(field: pa.Field) -> str:
 
 def _holds_floats(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind.value_type if pa.types.is_list(kind) else kind))
+
+
+@contextlib.contextmanager
+def published(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; until all of it is written, `path` is what it was."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as handle:
+            yield handle
+        _publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -56,7 +56,10 @@ class Records:
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row per traced position; columns as declared in `records.TOKENS`."""
+        """One row per traced position; columns as declared in `records.TOKENS`, lists of L values among them.
+
+        `Run.by_token` is what to look at in a notebook, `layers` what to compute with.
+        """
         frame: pd.DataFrame = store.read_tokens_table(self.path, parts=self._parts).to_pandas()
         return frame
 

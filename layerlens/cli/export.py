@@ -1,0 +1,22 @@
+"""`layerlens export`: a run as one long table for other tools."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerlens.cli.each import say_incomplete
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    out: Annotated[Path, typer.Option(help="The file to write, .csv or .parquet.")],
+) -> None:
+    """Write a run as one table with a row per token and layer, and the tokens' texts."""
+    import layerlens as ll
+    from layerlens.records.tidy import refuse_unless_tidy, write_tidy
+
+    refuse_unless_tidy(run, out)
+    opened = ll.open_run(run)
+    say_incomplete(opened)
+    typer.echo(write_tidy(opened, out))
