@@ -18,7 +18,7 @@ def by_token(run: Records) -> pd.DataFrame:
     followed = positions["next_token_id"].notna()
     following = pd.Series(None, index=positions.index, dtype=object)
     following[followed] = run.text_of(positions.loc[followed, "next_token_id"].astype(int))
-    return pd.DataFrame(
+    table: pd.DataFrame = pd.DataFrame(
         {
             "prompt_id": positions["prompt_id"],
             "position": positions["position"],
@@ -30,3 +30,4 @@ def by_token(run: Records) -> pd.DataFrame:
             **{name: positions[name] for name in ("valley_layer", "selected_layer", "perturbed")},
         }
     )
+    return table
