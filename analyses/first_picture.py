@@ -18,7 +18,7 @@ TOKENS = 7
 
 def draw(run: str, out: str) -> None:
     """Write the PNG: the last layers of the first tokens."""
-    axes = ll.plot.lens_grid(ll.open_run(run), first=1, last=TOKENS, layers=list(LAYERS))
+    axes = ll.plot.lens_grid(ll.open_run(run), first=1, last=TOKENS, layers=list(LAYERS), width="one")
     figure = axes.get_figure()
     assert figure is not None
     for text in figure.texts:
