@@ -117,9 +117,9 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.GenerateOptions(stop_strings=[""]),
-        "stop_strings [''] is none; give texts",
+        "stop_strings [''] cannot be used; give texts that are not empty",
         f"{GENERATE} --stop-strings ''",
-        "--stop-strings '' is none; give texts",
+        "--stop-strings '' cannot be used; give texts that are not empty",
     ),
     Refusal(
         lambda at: ll.GenerateOptions(system="be brief", chat_template=False),
@@ -129,9 +129,9 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.GenerateOptions(chat_template_args={"messages": 1}),
-        "chat_template_args {'messages': 1} is for layerlens to decide; leave it out",
+        "chat_template_args {'messages': 1} is decided by layerlens; leave it out",
         f"{GENERATE} --chat-template-arg messages=1",
-        "--chat-template-arg messages=1 is for layerlens to decide; leave it out",
+        "--chat-template-arg messages=1 is decided by layerlens; leave it out",
     ),
     Refusal(
         None,

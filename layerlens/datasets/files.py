@@ -1,4 +1,4 @@
-"""Files that a user names: their bytes, their text, their lines and their rows, or a PromptError that says why not."""
+"""Read the files that a user names, as bytes, text, lines or rows. A PromptError says why a file cannot be read."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ from layerlens.errors import PromptError, first_sentence
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file that is there, can be read and is not empty."""
+    """The bytes of a file; a PromptError where it is missing, empty or cannot be read."""
     if path.is_dir():
         raise PromptError(f"{path} is a directory", "give a file", given=path)
     try:
@@ -58,7 +58,7 @@ def json_object(line: str, where: str) -> dict[str, object]:
         reason = f"{error.msg} at column {error.colno}"
         raise PromptError(f"{where}: not JSON ({reason})", "write one JSON object per line") from error
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"{where}: JSON that cannot be used ({error})", "write it as UTF-8 text") from error
+        raise PromptError(f"{where}: this JSON cannot be used ({error})", "write it as UTF-8 text") from error
     if not isinstance(value, dict):
         raise PromptError(f"{where}: JSON, but not an object", "write one JSON object per line", given=value)
     return value
@@ -72,7 +72,7 @@ def _parsed(text: str) -> Any:
 
 
 def read_rows(content: bytes, path: Path) -> list[dict[str, object]]:
-    """The rows of a table in JSON (a list of objects), JSON lines, CSV or Parquet; the suffix says which."""
+    """The rows of a table in JSON (a list of objects), JSON lines, CSV or Parquet; the suffix of the file decides."""
     if path.suffix.lower() not in _READERS:
         known = ", ".join(_READERS)
         raise PromptError(f"{path} ends with {path.suffix!r}", f"give a file that ends with {known}", given=path)
@@ -86,7 +86,7 @@ def _json_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     try:
         rows = _parsed(decode(content, path))
     except (ValueError, RecursionError) as error:
-        advice = "give a list of objects, or name JSON lines .jsonl"
+        advice = "give a list of objects, or name a file of JSON lines .jsonl"
         raise PromptError(f"{path}: not JSON ({error})", advice, given=path) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise PromptError(

@@ -22,13 +22,13 @@ from layerlens.errors import PromptError
 def from_prompts(items: Iterable[str | Sequence[Message] | Prompt], limit: int | None = None) -> Dataset:
     """A dataset named "prompts" of texts, chats (lists of messages) and Prompts.
 
-    A text or a chat gets its index as its id ("0", "1", ...); a Prompt keeps its own. PromptError for an empty list,
-    for an item that is none of these (with its index), and for two prompts with one id.
+    A text or a chat gets its index as its id ("0", "1", ...); a Prompt keeps its own. A PromptError is raised for an
+    empty list, for an item of another type (with its index), and for two prompts with the same id.
     """
     check_limit(limit)
     if isinstance(items, (str, bytes, dict)) or not isinstance(items, Iterable):
         raise PromptError(
-            f"the prompts are {kind(items)}", "give a list, also of a single one", option="prompts", given=items
+            f"the prompts are {kind(items)}", "give a list, even of a single prompt", option="prompts", given=items
         )
     prompts = [_from_item(item, index) for index, item in enumerate(items)]
     if not prompts:
@@ -56,18 +56,18 @@ def _checked_content(value: object, where: str) -> Content:
     if isinstance(value, (list, tuple)):
         return checked_messages(value, where)
     if isinstance(value, dict):
-        advice = "give a chat as a list of messages, also where it has only one"
+        advice = "give a chat as a list of messages, even if it has only one"
         raise PromptError(f"{where} is a dict", advice, given=value)
     advice = "give a text, a list of messages, or a layerlens Prompt"
     raise PromptError(f"{where} is {kind(value)}", advice, given=value)
 
 
 def read_prompts(path: str | PathLike[str], limit: int | None = None) -> Dataset:
-    """A dataset named after the file, of its prompts in their order; blank lines are skipped.
+    """The prompts of a file in their order, as a dataset with the name of the file; blank lines are skipped.
 
     `.txt`: every line is a prompt. `.jsonl`: every line is an object with `prompt` (a text) or `messages` (a chat), and
-    perhaps an `id` and a `reference`. Without an id, the number of the line (from 1) is the id. The whole file is
-    checked, whatever the limit; a PromptError names the file, the line and what is expected there.
+    may have an `id` and a `reference`. Without an id, the number of the line (from 1) is the id. The whole file is
+    checked before it is used. A PromptError names the file, the line and what is expected there.
     """
     check_limit(limit)
     path = Path(path)
@@ -83,7 +83,7 @@ def read_prompts(path: str | PathLike[str], limit: int | None = None) -> Dataset
     lines = list(files.numbered_lines(files.decode(content, path)))
     if not lines:
         advice = "give a file with at least one prompt"
-        raise PromptError(f"{path} is empty but for blank lines", advice, option="prompts", given=path)
+        raise PromptError(f"{path} has only blank lines", advice, option="prompts", given=path)
     places = [f"{path}, line {number}" for number, _ in lines]
     prompts = [from_line(line, number, where) for (number, line), where in zip(lines, places, strict=True)]
     check_unique(prompts, places)

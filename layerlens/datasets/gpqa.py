@@ -24,8 +24,8 @@ def to_prompt(row: Row, number: int, seed: int) -> Prompt:
 def option_order(record_id: str, seed: int) -> tuple[int, ...]:
     """Which of OPTION_COLUMNS stands at A, B, C, D; each of the 24 orders is about equally likely over records.
 
-    The order is a function of the seed and the record alone. It is drawn from a digest and not from `random`, whose
-    shuffles may differ between versions of Python, nor from `hash`, which differs between processes.
+    The order is a function of the seed and the record alone. It is drawn from a digest. `random` may shuffle
+    differently in another version of Python, and `hash` differs between processes.
     """
     digest = hashlib.sha256(f"{seed}:{record_id}".encode()).digest()
     return ORDERS[int.from_bytes(digest, "big") % len(ORDERS)]

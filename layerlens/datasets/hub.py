@@ -1,4 +1,4 @@
-"""Rows of a dataset on the hub, read through the `datasets` library; without a network, what it has cached."""
+"""Rows of a dataset on the hub, read through the `datasets` library, or from its cache where there is no network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from layerlens.sources import hub
 
 
 def read_rows(source: Source, revision: str | None, limit: int | None) -> list[dict[str, object]]:
-    """The first `limit` rows of the source's split, as the hub has them; a PromptError says how to get them if not."""
+    """The first `limit` rows of the source's split on the hub; if they cannot be read, a PromptError says why."""
     import datasets
 
     hub_id = source.card.hub_id
@@ -44,7 +44,7 @@ def _offline_unless(online: bool) -> Iterator[None]:
 
 
 def _check_cached_revision(table: Any, hub_id: str, revision: str | None) -> None:
-    """Nothing, if no revision was asked for or the cache holds just that commit; a PromptError otherwise."""
+    """Raise a PromptError if a revision was asked for and the cache does not hold exactly that commit."""
     # Offline, `datasets` takes the newest copy in its cache, whatever revision it was asked for. Its file lies in a
     # folder that has the commit's name.
     commits = {Path(file["filename"]).parent.name for file in table.cache_files}

@@ -24,7 +24,8 @@ def dataset(
 
     They come from the hub, at the revision asked for, or from `data_file`: a local copy with the columns of the hub
     release, as .json (a list of objects), .jsonl, .csv or .parquet. The seed orders the options of multiple-choice
-    questions. PromptError or OptionError if there is no such dataset, or its rows cannot be had or do not fit.
+    questions. A PromptError or OptionError is raised if there is no such dataset, or if its rows cannot be read or lack
+    what they need.
     """
     check_limit(limit)
     source = find(name)
@@ -41,7 +42,7 @@ def dataset(
 
 
 def _local_file(source: Source, data_file: str | PathLike[str] | None, revision: str | None) -> Path | None:
-    """The file to read; None where the dataset is to come from the hub."""
+    """The file to read; None where the dataset is read from the hub."""
     on_hub = source.card.hub_id is not None and data_file is None
     if revision is not None and not on_hub:
         it = spelled("data_file") if data_file is not None else f"the dataset {source.card.name}"

@@ -1,4 +1,4 @@
-"""What a prompt is, what a dataset of them is, and what makes either one unusable."""
+"""What a prompt is, what a dataset of prompts is, and which of them cannot be used."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -33,9 +33,9 @@ class Dataset:
     config: str | None
     split: str | None
     revision: str | None
-    """The hub revision that was asked for; None for the default one, and for anything that is not from the hub."""
+    """The hub revision that was asked for; None for the default revision, and for prompts that are not from the hub."""
     sha256: str | None
-    """Of the local file, where one was read."""
+    """The SHA-256 of the local file, where one was read."""
     prompts: tuple[Prompt, ...]
     part: "Part | None" = None
     """Which part of a larger dataset this is."""
@@ -46,7 +46,7 @@ class Dataset:
         return said | {"rows": len(self)} | ({} if self.part is None else self.part.record())
 
     def shard(self, number: int, of: int) -> "Dataset":
-        """Every `of`-th prompt from the `number`-th on, 1..of; the shards together are the dataset.
+        """One of `of` shards: every `of`-th prompt, from the `number`-th (1..of) on. Together they are the dataset.
 
         Raises:
             OptionError: there is no such shard, it would have no prompt, or this is a shard itself.
@@ -56,16 +56,21 @@ class Dataset:
             advice = "give a number from 1 to the number of shards, such as 2/4"
             raise OptionError.about("shard", given, "is no shard", advice)
         if self.part is not None:
-            raise OptionError.about("shard", given, "of a shard is not to be had", "split the dataset once")
+            raise OptionError.about(
+                "shard",
+                given,
+                "cannot be taken of a dataset that is itself a shard",
+                "split the whole dataset only once",
+            )
         if number > len(self):
-            what = f"has no prompt, as there are {len(self)} in all"
+            what = f"would have no prompt, because the dataset has only {len(self)}"
             raise OptionError.about("shard", given, what, f"give {len(self)} shards at most")
         ids = hashlib.sha256("\0".join(prompt.prompt_id for prompt in self).encode()).hexdigest()
         part = Part(number, of, len(self), ids)
         return replace(self, prompts=self.prompts[number - 1 :: of], part=part)
 
     def place_of(self, batch: int) -> int:
-        """Which batch of the whole dataset this batch is, both from 0, if all shards deal theirs out in turn."""
+        """The number of this batch in the whole dataset, both from 0, if the shards take turns batch by batch."""
         return batch if self.part is None else batch * self.part.of + self.part.number - 1
 
     def __len__(self) -> int:
@@ -85,7 +90,7 @@ class Part:
     all_rows: int
     """Prompts of the whole dataset."""
     ids_sha256: str
-    """Of the ids of the whole dataset, in order."""
+    """A digest of the ids of the whole dataset, in order."""
 
     def record(self) -> dict[str, str | int | None]:
         """What a manifest says of it."""
@@ -93,22 +98,22 @@ class Part:
 
 
 def checked_text(value: object, where: str) -> str:
-    """The value, once it is known to be a text with something in it; a PromptError that starts with `where` if not."""
+    """The value, if it is a text that is not empty; otherwise a PromptError that starts with `where`."""
     if not isinstance(value, str):
         raise PromptError(f"{where}: the prompt is {kind(value)}", "give a text", given=value)
     if not value.strip():
-        advice = "give a text with something in it, or leave it out"
+        advice = "give a text that is not empty, or leave it out"
         raise PromptError(f"{where}: the prompt {value!r} is empty", advice, given=value)
     return value
 
 
 def checked_messages(value: object, where: str) -> tuple[Message, ...]:
-    """Copies of the messages, once they are known to be a chat; a PromptError that starts with `where` if not."""
+    """Copies of the messages, if they are a chat; otherwise a PromptError that starts with `where`."""
     if not isinstance(value, (list, tuple)):
         raise PromptError(f"{where}: the messages are {kind(value)}", f"give a list of {_A_MESSAGE}", given=value)
     messages = tuple(_checked_message(message, f"{where}, message {n}") for n, message in enumerate(value, start=1))
     if not any(message["content"].strip() for message in messages):
-        said = f"{where}: the messages {list(value)!r} say nothing"
+        said = f"{where}: the messages {list(value)!r} have no text"
         raise PromptError(said, "give at least one with a text in it", given=value)
     return messages
 
@@ -125,12 +130,12 @@ def _checked_message(value: object, where: str) -> Message:
 
 
 def check_unique(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
-    """Nothing, if no two prompts share an id; a PromptError that names the places of the first two that do."""
+    """Raise a PromptError if two prompts have the same id; it names the places of the first two."""
     first: dict[str, str] = {}
     for prompt, place in zip(prompts, places, strict=True):
         if prompt.prompt_id in first:
             raise PromptError(
-                f"{place}: the id {prompt.prompt_id!r} is also that of {first[prompt.prompt_id]}",
+                f"{place}: the id {prompt.prompt_id!r} is also the id of {first[prompt.prompt_id]}",
                 "give every prompt an id of its own",
                 given=prompt.prompt_id,
             )
@@ -138,7 +143,7 @@ def check_unique(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
 
 
 def check_limit(limit: int | None) -> None:
-    """Nothing, if the limit is None or a whole number from 1; an OptionError otherwise."""
+    """Raise an OptionError unless the limit is None or a whole number from 1."""
     if limit is None:
         return
     if not isinstance(limit, int) or isinstance(limit, bool):
@@ -148,7 +153,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def kind(value: object) -> str:
-    """What a value is, as a message says it: "missing", "the number 5", "of type dict"."""
+    """A value as a message describes it: "missing", "the number 5", "of type dict"."""
     if value is None:
         return "missing"
     if isinstance(value, (int, float)) and not isinstance(value, bool):

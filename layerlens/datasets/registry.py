@@ -13,7 +13,7 @@ def names() -> list[Card]:
 
 
 def find(name: str) -> Source:
-    """The source of that name; a PromptError that lists the names if there is none."""
+    """The source of that name. If there is none, a PromptError lists the names."""
     if name not in SOURCES:
         raise PromptError(
             f"there is no dataset called {name!r}",

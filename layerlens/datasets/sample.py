@@ -1,7 +1,7 @@
 """The sample problems that come with layerlens: 60 short ones, from trivial to hard, with reference answers.
 
-Each line of data/sample.jsonl has an id, a topic, a question, an answer and a `check`: a Python expression that derives
-the answer in another way (null where the answer is plain knowledge). The tests evaluate every check. It may use
+Each line of data/sample.jsonl has an id, a topic, a question, an answer and a `check`: a Python expression that
+computes the answer in another way (null where the answer is a known fact). The tests evaluate every check. It may use
 `question`, `printed` (what the program quoted in a question prints), `only` (the one element of what it is given) and
 some modules of the standard library.
 """

@@ -1,4 +1,4 @@
-"""What has to be known about a dataset to read it: where it lies, its columns, and how a row becomes a prompt."""
+"""What is needed to read a dataset: where it is, which columns it has, and how a row becomes a prompt."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 from layerlens.datasets.prompt import Prompt
 
 Row = Mapping[str, str]
-"""The columns that a source declares, every one of them known to be a text."""
+"""The columns that a source declares. Each is known to be a text."""
 
 Scoring = Literal["last number", "chosen letter", "exact", "number or words"]
 """How an answer is compared with its reference; see `layerlens.evaluation.scoring`."""
@@ -25,7 +25,7 @@ class Card:
     """One line."""
     licence: str
     gated: bool
-    """Access has to be asked for on the hub."""
+    """Whether access must be requested on the hub."""
     scoring: Scoring | None
     """How answers are scored; None where no rule can."""
 
@@ -38,6 +38,6 @@ class Source:
     config: str | None
     split: str | None
     columns: tuple[str, ...]
-    """The columns that to_prompt reads; others may be there."""
+    """The columns that to_prompt reads; there may be others."""
     to_prompt: Callable[[Row, int, int], Prompt]
     """(row, number of the row from 0, seed) -> prompt; a ValueError says what is wrong with the row's texts."""

@@ -1,5 +1,5 @@
-"""One batch of prompts on its way through the decoding loop. Everything a step reads or writes lies on the device, so
-that a step never waits for the host; the host looks at what a block of steps recorded once the block is done."""
+"""One batch of prompts in the decoding loop. Everything that a step reads or writes is on the device, so that a step
+never waits for the host. The host looks at the records of a block of steps once the block is done."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from layerlens.decode.sampling import Sampler
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 
-# Steps between two looks of the host. Where the host is the device nothing waits, and no step is done in vain.
+# Steps between two looks of the host. Where the host is the device, it looks at every step: that costs no wait.
 _STEPS_PER_BLOCK = {"cpu": 1}
 _STEPS_PER_BLOCK_ELSEWHERE = 32
-_EAGER_STEPS = 2  # real steps that do for the first time what a graph cannot capture
+_EAGER_STEPS = 2  # real steps, for what happens only once and cannot be captured in a graph
 
 
 def decode_batch(
@@ -41,17 +41,18 @@ def decode_batch(
     """What is emitted for each prompt.
 
     Args:
-        model: whose passes are to be answered.
+        model: the model that decodes.
         prompts: token ids.
-        chooser: of the strategy; used for this batch alone.
+        chooser: applies the strategy; used for this batch alone.
         options: of the generation.
         seed: of the sampler.
-        static: keep keys and values in a cache of fixed size; None: on one accelerator. On a CPU a growing cache is
-            faster (measured: 10 %).
+        static: whether keys and values are kept in a cache of fixed size. None: only on a single accelerator, because
+            on a CPU a growing cache is faster (measured: 10 %).
         on_tokens: called with the number of tokens after each block.
-        before_pass: called before each forward pass with the prompts, by number, whose rows it holds; ended ones can
-            be among them. Passes are then not captured as a graph.
-        after_pass: called after each with the token of each of these rows, int64 [rows]; given with `before_pass`.
+        before_pass: called before each forward pass with the numbers of the prompts that the rows belong to; prompts
+            that have ended can be among them. Passes are then not captured as a graph.
+        after_pass: called after each pass with the token of each of these rows, int64 [rows]; given together with
+            `before_pass`.
     """
     if static is None:
         static = model.device.type != "cpu" and not is_spread(model.hf)
@@ -68,7 +69,7 @@ class Decoded:
         outputs: the tokens, end token included.
         finish_reasons: "stop" (an end token or a stop string), "length", or "non_finite" (the logits of the next token
             were NaN or infinite, and nothing was emitted from there on).
-        decisions: of each prompt its own, one for each of its tokens.
+        decisions: for each prompt, one decision for each of its tokens.
     """
 
     outputs: list[list[int]]
@@ -77,7 +78,7 @@ class Decoded:
 
     @property
     def all_decisions(self) -> Decisions:
-        """Of all prompts, one after the other."""
+        """The decisions of all prompts, one after the other."""
         return Decisions.joined(self.decisions)
 
 
@@ -119,7 +120,7 @@ class _Batch:
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
         self._recorded: list[Tensor] = []
 
-        # what the host knows
+        # known to the host
         self._block = _STEPS_PER_BLOCK.get(device.type, _STEPS_PER_BLOCK_ELSEWHERE)
         self._n_known = model.n_known_tokens
         self._may_emit_unknown = model.n_vocab > self._n_known
@@ -212,7 +213,7 @@ class _Batch:
         return self._recorded
 
     def _collect(self, n_steps: int) -> int:
-        """Bring a block to the host; returns how many tokens it held."""
+        """Bring the records of a block of steps to the host; the number of tokens in it."""
         tokens, numbers, values = (buffer[:n_steps].cpu() for buffer in self._recorded)  # themselves, on a CPU
         self._slot.zero_()
         n_tokens = 0
@@ -240,7 +241,7 @@ class _Batch:
         return [*self._prompts[row][-missing:], *emitted] if missing else emitted
 
     def _leave_out_ended_rows(self) -> None:
-        """On a CPU at once; where a smaller batch means another graph, once half the rows have ended."""
+        """Drop ended rows: on a CPU at once; where a smaller batch needs another graph, once half have ended."""
         kept = [column for column, row in enumerate(self._rows) if not self._ended[row]]
         if len(kept) == len(self._rows) or (self._may_capture and len(kept) > len(self._rows) // 2):
             return
@@ -258,6 +259,6 @@ class _Batch:
 
 
 def _seen(ids: Tensor, mask: Tensor, n_vocab: int) -> Tensor:
-    """Which words each row has read: bool [rows, vocab]. Neither padding nor words that cannot be emitted count."""
+    """Which tokens each row has read: bool [rows, vocab]. Padding and tokens that cannot be emitted do not count."""
     words = ids.masked_fill(mask == 0, n_vocab).clamp(max=n_vocab)
     return torch.zeros(len(ids), n_vocab + 1, dtype=torch.bool, device=ids.device).scatter_(1, words, True)[:, :n_vocab]

@@ -1,4 +1,4 @@
-"""Chats as texts: what a tokenizer's chat template writes, and whether it takes in all that it was given."""
+"""Chats as texts: what a tokenizer's chat template writes, and whether it uses everything that it was given."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class ChatTemplate:
     """The chat template of a tokenizer, with the variables of `chat_template_args`.
 
     Args:
-        tokenizer: that has a chat template.
+        tokenizer: one with a chat template.
         options: of the generation.
 
     Raises:
@@ -38,8 +38,8 @@ class ChatTemplate:
         """The prompt as the template writes it.
 
         Raises:
-            PromptError: the template refuses the messages or passes over one of them, or the prompt is such a text
-                already.
+            PromptError: the template refuses the messages or leaves one of them out, or the prompt is already a text of
+                this template.
         """
         content, system = prompt.content, self._options.system
         messages: Messages = [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
@@ -66,7 +66,7 @@ class ChatTemplate:
         except ValueError as error:
             names = ", ".join(sorted(self._tokenizer.chat_template))
             raise OptionError(
-                f"this model has several chat templates ({names}) and none of them is called default",
+                f"this model has several chat templates ({names}), and none of them is called default",
                 f"set tokenizer.chat_template to one of them, or give {spelled('chat_template', False)}",
                 option="chat_template",
                 given=self._options.chat_template,
@@ -91,7 +91,7 @@ class ChatTemplate:
             messages,
             tokenize=False,
             add_generation_prompt=begins_answer and not ends_with_answer,
-            # an answer that was begun is carried on; a conversation that is only looked at stays as it is
+            # an answer that was begun is continued
             continue_final_message=ends_with_answer and self._options.max_new_tokens > 0,
             **self._variables,
         )
@@ -99,7 +99,7 @@ class ChatTemplate:
         return text
 
     def _refuse_rendered(self, prompt_id: str, content: str) -> None:
-        """PromptError where the prompt has the turn markers of the template already."""
+        """PromptError where the prompt already has the turn markers of the template."""
         marker = self._turns.found_in(content)
         if marker is not None:
             raise PromptError(
@@ -123,7 +123,7 @@ class ChatTemplate:
         for place, mark in marks.items():
             if marked is None or mark in marked:
                 continue
-            # a template can look at what a message says: the message itself must make no difference either
+            # a template may depend on what a message says, so the message itself must make no difference either
             changed = [*messages]
             changed[place] = changed[place] | {"content": changed[place]["content"] + mark}
             if self._rendered_or_none(changed) == text:
@@ -133,7 +133,7 @@ class ChatTemplate:
                 raise PromptError(
                     f"prompt {prompt_id}: the model's chat template leaves out "
                     + (spelled("system") if by_option else left_out),
-                    "write its text into the message of the user",
+                    "put its text into the user's message",
                     option="system" if by_option else None,
                     given=messages[place]["content"],
                 )
@@ -146,7 +146,7 @@ class ChatTemplate:
 
 
 def _read_by(template: str) -> set[str] | None:
-    """The variables that a template reads from outside; None where it cannot be parsed, which rendering it reports."""
+    """The variables that a template reads from outside; None where it cannot be parsed, which rendering will report."""
     try:
         # transformers' own environment, which knows tags that jinja's does not
         environment = chat_environment(template)

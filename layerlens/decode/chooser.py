@@ -1,4 +1,4 @@
-"""Puts a strategy where a model computes its logits."""
+"""Replaces the logits of a model by those that a strategy chooses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,21 +19,21 @@ from layerlens.models import Model
 from layerlens.models.hooks import replacing_logits
 
 _STREAM = 0x5DEECE66D
-_STATES_AT_ONCE = 512  # more are read out in parts, so that their float32 logits stay small
+_STATES_AT_ONCE = 512  # more rows are read out in parts, so that their float32 logits stay small
 
 
 class Chooser:
     """Answers each forward pass with the logits a strategy chooses; use `choosing` around the model's passes.
 
     Attributes:
-        decisions: about the last pass.
+        decisions: the decisions about the last pass.
         may_branch: see `Readouts`.
-        generator: of the draws for strategies that act with a probability.
+        generator: the random generator for strategies that act with a probability.
         is_alive: bool [rows], which rows of the next pass still emit tokens; None where all do.
-        is_running: whether passes are answered; otherwise the model is as ever.
-        thread: whose passes are answered; those of other threads are not seen.
-        n_read: positions of each row whose logits are chosen, the last one of the pass among them; decisions and
-            states have a row for each.
+        is_running: whether logits are replaced; otherwise the model's own are left.
+        thread: the thread whose passes are changed; those of other threads are left alone.
+        n_read: how many of the last positions of each row have their logits chosen; decisions and states have a row for
+            each of these positions.
     """
 
     def __init__(self, model: Model, strategy: Strategy, seed: int = 0, transport: Transport = IDENTITY) -> None:
@@ -44,7 +44,7 @@ class Chooser:
         refuse_lacking(transport, self.layers, type(strategy).__name__)
         self.decisions: Decisions | None = None
         self.may_branch = True
-        # another stream than the sampler's, which may have the same seed
+        # the sampler may have the same seed, and its draws must be independent of these
         self.generator = torch.Generator(model.unembed.device).manual_seed(seed ^ _STREAM)
         self.is_running = True
         self.thread = get_ident()
@@ -68,7 +68,7 @@ class Chooser:
             yield
 
     def keep_rows(self, alive: Int[Tensor, " rows"], n_rows: int) -> None:
-        """From now on passes hold only these of the first batch's rows; draws stay what they were for each."""
+        """From now on passes hold only these rows of the first batch; the draws of each row do not change."""
         self._alive, self._n_rows = alive, n_rows
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class Chooser:
         choices = [self._chosen(part) for part in parts]
         answers = [choice.logits.to(own_logits.dtype) for choice in choices]
         decisions = [
-            Decisions.of(choice, part.projections, answer.amax(1))  # which a NaN is, too
+            Decisions.of(choice, part.projections, answer.amax(1))  # a NaN is the arg-max too
             for choice, part, answer in zip(choices, parts, answers, strict=True)
         ]
         if len(parts) == 1:
@@ -108,7 +108,7 @@ class Chooser:
         n_rows, model, name = len(readouts), self._model, type(self._strategy).__name__
         if not isinstance(choice, Choice):
             problem = f"{name}.choose returned a {type(choice).__name__}"
-            raise OptionError(problem, "let it return a Choice", option="strategy", given=type(choice).__name__)
+            raise OptionError(problem, "return a Choice from it", option="strategy", given=type(choice).__name__)
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "logits": (choice.logits, (n_rows, model.n_vocab)),
             "selected_layer": (choice.selected_layer, (n_rows,)),
@@ -118,10 +118,10 @@ class Chooser:
             given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             if given != shape:
                 problem = f"{name}.choose gave {field} of shape {given}"
-                raise OptionError(problem, f"let it be {shape}", option="strategy", given=given)
+                raise OptionError(problem, f"the shape must be {shape}", option="strategy", given=given)
         if self.may_branch and not all(1 <= layer <= model.n_layers for layer in choice.selected_layer.tolist()):
-            problem = f"{name}.choose selected a layer that is not"
-            raise OptionError(problem, f"let selected_layer be 1..{model.n_layers}", option="strategy")
+            problem = f"{name}.choose selected a layer that does not exist"
+            raise OptionError(problem, f"selected_layer must be in 1..{model.n_layers}", option="strategy")
         return choice
 
     def _is_on(self) -> bool:

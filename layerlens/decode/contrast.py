@@ -1,4 +1,4 @@
-"""Rivals that contrast the last layer with earlier ones, which they read without the final norm: DoLa and SLED."""
+"""DoLa and SLED: other methods, which contrast the last layer with earlier layers read without the final norm."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from layerlens.lens.sums import arg_max
 
 @dataclass(frozen=True)
 class DoLa(Strategy):
-    """Log-probabilities of the last layer minus those of the earlier layer that differs most. arXiv 2309.03883.
+    """Log-probabilities of the last layer minus those of the earlier layer that differs most from it. arXiv 2309.03883.
 
-    The method's repetition penalty of 1.2 belongs to generation: give `repetition_penalty=1.2` there. Early layers get
-    the model's logit scale and soft-cap too.
+    The method also has a repetition penalty of 1.2. It is an option of the generation: give `repetition_penalty=1.2`
+    there. The model's logit scale and soft-cap are applied to early layers too.
     """
 
     criterion = "shannon"
@@ -30,9 +30,9 @@ class DoLa(Strategy):
     divergence: str = "published"
     """½ [KL(M‖p_L) + KL(M‖p_l)] with M the mean ("published"), or the Jensen-Shannon divergence ("js")."""
     norm: bool = False
-    """Read early layers with the final norm; the published method reads them without."""
+    """Read early layers with the final norm; the published method reads them without it."""
     per: str = "batch"
-    """One early layer for the whole "batch" (published), or one for each "row". Rows that have ended have no say."""
+    """One early layer for the whole "batch" (published), or one for each "row". Rows that have ended do not count."""
     relative_top: float = 0.1
     """Only tokens at least this fraction as probable as the most probable one can be emitted; 0..1."""
 
@@ -54,7 +54,7 @@ class DoLa(Strategy):
 
     @property
     def whole_batch(self) -> bool:  # type: ignore[override]
-        """One layer for the batch needs all its rows."""
+        """Whether one layer is chosen for the whole batch, so that all rows are needed at once."""
         return self.per == "batch"
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
@@ -76,7 +76,7 @@ class DoLa(Strategy):
             counted = differing if readouts.alive is None else differing.where(readouts.alive.unsqueeze(1), 0.0)
             differing = counted.sum(0, keepdim=True).expand_as(differing)
         rows = torch.arange(len(last), device=last.device)
-        scores = last - lower[rows, differing.argmax(1)]  # of candidates that differ alike, the one named first
+        scores = last - lower[rows, differing.argmax(1)]  # of candidates that differ equally, the one named first
         threshold = math.log(self.relative_top) if self.relative_top > 0 else -math.inf
         implausible = last < last.amax(1, keepdim=True) + threshold
         token_id = arg_max(last)
@@ -85,7 +85,7 @@ class DoLa(Strategy):
 
 @dataclass(frozen=True)
 class SLED(Strategy):
-    """The last layer's logits, moved a step towards what the direction from early to last logits points at.
+    """The last layer's logits, moved a step towards the tokens at which the change from early to last logits points.
 
     arXiv 2411.02433. Only the `scale` most probable tokens can be emitted.
     """
@@ -99,10 +99,11 @@ class SLED(Strategy):
     steps: int = 1
     """Steps: 1 for generation, 10 in the published multiple-choice scoring."""
     lower_bound: float = -100.0
-    """Logit of every other token, below 0, counted from the lowest that can be emitted: a constant added to all logits
-    changes no token. The published method takes it as it is, which differs only where that lies above the logits."""
+    """Logit of every other token, below 0, relative to the lowest logit of a token that can be emitted. So a constant
+    that is added to all logits changes no token. The published method takes the value as it is, which makes a
+    difference only where that value lies above the logits."""
     norm: bool = False
-    """Read early layers with the final norm; the published method reads them without."""
+    """Read early layers with the final norm; the published method reads them without it."""
 
     def __post_init__(self) -> None:
         for name in ("scale", "steps"):
@@ -122,7 +123,7 @@ class SLED(Strategy):
         return tuple(range(n_layers + 1))
 
     def choose(self, readouts: Readouts) -> Choice:
-        """The evolved logits of the most probable tokens, those of the others below all of them."""
+        """The evolved logits of the most probable tokens; the logits of all other tokens lie below them."""
         n_layers = readouts.n_layers
         last = readouts.logits([n_layers])[:, 0]
         top = last.topk(min(self.scale, last.shape[1]), dim=1).indices
@@ -145,12 +146,13 @@ class SLED(Strategy):
 def alignment(early: Logits, last: Logits, token_ids: Int[Tensor, "rows chosen"]) -> Float[Tensor, "rows chosen"]:
     """max(0, cos(p − e_i, early − last))² for each token i, with p the softmax of the early logits; 0..1.
 
-    How well the way from the last logits back to the early ones agrees with the gradient that would pull the early
-    distribution towards token i. Both vectors differ between tokens by one entry only, so no [chosen, vocab] tensor.
+    How well the direction from the last logits back to the early ones agrees with the gradient that would pull the
+    early distribution towards token i. Both vectors differ between tokens by one entry only, so no [chosen, vocab]
+    tensor is needed.
     """
     probs = early.softmax(1)
-    way = (early - last).masked_fill(last == -torch.inf, 0.0)  # banned words point nowhere
-    # Centred at the most probable word m, whose own share is summed over the other words: where p is nearly e_m,
+    way = (early - last).masked_fill(last == -torch.inf, 0.0)  # banned tokens have no direction
+    # Centred at the most probable token m, whose own share is summed over the other tokens: where p is nearly e_m,
     # p·way − way_m and 1 − p_m would lose all digits.
     best = probs.argmax(1, keepdim=True)
     others, way_from_best = probs.scatter(1, best, 0.0), way - way.gather(1, best)
@@ -169,11 +171,11 @@ def alignment(early: Logits, last: Logits, token_ids: Int[Tensor, "rows chosen"]
 def divergence(
     left: Float[Tensor, "batch 1 vocab"], right: Float[Tensor, "batch layers vocab"], kind: str
 ) -> Float[Tensor, "batch layers"]:
-    """How far two distributions are apart, in nats, from their log-probabilities; 0 where they are equal.
+    """How far apart two distributions are, in nats, from their log-probabilities; 0 where they are equal.
 
     "published" is ½ [KL(M‖left) + KL(M‖right)] with M the mean of both, which has no upper bound; "js" is the
-    Jensen-Shannon divergence ½ [KL(left‖M) + KL(right‖M)], 0..ln 2. In float64, one layer at a time: layers read
-    without the norm all lie within 1e-5 of ln 2, where float32 has steps of 6e-8.
+    Jensen-Shannon divergence ½ [KL(left‖M) + KL(right‖M)], 0..ln 2. It is computed in float64, one layer at a time: the
+    values of layers read without the norm all lie within 1e-5 of ln 2, where float32 has steps of 6e-8.
     """
     wide = torch.float32 if left.device.type == "mps" else torch.float64
     last = left[:, 0].to(wide).log_softmax(-1)
@@ -182,7 +184,7 @@ def divergence(
 
 
 def _jensen_shannon(left: Logits, right: Logits) -> Float[Tensor, " batch"]:
-    """ln 2 less what the two share, ½ Σ [p ln(1 + q/p) + q ln(1 + p/q)], whose terms are all at least 0."""
+    """ln 2 less ½ Σ [p ln(1 + q/p) + q ln(1 + p/q)], what the two share; all terms of the sum are at least 0."""
     zero = left.new_zeros(())
     shared = [
         (one.exp() * torch.logaddexp(zero, other - one)).where(one > -torch.inf, 0.0).sum(-1)
@@ -197,7 +199,7 @@ def _published(left: Logits, right: Logits) -> Float[Tensor, " batch"]:
 
 
 def _kl(left: Tensor, right: Tensor) -> Tensor:
-    """KL(left‖right) = Σ left ln(left / right) from log-probabilities; words that left rules out count nothing."""
+    """KL(left‖right) = Σ left ln(left / right) from log-probabilities; tokens with p = 0 in left add nothing."""
     probs = left.exp()
     kl: Tensor = (probs * (left - right)).where(probs > 0, 0.0).sum(-1)
     return kl
@@ -206,8 +208,8 @@ def _kl(left: Tensor, right: Tensor) -> Tensor:
 def half(name: str, n_layers: int, *, tied: bool = False) -> tuple[int, ...]:
     """Every second layer of the "low" or "high" half, as transformers chose them.
 
-    Layers before 20 or the last 20 only in models of more than 40; the embeddings (0) of a tied model would repeat
-    the token that was read, so there the low half starts at 2.
+    In models of more than 40 layers a half is limited to the first 20 or the last 20 layers. Read from the embeddings
+    (0), a tied model would repeat the token that was read, so there the low half starts at 2.
     """
     middle = n_layers // 2
     if name == "high":

@@ -1,4 +1,4 @@
-"""What tells how sure a layer is. Each criterion maps logits [rows, vocab] to one number a row; lower is surer."""
+"""Criteria of how sure a layer is. Each maps logits [rows, vocab] to one number for each row; lower is surer."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,11 @@ def shannon(logits: Logits) -> Scalars:
 
 
 def neg_sum_sq_logp(logits: Logits) -> Scalars:
-    """−Σ (ln p)², what the method's first release computed for the entropy, by the same operations in the same order.
+    """−Σ (ln p)²: what the method's first release computed in place of the entropy, by the same operations in order.
 
-    Its logarithm was taken in place, so that probability times logarithm became the logarithm squared. Lower where
-    the improbable words are less probable. Minus infinity where a probability underflows in float32, which is not rare
-    in practice, and ends a walk there.
+    The release took the logarithm in place, so that probability times logarithm became the logarithm squared. The value
+    is lower where improbable tokens are less probable. It is minus infinity where a probability underflows in float32.
+    That is not rare in practice, and it ends a walk there.
     """
     probs = torch.softmax(logits, dim=-1)
     log_probs = probs.log_()

@@ -39,30 +39,30 @@ def decoding(
 ) -> Iterator[DecodingLog]:
     """While open, the model decodes with the strategy: `with ll.decoding(model, strategy) as log: model.hf.generate()`.
 
-    The forward pass, the cache and the sampler stay the model's own; only the logits of the last position are another
-    layer's. On leaving, also by an exception, the model is as it was.
+    The forward pass, the cache and the sampler stay the model's own. Only the logits of the last position come from
+    another layer. When the context is left, also by an exception, the model is as it was.
 
     Args:
         model: from `load`.
         strategy: such as `Valley(window=10)`, or its name, as the command line takes it.
         lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
             logit lens.
-        seed: of what the strategy draws (p below 1); the sampler's seed is yours, as ever.
+        seed: seed of what the strategy draws (p below 1). The sampler uses torch's own seed, as always.
 
     Returns:
-        the log, filled at the end of every `generate`; one that fails adds nothing.
+        the log. It is filled at the end of every `generate`; a `generate` that fails adds nothing.
 
     Raises:
-        OptionError: the strategy or the lens does not fit the model; from `generate`, a way of searching is asked for
-            that scores more than one continuation (beams, assistants).
-        ModelError: from `generate`, the logits of a text that has not ended are NaN or infinite, or the config counts
-            fewer layers than run.
+        OptionError: the strategy or the lens does not fit the model. `generate` raises it too, where it is asked for a
+            search that scores more than one continuation (beams, assistants).
+        ModelError: raised by `generate`, where the logits of a text that has not ended are NaN or infinite, or the
+            config counts fewer layers than the model has.
     """
     whole("seed", seed, 0)
     strategy = strategy_of(strategy)
 
     def generate(*args: Any, **kwargs: Any) -> Any:
-        # in whichever thread: streamers read what another thread generates
+        # in any thread: with a streamer, another thread generates
         with in_use(model, may_be_compiled=True):
             chooser.thread = get_ident()
             return _followed(model, chooser, log, own_generate, *args, **kwargs)
@@ -71,10 +71,10 @@ def decoding(
         with in_use(model, may_be_compiled=True):
             hf: Any = model.hf
             chooser = Chooser(model, strategy, seed, open_lens(lens, model))
-            chooser.is_running = False  # but in `generate`: other passes of the model are its own
+            chooser.is_running = False  # only `generate` is changed, not other passes of the model
             log = DecodingLog(criterion_name(strategy))
             if "_layerlens_decoding" in vars(hf):
-                raise OptionError("this model is inside ll.decoding already", "leave that first", option="model")
+                raise OptionError("this model is already inside ll.decoding", "leave that first", option="model")
             own_generate, theirs = hf.generate, vars(hf).get("generate")
             stack.enter_context(recompiled(hf))
             stack.enter_context(chooser.choosing())
@@ -82,7 +82,9 @@ def decoding(
         try:
             yield log
         finally:
-            stack.enter_context(alone(hf))  # a generation in another thread ends as it began
+            stack.enter_context(
+                alone(hf)
+            )  # a generation that another thread has begun is not changed by the end of this context
             del hf._layerlens_decoding
             if theirs is None:
                 del hf.generate
@@ -91,7 +93,7 @@ def decoding(
 
 
 def criterion_name(strategy: Strategy) -> str:
-    """What the log calls the values that a strategy compared; OptionError where it has another column of that name."""
+    """The name in the log of the values that a strategy compared; OptionError where another column has that name."""
     name = "entropy" if strategy.criterion == "shannon" else str(strategy.criterion).replace("-", "_")
     if name in COLUMNS:
         what = f"of {type(strategy).__name__} is the name of another column of the log"
@@ -102,7 +104,7 @@ def criterion_name(strategy: Strategy) -> str:
 def _followed(
     model: Model, chooser: Chooser, log: DecodingLog, own_generate: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    """transformers' generate, and what was decided in it added to the log."""
+    """A `generate` that runs transformers' own and adds what was decided to the log."""
     kwargs = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
     config = _effective_config(model, kwargs)
     _refuse_other_searches(config, kwargs)
@@ -130,7 +132,7 @@ def _followed(
 
 
 def _refuse_short_cache(model: Model, error: IndexError) -> None:
-    """ModelError where transformers makes its cache for fewer layers than run."""
+    """ModelError where transformers makes its cache for fewer layers than the model has."""
     counted = getattr(model.hf.config.get_text_config(decoder=True), "num_hidden_layers", model.n_layers)
     if counted < model.n_layers:
         raise ModelError(
@@ -181,16 +183,16 @@ def _refuse_unreadable_ids(model: Model, config: GenerationConfig, inputs: Tenso
     ids = [] if inputs is None or inputs.is_floating_point() else [int(inputs.min()), int(inputs.max())]
     n_rows = (1 if inputs is None else len(inputs)) * (config.num_return_sequences or 1)
     if n_rows > 1 and config.pad_token_id is not None:
-        ids.append(config.pad_token_id)  # which rows that have ended go on with
+        ids.append(config.pad_token_id)  # emitted for rows that have ended
     unknown = [token_id for token_id in ids if not 0 <= token_id < model.n_known_tokens]
     if unknown:
         what = "pad_token_id" if unknown[0] == config.pad_token_id else "an input token"
-        problem = f"{what} {unknown[0]} has no embedding, the model knows 0..{model.n_known_tokens - 1}"
+        problem = f"{what} {unknown[0]} has no embedding: the model has embeddings of 0..{model.n_known_tokens - 1}"
         raise OptionError(problem, "give one of these", given=unknown[0])
 
 
 class _Follower(LogitsProcessor):
-    """Keeps what was decided for each token that is about to be emitted. Changes no score.
+    """Keeps what was decided for each token that is about to be emitted. It changes no score.
 
     Raises:
         ModelError: the logits of a row that has not ended are NaN or infinite.
@@ -273,6 +275,6 @@ def _first_positions(config: GenerationConfig, kwargs: dict[str, Any], n_rows: i
     if mask is not None:
         lengths = mask.sum(1)
     elif inputs.ndim == 2 and pad is not None and pad not in (ends if isinstance(ends, list) else [ends]):
-        lengths = (inputs != pad).sum(1)  # what transformers takes for padding
+        lengths = (inputs != pad).sum(1)  # transformers takes this token for padding
     per_prompt = n_rows // len(lengths)
     return [int(length) - 1 for length in lengths.tolist() for _ in range(per_prompt)]

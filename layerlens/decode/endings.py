@@ -12,14 +12,14 @@ from layerlens.errors import OptionError, first_sentence
 def ending_criteria(
     eos_token_id: int | Sequence[int] | None, stop_strings: str | list[str] | None, tokenizer: Any
 ) -> StoppingCriteriaList:
-    """What ends single rows of a generation; OptionError where the tokenizer cannot write a stop string."""
+    """Criteria that end single rows of a generation; OptionError where the tokenizer cannot encode a stop string."""
     criteria = StoppingCriteriaList()
     if eos_token_id is not None and eos_token_id != []:
         criteria.append(EosTokenCriteria(eos_token_id if isinstance(eos_token_id, int) else list(eos_token_id)))
     if stop_strings:
         try:
             criteria.append(StopStringCriteria(tokenizer, stop_strings))
-        except Exception as error:  # of a tokenizer whose tokens it cannot take apart
+        except Exception as error:  # where it cannot take the tokenizer's tokens apart
             texts = [stop_strings] if isinstance(stop_strings, str) else stop_strings
             what = f"cannot be looked for with a {type(tokenizer).__name__} ({first_sentence(error)})"
             raise OptionError.about("stop_strings", texts, what, "give others, or leave them out") from error

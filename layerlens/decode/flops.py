@@ -25,18 +25,19 @@ _ACTIVE_EXPERTS = (
 def decoding_flops(
     hf: PreTrainedModel, window: int, mean_depth: float | None = None, mean_read: float | None = None
 ) -> DecodingFlops:
-    """What one generated token costs, counted from the model's modules; it may lie on the meta device.
+    """What one generated token costs, counted from the model's modules; the model may be on the meta device.
 
     Args:
         hf: a causal language model.
-        window: K, the candidate layers, the last one included.
-        mean_depth: layers a walk goes back on average, 0..K − 1, where it was measured.
-        mean_read: layers a lazy walk reads beside the last one on average; see `analysis.overhead.layers_read`.
+        window: K, the number of candidate layers, the last one included.
+        mean_depth: how many layers a walk goes back on average, 0..K − 1, where it was measured.
+        mean_read: how many layers a lazy walk reads beside the last one on average; see
+            `analysis.overhead.layers_read`.
 
     Raises:
-        OptionError: the window is below 1 or the depth does not fit it.
-        ModelError: the model has routed experts, and its config does not say how many of them a token goes through; or
-            they lie in packed blocks.
+        OptionError: the window is below 1, or the depth does not fit it.
+        ModelError: the model has routed experts, and its config does not say how many of them a token uses, or their
+            weights are packed in blocks.
     """
     if window < 1:
         raise OptionError.about("window", window, "is too small", "give a whole number from 1")
@@ -65,14 +66,14 @@ def _is_list_of_experts(name: str, module: nn.Module) -> bool:
 
 
 def _of_a_list(experts: nn.Module, active: int | None, hf: PreTrainedModel) -> int:
-    """For one token, of experts that are modules of their own."""
+    """Multiply-adds for one token of experts that are modules of their own."""
     linears = [module for module in experts.modules() if isinstance(module, nn.Linear)]
     n_experts = len(list(experts.children()))
     return sum(linear.in_features * linear.out_features for linear in linears) * _known(active, hf) // n_experts
 
 
 def _of_its_own(module: nn.Module, active: int | None, hf: PreTrainedModel) -> int:
-    """For one token, of a module without its children."""
+    """Multiply-adds for one token of a module without its children."""
     if isinstance(module, nn.Embedding) or hasattr(module, "num_embeddings"):  # the latter: one in packed blocks
         return 0
     if isinstance(module, Conv1D | nn.Conv1d):

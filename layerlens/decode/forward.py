@@ -14,12 +14,12 @@ from layerlens.compat import can_fill_a_static_cache, can_grow_a_cache
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 
-# What a pass takes that an earlier one left; a family with none of them reads the whole text again.
+# What an earlier pass left for the next one; a family with none of these reads the whole text again.
 _MEMORIES = ("past_key_values", "cache_params", "state")
 
 
 class Forward:
-    """Passes that carry on from one another; all tensors lie on the model's device. Call `prompts` first.
+    """Passes, each of which continues the last one; all tensors are on the model's device. Call `prompts` first.
 
     Attributes:
         is_static: whether the cache keeps its size, so that steps can be captured as a graph.
@@ -40,8 +40,8 @@ class Forward:
         Args:
             model: from `load`.
             ids: of the prompts, padded on the left.
-            mask: 1 where `ids` is no padding.
-            n_steps: tokens that will be read after the prompts, at most.
+            mask: 1 where `ids` is not padding.
+            n_steps: the most tokens that will be read after the prompts.
             static: whether to use a cache of fixed size where the family can.
             rewinds: whether `rewind` will be called, for which some caches keep more.
         """
@@ -49,7 +49,7 @@ class Forward:
         self._source = model.source
         self._text = ids
         self._n_seen = 0
-        # slots after the present one are masked by causality, so that with a static cache the mask keeps its shape
+        # later slots are masked by causality, so that with a static cache the mask keeps its shape
         self._mask = torch.cat([mask, mask.new_ones(len(ids), n_steps)], dim=1)
         self._position = self._positions()[:, ids.shape[1] - 1 : ids.shape[1]].clone()
         self._inputs = set(inspect.signature(model.hf.forward).parameters)
@@ -64,7 +64,7 @@ class Forward:
     def prompts(self) -> Logits:
         """The pass over the prompts: the logits after the last token of each."""
         logits = self._pass(self._text, self._positions()[:, : self._text.shape[1]], 1, is_first=True)[:, 0]
-        # other families' own kinds of memory cannot be told to forget a row
+        # the memory of other families cannot drop a row
         self._forgets_rows = self._name is None or (
             self._hands_on and type(self._memory) in (DynamicCache, StaticCache)
         )
@@ -73,18 +73,18 @@ class Forward:
     def step(self, token_ids: Int[Tensor, "rows new"], n_read: int = 1) -> Float[Tensor, "rows read vocab"]:
         """The pass over more tokens of each row: the logits after each of the last `n_read` of them.
 
-        Where a `Chooser` answers the pass, its `n_read` is to be the same.
+        Where a `Chooser` chooses the logits of the pass, its `n_read` must be the same.
 
         Raises:
             ModelError: there are several, and `can_rewind` is false.
-            OptionError: they are more than there is room for, or other positions are read than a chooser chooses for.
+            OptionError: there is no room for so many, or a chooser chooses for another number of positions.
         """
         n_new = token_ids.shape[1]
         room = self._mask.shape[1] - (self._text.shape[1] if self._name is None else self._n_seen)
         if n_new > room:
             raise OptionError(
-                f"there is room for {room} more tokens after the prompts and not for {n_new}",
-                "give a larger n_steps, tokens that are taken back counted until then",
+                f"there is room for {room} more tokens after the prompts, and not for {n_new}",
+                "give a larger n_steps; tokens that are taken back count until they are",
                 given=n_new,
             )
         self._n_new += n_new
@@ -107,8 +107,8 @@ class Forward:
     def can_rewind(self) -> bool:
         """Whether several tokens can be read in one pass, and taken back; known once the prompts were read.
 
-        Families of transformers with a recurrence mostly go on by one token at a time, some of them giving wrong logits
-        for several, and none can take a token out of a sum.
+        Most families of transformers with a recurrence continue by one token at a time. Some give wrong logits for
+        several tokens, and none can take a token out of a sum.
         """
         if self._name is None:
             return True
@@ -118,16 +118,17 @@ class Forward:
         return self._forgets_rows and all(type(layer) in kinds for layer in layers)
 
     def rewind(self, n_tokens: int) -> None:
-        """Take the last tokens of every row back, as if they had not been read, by blocks that were skipped among them.
+        """Take back the last tokens of every row, as if they had not been read, even by steps with skipped blocks.
 
-        Where the cache was made to rewind, call it now and then, with 0 where all is kept: until then it keeps all.
+        Where the cache was made to rewind, call this now and then, with 0 if no token is taken back. Until then the
+        cache keeps everything.
 
         Args:
-            n_tokens: at most those read by steps since the last call.
+            n_tokens: at most the number of tokens read by steps since the last call.
 
         Raises:
             ModelError: `can_rewind` is false.
-            OptionError: more tokens are to be taken back than were read.
+            OptionError: n_tokens is larger than the number of tokens that were read.
         """
         if not self.can_rewind:
             raise ModelError(
@@ -152,7 +153,7 @@ class Forward:
                 layer.crop(min(0, self._n_seen - layer.get_seq_length()))
 
     def keep_rows(self, index: Int[Tensor, " kept"]) -> bool:
-        """Go on with these rows only; False where the family cannot."""
+        """Continue with these rows only; False where the family cannot."""
         if self._forgets_rows:
             if self._name is None:
                 self._text = self._text[index]
@@ -178,8 +179,8 @@ class Forward:
         logits: Tensor = outputs.logits[:, -n_read:]
         if logits.shape[1] != n_read:
             raise OptionError(
-                f"{n_read} positions are read and a chooser chooses for {logits.shape[1]}",
-                "set its n_read to the same",
+                f"{n_read} positions are read, and the chooser chooses for {logits.shape[1]}",
+                "set its n_read to the same number",
                 given=n_read,
             )
         return logits
@@ -192,7 +193,7 @@ class Forward:
         if self._name is None or not can_grow_a_cache(self._hf):
             return None, False
         if self._hf.config.get_text_config(decoder=True).num_hidden_layers < model.n_layers:
-            return DynamicCache(), False  # the decoder half of a translator, whose config counts the encoder's layers
+            return DynamicCache(), False  # for the decoder half of a translator the config counts the encoder's layers
         if static and can_fill_a_static_cache(self._hf):
             return StaticCache(config=self._hf.config, max_cache_len=length), True
         return DynamicCache(config=self._hf.config), False

@@ -1,5 +1,5 @@
-"""What a model's own generation config says, where no option says otherwise: as transformers' `generate` takes it,
-except that tokens are drawn only where a temperature is given."""
+"""A model's own generation config. It applies where no option is given, as in transformers' `generate`, with one
+exception: tokens are sampled only where a temperature is given."""
 
 import copy
 import warnings
@@ -17,10 +17,10 @@ from layerlens.decode.options import GenerateOptions, Options
 from layerlens.errors import Notice, OptionError, first_sentence, spelled
 from layerlens.models import Model
 
-# Entries that have an option of the same name here, and what is off.
+# Entries that have an option of the same name here, with the value that turns each off.
 _OPTIONS: dict[str, Any] = {"repetition_penalty": 1.0, "min_new_tokens": 0, "stop_strings": None}
 _OPTIONS_OF_SAMPLING: dict[str, Any] = {"top_p": 1.0, "top_k": 0}
-# Entries that have none, and what is off besides None.
+# Entries without such an option, with the value, besides None, that turns each off.
 _OTHERS: dict[str, Any] = {
     "sequence_bias": {},
     "no_repeat_ngram_size": 0,
@@ -43,7 +43,7 @@ _OTHERS_OF_SAMPLING: dict[str, Any] = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
-# Entries that are not followed here, what is off besides None, and what they would have.
+# Entries that are not followed here, with the value, besides None, that turns each off, and what they ask for.
 _LEFT_OUT: dict[str, tuple[Any, str]] = {
     "num_beams": (1, "beams"),
     "num_return_sequences": (1, "several texts for each prompt"),
@@ -59,9 +59,9 @@ _LEFT_OUT: dict[str, tuple[Any, str]] = {
 
 
 def with_generation_config(options: Options, model: Model) -> Options:
-    """The options with every None that the model's generation config fills filled; see `GenerateOptions`.
+    """The options, with None replaced where the model's generation config has a value; see `GenerateOptions`.
 
-    Warns with a `Notice` of what the generation config asks for and is not done.
+    A `Notice` says what the generation config asks for that is not done.
     """
     asked = options.generation_config is True and options.max_new_tokens > 0
     config = getattr(model.hf, "generation_config", None) if asked else None
@@ -79,7 +79,7 @@ def with_generation_config(options: Options, model: Model) -> Options:
 
 
 def acting(model: Model, options: GenerateOptions) -> dict[str, Any]:
-    """The entries of the model's generation config that change logits and have no option of their own, fit for JSON."""
+    """Entries of the model's generation config that change logits and have no option of their own, fit for JSON."""
     config = getattr(model.hf, "generation_config", None)
     off = _OTHERS | (_OTHERS_OF_SAMPLING if options.samples else {})
     values = {name: getattr(config, name, None) for name in off}
@@ -87,14 +87,14 @@ def acting(model: Model, options: GenerateOptions) -> dict[str, Any]:
 
 
 def unfollowed(config: GenerationConfig | None, source: str, options: GenerateOptions) -> Iterator[str]:
-    """A sentence on each thing that a generation config asks for and this does not do."""
+    """A sentence on each thing that a generation config asks for and layerlens does not do."""
     if getattr(config, "do_sample", None) and not options.samples:
         names = ("temperature", "top_k", "top_p", "min_p")
         given = [f"{name} {value}" for name in names if (value := getattr(config, name, None)) is not None]
         how = f" ({', '.join(given)})" if given else ""
         temperature = getattr(config, "temperature", None) or 1.0
         yield (
-            f"the generation config of {source} samples{how}, and this takes the most probable token; give "
+            f"the generation config of {source} samples{how}, and layerlens takes the most probable token; give "
             f"{spelled('temperature', temperature)} to sample"
         )
     for name, (off, what) in _LEFT_OUT.items():
@@ -106,9 +106,9 @@ def unfollowed(config: GenerationConfig | None, source: str, options: GenerateOp
 def row_processors(
     model: Model, prompts: Sequence[Sequence[int]], options: GenerateOptions, ends: Sequence[int]
 ) -> list[LogitsProcessorList] | None:
-    """For each prompt what transformers makes of options and generation config; None where the options are all.
+    """For each prompt the logits processors of transformers; None where the options alone say everything.
 
-    Each row has its own, made for its own length, so that padding beside a longer prompt counts for nothing.
+    Each row has its own processors, made for its own length, so that padding beside a longer prompt changes nothing.
 
     Raises:
         OptionError: transformers cannot follow the generation config.
@@ -122,7 +122,7 @@ def row_processors(
 def processed(
     source: str, processors: Sequence[LogitsProcessorList], texts: Sequence[Tensor], scores: Tensor
 ) -> Tensor:
-    """The scores [rows, vocab], each row changed by its own processors, which see its own text so far."""
+    """The scores [rows, vocab], where each row is changed by its own processors, which see its own text so far."""
     rows: Any = zip(processors, texts, scores.split(1), strict=True)
     with _followed(source):
         return torch.cat([own(text.unsqueeze(0), row) for own, text, row in rows])
@@ -147,7 +147,7 @@ def _processors_of(
 
 @contextmanager
 def _followed(source: str) -> Iterator[None]:
-    """OptionError for whatever transformers says of entries that do not fit the model."""
+    """OptionError in place of any error that transformers raises for entries that do not fit the model."""
     try:
         yield
     except Exception as error:

@@ -1,5 +1,5 @@
-"""What an option and a class of strategies are, for a record: the same in another process if and only if they are the
-same, as far as that can be told."""
+"""Records of options and of classes of strategies. Two processes write the same record if and only if the things are
+the same, as far as that can be told."""
 
 import hashlib
 import json
@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_DEEPEST = 8  # objects within objects; below, a value is told by its repr
-_DUNDERS = ("__init__", "__post_init__", "__new__", "__call__", "__getattr__")  # the others do not choose tokens
+_DEEPEST = 8  # objects within objects; deeper values are recorded by their repr
+_DUNDERS = ("__init__", "__post_init__", "__new__", "__call__", "__getattr__")  # other fields do not choose tokens
 
 
 def recorded(value: Any, depth: int = 0) -> Any:
-    """A value as JSON holds it: numbers, texts, lists and mappings by what is in them.
+    """A value as JSON holds it. Numbers, texts, lists and mappings are recorded by their contents.
 
-    An array or a tensor is told by a digest of its contents, a function by one of its code, and any other object by
-    its attributes. What has neither, or is nested too deep, is told by its `repr`.
+    An array or a tensor is recorded by a digest of its contents, a function by a digest of its code, and any other
+    object by its attributes. An object without attributes, or nested too deep, is recorded by its `repr`.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -55,7 +55,7 @@ def recorded(value: Any, depth: int = 0) -> Any:
 
 
 def attributes_of(value: object) -> dict[str, Any]:
-    """What an object holds, by name, without what it only keeps to save time (cached properties)."""
+    """The attributes of an object by name, without those that only save time (cached properties)."""
     kind = type(value)
     slots = [name for one in kind.__mro__ for name in _listed(vars(one).get("__slots__", ()))]
     names = dict.fromkeys([*slots, *getattr(value, "__dict__", {})])
@@ -64,7 +64,7 @@ def attributes_of(value: object) -> dict[str, Any]:
 
 
 def code_of(kind: type) -> str | None:
-    """A digest of what a class does; None for a class of this package, which its version tells.
+    """A digest of the code of a class; None for a class of this package, which the version identifies.
 
     It covers the methods and constants of the class and of those that it derives from, and the functions and constants
     of their modules that they name; not comments, layout, or what they import.
@@ -85,7 +85,7 @@ def _members(kind: type, seen: set[int]) -> list[Any]:
 
 
 def _code(value: Any, seen: set[int]) -> Any:
-    """What tells a member of a class, or a constant of a function."""
+    """What identifies a member of a class, or a constant of a function."""
     if isinstance(value, property):
         return [_code(one, seen) for one in (value.fget, value.fset) if one is not None]
     if isinstance(value, staticmethod | classmethod):

@@ -16,17 +16,17 @@ _NONE = -1
 _NUMBERS = ("last_token_id", "selected_layer", "valley_layer", "projections")
 _FINITE = len(_NUMBERS)
 COLUMNS = ("call", "row", "position", "next_token_id", *_NUMBERS)
-"""Of the log, beside the one of the criterion's values."""
+"""The columns of the log, beside the column of the criterion's values."""
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided about the rows of one pass, or about the tokens of one text.
+    """The decisions about the rows of one pass, or about the tokens of one text.
 
     Attributes:
-        numbers: last layer's token, selected layer, valley layer (−1 for none), projections made, and
-            1 where the logits that a token is drawn from are numbers (see `is_finite`).
-        values: the criterion of the window's layers, L last; NaN where it was not read.
+        numbers: last layer's token, selected layer, valley layer (−1 for none), projections made, and 1 where the
+            logits that a token is drawn from are finite (see `is_finite`).
+        values: the criterion of the layers of the window, L last; NaN where a layer was not read.
     """
 
     numbers: Int[Tensor, "rows 5"]
@@ -34,12 +34,12 @@ class Decisions:
 
     @property
     def selected_layer(self) -> Int[Tensor, " rows"]:
-        """Whose logits were sampled from, 1..L."""
+        """The layer whose logits the token was sampled from, 1..L."""
         return self.numbers[:, _NUMBERS.index("selected_layer")]
 
     @property
     def valley_layer(self) -> Int[Tensor, " rows"]:
-        """Where the walk ended, 1..L; −1 where there was none."""
+        """The layer where the walk ended, 1..L; −1 where there was no walk."""
         return self.numbers[:, _NUMBERS.index("valley_layer")]
 
     @property
@@ -56,12 +56,13 @@ class Decisions:
     def of(
         cls, choice: Choice, projections: Int[Tensor, " rows"], greatest: Float[Tensor, " rows"] | None = None
     ) -> "Decisions":
-        """The choice of one step, packed so that two tensors leave the device.
+        """The choice of one step, packed so that only two tensors leave the device.
 
         Args:
             choice: of all rows.
             projections: how many states of each row went through the unembedding.
-            greatest: of the logits of each row that a token is drawn from; None where they are known to be numbers.
+            greatest: the greatest of the logits of each row that a token is drawn from; None where they are known to be
+                finite.
         """
         valley = torch.full_like(choice.selected_layer, _NONE) if choice.valley_layer is None else choice.valley_layer
         finite = torch.ones_like(valley) if greatest is None else greatest.abs() < torch.inf
@@ -71,16 +72,16 @@ class Decisions:
 
     @classmethod
     def joined(cls, parts: Sequence["Decisions"]) -> "Decisions":
-        """Those of all parts, one after the other."""
+        """The decisions of all parts, one after the other."""
         return cls(torch.cat([part.numbers for part in parts]), torch.cat([part.values for part in parts]))
 
     @classmethod
     def of_texts(cls, passes: Sequence["Decisions"], lengths: Sequence[int]) -> list["Decisions"]:
-        """Of each row its own, on the host, from passes over the same rows that emitted one token of each.
+        """The decisions of each row, on the host, from passes over the same rows; each pass emitted one token a row.
 
         Args:
             passes: in order.
-            lengths: tokens of each row until it ended.
+            lengths: how many tokens each row emitted until it ended.
         """
         numbers, values = (
             torch.stack(tensors).cpu() for tensors in zip(*((one.numbers, one.values) for one in passes), strict=True)
@@ -92,7 +93,7 @@ class DecodingLog:
     """What a strategy decided at every step of every call.
 
     Attributes:
-        criterion: what the strategy compared: "entropy" in nats, or the name of another criterion.
+        criterion: what the strategy compared, "entropy" (in nats) or the name of another criterion.
     """
 
     def __init__(self, criterion: str = "entropy") -> None:
@@ -128,9 +129,9 @@ class DecodingLog:
         """Add one call of `generate`.
 
         Args:
-            emitted: the tokens of each row, until it ended.
+            emitted: the tokens of each row until it ended.
             firsts: position of the state that emitted each row's first token.
-            decisions: of each row, one for each of its tokens.
+            decisions: for each row, one decision for each of its tokens.
         """
         for row, (tokens, first, decided) in enumerate(zip(emitted, firsts, decisions, strict=True)):
             self._frames.append(_frame(self._n_calls, row, first, tokens, decided, self.criterion))

@@ -80,7 +80,7 @@ def generate(
     lens: str | Transport | None = None,
     **options: Any,
 ) -> Generation | list[Generation]:
-    """What the model answers to each prompt, in their order, when a strategy chooses the logits.
+    """The model's answer to each prompt, in the order of the prompts, with logits that a strategy chooses.
 
     Args:
         model: from `load`.
@@ -91,8 +91,8 @@ def generate(
         **options: fields of `GenerateOptions` (max_new_tokens, temperature, top_p, stop_strings, batch_size, ...).
 
     Returns:
-        one `Generation` for a text, else a list. Several batches are made of prompts of similar length. A `Notice`
-        names the prompts for which the model gave NaN or infinite logits.
+        one `Generation` for a text, else a list of them. Where there are several batches, prompts of similar length go
+        together. A `Notice` names the prompts for which the model gave NaN or infinite logits.
 
     Raises:
         OptionError, PromptError, ModelError: before anything is generated.
@@ -124,7 +124,7 @@ def generate(
 
 
 def _tell_broken(model: Model, prompts: Sequence[TokenizedPrompt], generations: Sequence[Generation]) -> None:
-    """A `Notice` of the prompts whose logits were no numbers."""
+    """A `Notice` that names the prompts whose logits were NaN or infinite."""
     pairs = zip(prompts, generations, strict=True)
     broken = [prompt.prompt_id for prompt, generation in pairs if generation.finish_reason == "non_finite"]
     if broken:
@@ -133,7 +133,7 @@ def _tell_broken(model: Model, prompts: Sequence[TokenizedPrompt], generations: 
 
 
 def non_finite(model: Model, prompt_ids: Sequence[str]) -> tuple[str, str]:
-    """That the model gave no numbers for some prompts, and what to do."""
+    """The problem that the model gave NaN or infinite logits for some prompts, and what to do."""
     several = len(prompt_ids) > 1
     ids = ", ".join(prompt_ids[:5]) + (" ..." if len(prompt_ids) > 5 else "")
     dtype = str(model.hf.dtype).removeprefix("torch.")
@@ -144,7 +144,7 @@ def non_finite(model: Model, prompt_ids: Sequence[str]) -> tuple[str, str]:
 
 
 def by_length(prompts: Sequence[TokenizedPrompt], batch_size: int) -> list[list[int]]:
-    """Indices of the prompts of each batch: prompts of similar length go together, in their order where all fit."""
+    """Indices of the prompts of each batch: prompts of similar length go together; a single batch keeps their order."""
     if len(prompts) <= batch_size:
         return [list(range(len(prompts)))]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
@@ -152,7 +152,7 @@ def by_length(prompts: Sequence[TokenizedPrompt], batch_size: int) -> list[list[
 
 
 def batch_seed(seed: int, batch: int) -> int:
-    """The seed itself for the first batch, and one of its own for every other, so that a resumed run draws the same."""
+    """The seed itself for the first batch, and another for each other batch, so that a resumed run draws the same."""
     return int(digest(f"{seed}/{batch}")[:8], 16) if batch else seed
 
 

@@ -1,4 +1,4 @@
-"""What a model does beside its weights and its config, for a record: the modules it is made of, and what hooks run."""
+"""Records of what acts in a model besides its weights and its config: its modules and its hooks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,17 +13,17 @@ from layerlens.models import Model
 from layerlens.records.manifest import digest
 
 _OURS_AND_THEIRS = ("layerlens", "transformers", "accelerate", "torch")
-"""Packages whose classes and hooks are told by their versions."""
+"""Packages whose classes and hooks are identified by their versions."""
 _PLAIN = (bool, int, float, str)
 
 
 def model_record(model: Model) -> dict[str, Any]:
-    """What a manifest says of a model: `Model.record`, and what tells its modules and hooks from others.
+    """What a manifest says of a model: `Model.record`, and digests that identify its modules and hooks.
 
-    Its "modules" is a digest of the classes of all modules, of the fractions they hold (such as a scaling), of what
-    modules of other packages hold (such as whether an adapter is on), and of forwards that were replaced. Its "hooks"
-    names hooks with their modules. A function is told by its code and by numbers, texts and tensors in its closure; any
-    other object that is called, by its class.
+    Its "modules" is a digest of the classes of all modules, of the fractions they hold (such as a scaling), of the
+    attributes of modules of other packages (such as whether an adapter is on), and of forwards that were replaced. Its
+    "hooks" names hooks with their modules. A function is identified by its code and by the numbers, texts and tensors
+    in its closure; any other callable object is identified by its class.
     """
     return {**model.record(), "modules": _modules(model.hf), "hooks": sorted(_hooks(model.hf))}
 
@@ -38,7 +38,7 @@ def _modules(hf: nn.Module) -> str:
         else:
             held = {key: value for key, value in attributes.items() if key != "training" and _is_plain(value)}
             told.append([path, kind.__qualname__, code_of(kind), held])
-        if "forward" in attributes and mover_of(module) is None:  # which moves states between devices
+        if "forward" in attributes and mover_of(module) is None:  # accelerate's, which moves states between devices
             told.append([path, "forward", _called(attributes["forward"])])
     return digest(repr(told))[:16]
 
@@ -64,7 +64,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _called(function: Callable[..., Any]) -> str:
-    """A name for what is called, with a digest of what of it can be told: the same in another process."""
+    """A name for a callable, with a digest of what identifies it; the same in another process."""
     if isinstance(function, partial):
         inner = _called(function.func)
         given = [_told(value) for value in (*function.args, *sorted(function.keywords.items()))]

@@ -1,4 +1,4 @@
-"""How text is generated: the names are transformers'."""
+"""Options of how text is generated. Their names are those of transformers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,12 @@ from typing import Any, ClassVar, TypeVar
 
 from layerlens.errors import OptionError, did_you_mean, excerpt, is_utf8, spelled
 
-NO_TOKEN = -1  # what configs write where there is none
+NO_TOKEN = -1  # configs write it for "no token"
 LEAST_TEMPERATURE = 1e-3  # below, float32 logits over the temperature overflow
-# None stands for what the model's generation config says
+# None stands for the value in the model's generation config
 _FILLED = ("min_new_tokens", "top_p", "top_k", "repetition_penalty")
 
-# of what transformers' apply_chat_template takes, what is no variable of the template
+# arguments of transformers' apply_chat_template that are not variables of the template
 _NO_VARIABLES = {
     *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
     *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
@@ -23,45 +23,45 @@ _NO_VARIABLES = {
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Options of a generation; contradictions are refused at once."""
+    """Options of a generation. Options that contradict each other are refused at once."""
 
     max_new_tokens: int = 256
-    """Tokens to generate for each prompt at most."""
+    """The most tokens to generate for each prompt."""
     min_new_tokens: int | None = None
-    """Tokens before an end token may be emitted; None: the generation config's, else 0."""
+    """How many tokens must come before an end token may be emitted. None: the generation config's, else 0."""
     do_sample: bool | None = None
-    """Sample instead of taking the most probable token; None: where `temperature` is above 0."""
+    """Sample, instead of taking the most probable token. None: sample where `temperature` is above 0."""
     temperature: float = 0.0
-    """0 is greedy; above, sampling at this temperature."""
+    """0 is greedy; a value above 0 is the temperature at which tokens are sampled."""
     top_p: float | None = None
     """Sample from the smallest set of tokens with this much probability; 0 < top_p <= 1. None: the generation config's,
     else 1."""
     top_k: int | None = None
-    """Sample from this many most probable tokens, 0 for all; None: the generation config's, else 0."""
+    """Sample from this many most probable tokens; 0: from all. None: the generation config's, else 0."""
     repetition_penalty: float | None = None
-    """Divides positive and multiplies negative logits of tokens that were there before, 1 is off; None: the generation
-    config's, else 1."""
+    """Divides positive logits, and multiplies negative logits, of tokens that the text already has; 1 is off. None: the
+    generation config's, else 1."""
     stop_strings: str | Sequence[str] | None = None
-    """Texts that end a generation once they have been emitted; None: the generation config's, if any."""
+    """Texts that end a generation once they have been emitted. None: the generation config's, if any."""
     eos_token_id: int | Sequence[int] | None = None
-    """Tokens that end a generation; None: the generation config's, else the tokenizer's; -1: none."""
+    """Tokens that end a generation. None: the generation config's, else the tokenizer's. -1: none."""
     generation_config: bool | Mapping[str, Any] | None = True
-    """Whether the model's generation config acts where no option is given: what the options above take from it, and its
-    suppressed tokens, bad words, n-grams, biases and forced tokens. That it samples does not act: give a `temperature`.
-    In a run's options: what acted."""
+    """Whether the model's generation config is followed where no option is given. This concerns the values that the
+    options above take from it, and its suppressed tokens, bad words, n-grams, biases and forced tokens. Its wish to
+    sample is not followed: give a `temperature`. In the options of a run this field holds the entries that acted."""
     seed: int = 0
-    """Of everything drawn; each batch has generators of its own."""
+    """Seed of everything that is drawn. Each batch has generators of its own."""
     batch_size: int = 1
     """Prompts that go through the model together."""
     chat_template: bool | None = None
-    """Wrap prompts in the tokenizer's chat template; None: where it has one."""
+    """Wrap prompts in the tokenizer's chat template. None: do so where the tokenizer has one."""
     system: str | None = None
     """System message before each prompt; needs a chat template."""
     chat_template_args: dict[str, Any] | None = None
     """Variables of the chat template by name, such as {"enable_thinking": False}; JSON values."""
     add_special_tokens: bool | None = None
-    """Put the tokenizer's special tokens around a prompt, save a beginning that it has itself; None: around plain text,
-    not around what a chat template wrote."""
+    """Put the tokenizer's special tokens around a prompt, but not a begin token that the prompt already has. None: do
+    so around plain text, and not around what a chat template wrote."""
 
     _least_new_tokens: ClassVar[int] = 1
 
@@ -97,7 +97,7 @@ class GenerateOptions:
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn."""
+        """Whether tokens are sampled."""
         return self.temperature > 0
 
     @property
@@ -135,11 +135,11 @@ class GenerateOptions:
         if variables is None:
             return
         if not isinstance(variables, dict) or not all(isinstance(name, str) for name in variables):
-            what = "is no dict of variables"
+            what = "is not a dict of variables"
             raise OptionError.about("chat_template_args", variables, what, 'give {"name": value}')
         for name, value in variables.items():
             if name in _NO_VARIABLES:
-                what = "is for layerlens to decide"
+                what = "is decided by layerlens"
                 raise OptionError.about("chat_template_args", {name: value}, what, "leave it out")
             try:
                 json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
@@ -161,7 +161,9 @@ class GenerateOptions:
         if not good or not all(
             isinstance(entry, kind) and entry != "" and not isinstance(entry, bool) for entry in entries
         ):
-            raise OptionError.about(name, value, "is none", f"give {'texts' if kind is str else 'token ids'}")
+            raise OptionError.about(
+                name, value, "cannot be used", f"give {'texts that are not empty' if kind is str else 'token ids'}"
+            )
 
 
 Options = TypeVar("Options", bound=GenerateOptions)
@@ -187,7 +189,7 @@ def made(kind: type[Options], options: dict[str, Any], beside: Sequence[str] = (
 
 
 def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
-    """The same with `chat_template` decided for this tokenizer, and no `add_special_tokens` that is the default."""
+    """The options with `chat_template` decided for this tokenizer, without `add_special_tokens` if that is default."""
     for name in ("system", "chat_template_args", "chat_template"):
         given = getattr(options, name)
         if not has_chat_template and given is not None and given is not False:
@@ -201,7 +203,7 @@ def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
 
 
 def whole(name: str, value: object, least: int) -> None:
-    """OptionError where the value is no whole number from `least` on that 63 bits hold."""
+    """OptionError unless the value is a whole number of at least `least` that fits into 63 bits."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise OptionError.about(name, value, "is no whole number", f"give one from {least}")
     if value < least:

@@ -10,13 +10,13 @@ from layerlens.decode.prompts import pad, pad_token_id
 from layerlens.errors import OptionError, spelled
 from layerlens.models import Model
 
-# of the largest logit; linear attention computes a prompt in chunks, so rounding differs with its length
+# relative to the largest logit; linear attention reads a prompt in chunks, so rounding depends on its length
 _PADDING_TOLERANCE = {torch.float32: 5e-3, torch.float64: 5e-3, torch.float16: 3e-2}
 _STEPS = 4
 
 
 def refuse_ignored_padding(model: Model) -> None:
-    """OptionError where a prompt, padded on the left beside a longer one, generates from other logits than alone."""
+    """OptionError where a prompt that is padded on the left, beside a longer one, has other logits than alone."""
     fault = padding_fault(model)
     if fault is not None:
         raise OptionError(
@@ -29,7 +29,7 @@ def refuse_ignored_padding(model: Model) -> None:
 
 @torch.no_grad()
 def padding_fault(model: Model) -> str | None:
-    """Why a prompt, padded on the left, generates from other logits than alone; None where it does not."""
+    """Why a prompt that is padded on the left has other logits than alone; None where it has the same."""
     known = min(model.n_known_tokens, model.n_vocab)
     long = torch.linspace(min(3, known - 1), known - 1, 9, dtype=torch.float64).long().tolist()
     pad_id = pad_token_id(model)
@@ -37,7 +37,7 @@ def padding_fault(model: Model) -> str | None:
     padded = _first_logits(model, [long[2:6], long], pad_id)
     if _alike(model, alone, padded):
         return None
-    # LLM.int8 picks the columns that it leaves alone by all rows of a batch, padded or not
+    # LLM.int8 looks at all rows of a batch, padding too, to pick the columns that it leaves unquantised
     if model.quantization and not _alike(model, alone, _first_logits(model, [long[2:6], long[4:8]], pad_id)):
         return None
     otherwise = _first_logits(model, [long[2:6], long], (pad_id + 1) % known)
@@ -47,7 +47,7 @@ def padding_fault(model: Model) -> str | None:
 
 
 def _alike(model: Model, left: Tensor, right: Tensor) -> bool:
-    """Whether logits [steps, vocab] agree, up to the step after which a near tie was decided otherwise."""
+    """Whether logits [steps, vocab] agree, up to the step at which a near tie was decided differently."""
     agreed = (left.argmax(1) == right.argmax(1)).cumprod(0).sum()
     left, right = left[: agreed + 1], right[: agreed + 1]
     return bool((left - right).abs().max() <= _PADDING_TOLERANCE.get(model.hf.dtype, 0.1) * left.abs().max())

@@ -1,4 +1,5 @@
-"""Prompts as the model gets them: chat template applied, tokenized, checked against the context, padded."""
+"""Prompts as the model gets them: with the chat template applied, tokenized, checked against the context, and
+padded."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,10 @@ class TokenizedPrompt:
 def tokenize(
     model: Model, prompts: Sequence[Prompt], options: GenerateOptions, *, fits_context: bool = True
 ) -> list[TokenizedPrompt]:
-    """Every prompt's text and token ids; without `fits_context` also of texts that are too long for the model.
+    """Every prompt's text and token ids. Without `fits_context`, texts that are too long for the model are not refused.
 
     Raises:
-        OptionError: an end token is none that the model can emit, or the chat template has no such variable.
+        OptionError: the model cannot emit an end token that was given, or the chat template has no such variable.
         PromptError: a prompt is empty, does not fit the chat template or the tokenizer, or leaves no room in the
             context.
     """
@@ -70,7 +71,7 @@ def pad(sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple
 def end_token_ids(model: Model, options: GenerateOptions | None = None) -> list[int]:
     """The ids that end a generation: the options', else the model's generation config's, else its tokenizer's.
 
-    Ids that the model cannot emit are left out: configs write -1 for none, and name tokens that were never added.
+    Ids that the model cannot emit are left out: configs write -1 for "no token", and name tokens that were never added.
 
     Raises:
         OptionError: the options name an id, other than -1, that the model cannot emit.
@@ -84,25 +85,25 @@ def end_token_ids(model: Model, options: GenerateOptions | None = None) -> list[
     if given is not None and len(ends) < len(every) - every.count(NO_TOKEN):
         what = "holds an id that the model never emits"
         raise OptionError.about(
-            "eos_token_id", given, what, f"give ids of 0..{model.n_vocab - 1}, or {NO_TOKEN} for none"
+            "eos_token_id", given, what, f"give ids of 0..{model.n_vocab - 1}, or {NO_TOKEN} for no end token"
         )
     return ends
 
 
 def pad_token_id(model: Model) -> int:
-    """An id to pad with; padding is masked, so any id does that the model both reads and emits."""
+    """An id to pad with. Padding is masked, so any id will do that the model both reads and emits."""
     n_known = min(model.n_known_tokens, model.n_vocab)
     candidates = (model.tokenizer.pad_token_id, *end_token_ids(model))
     return next((int(token_id) for token_id in candidates if token_id is not None and 0 <= token_id < n_known), 0)
 
 
 def refuse_unreadable(emitted: Iterable[int], n_known_tokens: int) -> None:
-    """ModelError where a token was emitted that has no embedding, so that the model cannot go on from it."""
+    """ModelError where a token without an embedding was emitted, so that the model cannot continue from it."""
     for token_id in emitted:
         if token_id >= n_known_tokens:
             raise ModelError(
-                f"the model emitted token {token_id} and has embeddings of 0..{n_known_tokens - 1} alone, so it cannot "
-                "go on",
+                f"the model emitted token {token_id} and has embeddings of 0..{n_known_tokens - 1} only, so it cannot "
+                "continue",
                 "give its embeddings as many rows as its unembedding has",
                 given=token_id,
             )
@@ -114,7 +115,7 @@ def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: 
     elif isinstance(prompt.content, str):
         text = prompt.content
     else:
-        problem = f"prompt {prompt.prompt_id} is a list of messages and no chat template is in use"
+        problem = f"prompt {prompt.prompt_id} is a list of messages, and no chat template is in use"
         advice = "give a plain text, or a model whose tokenizer has a chat template"
         raise PromptError(problem, advice, option="chat_template", given=prompt.prompt_id)
     for what, said in (("the id", prompt.prompt_id), ("the reference", prompt.reference), ("the text", text)):
@@ -124,9 +125,9 @@ def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: 
     special = template is None if options.add_special_tokens is None else options.add_special_tokens
     try:
         ids = _token_ids(model.tokenizer, text, special=special)
-    except Exception as error:  # tokenizers in Python raise whatever their tables raise
-        problem = f"prompt {prompt.prompt_id} holds something that the tokenizer cannot write"
-        raise PromptError(f"{problem} ({first_sentence(error)})", "leave that out", given=text) from error
+    except Exception as error:  # tokenizers written in Python raise any kind of error
+        problem = f"prompt {prompt.prompt_id} holds a text that the tokenizer cannot encode"
+        raise PromptError(f"{problem} ({first_sentence(error)})", "leave that text out", given=text) from error
     if not ids:
         raise PromptError(f"prompt {prompt.prompt_id} has no tokens", "give a text", given=text)
     unknown = [token_id for token_id in ids if token_id is None or not 0 <= token_id < model.n_known_tokens]
@@ -137,7 +138,7 @@ def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: 
 
 
 def _token_ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    """The ids of a text, with the tokenizer's own special tokens but without a beginning that the text has itself."""
+    """The ids of a text with the tokenizer's special tokens, but without a second begin token if the text has one."""
     bare: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if not special:
         return bare

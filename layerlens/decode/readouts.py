@@ -1,4 +1,5 @@
-"""What a strategy sees of one step: the layers' states of the tokens about to be emitted, readable as logits."""
+"""What a strategy sees of one step: for each token about to be emitted the states of layers, which can be read as
+logits."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,12 +16,13 @@ from layerlens.lens.transport import IDENTITY, Transport, at_head
 from layerlens.models.unembed import Unembed
 from layerlens.native.compiled import processor
 
-# How many states one product reads out in about the time of reading the weight once. Accelerators: the ratio of 16-bit
+# How many states one product reads out in about the time it takes to read the weight once. Accelerators: the ratio of
+# 16-bit
 # arithmetic to memory bandwidth, 150 to 250 on the chips of today. CPUs: measured by oneDNN, where eight prompts with
 # ten candidates each are decoded 12 % faster at once than layer by layer.
 _ROWS_AT_BALANCE = {"cpu": 80}
 _ROWS_AT_BALANCE_ELSEWHERE = 192
-# Logits that a criterion reads at once, whose temporaries are as large: on a CPU what stays in a core's cache.
+# Logits that a criterion reads at once. Its temporaries are as large; on a CPU they must stay in a core's cache.
 _CRITERION_AT_ONCE = {"cpu": 2**16}
 _CRITERION_AT_ONCE_ELSEWHERE = 2**24
 
@@ -30,16 +32,17 @@ class Readouts:
 
     Args:
         head: reads them out.
-        states: of the layers that the strategy's `layers` named, [rows, d_model] each.
+        states: the states of the layers that the strategy's `layers` named, [rows, d_model] each.
         n_layers: L.
-        uniform: a number 0 <= u < 1 for each row, or what draws them.
-        transport: of the lens, which brings states to where the head reads them.
-        tied, may_branch, alive: as the attributes.
+        uniform: a number 0 <= u < 1 for each row, or a function that draws them.
+        transport: that of the lens; it maps states to states that the head can read.
+        tied, may_branch, alive: see the attributes.
 
     Attributes:
         n_layers: L.
         tied: whether the unembedding is the embedding.
-        may_branch: whether the host may look at values to decide what to read next; not while a graph is captured.
+        may_branch: whether the host may look at values to decide what to read next. It may not while a graph is
+            captured.
         alive: bool [rows], which rows still emit tokens; None where all do.
     """
 
@@ -64,7 +67,7 @@ class Readouts:
         self.may_branch = may_branch
         self.alive = alive
         self._n_rows = len(next(iter(states.values())))
-        self._of_each = 0  # projections that every row had, and those that some rows had besides
+        self._of_each = 0  # projections of every row, and the further ones of some rows
         self._of_some: Int[Tensor, " rows"] | None = None
 
     def __len__(self) -> int:
@@ -72,7 +75,7 @@ class Readouts:
 
     @property
     def uniform(self) -> Scalars:
-        """A number 0 <= u < 1 for each row, drawn when it is first asked for; to act with a probability."""
+        """A number 0 <= u < 1 for each row, for acting with a probability; drawn when it is first asked for."""
         if not isinstance(self._uniform, Tensor):
             self._uniform = self._uniform()
         return self._uniform
@@ -86,18 +89,18 @@ class Readouts:
 
     @property
     def rows_at_balance(self) -> int:
-        """How many states one product reads out in about the time of reading the weight once."""
+        """How many states one product reads out in about the time it takes to read the weight once."""
         return _ROWS_AT_BALANCE.get(self._device.type, _ROWS_AT_BALANCE_ELSEWHERE)
 
     def logits(
         self, layers: Sequence[int], rows: Int[Tensor, " some"] | None = None, *, norm: bool = True
     ) -> Float[Tensor, "some layers vocab"]:
-        """Float32 logits of some layers in one product: what the model would give if it stopped there.
+        """Float32 logits of some layers in one product: the logits that the model would have if it stopped there.
 
         Args:
-            layers: 1..L, or 0 for the embeddings; only what the strategy's `layers` named.
+            layers: 1..L, or 0 for the embeddings; only layers that the strategy's `layers` named.
             rows: indices of the rows wanted; None for all.
-            norm: with the final norm. DoLa and SLED read early layers without it.
+            norm: whether the final norm is applied. DoLa and SLED read early layers without it.
         """
         stack = self._stacked(layers, rows)
         logits: Tensor = self._head.logits(stack.flatten(0, 1), norm=norm)
@@ -106,7 +109,7 @@ class Readouts:
     def measured(
         self, layers: Sequence[int], criterion: Criterion, rows: Int[Tensor, " some"] | None = None
     ) -> tuple[Float[Tensor, "some layers vocab"], Float[Tensor, "some layers"]]:
-        """`logits`, and the criterion of each; entropies in the same launch where the readout is fused."""
+        """`logits`, and the criterion of each. Where the readout is fused, one launch computes the entropies too."""
         if not self.measures_itself(criterion):
             logits = self.logits(layers, rows)
             rows = logits.flatten(0, 1)
@@ -127,7 +130,7 @@ class Readouts:
         return criterion is shannon and fused(self._head) is not None
 
     def entropies(self, layers: Sequence[int], wanted: Bool[Tensor, " rows"]) -> Float[Tensor, "rows layers"]:
-        """Of the wanted rows, NaN elsewhere; which those are the host need not know, and the others cost nothing."""
+        """Entropies of the wanted rows; NaN for the others, which cost nothing. The host need not know which."""
         from layerlens.lens.kernels import read_fused
 
         order = wanted.long().argsort(descending=True, stable=True)
@@ -138,7 +141,7 @@ class Readouts:
         return torch.empty_like(entropies).index_copy_(0, order, entropies)
 
     def logits_at(self, layer: Int[Tensor, " rows"]) -> Logits:
-        """Float32 logits of one layer per row, each one that the strategy's `layers` named."""
+        """Float32 logits of one layer per row; each layer must be one that the strategy's `layers` named."""
         known = sorted(self._states)
         stack = torch.stack([self._at_head(number) for number in known])
         index = torch.zeros_like(layer)  # by comparisons: a table of layers would be copied from the host
@@ -148,7 +151,7 @@ class Readouts:
         return self._head.logits(stack[index, torch.arange(len(self), device=self._device)])
 
     def split(self, rows: int) -> list["Readouts"]:
-        """The same in parts of at most so many rows; each counts its own projections."""
+        """The same in parts of at most so many rows; each part counts its own projections."""
         return [
             Readouts(
                 self._head,
@@ -166,11 +169,11 @@ class Readouts:
     def _stacked(
         self, layers: Sequence[int], rows: Int[Tensor, " some"] | None = None
     ) -> Float[Tensor, "some layers d_model"]:
-        """States that are now read out."""
+        """The states that are to be read out now."""
         unasked = [layer for layer in layers if layer not in self._states]
         if unasked:
             problem = f"layer {unasked[0]} was not asked for"
-            raise OptionError(problem, "let the strategy's `layers` name it", option="strategy", given=unasked[0])
+            raise OptionError(problem, "return it from the strategy's `layers`", option="strategy", given=unasked[0])
         stack = torch.stack([self._at_head(layer, rows) for layer in layers], dim=1)
         if rows is None:
             self._of_each += len(layers)
@@ -179,7 +182,7 @@ class Readouts:
         return stack
 
     def _at_head(self, layer: int, rows: Int[Tensor, " some"] | None = None) -> States:
-        """States of a layer where and as the head reads them."""
+        """The states of a layer as the head reads them, on the head's device."""
         states = self._states[layer].to(self._device)
         return at_head(self._transport, states if rows is None else states[rows], layer, self.n_layers)
 

@@ -1,4 +1,4 @@
-"""Strategies by name, as the command line and other people's code know them."""
+"""Strategies by name, for the command line and for code that registers its own."""
 
 import inspect
 import re
@@ -25,7 +25,7 @@ def register_strategy(name: str, strategy: "Callable[..., Strategy]") -> None:
         strategy: a frozen dataclass that derives from `Strategy`; its fields are its options.
 
     Raises:
-        OptionError: the name is taken or malformed, or the class is none of strategies, or an abstract one.
+        OptionError: the name is taken or malformed, or the class does not derive from `Strategy` or is abstract.
     """
     from layerlens.decode.strategies import Strategy
 
@@ -33,13 +33,15 @@ def register_strategy(name: str, strategy: "Callable[..., Strategy]") -> None:
         problem = f"the name {name!r} of a strategy is malformed"
         raise OptionError(problem, "give lower-case letters, digits and hyphens", option="name", given=name)
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
-        problem = f"{strategy!r} is no class of strategies"
-        raise OptionError(problem, "derive one from layerlens.Strategy", option="strategy", given=strategy)
+        problem = f"{strategy!r} is not a subclass of Strategy"
+        raise OptionError(
+            problem, "give a class that derives from layerlens.Strategy", option="strategy", given=strategy
+        )
     if lacking := ", ".join(sorted(getattr(strategy, "__abstractmethods__", ()))):
         problem = f"{strategy.__name__} lacks the methods {lacking}"
         raise OptionError(problem, "write them before you register it", option="strategy", given=strategy)
     if is_strategy_name(name):
-        raise OptionError(f"there is a strategy {name!r} already", "give another name", option="name", given=name)
+        raise OptionError(f"there is already a strategy {name!r}", "give another name", option="name", given=name)
     _REGISTERED[name] = strategy
 
 
@@ -53,7 +55,7 @@ def refuse_unknown(name: str) -> None:
     known = strategy_names()
     advice = f"give {', '.join(known)} ({_ALIASES})"
     if not isinstance(name, str):
-        raise OptionError.about("strategy", name, "is no text", advice)
+        raise OptionError.about("strategy", name, "is not a text", advice)
     if not is_strategy_name(name):
         advice = did_you_mean(name, (*known, *_SOME_ALIASES), advice)
         raise OptionError.about("strategy", name, "is unknown", advice)
@@ -65,7 +67,7 @@ def is_strategy_name(name: object) -> bool:
 
 
 def strategy_of(strategy: "Strategy | str | None", **options: Any) -> "Strategy":
-    """The strategy that was given: as it is, by its name or alias with those of the options that it takes, or `Last()`.
+    """The strategy itself, or the one of that name or alias with those of the options that it takes; `Last()` for None.
 
     Raises:
         OptionError: as `named_strategy`.
@@ -81,7 +83,7 @@ def strategy_of(strategy: "Strategy | str | None", **options: Any) -> "Strategy"
 
 
 def named_strategy(name: str, **options: Any) -> "Strategy":
-    """The strategy of that name or alias with these options; what its class raises comes through as it is.
+    """The strategy of that name or alias with these options. Errors that its class raises are passed on unchanged.
 
     Raises:
         OptionError: the name is unknown, or an option has no effect on it or is out of range.
@@ -121,7 +123,7 @@ def strategy_record(strategy: "Strategy", n_layers: int | None = None) -> dict[s
 
     Args:
         strategy: any.
-        n_layers: L of the model, so that a window that was left to it is said.
+        n_layers: L of the model, so that a window that depends on the model is recorded as a number.
     """
     from layerlens.decode.identity import attributes_of, recorded
 

@@ -1,4 +1,5 @@
-"""From logits to the next token, without the host: what transformers' `generate` does with the same seed."""
+"""From logits to the next token, without waiting for the host. The tokens are those of transformers' `generate` with
+the same seed."""
 
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ class Sampler:
     """Chooses the next token of each row.
 
     Attributes:
-        generator: of the draws.
+        generator: the random generator of the draws.
     """
 
     def __init__(
@@ -41,11 +42,11 @@ class Sampler:
         Args:
             options: of the generation, with the generation config's.
             ends: the tokens that end a text.
-            seen: [rows, vocab], which words a repetition penalty finds in each prompt; None without one.
+            seen: [rows, vocab], which tokens a repetition penalty finds in each prompt; None without a penalty.
             n_rows: of the batch.
             seed: of the draws.
-            processors: of each row, in place of all that the options say; None where the options are all.
-            prompts: of each row, for the processors.
+            processors: those of each row, in place of the options; None where the options say everything.
+            prompts: the prompt of each row, for the processors.
             source: what the model is called in messages.
         """
         self._options = options
@@ -80,7 +81,7 @@ class Sampler:
         if not self._options.samples:
             token_ids = arg_max(scores)
         else:
-            # what torch.multinomial does for one draw, except that it asks the host whether the numbers are valid
+            # as torch.multinomial for one draw, which would also ask the host whether the numbers are valid
             probs = self._warpers(None, scores).softmax(1)  # type: ignore[arg-type]
             noise = probs.new_empty(self._n_rows, probs.shape[1]).exponential_(generator=self.generator)
             token_ids = arg_max(probs / (noise if self._alive is None else noise[self._alive]))
@@ -91,7 +92,7 @@ class Sampler:
         return token_ids
 
     def keep_rows(self, kept: Int[Tensor, " rows"], alive: Int[Tensor, " rows"]) -> None:
-        """Go on with some rows: `kept` among the present ones, which are `alive` among those at first."""
+        """Continue with some rows: `kept` says which of the present rows, `alive` which of the first rows."""
         self._alive = alive
         if self._seen is not None:
             self._seen = self._seen[kept]

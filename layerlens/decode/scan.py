@@ -20,22 +20,22 @@ class Walk(NamedTuple):
     steps: Int[Tensor, " rows"]
     """How many layers before L it ended, 0..window − 1."""
     valley_logits: Logits
-    """Of the layer where it ended."""
+    """Logits of the layer where it ended."""
     last_logits: Logits
-    """Of layer L."""
+    """Logits of layer L."""
     values: Float[Tensor, "rows window"]
-    """The criterion of the window's layers, L last; NaN where it was not read."""
+    """The criterion of the window's layers, L last; NaN where a layer was not read."""
 
 
 def walk_back(readouts: Readouts, window: int, criterion: Criterion, scan: str = "auto", floor: float = 0.0) -> Walk:
-    """Eq. 7 of arXiv 2606.21906: one layer back while the criterion is strictly lower there. Ties and NaN end it.
+    """Eq. 7 of arXiv 2606.21906: go back layer by layer while the criterion strictly falls; ties and NaN end the walk.
 
     Args:
-        readouts: of one step.
-        window: candidates, L included.
+        readouts: the readouts of one step.
+        window: the number of candidates, L included.
         criterion: of logits; lower is surer.
         scan: "batched", "lazy", or "auto": batched while the product is bound by reading the weight.
-        floor: rows whose criterion at L is below it do not walk; 0 for all.
+        floor: rows whose criterion at L is below this do not walk; with 0 all rows walk.
     """
     if not readouts.may_branch:
         if (scan == "lazy" or floor > 0) and readouts.measures_itself(criterion):
@@ -53,7 +53,7 @@ def _whole_window(readouts: Readouts, window: int, criterion: Criterion, floor: 
     if readouts.may_branch:
         walked = [
             n_steps_back(row) for row in values.tolist()
-        ]  # where the host may look it is done before a kernel starts
+        ]  # where the host may look, it is done before a kernel would have started
         steps = torch.tensor(walked, device=values.device)
         if len(set(walked)) == 1:  # nothing to copy
             return Walk(steps, logits[:, window - 1 - walked[0]], logits[:, -1], values)
@@ -97,9 +97,9 @@ def _layer_by_layer(readouts: Readouts, window: int, criterion: Criterion, floor
 
 
 def _unseen(readouts: Readouts, window: int, criterion: Criterion, floor: float, *, in_turn: bool) -> Walk:
-    """Unseen by the host: each stage has room for all rows, and those that no longer walk cost nothing in it.
+    """The walk where the host may not look: each stage has room for all rows, and rows that have ended cost nothing.
 
-    In turn: a layer, then two, then four, because every stage reads the weight once; otherwise all in one stage.
+    Layers are read one, two, four at a time, because every stage reads the weight once; otherwise all in one stage.
     """
     walk = _start(readouts, window, criterion)
     lowest = walk.values[:, -1]

@@ -24,35 +24,35 @@ class Choice(NamedTuple):
     """What a strategy decided about each row of one step."""
 
     logits: Logits
-    """For the sampler, after logit scale and soft-cap."""
+    """Logits for the sampler, after logit scale and soft-cap."""
     selected_layer: TokenIds
-    """The layer 1..L whose logits they are; L for strategies that combine layers."""
+    """The layer 1..L that the logits come from; L for strategies that combine layers."""
     last_token_id: TokenIds
     """Arg-max of the last layer's logits."""
     valley_layer: TokenIds | None = None
-    """Where the walk back ended, 1..L; None for strategies that do not walk."""
+    """The layer where the walk back ended, 1..L; None for strategies that do not walk."""
     values: Float[Tensor, "rows window"] | None = None
-    """The criterion of the window's layers, L last; NaN where it was not read."""
+    """The criterion of the window's layers, L last; NaN where a layer was not read."""
 
 
 class Strategy(ABC):
-    """Base of every decoding strategy; subclass it, as a frozen dataclass, and `register_strategy` it."""
+    """Base class of every decoding strategy. Subclass it as a frozen dataclass, then use `register_strategy`."""
 
     criterion: str = "values"
-    """What `Choice.values` holds, lower where a layer is surer: one of `CRITERIA`, or a name of your own. The log has a
-    column of that name, and "entropy" for "shannon"."""
+    """The name of what `Choice.values` holds, which is lower where a layer is surer: one of `CRITERIA`, or a name of
+    your own. The log has a column of that name; for "shannon" the column is called "entropy"."""
     whole_batch: bool = False
-    """Whether the rows of a batch depend on each other; otherwise a large batch is read out in parts."""
+    """Whether the rows of a batch depend on each other. If they do not, a large batch is read out in parts."""
     is_untouched: bool = False
-    """Whether the model's own logits are left as they are, whatever the model and the options."""
+    """Whether the model's own logits are always left as they are, whatever the model and the options."""
 
     @property
     def label(self) -> str | None:
-        """The name in figures, such as "valley+1"; None for the one that it was registered by."""
+        """The name in figures, such as "valley+1"; None: the name by which it was registered."""
         return None
 
     def window_in(self, n_layers: int) -> int | None:
-        """How many layers of a model of L a walk back chooses among, the last one included; None where none walks."""
+        """How many layers of a model of L a walk back chooses among, the last one included; None without a walk."""
         return None
 
     def fit(self, n_layers: int, tied: bool) -> None:
@@ -61,7 +61,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
-        """The layers 0..L whose states `choose` reads out. None at all, (), leaves the model's own logits as they are.
+        """The layers 0..L whose states `choose` reads out. Without any, (), the model's own logits stay as they are.
 
         Args:
             n_layers: L.
@@ -77,7 +77,7 @@ class Strategy(ABC):
 
 
 def layers_of(strategy: Strategy, n_layers: int, tied: bool) -> tuple[int, ...]:
-    """The layers that a strategy needs of this model; OptionError where it is none, or does not fit."""
+    """The layers that a strategy needs of this model; OptionError where it is not a strategy or does not fit."""
     if not isinstance(strategy, Strategy):
         advice = "give one such as Valley(window=10), or its name, such as 'valley'"
         raise OptionError.about("strategy", strategy, "is none", advice)
@@ -86,7 +86,7 @@ def layers_of(strategy: Strategy, n_layers: int, tied: bool) -> tuple[int, ...]:
     if not whole or any(not 0 <= layer <= n_layers for layer in layers):
         raise OptionError(
             f"{type(strategy).__name__} asks for layers {layers!r} of a model of {n_layers} layers",
-            f"let its `layers` return numbers from 0 to {n_layers}",
+            f"return numbers from 0 to {n_layers} from its `layers`",
             option="strategy",
             given=layers,
         )
@@ -125,7 +125,7 @@ class Fixed(Strategy):
     offset: int
     """Layers before the last one: layer L − offset."""
     p: float = 1.0
-    """Probability of using it, drawn for each token; otherwise the last layer."""
+    """Probability of using that layer, drawn for each token; otherwise the last layer is used."""
 
     def __post_init__(self) -> None:
         whole_number("offset", self.offset, 0)
@@ -139,7 +139,7 @@ class Fixed(Strategy):
         return f"last-{self.offset}" if self != Fixed(0) else "last"
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
-        """L − offset, and L to compare with; none where that is L."""
+        """L − offset, and L to compare with; none where L − offset is L."""
         if self.offset >= n_layers:
             what = f"does not fit a model of {n_layers} layers"
             advice = f"give {spelled('offset', 0)} to {spelled('offset', n_layers - 1)}"
@@ -163,18 +163,20 @@ class Valley(Strategy):
     """Confident Decoding: walk back from the last layer while the entropy strictly falls. Eq. 7 of arXiv 2606.21906."""
 
     window: int | None = None
-    """Candidate layers, the last one included, so at most window − 1 steps; None: 10, or all where there are fewer."""
+    """Number of candidate layers, the last one included, so a walk has at most window − 1 steps. None: 10, or all
+    layers of a smaller model."""
     p: float = 1.0
-    """Probability of using the valley, drawn for each token; otherwise the last layer."""
+    """Probability of using the valley, drawn for each token; otherwise the last layer is used."""
     shift: int = 0
-    """Layers deeper (+) or shallower (−) than the valley, for every token; kept inside the window.
-    Smaller than the window, because no token could follow a larger one."""
+    """How many layers deeper (+) or shallower (−) than the valley is used, for every token; the result stays in the
+    window. A shift as large as the window, or larger, is refused, because it could never act."""
     criterion: str = "shannon"
-    """What is to fall: one of `CRITERIA`."""
+    """The criterion that must fall along the walk: one of `CRITERIA`."""
     scan: str = "auto"
-    """How candidates are read out: "batched", "lazy", or "auto"; the result is the same."""
+    """How candidates are read out: "batched", "lazy", or "auto". The result is the same."""
     entropy_floor: float = 0.0
-    """Do not walk where the criterion of the last layer is below this (nats, for entropy); 0 is exact."""
+    """Do not walk where the entropy of the last layer, in nats, is below this. With 0 every token is walked, as in the
+    paper."""
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -196,13 +198,13 @@ class Valley(Strategy):
 
     @property
     def label(self) -> str | None:
-        """valley, with the shift where there is one: valley+1."""
+        """valley, with the shift if there is one: valley+1."""
         if type(self) is not Valley:
             return None
         return f"valley{self.shift:+d}" if self.shift else "valley"
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
-        """The window's layers; none where that can only be L."""
+        """The window's layers; none where only L can be chosen."""
         window = self.window_in(n_layers)
         if abs(self.shift) >= window:
             reach = f"from {1 - window} to {window - 1}" if window > 1 else "0"
@@ -235,7 +237,7 @@ class Valley(Strategy):
 
 
 def whole_number(name: str, value: object, least: int | None) -> None:
-    """OptionError where the value is no whole number from `least` on."""
+    """OptionError unless the value is a whole number of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
         bound = "" if least is None else f" from {least}"
         raise OptionError.about(name, value, "is out of range", f"give a whole number{bound}")
@@ -247,7 +249,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def true_or_false(name: str, value: object) -> None:
-    """OptionError where the value is neither."""
+    """OptionError unless the value is True or False."""
     if not isinstance(value, bool):
         raise OptionError.about(name, value, "is neither True nor False", "give one of them")
 

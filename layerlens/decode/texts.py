@@ -1,4 +1,4 @@
-"""Token ids as texts, also where a readout has words that its tokenizer does not know."""
+"""Token ids as texts, also where a readout has vocabulary entries that the tokenizer does not know."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ def decoded(tokenizer: Any, token_ids: Sequence[int], **how: bool) -> str:
 
 
 def is_known(tokenizer: Any, token_id: int) -> bool:
-    """Whether the tokenizer has a token of this id: a readout is often padded beyond them."""
+    """Whether the tokenizer has a token of this id; a readout often has padding beyond its tokens."""
     try:
         token = tokenizer.convert_ids_to_tokens(int(token_id))
-    except Exception:  # tokenizers in Python raise whatever their tables raise
+    except Exception:  # tokenizers written in Python raise any kind of error
         return False
     # some answer with the unknown token for any id that they do not have
     return token is not None and (token != tokenizer.unk_token or token_id == tokenizer.unk_token_id)

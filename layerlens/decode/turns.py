@@ -1,4 +1,4 @@
-"""What a chat template writes around a message of the user, and prompts that hold it already."""
+"""What a chat template writes around a user's message, and which prompts already have it."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -12,7 +12,7 @@ _MARKS = tuple(f"qz{place}xk" for place in range(3))
 
 class Render(Protocol):
     def __call__(self, messages: Messages, *, begins_answer: bool) -> str | None:
-        """What the template writes for a conversation, or None where it refuses that."""
+        """What the template writes for a conversation, or None where it refuses the conversation."""
 
 
 class Turns:
@@ -31,23 +31,23 @@ class Turns:
         ]
         asked = answered[:1]
         before, after = self._around(render(asked, begins_answer=True))
-        # a word that happens to be an added token is no marker
+        # an added token that is a plain word is not a marker
         self._begins = {piece for piece in before if piece in every and not piece.isalnum()}
         end = self._around(render(asked, begins_answer=False))[1]
-        # what comes before a first message can hold a begin token and a system message, and before a later one not
+        # only before a first message can there be a begin token and a system message
         later = self._around(render(answered, begins_answer=True), _MARKS[2])[0]
         pairs = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(before), reversed(later), strict=False))
         opening = [piece for piece, _ in pairs][::-1] if later else before
-        if len(opening) > len(end) and opening[: len(end)] == end:  # of the system message
+        if len(opening) > len(end) and opening[: len(end)] == end:  # the end of the system message
             opening = opening[len(end) :]
         self._opening, self._end, self._answer = ("".join(pieces) for pieces in (opening, end, after))
 
     def found_in(self, text: str) -> str | None:
-        """What a text has of the template's own markers if it is a chat that is written out already, else None.
+        """A marker of the template in the text, if the text is a chat that is already written out; else None.
 
-        It is one if it begins with a special token that the template writes before messages, or if it has what
-        stands before and after a message of the user in this order, and begins with the one or ends with the other.
-        White space makes no difference. A text that only speaks of a marker is none.
+        A text is such a chat if it begins with a special token that the template writes before messages. It is one too
+        if it has, in this order, what the template writes before and after a user's message, and begins with the former
+        or ends with the latter. White space makes no difference. A text that only mentions a marker is not such a chat.
         """
         pieces: list[str] = self._pieces.findall(text)
         if pieces[:1] and pieces[0] in self._begins:
@@ -63,7 +63,7 @@ class Turns:
         return None
 
     def _around(self, text: str | None, mark: str = _MARKS[0]) -> tuple[list[str], list[str]]:
-        """The pieces before the mark, back to another one, and those after it; none where it is not there."""
+        """The pieces before the mark, back to another mark, and the pieces after it; none where the mark is missing."""
         if text is None:
             return [], []
         parts = re.split(f"({'|'.join(_MARKS)})", text, flags=re.IGNORECASE)

@@ -4,5 +4,5 @@
     scoring   what is right: two texts in, yes or no out; needs no torch
     runner    asks our own loop, and keeps the answers
 
-A plan and its scoring serve whoever asks: the runner here, or an evaluation library that brings its own.
+A plan and its scoring can be used by the runner here, or by an evaluation library with a runner of its own.
 """

@@ -1,4 +1,5 @@
-"""What an evaluation asks: the items of a dataset, and the conditions under which each is answered. Needs no model."""
+"""What an evaluation asks: the items of a dataset, and the conditions under which each is answered. No model is
+needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -30,12 +31,12 @@ class Condition(NamedTuple):
     """An arm at a p."""
 
     name: str
-    """What its answers are filed under."""
+    """The name under which its answers are stored."""
     p: float
     strategy: Strategy
 
     def repeats(self, repeats: int, options: GenerateOptions) -> int:
-        """How often it is answered: once where nothing is drawn."""
+        """How often each item is answered: once where nothing is drawn."""
         return repeats if options.samples or 0 < self.p < 1 else 1
 
 
@@ -47,9 +48,9 @@ class Plan:
     scoring: Scoring
     """How the answers are scored; a key of `scoring.WAYS`."""
     strategies: dict[str, Strategy]
-    """By arm, "last" the first."""
+    """The strategies by arm; "last" is the first."""
     p: list[float]
-    """In order, 0 among them."""
+    """The probabilities in order; 0 is one of them."""
     repeats: int
     """How often an item is answered where something is drawn."""
     options: GenerateOptions
@@ -62,7 +63,7 @@ class Plan:
 
     @property
     def conditions(self) -> list[Condition]:
-        """The last layer, and every other arm at every p above 0."""
+        """The conditions: the last layer, and every other arm at every p above 0."""
         acting = {arm: strategy for arm, strategy in self.strategies.items() if arm != "last"}
         return [Condition(condition_name("last", 0.0), 0.0, self.strategies["last"])] + [
             Condition(condition_name(arm, p), p, replace(strategy, p=p))  # type: ignore[type-var]
@@ -73,11 +74,11 @@ class Plan:
 
     @property
     def n_answers(self) -> int:
-        """How many there will be."""
+        """How many answers there will be."""
         return len(self.dataset) * sum(condition.repeats(self.repeats, self.options) for condition in self.conditions)
 
     def record(self, n_layers: int) -> dict[str, Any]:
-        """For a manifest, of answers by a model of that many layers."""
+        """What a manifest says of the plan, for answers by a model of that many layers."""
         return {
             "scoring": self.scoring,
             "arms": list(self.strategies),
@@ -97,20 +98,20 @@ def planned(
     repeats: int = 1,
     options: GenerateOptions | None = None,
 ) -> Plan:
-    """The plan of arms of strategies at several p on the same items.
+    """The plan to answer the same items with several arms at several p.
 
-    The last layer is always an arm; at p = 0 every arm is the last layer, which is answered once.
+    The last layer is always an arm. At p = 0 every arm is the last layer, which is answered once.
 
     Args:
         dataset: one whose card declares a way of scoring; every prompt has a reference.
         arms: names of strategies that have a p: last-N, valley, valley-N, valley+N, their aliases, registered ones.
         p: probabilities of an arm's layer, drawn for each token.
-        window: candidate layers of the arms that take a window; None: their own.
+        window: number of candidate layers of the arms that take a window; None: their own.
         repeats: how often to answer, with other seeds, where something is drawn: p between 0 and 1, or sampling.
         options: of every generation.
 
     Raises:
-        OptionError: an arm, a probability or `repeats` cannot be, or answers to the dataset cannot be scored.
+        OptionError: an arm, a probability or `repeats` is not possible, or answers to the dataset cannot be scored.
         PromptError: a prompt has no reference that can be scored.
     """
     strategies, grid = arm_strategies(arms, window), probabilities(p)
@@ -118,7 +119,7 @@ def planned(
     if not isinstance(dataset, Dataset):
         kind = type(dataset).__name__
         raise OptionError(
-            f"a {kind} is no dataset that says how its answers are scored",
+            f"a {kind} is not a dataset that says how its answers are scored",
             'give one, such as ll.dataset("gsm8k")',
             option="dataset",
             given=dataset,
@@ -129,7 +130,7 @@ def planned(
 
 
 def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, Strategy]:
-    """The strategies of arms, "last" the first, by the names that figures use: trough-m1 is valley-1.
+    """The strategies of arms by the names that figures use (trough-m1 is valley-1); "last" is the first.
 
     Raises:
         OptionError: an arm is unknown, has no p, or is given twice; or no arm takes the window.
@@ -151,7 +152,7 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
 
 
 def probabilities(p: Sequence[float]) -> list[float]:
-    """The probabilities in order, 0 among them; OptionError where one is none."""
+    """The probabilities in order, with 0 added; OptionError where one is not a probability."""
     if isinstance(p, str) or not isinstance(p, Sequence) or not p:
         raise OptionError.about("p", p, "is no list of probabilities", "give numbers from 0 to 1")
     for value in p:
@@ -161,12 +162,12 @@ def probabilities(p: Sequence[float]) -> list[float]:
 
 
 def repeat_seed(seed: int, repeat: int) -> int:
-    """The seed itself for the first repeat, and one of its own for every other."""
+    """The seed itself for the first repeat, and another for each other repeat."""
     return int(digest(f"{seed}/repeat {repeat}")[:8], 16) if repeat else seed
 
 
 def _strategy_of(arm: str, window: int | None) -> Strategy:
-    """The strategy of an arm, with the window where it takes one."""
+    """The strategy of an arm, with the window if it takes one."""
     advice = f"give arms such as {','.join(ARMS)}"
     if not is_strategy_name(arm):
         known = [*strategy_names(), *ARMS]

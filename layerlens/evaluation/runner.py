@@ -1,4 +1,4 @@
-"""Which layer should speak, and how often: every item of a plan is answered by our own loop, scored, and kept."""
+"""An ablation: every item of a plan is answered by our own loop, scored, and kept."""
 
 import os
 import time
@@ -48,10 +48,10 @@ def ablate(
     progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
-    """Answer the same items with every arm at every p, score and keep the answers, and return `ablation_table(out)`.
+    """Answer the same items with every arm at every p, score and store the answers, and return `ablation_table(out)`.
 
-    The last layer is always an arm; at p = 0 every arm is the last layer, which is run once. All conditions draw from
-    the same seeds, so that they differ by their layers alone.
+    The last layer is always an arm. At p = 0 every arm is the last layer, which is run once. All conditions draw from
+    the same seeds, so that they differ only by their layers.
 
     Args:
         model: from `load`.
@@ -59,8 +59,8 @@ def ablate(
         out: the directory to write.
         arms: names of strategies that have a p: last-N, valley, valley-N, valley+N, their aliases, registered ones.
         p: probabilities of an arm's layer, drawn for each token.
-        window: candidate layers of the arms that take a window; None: their own, for a valley 10 or all layers of a
-            smaller model.
+        window: number of candidate layers of the arms that take a window. None: their own; for a valley that is 10, or
+            all layers of a smaller model.
         repeats: how often to answer, with other seeds, where something is drawn: p between 0 and 1, or sampling.
         lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
             logit lens.
@@ -73,7 +73,7 @@ def ablate(
     Raises:
         OptionError, PromptError: before anything is written.
         ModelError: the model gives NaN or infinite logits for an item.
-        RunError: `out` holds something else, or cannot be written. What is complete is kept.
+        RunError: `out` holds something else, or cannot be written. Complete parts are kept.
     """
     given = made(GenerateOptions, options)
     plan = _settled(planned(dataset, arms=arms, p=p, window=window, repeats=repeats, options=given), model)
@@ -102,7 +102,7 @@ def _settled(plan: Plan, model: Model) -> Plan:
 
 
 def _tokenized(plan: Plan, model: Model) -> list[TokenizedPrompt]:
-    """The items as the model reads them; an error where it cannot read them, one by one or together."""
+    """The tokenized items; an error where the model cannot read them, one by one or together."""
     tokenized = tokenize(model, plan.dataset.prompts, plan.options)
     if plan.options.batch_size > 1 and len({len(prompt.token_ids) for prompt in tokenized}) > 1:
         refuse_ignored_padding(model)
@@ -110,7 +110,7 @@ def _tokenized(plan: Plan, model: Model) -> list[TokenizedPrompt]:
 
 
 def _manifest(plan: Plan, model: Model, transport: Transport, tokenized: Sequence[TokenizedPrompt]) -> Manifest:
-    """What makes the answers."""
+    """What a manifest says of how the answers are made."""
     codes = [code_of(type(strategy)) for strategy in plan.strategies.values()]
     asked = [f"{prompt.text}\0{prompt.reference}" for prompt in tokenized]
     return new_manifest(
@@ -126,7 +126,7 @@ def _manifest(plan: Plan, model: Model, transport: Transport, tokenized: Sequenc
 
 
 def _pending(plan: Plan, writer: AnswersWriter) -> list[tuple[Condition, int]]:
-    """The parts of conditions that have not been written: batch after batch, repeat after repeat."""
+    """The parts of conditions that are not yet written: batch after batch, repeat after repeat."""
     n_batches = len(plan.batches)
     return [
         (condition, part)
@@ -153,7 +153,7 @@ def _answers(model: Model, plan: Plan, transport: Transport, condition: Conditio
     broken = [
         prompt.prompt_id for prompt, one in zip(batch, generations, strict=True) if one.finish_reason == "non_finite"
     ]
-    if broken:  # which is neither right nor wrong
+    if broken:  # an unfinished answer is neither right nor wrong
         problem, advice = non_finite(model, broken)
         raise ModelError(problem, f"{advice}, or leave them out of the dataset", given=broken)
     seconds = (time.perf_counter() - started) / len(batch)

@@ -138,7 +138,7 @@ def test_on_the_command_line(tiny_folder, tmp_path, cli):
         "5": "no shard",
         "0/2": "from 1",
         "3/2": "from 1",
-        "4/9": "there are 3 in all",
+        "4/9": "the dataset has only 3",
         "a/b": "2/4",
     }.items():
         code, _, error = cli(*trace, "--shard", text, "--out", tmp_path / "bad")

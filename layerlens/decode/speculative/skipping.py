@@ -1,4 +1,4 @@
-"""Passes that leave blocks out, as drafts of self-speculative decoding do."""
+"""Passes that leave blocks out, for the drafts of self-speculative decoding."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +14,8 @@ from layerlens.models.hooks import stream_argument
 def indispensable(blocks: Sequence[nn.Module], kinds: Sequence[str]) -> set[int]:
     """The blocks, 0-based, that no pass can leave out: the first of each kind.
 
-    By its keys a model tells how long the text is that the blocks of a kind have seen, and by what it returns what
-    others of its class do.
+    The model takes the length of the text so far from the keys of the first block of a kind, and the form of what other
+    blocks of a class return from what the first one returns.
 
     Args:
         blocks: of the model, in order.
@@ -30,23 +30,23 @@ def indispensable(blocks: Sequence[nn.Module], kinds: Sequence[str]) -> set[int]
 
 @contextmanager
 def skipping(blocks: Sequence[nn.Module], kinds: Sequence[str], skipped: Collection[int]) -> Iterator[None]:
-    """While open, passes of this thread leave these blocks out: each hands on what it was given, computes nothing and
+    """While open, passes of this thread leave these blocks out: such a block hands on its input, computes nothing and
     keeps no keys.
 
-    Hooks on a block that is left out run all the same, and see that it changed nothing.
+    Hooks on a block that is left out still run, and see that it changed nothing.
 
     Args:
         blocks: of the model, in order.
-        kinds: what each is: "full", "sliding", ...
+        kinds: the kind of each block: "full", "sliding", ...
         skipped: numbers of blocks, 0-based; none of `indispensable`.
 
     Raises:
-        OptionError: a block is not there, or no pass can leave it out.
+        OptionError: there is no such block, or no pass can leave it out.
     """
     kept = indispensable(blocks, kinds)
     for number in skipped:
         if type(number) is not int or number not in range(len(blocks)):
-            raise OptionError(f"block {number} is not there to be skipped", f"give 0..{len(blocks) - 1}", given=number)
+            raise OptionError(f"there is no block {number} to skip", f"give 0..{len(blocks) - 1}", given=number)
         if number in kept:
             raise OptionError(
                 f"block {number} is the first of its kind and cannot be skipped", "leave it out", given=number

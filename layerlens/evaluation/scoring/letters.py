@@ -13,7 +13,7 @@ def settled_letter(text: str) -> str | None:
     first = phrases[0].end() if phrases else text.rfind(r"\boxed")
     if first < 0 and choices:
         first = choices[0].end()
-    if first >= 0:  # there is something to correct
+    if first >= 0:  # a correction needs an earlier answer
         phrases = sorted([*phrases, *_CORRECTION.finditer(text, first)], key=re.Match.end)
     if letter := _given(text, reversed(phrases)):
         return None if _joined(text, letter) else _name(letter)
@@ -42,7 +42,7 @@ def _name(letter: "re.Match[str]") -> str:
 
 
 def _joined(text: str, letter: "re.Match[str]") -> bool:
-    """Whether "or", "and" or a slash joins another letter to this one, so that neither is the choice."""
+    """Whether "or", "and" or a slash joins another letter to this one, so that neither letter is the choice."""
     end, start = letter.end(), letter.start()
     after = _JOINED_AFTER.match(text, end)
     if after is not None and not _is_denied(text, after, "other"):

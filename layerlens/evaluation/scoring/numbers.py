@@ -88,7 +88,7 @@ def _written_out(power: "re.Match[str]") -> str:
 
 
 def value(number: "re.Match[str]") -> Fraction | None:
-    """What a match of `NUMBER` is worth; None where it is too long, or divides by zero."""
+    """The value of a match of `NUMBER`; None where it is too long, or divides by zero."""
     if len(number[0]) > LONGEST:
         return None
     part = {
@@ -105,7 +105,7 @@ def value(number: "re.Match[str]") -> Fraction | None:
 
 
 def last_value(text: str) -> Fraction | None:
-    """The last number of the text that is neither denied nor belongs to a unit; None where there is none.
+    """The last number of the text that is not denied and not part of a unit; None where there is none.
 
     None too where that number is a part of something larger, whose value is another one: \\sqrt{2}, 2\\pi, 2^3,
     \\frac{\\pi}{12}, \\binom52, f(2), x/12, 2**3. A number beside a command of LaTeX is such a part, unless the command

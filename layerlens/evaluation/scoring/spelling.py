@@ -8,7 +8,7 @@ from layerlens.evaluation.scoring.numbers import NUMBER, plain_numbers, value
 
 
 class Reading(NamedTuple):
-    """A short answer without its spelling: its items, in the order of their signs, its unit and what it is named."""
+    """A short answer without its spelling: its items, in the order of their signs, its unit and its name."""
 
     items: tuple[str, ...]
     unit: str
@@ -16,7 +16,7 @@ class Reading(NamedTuple):
 
 
 def spelled_alike(answer: str, reference: str) -> bool:
-    """Whether two short answers are the same but for what `exact` passes over; never two that say nothing."""
+    """Whether two short answers are the same, apart from what `exact` ignores; two empty answers are not."""
     left, right = read(answer), read(reference)
     disagree = any(one and other and one != other for one, other in zip(left[1:], right[1:], strict=True))
     return left.items == right.items != ("",) and not disagree
@@ -113,7 +113,7 @@ _NO_UNIT = re.compile(
 
 
 def _without_units(answer: str) -> tuple[str, str]:
-    """The answer without its units, and the unit: "" where none is known by name, such as apples."""
+    """The answer without its units, and the unit; "" where no unit is known by name, as for apples."""
     units = []
 
     def passed_over(match: "re.Match[str]") -> str:
@@ -156,7 +156,7 @@ def _without_names(items: list[str]) -> tuple[list[str], str]:
 
 
 def _signs(item: str) -> tuple[str, ...]:
-    """What a \\pm stands for: both signs where it is the only one of its item."""
+    """The signs that a \\pm stands for: both, where it is the only \\pm of its item."""
     return ("+", "-") if item.count(r"\pm") == 1 else (r"\pm",)
 
 

@@ -12,7 +12,7 @@ CORRECTS = (
     r"\b(?i:no(?=[,.:;—–-])|wait|actually|correction|sorry|oops|I\s+meant?|make\s+(?:that|it)|scratch\s+that)\b"
     r"[\s,.:;!…—–-]*(?:(?i:no|it|that|is|(?:it|that)['’]s|must|should|be)\b[\s,:]*){0,4}"
 )
-"""What goes before the answer that corrects an earlier one, as in "no, wait: it is"."""
+"""Words before an answer that corrects an earlier one, as in "no, wait: it is"."""
 
 _CORRECTION = re.compile(
     rf"(?:(?<=[.,;!…—–]\s)|(?<=[^\s:]\n)){CORRECTS}"
@@ -23,7 +23,7 @@ _CORRECTION = re.compile(
 def stated(text: str) -> str:
     """What the text gives as its answer: its last complete box, else the line after "answer is", else its last line.
 
-    What corrects the last two counts alone: Rome in "Paris. No, wait: Rome".
+    If one of the last two is corrected, only the correction counts: Rome in "Paris. No, wait: Rome".
     """
     in_box = boxed(text)
     if in_box is not None:

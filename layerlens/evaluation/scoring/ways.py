@@ -16,7 +16,7 @@ Score = Callable[[str, str], bool]
 
 
 def way_of_scoring(dataset: str) -> Scoring:
-    """How answers to a dataset of that name are scored; an OptionError names those that can be if it cannot."""
+    """How answers to a dataset of that name are scored; if they cannot be, an OptionError names those that can."""
     ways = {card.name: card.scoring for card in names() if card.scoring is not None}
     if dataset not in ways:
         advice = did_you_mean(dataset, ways, f"give one of the datasets {', '.join(ways)}")
@@ -25,14 +25,14 @@ def way_of_scoring(dataset: str) -> Scoring:
 
 
 def check_references(dataset: Dataset, way: Scoring) -> None:
-    """Nothing, if every prompt has a reference that, given as the answer, is right; a PromptError otherwise."""
+    """Raise a PromptError unless every prompt has a reference that counts as right when it is given as the answer."""
     for prompt in dataset:
         if prompt.reference is None:
             problem = f"prompt {prompt.prompt_id} of {dataset.name} has no reference"
             raise PromptError(problem, "give one, or leave it out", given=prompt.prompt_id)
         if not WAYS[way](prompt.reference, prompt.reference):
             problem = f"the reference {prompt.reference!r} of prompt {prompt.prompt_id} cannot be scored as {way!r}"
-            raise PromptError(problem, "mend it, or leave the prompt out", given=prompt.reference)
+            raise PromptError(problem, "correct it, or leave the prompt out", given=prompt.reference)
 
 
 def last_number(text: str, reference: str) -> bool:
@@ -77,11 +77,11 @@ def chosen_letter(text: str, reference: str) -> bool:
 
 
 def exact(text: str, reference: str) -> bool:
-    """Whether what the text states in the end is the reference, but for its spelling.
+    """Whether what the text states in the end is the reference, apart from spelling.
 
     A text states what is in its last complete \\boxed{}; without one, the rest of the line after its last "answer is"
-    or "answer:"; without that, its last line that is not blank. Of the last two, what corrects an answer counts alone,
-    as for `number_or_words`. Passed over are
+    or "answer:"; without that, its last line that is not blank. If one of the last two is corrected, only the
+    correction counts, as for `number_or_words`. The comparison ignores
 
     - spaces and their commands, \\left and \\right, markup, double quotes, full stops at the end, brackets around one
       value, braces around a single character, and signs of multiplication except between digits;
@@ -95,23 +95,23 @@ def exact(text: str, reference: str) -> bool:
     - the order of a list or a set, separated by commas, "and" or "or": 1, -2 is \\{-2, 1\\}, and 1 \\pm 2 is the list
       1 + 2, 1 - 2. Entries in brackets keep their order: (1, 2) is not (2, 1).
 
-    Numbers are compared by value wherever they stand, words without case; all else letter by letter. Nothing is
-    calculated: 2 + x is not x + 2, and \\sqrt{8} is not 2\\sqrt{2}.
+    Numbers are compared by value wherever they stand, and words without regard to case; everything else is compared
+    letter by letter. Nothing is calculated: 2 + x is not x + 2, and \\sqrt{8} is not 2\\sqrt{2}.
     """
     in_box = boxed(reference)
     return spelled_alike(stated(text), reference if in_box is None else in_box)
 
 
 def number_or_words(text: str, reference: str) -> bool:
-    """`last_number` where the reference is a number; else whether its words stand where the text ends, in any case.
+    """`last_number` where the reference is a number; else whether the text ends with its words, in any case of letters.
 
-    That is the last \\boxed{}, the line after the last "answer is" or "answer:", or the last line, as for `exact`; and
-    of the last two, what corrects them: Rome in "Paris. No, wait: Rome", where the clause is a name or a number of one
-    to three words, or one word after a colon.
-    White space of any length is one space, and an accent counts alike as a part of its letter and after it. Words that
-    the text denies do not count: "not Paris", "rather than Paris", "neither Paris nor Rome", "Paris is wrong", "Paris
-    isn't". Nor do words in a sentence that ends in a question mark, or words that "or" joins to others. Of "yes" and
-    "no", the first one there that counts decides; "no doubt", "no one" and the like say neither.
+    The end of a text is its last \\boxed{}, the line after the last "answer is" or "answer:", or the last line, as for
+    `exact`. If one of the last two is corrected, only the correction counts: Rome in "Paris. No, wait: Rome". A
+    correction is a name or a number of one to three words, or one word after a colon. White space of any length is one
+    space, and an accent counts alike as a part of its letter and after it. Words that the text denies do not count:
+    "not Paris", "rather than Paris", "neither Paris nor Rome", "Paris is wrong", "Paris isn't". Nor do words in a
+    sentence that ends in a question mark, or words that "or" joins to others. Of "yes" and "no", the first one there
+    that counts decides; "no doubt", "no one" and the like say neither.
     """
     if is_number(reference):
         return last_number(text, reference)
