@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, did_you_mean
 
 # Okabe and Ito's palette; where two of them meet in grey, line style or position tells them apart.
 BAR = "#9CCFEF"  # a lighter tint of the palette's sky blue: the step lines over it must show in grey
@@ -63,7 +63,8 @@ def inches(width: str) -> float:
         OptionError: there is no such width.
     """
     if width not in WIDTHS:
-        raise OptionError.about("width", width, "is no width of a figure", f"choose from {', '.join(WIDTHS)}")
+        advice = did_you_mean(width, WIDTHS, f"choose from {', '.join(WIDTHS)}")
+        raise OptionError.about("width", width, "is no width of a figure", advice)
     return WIDTHS[width]
 
 

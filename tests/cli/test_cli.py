@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -24,6 +25,7 @@ COMMANDS = [
     "figure",
     "table",
     "report",
+    "export",
     "compare",
     "models",
     "datasets",
@@ -239,3 +241,31 @@ def test_a_figure_of_an_unfinished_run_says_so(cli, model, tmp_path, monkeypatch
     assert code == 0
     assert str(tmp_path / "run") in err
     assert "3 of 3" in err
+
+
+def test_the_commands_at_the_end_of_a_trace_can_be_pasted(cli, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = "my runs/it's one"
+    code, said, _ = cli(
+        "trace",
+        "--model",
+        tiny_folder("llama"),
+        "--dataset",
+        "sample",
+        "--limit",
+        3,
+        "--max-new-tokens",
+        4,
+        "--out",
+        out,
+    )
+    assert code == 0
+    lines = dict(line.split(None, 1) for line in said.splitlines() if line.strip())
+    earliest = ll.open_run(out).earliest_agreement().set_index("reading").loc["kept"]
+    layer = f"layer {earliest['median']:.0f} [{earliest['median_low']:.0f}, {earliest['median_high']:.0f}] on"
+    assert lines["agreement"].endswith(layer)
+    for name, written in (("report", f"{out}/report.html"), ("figures", "figures/figure4.png")):
+        program, *words = shlex.split(lines[name])
+        assert program == "layerlens"
+        assert cli(*words)[0] == 0
+        assert (tmp_path / written).exists()
