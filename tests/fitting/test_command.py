@@ -1,6 +1,8 @@
 """`layerlens fit-lens` as a user types it."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import layerlens as ll
 from layerlens.lens.files import read_lens
@@ -87,3 +89,22 @@ def test_a_jacobian_lens_is_fitted(cli, tiny_folder, tmp_path, prompts):
     said = read_lens("jacobian", out).fit
     assert (said["n_prompts"], said["max_seq_len"], said["dim_batch"]) == (2, 40, 4)
     assert f"jacobian:{out}" in printed
+
+
+def test_a_lens_is_replaced_and_no_other_file(cli, tiny_folder, tmp_path, prompts):
+    lens, other = tmp_path / "lens.safetensors", tmp_path / "other.safetensors"
+    words = ("fit-lens", "linear", "--model", tiny_folder("llama"), "--prompts", prompts, "--out")
+    assert cli(*words, lens)[0] == 0
+    assert cli(*words, lens, "--seed", 1)[0] == 2
+    before = lens.read_bytes()
+    assert cli(*words, lens, "--seed", 1, "--overwrite")[0] == 0
+    assert lens.read_bytes() != before
+    assert cli(*words, tmp_path / "fresh.safetensors", "--seed", 1)[0] == 0
+    fits = [read_lens("linear", tmp_path / name).fit for name in ("lens.safetensors", "fresh.safetensors")]
+    assert fits[0]["gain"] == fits[1]["gain"]
+    save_file({"weight": torch.zeros(2, 2)}, other)
+    before = other.read_bytes()
+    code, _, error = cli(*words, other, "--overwrite")
+    assert (code, error.count("\n")) == (2, 1)
+    assert other.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("*.fitting")) == []
