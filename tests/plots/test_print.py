@@ -36,12 +36,15 @@ FIGURES = {
     "7": lambda last, valley, ablation, width: figure_grid(last, valley, width=width),
     "7 alone": lambda last, valley, ablation, width: figure_grid(None, last, width=width),
     "7 aligned": lambda last, valley, ablation, width: figure_grid(last, valley, rule="alignment", width=width),
-    "onset": lambda last, valley, ablation, width: NAMED["onset"].drawn(last, width=width),
-    "settling": lambda last, valley, ablation, width: NAMED["settling"].drawn(last, width=width),
-    "parts": lambda last, valley, ablation, width: NAMED["parts"].drawn(last, width=width),
-    "grid": lambda last, valley, ablation, width: NAMED["grid"].drawn(last, width=width),
     "grid of ranks": lambda last, valley, ablation, width: NAMED["grid"].drawn(last, width=width, colour="rank"),
 }
+
+
+def by_name(name):
+    return lambda last, valley, ablation, width: NAMED[name].drawn(last, width=width)
+
+
+FIGURES |= {name: by_name(name) for name in NAMED}
 
 
 def points(text):
