@@ -443,9 +443,10 @@ SENTENCES = [
     # figures and tables
     Refusal(
         lambda at: ll.plot.draw(13, None, at),
-        "there is no figure 13; choose from 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, onset, settling, parts, grid",
+        "there is no figure 13; choose from 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, agreement, onset, settling, parts, grid",
         "figure 13 --out OUT",
-        "there is no figure '13'; give 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, onset, settling, parts, grid or all",
+        "there is no figure '13'; give 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, agreement, onset, settling, parts, grid or "
+        "all",
     ),
     Refusal(
         lambda at: ll.plot.draw(2, None, at),
@@ -468,7 +469,8 @@ SENTENCES = [
 ]
 
 MODEL_HELP = "hub id, folder, .gguf file, smollm2-135m-instruct or gemma3-270m"
-COMMANDS = "trace, generate, figure, table, report, merge, compare, ablate, models, datasets, doctor, bench, fit-lens"
+COMMANDS = "trace, generate, figure, table, report, export, merge, compare, ablate, models, datasets, doctor, bench, "
+COMMANDS += "fit-lens"
 QUOTES = "leave it out, write its option before it, or put quotes around a text with spaces"
 
 MISTYPED = {
