@@ -26,6 +26,7 @@ TRACE = "trace --model MODEL --out OUT --dataset sample"
 GENERATE = "generate --model MODEL --prompt hello"
 ABLATE = "ablate --model MODEL --dataset sample --out OUT"
 TRACED = "trace --model MODEL --out OUT --dataset sample --limit 2 --max-new-tokens 2"
+FIGURES = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, agreement, onset, settling, parts, grid"
 KNOWN = "last, fixed, valley, dola, sled (last-N, valley-N, valley+N, and the release's trough, trough-mN, trough-pN, "
 KNOWN += "last-mN)"
 ARMS = "last,last-1,last-2,last-4,valley,valley-2,valley-1,valley+1,valley+2"
@@ -443,10 +444,9 @@ SENTENCES = [
     # figures and tables
     Refusal(
         lambda at: ll.plot.draw(13, None, at),
-        "there is no figure 13; choose from 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, agreement, onset, settling, parts, grid",
+        f"there is no figure 13; choose from {FIGURES}",
         "figure 13 --out OUT",
-        "there is no figure '13'; give 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, agreement, onset, settling, parts, grid or "
-        "all",
+        f"there is no figure '13'; give {FIGURES} or all",
     ),
     Refusal(
         lambda at: ll.plot.draw(2, None, at),
