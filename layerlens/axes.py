@@ -1,4 +1,4 @@
-"""What the axes of tensors are called, once for the whole package.
+"""The names of the axes of tensors, for the whole package.
 
 rows      states read out together: any mix of prompts and positions
 batch     prompts that go through the model together

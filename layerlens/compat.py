@@ -1,6 +1,6 @@
-"""What layerlens uses of other packages beyond what they document, each name in one place.
+"""Names of other packages that layerlens uses although they are not documented, all in one place.
 
-A new version may take such a name away or mean something else by it. `tests/test_compat.py` has a test for each, and
+A new version may remove such a name or change its meaning. `tests/test_compat.py` has a test for each name, and
 `pyproject.toml` bounds the versions. The names were read from torch 2.13, transformers 5.17 to 5.23, accelerate 1.15,
 bitsandbytes 0.50, gguf 0.10 to 0.19, nnsight 0.8.1 and TransformerLens 4.3.
 """
@@ -22,18 +22,18 @@ COMPILED_ATTRIBUTE = "_orig_mod"
 SHAPES_ONLY_LOG = "torch._subclasses.fake_tensor"
 """The logger that says why a pass in `shapes_only` failed."""
 
-# bound here, because every product asks them
+# bound here, because every product calls them
 _n_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _transform: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
 
 
 def is_watched() -> bool:
-    """Whether a mode or a transform such as vmap sees operations, which would miss what is not torch's."""
+    """Whether a mode or a transform such as vmap watches operations; it would miss those that are not torch's."""
     return _n_modes() != 0 or _transform() is not None
 
 
 def is_wrapper(tensor: object) -> TypeGuard[Any]:
-    """Whether it is a tensor that stands for others, such as blocks and their scales."""
+    """Whether this is a tensor that stands for others, such as blocks and their scales."""
     return is_traceable_wrapper_subclass(tensor)
 
 
@@ -43,7 +43,7 @@ def times_written(tensor: Tensor) -> int:
 
 
 def shapes_only() -> AbstractContextManager[Any]:
-    """While open, operations compute shapes and types and no numbers, also of tensors that have some."""
+    """While open, operations compute shapes and types but no numbers, even for tensors that have numbers."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
@@ -70,12 +70,12 @@ def onednn_layout(weight: Tensor, rows: int) -> Tensor:
 
 
 def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
-    """The modules that a module holds, by name; `named_children` leaves out None and what it holds twice."""
+    """The modules that a module holds, by name; `named_children` leaves out None and repeated modules."""
     return module._modules
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor | None]:
-    """The parameters and buffers that a module itself holds, each as often as it does."""
+    """The parameters and buffers that a module itself holds, repeated ones each time."""
     return chain(module._parameters.values(), module._buffers.values())
 
 
@@ -91,7 +91,7 @@ def hooks_of_all() -> tuple[Callable[..., Any], ...]:
 
 
 def written_forward(forward: Any) -> Any:
-    """The function that torch.compile was given, where it made this one; else this one."""
+    """The function that torch.compile was given, if it made this function; else this function."""
     return getattr(forward, "_torchdynamo_orig_callable", forward)
 
 
@@ -119,13 +119,13 @@ def can_fill_a_static_cache(hf: Any) -> bool:
 
 
 def decoding_fast(hf: Any) -> AbstractContextManager[Any]:
-    """While open, experts are computed as `generate` computes them once the prompt is read."""
+    """While open, experts are computed as `generate` computes them after the prompt."""
     optimized: Callable[[], AbstractContextManager[Any]] = getattr(hf, "_optimize_model_for_decode", nullcontext)
     return optimized()
 
 
 def processors_of(hf: Any, config: Any, prompt: Sequence[int], device: torch.device) -> Any:
-    """The logits processors that `generate` would run with a generation config, which is changed.
+    """The logits processors that `generate` would run with a generation config; the config is changed.
 
     Args:
         hf: the model.
@@ -166,7 +166,7 @@ def attention_of(config: Any) -> str | None:
 
 
 def told_by_config(config: Any) -> dict[str, Any]:
-    """The entries of a config, without where it was read from and what wrote it."""
+    """The entries of a config, except where it was read from and what wrote it."""
     entries: dict[str, Any] = config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
         entries.pop(name, None)
@@ -184,9 +184,9 @@ def gguf_tensors(path: str) -> list[tuple[Sequence[int], int]]:
 
 
 def gguf_reader() -> type[Any]:
-    """gguf's reader of a file, which takes arrays of texts or numbers as a whole: a vocabulary in a tenth of the time.
+    """gguf's reader of a file, changed to read arrays as a whole: a vocabulary takes a tenth of the time.
 
-    Texts of an array come as bytes in place of arrays of bytes.
+    The texts of an array are bytes, in place of arrays of bytes.
     """
     import gguf
     import numpy as np
@@ -236,7 +236,7 @@ BITSANDBYTES_LOG = "bitsandbytes.autograd._functions"
 
 
 def mover_of(module: nn.Module) -> Any:
-    """accelerate's hook that moves weights and states of a module between devices, or None."""
+    """accelerate's hook that moves the weights and states of a module between devices, or None."""
     return vars(module).get("_hf_hook")
 
 
@@ -246,7 +246,7 @@ def module_in(language_model: Any) -> Any:
 
 
 def has_edits(envoy: Any) -> bool:
-    """Whether nnsight changes what passes here in each of its traces."""
+    """Whether nnsight changes values here in each of its traces."""
     return bool(getattr(envoy, "_edits", None))
 
 

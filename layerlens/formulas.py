@@ -1,7 +1,7 @@
-"""What each number is, in torch alone: changes between two states, entropy from sums over words, the walk of Eq. 7.
+"""The formula of each number, in torch alone: changes between states, entropy from sums over tokens, the walk of Eq. 7.
 
-A server that runs a model for nnsight has torch and not layerlens, so that the functions travel there as source. They
-take and return tensors and numbers, and what they use besides is torch or stands here.
+A server that runs a model for nnsight has torch but not layerlens, so these functions are sent there as source. They
+take and return tensors and numbers. They use only torch and what is in this file.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LOWEST = -1e30  # a bias of minus infinity bans a word: with this in its place 0 · ln 0 is 0, not NaN
+LOWEST = -1e30  # a bias of minus infinity bans a token: with this in its place 0 · ln 0 is 0, not NaN
 _LEAST_NORM = 1e-6
 _BLOCK = 64
 
@@ -20,10 +20,10 @@ def changes(before: Tensor, part: Tensor | None, after: Tensor, parallel: bool) 
 
     Args:
         before: what entered the block, [rows, d_model].
-        part: what stood between attention and MLP; in parallel, what attention adds. None where a block has no such
-            parts, whose ratios are then NaN.
-        after: what left it.
-        parallel: whether attention and MLP both read what entered.
+        part: the stream between attention and MLP; in a parallel block, what attention adds. None where a block has no
+            such parts: their ratios are then NaN.
+        after: what left the block.
+        parallel: whether attention and MLP both read what entered the block.
     """
     before, after = before.float(), after.float()
     size_before, size_after = _size(before), _size(after)
@@ -39,7 +39,7 @@ def changes(before: Tensor, part: Tensor | None, after: Tensor, parallel: bool) 
 
 
 def finished(products: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Products of states with words made logits, in place: bias, scale, and c·tanh(logits / c) where c caps them."""
+    """Turn products of states with rows of the unembedding into logits, in place: bias, scale, cap c·tanh(u / c)."""
     if bias is not None:
         products += bias
     if scale != 1.0:
@@ -50,10 +50,11 @@ def finished(products: Tensor, bias: Tensor | None, scale: float, softcap: float
 
 
 def tile_sums(logits: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits z [rows, words] with the maximum m of each row: Σ exp(z − m) and Σ exp(z − m)·(z − m), [rows] each.
+    """Σ exp(z − m) and Σ exp(z − m)·(z − m), [rows] each, of logits z [rows, tokens] with the maximum m of each row.
 
-    By softmax, which reads and writes each row once and within the cache: the largest probability is 1 / Σ. An offset a
-    of all logits costs about 2e-7·a nats of entropy, a few times what the rounding of such logits does.
+    Computed by softmax, which reads and writes each row once, within the cache: the largest probability is 1 / Σ. An
+    offset a of all logits causes an error of about 2e-7·a nats in the entropy, a few times that of rounding such
+    logits.
     """
     probs = torch.softmax(logits, dim=1)
     total = 1 / probs.amax(1)
@@ -61,9 +62,9 @@ def tile_sums(logits: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def joined_sums(maxima: Tensor, totals: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The maximum and both sums of all words, [rows] each, from those of their parts, [parts, rows] each."""
+    """The maximum and both sums over the whole vocabulary, [rows] each, from those of its parts, [parts, rows] each."""
     maximum = maxima.amax(0)
-    # where nothing is there is nothing to shift
+    # a part with no finite logit needs no shift
     shift = torch.where(totals > 0, maxima - maximum, 0.0)
     shrink = torch.exp(shift)
     return maximum, (shrink * totals).sum(0), (shrink * (moments + shift * totals)).sum(0)
@@ -72,16 +73,17 @@ def joined_sums(maxima: Tensor, totals: Tensor, moments: Tensor) -> tuple[Tensor
 def entropy_of(total: Tensor, moment: Tensor, n_vocab: int) -> Tensor:
     """Shannon entropy in nats, 0..ln V, from Σ exp(z − m) and Σ exp(z − m)·(z − m). Eq. 5 of arXiv 2606.21906.
 
-    Centred at the maximum both sums are small numbers whatever the logits' offset, so that no digits are lost to
-    cancellation.
+    Both sums are relative to the maximum. So they are small whatever the offset of the logits, and no digits are lost
+    to cancellation.
     """
     return (total.log() - moment / total).clamp(0.0, math.log(n_vocab))
 
 
 def raise_top(top: Tensor, logits: Tensor, least: Tensor, start: int) -> Tensor:
-    """The maximum of each row; where it is above `least` the first word that has it, counted from `start`, into `top`.
+    """The maximum of each row; where it is above `least`, `top` gets the first token that has it, counted from `start`.
 
-    On a CPU by blocks of words, of which only one a row is searched: a plain arg-max costs ten times as much.
+    On a CPU the row is cut into blocks, and only one block of each row is searched: a plain arg-max costs ten times as
+    much.
     """
     words = logits.shape[1]
     whole = words - words % _BLOCK
@@ -102,7 +104,7 @@ def raise_top(top: Tensor, logits: Tensor, least: Tensor, start: int) -> Tensor:
 
 
 def steps_back(values: Tensor) -> Tensor:
-    """How many layers back from the last one a criterion [rows, window], L last, strictly falls: int64 [rows].
+    """How many layers, going back from the last, a criterion [rows, window], L last, strictly falls: int64 [rows].
 
     Eq. 7 of arXiv 2606.21906. A tie or a NaN ends the walk.
     """
@@ -111,7 +113,7 @@ def steps_back(values: Tensor) -> Tensor:
 
 
 def n_steps_back(values: Sequence[float]) -> int:
-    """As `steps_back`, of one row that the host already has: six operations on small tensors take 50 µs a token."""
+    """As `steps_back`, for one row that the host already has. Six small operations would take 50 µs a token."""
     steps = 0
     while steps + 1 < len(values) and values[-steps - 2] < values[-steps - 1]:
         steps += 1
@@ -124,5 +126,5 @@ def _norm(states: Tensor) -> Tensor:
 
 
 def _size(states: Tensor) -> Tensor:
-    """The norm as a denominator: never zero."""
+    """The norm, for use as a denominator: never zero."""
     return _norm(states).clamp_min(_LEAST_NORM)

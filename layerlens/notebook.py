@@ -1,4 +1,4 @@
-"""What notebooks show of a run or a model."""
+"""How runs and models are shown in notebooks."""
 
 from dataclasses import dataclass
 from html import escape
@@ -21,7 +21,7 @@ class Framed:
 
     def _repr_html_(self) -> str:
         look = f"width:100%;height:{self.height}px;border:1px solid #8886;border-radius:6px"
-        # without allow-same-origin what is inside can reach neither the notebook nor its storage
+        # without allow-same-origin the page can reach neither the notebook nor its storage
         return f'<iframe sandbox="allow-scripts" style="{look}" srcdoc="{escape(self.page)}"></iframe>'
 
 

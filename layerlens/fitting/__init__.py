@@ -1,4 +1,4 @@
-"""Lenses fitted to a model: what brings the states of each layer to where its head can read them, learnt from texts."""
+"""Lenses fitted to a model: maps, learnt from texts, from the states of each layer to states that its head can read."""
 
 from layerlens.fitting.fit import fit_lens
 from layerlens.fitting.fitted import Fitted

@@ -1,4 +1,4 @@
-"""From a model and texts to a lens in a file, and what it gains."""
+"""Fit a lens to a model on texts, write it to a file, and measure what it gains."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -55,31 +55,31 @@ def fit_lens(
     progress: bool = True,
     **options: Any,
 ) -> Fitted:
-    """Fit a lens to a model on texts, write it, and say what it gains on texts that it was not fitted on.
+    """Fit a lens to a model on texts, write it, and measure what it gains on texts that it was not fitted on.
 
     Args:
-        model: from `load`, whole and in this process.
-        prompts: a dataset, or texts, or lists of chat messages; a tenth of them, 2 to 20, is held out to choose by,
-            and as many to measure on. Texts that occur again are passed over.
+        model: from `load`; all of it must be in this process, on one device.
+        prompts: a dataset, or texts, or lists of chat messages. A tenth of them, 2 to 20, is held out to choose
+            settings by, and as many to measure the gain on. Repeated texts are used once.
         kind: "linear" (arXiv 2303.09435), "tuned" (arXiv 2303.08112) or "jacobian" (by TransformerLens).
-        out: the file to write, .safetensors, for a Jacobian lens .pt.
-        resume: continue the fit that was begun at `out`, with the same model, prompts and options; the lens is the
-            same as of one that was not interrupted.
+        out: the file to write: .safetensors, or .pt for a Jacobian lens.
+        resume: continue the fit that was begun at `out`, with the same model, prompts and options. The lens is the same
+            as that of a fit that was not interrupted.
         overwrite: replace the lens at `out`, once the new one is fitted; nothing but a lens that a fit wrote is ever
             replaced.
         progress: show a progress bar on standard error.
         **options: fields of `LinearOptions`, `TunedOptions` or `JacobianOptions`.
 
     Raises:
-        OptionError: an option cannot be, `out` is there already, or another fit was begun there.
-        ModelError: TransformerLens fits no lens to such a model.
+        OptionError: an option has a value that is not possible, `out` already exists, or another fit was begun there.
+        ModelError: TransformerLens cannot fit a lens to such a model.
         PromptError: the texts are too few, or one of them has states that are NaN or infinite.
-        RunError: what a fit needs beside `out` cannot be written.
+        RunError: the files that a fit keeps beside `out` cannot be written.
     """
     asked = options_of(kind, options)
     path = refuse_unless_free(out, asked, resume=resume, overwrite=overwrite)
     if is_spread(model.hf):
-        what = "lies on several devices, and a lens is fitted on one"
+        what = "is on several devices, and a lens is fitted on one"
         raise OptionError.about("device_map", model.source, what, f"load it with {spelled('device')}")
     split = split_texts(model, prompts if isinstance(prompts, Dataset) else from_prompts(prompts), asked)
     manifest = {"kind": kind, **made_for(model), **asdict(asked), "texts": split.digest()}
@@ -111,10 +111,10 @@ def fit_lens(
 
 
 def options_of(kind: str, given: dict[str, Any]) -> FitOptions:
-    """The options of a fit; OptionError where there is no such kind or option, or a value that cannot be."""
+    """The options of a fit; OptionError where there is no such kind or option, or a value is not possible."""
     if kind not in KINDS:
         advice = did_you_mean(kind, KINDS, f"give {', '.join(KINDS)}")
-        raise OptionError.about("kind", kind, "is no lens that can be fitted", advice)
+        raise OptionError.about("kind", kind, "is not a kind of lens that can be fitted", advice)
     known = [field.name for field in fields(KINDS[kind].options)]
     for name, value in given.items():
         if name not in known:
@@ -140,7 +140,7 @@ def refuse_unless_free(
         raise OptionError.about("out", path, "cannot be written there", "give a file in a folder that exists")
     if path.is_dir() or (path.exists() and not resume and not overwrite):
         others = f"give another file, or {spelled('overwrite', True)} to replace a lens"
-        raise OptionError.about("out", path, "is there already", others)
+        raise OptionError.about("out", path, "already exists", others)
     if path.exists() and overwrite and not read_lens(asked.kind, path).fit:
         raise OptionError.about("out", path, "was written by no fit of layerlens", "give another file")
     return path

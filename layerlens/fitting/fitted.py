@@ -1,4 +1,4 @@
-"""What a fit gives back."""
+"""The result of a fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from layerlens.lens.files import Stored
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A lens that was fitted, and what it gained.
+    """A fitted lens, and what it gains.
 
     Attributes:
-        path: of its file.
+        path: the path of its file.
         kind: "linear", "tuned" or "jacobian".
         gain: mean KL(p_L ‖ p_l) in nats of each layer that the lens maps, on texts that were not used for it: layer,
             kl_logit (the logit lens) and kl_lens, each with `_low` and `_high` of its 95 % interval, n_tokens, n_texts.
-        said: how it was fitted, as the file says it.
+        said: how it was fitted, as its file says.
     """
 
     path: Path
@@ -29,13 +29,13 @@ class Fitted:
 
     @classmethod
     def of(cls, path: Path, stored: Stored) -> "Fitted":
-        """Of a lens as it lies in a file that a fit wrote."""
-        said = stored.fit.get("fit", stored.fit)  # TransformerLens has its own things to say beside
+        """The result for a lens in a file that a fit wrote."""
+        said = stored.fit.get("fit", stored.fit)  # TransformerLens adds entries of its own
         return cls(path, stored.kind, pd.DataFrame(said["gain"]), said)
 
     @property
     def lens(self) -> str:
-        """As an option says it: "linear:lens.safetensors"."""
+        """The lens as an option names it: "linear:lens.safetensors"."""
         return f"{self.kind}:{self.path}"
 
     def __repr__(self) -> str:

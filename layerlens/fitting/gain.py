@@ -1,4 +1,5 @@
-"""What a lens gains over reading states as they are: KL(p_L ‖ p_l) of each layer, on texts it was not fitted on."""
+"""What a lens gains over reading states as they are: KL(p_L ‖ p_l) of each layer, on texts that it was not fitted
+on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +25,8 @@ def gain(model: Model, transport: Transport, texts: Sequence[Text], skip: int, p
 
     Args:
         model: from `load`.
-        transport: that is measured.
-        texts: which it has not seen.
+        transport: the transport that is measured.
+        texts: texts that it was not fitted on.
         skip: positions at the beginning of each text that are left out.
         progress: where it is shown.
 
@@ -34,7 +35,7 @@ def gain(model: Model, transport: Transport, texts: Sequence[Text], skip: int, p
         over texts (see `layerlens.analysis.uncertainty`), n_tokens, n_texts.
 
     Raises:
-        PromptError: a text has states that are NaN or infinite, or logits that are.
+        PromptError: a text has states or logits that are NaN or infinite.
     """
     layers = [layer for layer in range(model.n_layers) if layer in transport.layers]
     sums = np.zeros((len(texts), 2, len(layers)))

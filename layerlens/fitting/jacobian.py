@@ -1,8 +1,8 @@
 """The Jacobian lens, fitted by TransformerLens and saved in its format.
 
-J(l) is how the state of the last layer moves with that of layer l: ∂h(L, t′)/∂h(l, t), summed over the target positions
-t′ ≥ t and averaged over the source positions t and over texts (`JacobianLens.fit` of TransformerLens 4.3). The model is
-copied, because TransformerLens puts its components into it, and computes in float32.
+J(l) says how the state of the last layer changes with that of layer l. It is ∂h(L, t′)/∂h(l, t), summed over the target
+positions t′ ≥ t and averaged over the source positions t and over texts (`JacobianLens.fit` of TransformerLens 4.3).
+The model is copied, because TransformerLens puts its components into it. The copy computes in float32.
 """
 
 from copy import deepcopy
@@ -26,10 +26,10 @@ from layerlens.tracing.progress import Progress
 def fit_jacobian(
     model: Model, split: Split, options: JacobianOptions, place: Workplace, progress: Progress
 ) -> Affinities:
-    """The Jacobian lens of the layers 1..L−1, averaged over the first texts to fit on, one after the other.
+    """The Jacobian lens of the layers 1..L−1, averaged over the first of the texts to fit on, one text at a time.
 
     Raises:
-        OptionError: TransformerLens is not there, or the model's weights are packed or already in a bridge.
+        OptionError: TransformerLens is not installed, or the model's weights are packed or already in a bridge.
         ModelError: TransformerLens has no bridge for the model, or no Jacobian lens.
     """
     texts = split.fitted[: options.most_texts]
@@ -51,7 +51,7 @@ def fit_jacobian(
 
 
 def write_jacobian(path: Path, stored: Stored) -> None:
-    """Write the lens as TransformerLens does, in float32; it appears whole or not at all."""
+    """Write the lens as TransformerLens does, in float32. The file appears whole or not at all."""
     lens_of = _transformer_lens()
     said = dict(stored.fit)
     metadata = said.pop("metadata")
@@ -83,7 +83,7 @@ def _bridge(model: Model) -> Any:
         what = "runs a model that cannot be copied into a bridge of TransformerLens"
         raise OptionError.about("backend", model.backend.name, what, f"leave {spelled('backend')} out")
     if model.quantization is not None:
-        what = "leaves weights packed, through which no gradient goes"
+        what = "leaves weights packed, and packed weights have no gradient"
         raise OptionError.about("quantize", model.quantization, what, "load the model without it")
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -91,7 +91,7 @@ def _bridge(model: Model) -> Any:
     kind = type(hf).__name__
     try:
         bridge: Any = build_bridge_from_module(hf, kind, hf_config=hf.config, tokenizer=None, model_name=model.source)
-    except Exception as error:  # an architecture that TransformerLens lacks, or does not fit
+    except Exception as error:  # an architecture that TransformerLens lacks or does not support
         raise _refused(model, error) from error
     device = model.device
     bridge.eval()
@@ -111,10 +111,10 @@ def _fitted(bridge: Any, token_ids: tuple[int, ...], model: Model, split: Split,
             show_progress=False,
             metadata={"made_for": made_for(model)},
         )
-    except ValueError as error:  # no such lens of this architecture
+    except ValueError as error:  # no such lens for this architecture
         raise _refused(model, error) from error
 
 
 def _refused(model: Model, error: Exception) -> ModelError:
-    problem = f"TransformerLens fits no Jacobian lens to {model.source} ({first_sentence(error)})"
+    problem = f"TransformerLens cannot fit a Jacobian lens to {model.source} ({first_sentence(error)})"
     return ModelError(problem, "fit a linear or a tuned lens", option="kind", given="jacobian")

@@ -2,9 +2,9 @@
 
 y ≈ A x + b for the states x of layer l and y of layer L of the same position, where A = Cᵀ (G + λ v I)⁻¹ from the
 centred sums G = Σ x xᵀ and C = Σ x yᵀ, v is the mean eigenvalue of G, and b = ȳ − A x̄ is not penalised. The penalty λ
-is chosen for each layer, because layers differ by orders of magnitude in how their variance lies: by KL(p_L ‖ p_l) on
-texts that were held out. The squared error there would choose larger penalties, because most of it is in a few
-components that the head hardly reads.
+is chosen for each layer, because the spectra of their variances differ by orders of magnitude. It is the one with the
+least KL(p_L ‖ p_l) on texts that were held out. The squared error would choose larger penalties, because most of it is
+in a few components that the head hardly reads.
 """
 
 import warnings
@@ -28,21 +28,21 @@ from layerlens.models.unembed import Unembed
 from layerlens.tracing.progress import Progress
 
 PENALTIES = tuple(10.0**power for power in range(-6, 1))
-"""Of which one is chosen, in units of the mean eigenvalue."""
+"""The penalties of which one is chosen, in units of the mean eigenvalue."""
 _HELD_OUT_STATES = 128  # each is read out once for each penalty and layer
-_GOOD = 10  # tokens for each component of a state, below which a notice says that they are few
-# of a product, each of which goes through all sums: more where they lie on a disk
+_GOOD = 10  # tokens for each component of a state; a notice says where there are fewer
+# rows of a product, each of which goes through all sums: more where the sums are on a disk
 _ROWS_IN_MEMORY, _ROWS_ON_DISK = 512, 2048
 
 
 @dataclass(frozen=True)
 class Affinities:
-    """What was fitted.
+    """The fitted maps.
 
     Attributes:
         weights: A of each layer 0..L−1, float32 [d_model, d_model].
         biases: b of each, [d_model].
-        said: of the fit, for the file.
+        said: what the file says of the fit.
     """
 
     weights: dict[int, Tensor]
@@ -53,13 +53,13 @@ class Affinities:
 def refuse_few(model: Model, split: Split) -> None:
     """PromptError where the texts to fit on have no more positions than a state has components; Notice below ten times.
 
-    With fewer the regression would pass through every one of them.
+    With so few positions the regression would fit every one of them exactly.
     """
     n, least = split.n_positions(split.fitted), model.d_model + 1
     if n < least:
         raise PromptError(
             f"{n:,} tokens in {len(split.fitted)} texts are too few to fit states of width {model.d_model:,}",
-            f"give texts with {least:,} or more beside the fifth of them that is held out, better ten times as many",
+            f"give texts with {least:,} or more, besides the fifth that is held out; ten times as many are better",
             option="prompts",
             given=n,
         )
@@ -72,7 +72,7 @@ def fit_linear(model: Model, split: Split, options: FitOptions, place: Workplace
     """The linear lens of all layers, from one pass over the texts.
 
     Raises:
-        PromptError: they are too few.
+        PromptError: the texts are too few.
     """
     refuse_few(model, split)
     moments = Moments(model.n_layers, model.d_model, place)
@@ -95,8 +95,8 @@ class Ridge:
     """Ridge regressions of one layer with any penalty, from one eigendecomposition.
 
     Args:
-        gram: Σ x xᵀ about the mean, float64 [d_in, d_in]; taken over: eigenvectors are put in its place.
-        cross: Σ x yᵀ about the means, [d_in, d_out]; taken over likewise.
+        gram: Σ x xᵀ about the mean, float64 [d_in, d_in]; overwritten with eigenvectors.
+        cross: Σ x yᵀ about the means, [d_in, d_out]; overwritten too.
         mean_x: [d_in].
         mean_y: [d_out].
     """
@@ -111,7 +111,7 @@ class Ridge:
         self._mean_x, self._mean_y = mean_x, mean_y
 
     def at(self, penalty: float) -> tuple[Tensor, Tensor]:
-        """A [d_out, d_in] and b [d_out] with that penalty, in units of the mean eigenvalue."""
+        """A [d_out, d_in] and b [d_out] with that penalty, which is in units of the mean eigenvalue."""
         weight = (self._shrunk(penalty).T @ self._vectors.T).contiguous()
         return weight, self._mean_y - weight @ self._mean_x
 
@@ -131,7 +131,7 @@ class Ridge:
 
 
 def _sum_up(model: Model, split: Split, moments: Moments, place: Workplace, progress: Progress) -> None:
-    """Add the states of all texts, from where an earlier process was killed."""
+    """Add the states of all texts, continuing where an earlier process was stopped."""
     batches = list(_batches(split, _ROWS_ON_DISK if moments.on_disk else _ROWS_IN_MEMORY))
     done = place.load(moments.tensors, "sums") or {"batches": 0}
     progress.begin("fitting", len(split.fitted), "texts", done=sum(map(len, batches[: done["batches"]])))
@@ -143,7 +143,7 @@ def _sum_up(model: Model, split: Split, moments: Moments, place: Workplace, prog
 
 
 def _batches(split: Split, n_rows: int) -> Iterator[list[Text]]:
-    """Texts to fit on in their order, so many together that a product has enough rows."""
+    """Texts to fit on, in order, in groups that give a product enough rows."""
     batch: list[Text] = []
     for text in split.fitted:
         if batch and split.n_positions([*batch, text]) > n_rows:

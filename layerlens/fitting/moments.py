@@ -1,4 +1,4 @@
-"""The normal equations of all layers, summed up in float64 as states stream by."""
+"""The normal equations of all layers, summed in float64 while states are computed."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ _MOST_IN_MEMORY = 2 * 2**30
 class Moments:
     """Sums over positions of the states x of each layer 0..L−1 and y of layer L, about points near their means.
 
-    The points are the means over the first states that are added, so that nothing is lost when the sums are centred: a
-    few components of a state can be a thousand times as large as they vary.
+    The points are the means over the first states that are added. So no digits are lost when the sums are centred,
+    although the mean of some components of a state can be a thousand times their spread.
 
     Attributes:
         gram: Σ x xᵀ, float64 [L, d_model, d_model].
@@ -23,7 +23,7 @@ class Moments:
         sums: Σ x of each layer and Σ y, [L + 1, d_model].
         points: [L + 1, d_model].
         n: how many positions, [1].
-        on_disk: whether gram and cross lie in files beside the lens, because they are large.
+        on_disk: whether gram and cross are kept in files beside the lens, because they are large.
     """
 
     def __init__(self, n_layers: int, d_model: int, place: Workplace) -> None:
@@ -40,7 +40,7 @@ class Moments:
         return [self.n, self.points, self.sums, self.gram, self.cross]
 
     def add(self, texts: Sequence[Sequence[States]]) -> None:
-        """Add positions of texts: of each the states of layers 0..L, [rows, d_model]."""
+        """Add positions of texts, given the states of layers 0..L at them, [rows, d_model] each."""
 
         def of(layer: int) -> Tensor:
             return torch.cat([states[layer] for states in texts]).cpu().double()
@@ -58,7 +58,7 @@ class Moments:
         self.n += len(last)
 
     def centre(self) -> Tensor:
-        """Make gram and cross, in place, sums about the means; the means, [L + 1, d_model]."""
+        """Turn gram and cross, in place, into sums about the means; returns the means, [L + 1, d_model]."""
         shifts = self.sums / self.n
         for layer, shift in enumerate(shifts[:-1]):
             self.gram[layer].addr_(shift, shift, alpha=-float(self.n))

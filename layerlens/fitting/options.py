@@ -1,4 +1,4 @@
-"""What can be asked of a fit."""
+"""The options of a fit."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from layerlens.errors import OptionError
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What every fit is asked for; values that cannot be are refused at once."""
+    """Options of every fit. Values that are not possible are refused at once."""
 
     max_length: int = 512
     """Tokens of a text at most; what follows is left out."""
@@ -19,7 +19,7 @@ class FitOptions:
     chat_template: bool = False
     """Wrap texts in the tokenizer's chat template, instead of taking them as they are."""
     seed: int = 0
-    """Of the split of the texts, and of whatever else is drawn."""
+    """Seed of the split of the texts, and of everything else that is drawn."""
 
     kind: ClassVar[str]
     suffix: ClassVar[str] = ".safetensors"
@@ -47,13 +47,13 @@ class TunedOptions(FitOptions):
     """Options of a tuned lens."""
 
     start: str | None = None
-    """The lens that it begins as, "linear:FILE"; None: a linear one is fitted to the same texts."""
+    """The lens from which training starts, "linear:FILE". None: a linear lens is fitted to the same texts first."""
     steps: int = 250
     """Steps of training, each on states of one text."""
     states: int = 64
-    """Positions of the text that a step takes at most."""
+    """The most positions of the text that a step uses."""
     learning_rate: float = 3e-4
-    """Of Adam at the first step; it falls linearly to zero."""
+    """Learning rate of Adam at the first step; it falls linearly to zero."""
 
     kind: ClassVar[str] = "tuned"
 
@@ -64,7 +64,7 @@ class TunedOptions(FitOptions):
         if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < float("inf"):
             raise OptionError.about("learning_rate", self.learning_rate, "is out of range", "give a number above 0")
         if self.start is not None and not str(self.start).startswith("linear:"):
-            raise OptionError.about("start", self.start, "is no linear lens", "give linear:FILE")
+            raise OptionError.about("start", self.start, "is not a linear lens", "give linear:FILE")
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,12 @@ class JacobianOptions(FitOptions):
     max_length: int = 128
     """Tokens of a text at most; what follows is left out."""
     skip_first: int = 16
-    """Positions at the beginning of each text that are neither sources nor targets; the last one is none either."""
+    """Positions at the beginning of each text that are neither sources nor targets. The last position is neither,
+    too."""
     dim_batch: int = 8
-    """Components of the last state that one backward pass takes, for each of which the text is held once more."""
+    """Components of the last state that one backward pass computes. Memory holds the text once for each of them."""
     most_texts: int = 100
-    """Texts to fit on at most: each takes d_model / `dim_batch` backward passes."""
+    """The most texts to fit on. Each takes d_model / `dim_batch` backward passes."""
 
     kind: ClassVar[str] = "jacobian"
     suffix: ClassVar[str] = ".pt"

@@ -1,9 +1,9 @@
-"""KL(p_L ‖ p_l) and its slope at the states that the unembedding sees, in tiles of words.
+"""KL(p_L ‖ p_l) and its slope with respect to the states that the unembedding sees, in tiles of the vocabulary.
 
-The slope of KL with respect to the logits is p_l − p_L. Multiplied with the rows of the unembedding it is a difference
-of two means of these rows, under p_l and under p_L. They are summed up tile by tile, the first one relative to the
-greatest logit so far, so that memory does not grow with the vocabulary and each layer takes two products with it. A
-soft-cap c·tanh(u / c), whose slope 1 − (z / c)² is another for each word and state, takes a third.
+The slope of KL with respect to the logits is p_l − p_L. Multiplied with the rows of the unembedding, it is the
+difference of two means of these rows, under p_l and under p_L. Both are summed tile by tile, the first one relative to
+the greatest logit so far. So memory does not grow with the vocabulary, and each layer takes two products with it. A
+soft-cap c·tanh(u / c) has another slope, 1 − (z / c)², for each token and state, which takes a third product.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ def kl_and_slopes(
     Args:
         normed: states of each layer as the unembedding sees them, [rows, d_head].
         last: those of layer L.
-        reading: of layer L.
+        reading: the reading of layer L.
         unembed: the model's head.
-        words: of a tile; None: what suits the device.
+        words: number of tokens of a tile; None: what suits the device.
     """
     words = words or tile_for(last.device)[1]
     sums = [_Sums(layer) for layer in normed]
@@ -52,7 +52,7 @@ def kl_and_slopes(
 
 
 class _Sums:
-    """What the words so far add up to for the rows of one layer."""
+    """Sums over the tokens so far, for the rows of one layer."""
 
     def __init__(self, normed: Tensor) -> None:
         self._greatest = normed.new_full((len(normed),), -torch.inf, dtype=torch.float32)
@@ -66,7 +66,7 @@ class _Sums:
         return self._greatest + self._total.log()
 
     def add(self, logits: Tensor, probs: Tensor, weight: Tensor, softcap: float | None) -> None:
-        """Add a tile: the layer's logits and the last layer's probabilities, [rows, words], and the words' rows."""
+        """Add a tile: the layer's logits and the last layer's probabilities, [rows, tokens], and the tile's rows."""
         self.mean_logit += torch.linalg.vecdot(probs, logits)
         greatest = torch.maximum(self._greatest, logits.amax(1))
         shrink = torch.exp(self._greatest - greatest)

@@ -16,7 +16,7 @@ from layerlens.tracing.progress import Progress
 
 @torch.no_grad()
 def states_of(model: Model, text: Text, skip: int) -> list[States]:
-    """[rows, d_model] of each layer 0..L, from one full pass, where the head lies.
+    """The states [rows, d_model] of each layer 0..L, from one full pass, on the device of the head.
 
     Args:
         model: from `load`.
@@ -46,7 +46,7 @@ def states_of(model: Model, text: Text, skip: int) -> list[States]:
 
 
 def held_out_states(model: Model, split: Split, seed: int, n: int, progress: Progress) -> list[States]:
-    """States of layers 0..L at about `n` positions of the texts to choose by, as many of each text."""
+    """States of layers 0..L at about `n` positions of the texts to choose by, equally many of each text."""
     progress.begin("reading what is held out", len(split.chosen_by), "texts")
     share = max(2, n // len(split.chosen_by))
     of_texts = []
@@ -57,7 +57,7 @@ def held_out_states(model: Model, split: Split, seed: int, n: int, progress: Pro
 
 
 def drawn(states: Sequence[States], n: int, draws: np.random.Generator) -> list[States]:
-    """The states at `n` positions, or at all where there are fewer."""
+    """The states at `n` positions that are drawn, or at all positions where there are fewer."""
     rows = len(states[0])
     if rows <= n:
         return list(states)

@@ -1,6 +1,6 @@
-"""Texts as a fit takes them: tokenized, cut, each once, and split into those to fit on, to choose by and to measure on.
+"""Texts for a fit: tokenized, cut, without repeats, and split into texts to fit on, to choose by and to measure on.
 
-Tokens of one text resemble each other, so whole texts are dealt out, never tokens.
+Tokens of one text resemble each other, so whole texts are split, never tokens.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from layerlens.models import Model
 from layerlens.tracing.options import TraceOptions
 
 _HELD_OUT = 0.1
-_LEAST_HELD_OUT = 2  # an interval needs two
-_MOST_HELD_OUT = 20  # each state of theirs is read out by two lenses, which costs more than the fit
+_LEAST_HELD_OUT = 2  # an interval needs two texts
+_MOST_HELD_OUT = 20  # each of their states is read out by two lenses, which costs more than the fit
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Split:
-    """Texts by what they are for.
+    """Texts by their use.
 
     Attributes:
-        fitted: to fit on.
-        chosen_by: held out, to choose by: a penalty, or when to stop.
-        measured: used for neither, to measure what the lens gains.
+        fitted: texts to fit on.
+        chosen_by: texts held out to choose by: a penalty, or when to stop.
+        measured: texts used for neither, to measure what the lens gains.
         skip: positions at the beginning of each text that are left out.
     """
 
@@ -51,16 +51,16 @@ class Split:
         return sum(len(text.token_ids) - self.skip for text in texts)
 
     def digest(self) -> str:
-        """SHA-256 of all token ids, in their places."""
+        """SHA-256 of all token ids and of how they are split."""
         said = [[text.token_ids for text in part] for part in (self.fitted, self.chosen_by, self.measured)]
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def split_texts(model: Model, dataset: Dataset, options: FitOptions) -> Split:
-    """The texts of a dataset: a tenth to choose by, a tenth to measure on, 2 to 20 of each, the rest to fit on.
+    """The split of a dataset's texts: a tenth to choose by, a tenth to measure on, 2 to 20 of each, the rest to fit on.
 
-    What all of them begin with alike, such as a system message, is left out too: the states there are the same in each,
-    so that none of them would be held out.
+    A beginning that all texts share, such as a system message, is left out too. The states there are the same in every
+    text, so held-out texts would not be new there.
 
     Raises:
         PromptError: there are too few texts with a position to read, or one that the model cannot read.
@@ -88,7 +88,7 @@ def split_texts(model: Model, dataset: Dataset, options: FitOptions) -> Split:
 
 
 def _n_shared(texts: Sequence[Text]) -> int:
-    """With how many tokens all texts begin alike; 0 where there is but one."""
+    """How many tokens at the beginning all texts share; 0 where there is only one text."""
     least, greatest = (end([text.token_ids for text in texts], default=()) for end in (min, max))
     pairs = zip(least, greatest, strict=False)
     return 0 if least == greatest else next((n for n, (a, b) in enumerate(pairs) if a != b), len(least))

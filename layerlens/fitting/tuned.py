@@ -1,9 +1,10 @@
 """The tuned lens: translators h + (W h + b), trained to say what the last layer says. arXiv 2303.08112.
 
-Minimised is the mean of KL(p_L ‖ p_l) for each layer l = 0..L−1 on its own. A translator begins as the linear lens, so
-that few steps are needed, and the one that is kept is the best on states of texts that were held out, the beginning
-among them. Each step reads one text and takes some of its states. The optimiser is Adam, in units of how much each
-component of the states varies, which are a thousand times apart; its rate falls to zero linearly.
+For each layer l = 0..L−1 on its own, training minimises the mean of KL(p_L ‖ p_l). A translator starts from the linear
+lens, so that few steps are needed. The translator that is kept is the best one on states of texts that were held out;
+the start is among the candidates. Each step reads one text and uses some of its states. The optimiser is Adam. Its
+units are the spreads of the components of the states, which differ by a factor of a thousand. Its rate falls to zero
+linearly.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from layerlens.models import Model
 from layerlens.tracing.progress import Progress
 
 _HELD_OUT_STATES = 512
-_STEPS_BETWEEN = 25  # looks at what is held out
+_STEPS_BETWEEN = 25  # measurements on what is held out
 _ROWS_AT_ONCE = 256
 
 
@@ -35,8 +36,8 @@ def fit_tuned(model: Model, split: Split, options: TunedOptions, place: Workplac
     """The tuned lens of all layers.
 
     Raises:
-        OptionError: `start` is no linear lens of this model.
-        PromptError: the texts are too few for the linear lens that it begins with.
+        OptionError: `start` is not a linear lens of this model.
+        PromptError: the texts are too few for the linear lens at the start.
     """
     held_out = held_out_states(model, split, options.seed, _HELD_OUT_STATES, progress)
     training = _Training(model, held_out, options)
@@ -60,10 +61,10 @@ def fit_tuned(model: Model, split: Split, options: TunedOptions, place: Workplac
 
 
 class _Training:
-    """Translators of all layers while they are trained, in units of how much components vary.
+    """Translators of all layers while they are trained, in units of the spread of each component.
 
     Args:
-        model: whose head reads what they make.
+        model: the model whose head reads their results.
         held_out: states of layers 0..L, by which the best translators are chosen.
         options: of the fit.
     """
@@ -78,18 +79,18 @@ class _Training:
         self._slopes = [torch.zeros_like(self._weights), torch.zeros_like(self._biases)]
         self._weights.grad, self._biases.grad = self._slopes
         self._optimiser = torch.optim.Adam([self._weights, self._biases])
-        for parameter in (self._weights, self._biases):  # there from the beginning, so that it can be kept and restored
+        for parameter in (self._weights, self._biases):  # made at the beginning, so that it can be saved and restored
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             self._optimiser.state[parameter] = {"step": torch.zeros(()), **zeros}
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that changes, for a snapshot."""
+        """Everything that changes, for a snapshot."""
         kept = [self._weights, self._biases, self._best_weights, self._best_biases, self._first, self._least]
         return kept + [one for state in self._optimiser.state.values() for one in state.values()]
 
     def begin(self, weights: dict[int, Tensor], biases: dict[int, Tensor]) -> None:
-        """Begin as the linear lens A h + b."""
+        """Start from the linear lens A h + b."""
         last = self._spreads[-1]
         for layer, spread in enumerate(self._spreads[:-1]):
             weight = weights[layer].to(last.device) - torch.eye(len(last), device=last.device)
@@ -115,7 +116,7 @@ class _Training:
 
     @torch.no_grad()
     def look(self) -> None:
-        """Measure on what is held out, and keep the translators that are better than those before."""
+        """Measure on what is held out, and keep the translators that are better than before."""
         sums = torch.zeros_like(self._least)
         for rows in zip(*(layer.split(_ROWS_AT_ONCE) for layer in self._held_out), strict=True):
             every = [*(self._translated(layer, one) for layer, one in enumerate(rows[:-1])), rows[-1]]
@@ -151,7 +152,7 @@ class _Training:
 
 
 def _spread(states: States) -> Tensor:
-    """How much each component varies, never zero: [d_model]."""
+    """The spread of each component, never zero: [d_model]."""
     spread = states.float().std(0)
     return spread.clamp(min=1e-3 * float(spread.mean()) + torch.finfo(torch.float32).tiny)
 

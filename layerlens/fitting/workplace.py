@@ -1,4 +1,4 @@
-"""The folder beside the lens where a fit keeps what it has, so that a killed fit can be continued.
+"""The folder beside the lens where a fit saves its progress, so that a fit that was stopped can be continued.
 
 lens.safetensors.fitting/
     manifest.json    what is fitted: model, texts, options
@@ -24,20 +24,20 @@ from layerlens.records.files import FolderWriter, refuse_foreign, remove_unfinis
 
 _SECONDS_BETWEEN = 60.0
 _NO_OPTIONS = ("kind", "model", "identity", "revision", "texts")
-_SHARE_OF_TIME = 20  # a snapshot may take one part in so many
+_SHARE_OF_TIME = 20  # the share of time that snapshots may take is one part in this many
 
 
 class Workplace(FolderWriter):
     """The folder of one fit; use as a context manager.
 
     Args:
-        folder: made if missing.
+        folder: the folder; made if it is missing.
         manifest: what is fitted.
         resume: continue what is there.
         overwrite: begin anew in place of what is there.
 
     Raises:
-        OptionError: it holds an unfinished fit and both are off, or that of another lens.
+        OptionError: it holds an unfinished fit and neither is given, or the fit of another lens.
     """
 
     entries = re.compile(r"(manifest\.json|\w+\.snapshot)(\.partial)?|gram|cross|\.lock")
@@ -51,7 +51,7 @@ class Workplace(FolderWriter):
 
     @property
     def seconds(self) -> float:
-        """How long the fit has worked, in all processes."""
+        """How long the fit has worked, in seconds, over all processes."""
         return self._seconds_before + time.perf_counter() - self._began
 
     @property
@@ -63,7 +63,7 @@ class Workplace(FolderWriter):
         return time.perf_counter() - self._saved_at >= max(_SECONDS_BETWEEN, _SHARE_OF_TIME * self._took)
 
     def save(self, done: dict[str, Any], tensors: Sequence[Tensor], part: str) -> None:
-        """Keep how far a part of the fit has come, in place of what was kept of it before."""
+        """Save how far a part of the fit has come, in place of what was saved of it before."""
         before = time.perf_counter()
         partial = self.folder / f"{part}.snapshot.partial"
         said = json.dumps(done | {"seconds": self.seconds}).encode()
@@ -78,7 +78,7 @@ class Workplace(FolderWriter):
         self._took = self._saved_at - before
 
     def load(self, tensors: Sequence[Tensor], part: str) -> dict[str, Any] | None:
-        """What was kept last of a part of the fit, its tensors into these; None where nothing was."""
+        """What was saved last of a part of the fit, with its tensors read into these; None where nothing was saved."""
         path = self.folder / f"{part}.snapshot"
         if not path.exists():
             return None
@@ -92,7 +92,7 @@ class Workplace(FolderWriter):
         return done
 
     def zeros(self, name: str, *shape: int, on_disk: bool) -> Tensor:
-        """A float64 tensor of zeros, in memory or in a file of the folder."""
+        """A float64 tensor of zeros, in memory or in a file in the folder."""
         if not on_disk:
             return torch.zeros(*shape, dtype=torch.float64)
         with writing(self.folder):
@@ -127,16 +127,16 @@ class Workplace(FolderWriter):
 
 
 def folder_of(out: Path) -> Path:
-    """Where the fit of that lens works."""
+    """The folder in which the fit of that lens works."""
     return out.with_name(f"{out.name}.fitting")
 
 
 def refuse_other(out: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """OptionError where another fit was begun than is asked for now."""
+    """OptionError where the fit that was begun is not the one that is asked for now."""
     names = {name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)}
     if names:
         options = [name for name in ours if name in names and name not in _NO_OPTIONS]
-        # an option such as the seed changes which texts there are, and is what was given differently
+        # an option such as the seed also changes the texts; the option is what was given differently
         differs = (
             "another model"
             if names & {"model", "identity", "revision"}

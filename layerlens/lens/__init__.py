@@ -1,4 +1,4 @@
-"""A lens: a transport, which brings states to where the model's head reads them, and what is read there."""
+"""A lens: a transport, which maps states to states that the model's head can read, and the reading of those."""
 
 from layerlens.lens.coarse import CoarseHead, refuse_without_bfloat16
 from layerlens.lens.criterion import perturbed, valley_layers

@@ -1,10 +1,10 @@
-"""Readings from products in bfloat16, which some processors do several times as fast, mended where that shows.
+"""Readings from products in bfloat16, which some processors compute several times as fast, with corrections.
 
-Three things are lost. The state's rounding is one vector for all words, so that its effect does not average out over
-them; it goes mostly with the logit, and a line fitted over a sample of words takes that off. Products are rounded on
-the way out, least near zero: they come centred at the likeliest word of the sample. The weights' rounding is as good as
-random, and matters for the handful of words that have most of the probability: they are multiplied once more in
-float32.
+Rounding causes three errors. The rounding of the state is one vector for the whole vocabulary, so its effect does not
+average out. It is mostly proportional to the logit, so a line that is fitted over a sample of tokens removes it.
+Products are rounded when they are stored, least near zero. So they are centred at the likeliest token of the sample.
+The rounding of the weights is as good as random. It matters for the few tokens that have most of the probability, so
+these are multiplied once more in float32.
 """
 
 from typing import NamedTuple
@@ -22,23 +22,24 @@ from layerlens.lens.reading import Reading
 from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed, product
 
-# One candidate for the exact words comes from each block. Its words lie as far apart as the vocabulary allows: frequent
-# words are neighbours, and would stand in each other's way. Six bits of a float say which of the 64 it is.
+# One candidate for the exact tokens comes from each block. The tokens of a block lie as far apart as the vocabulary
+# allows: frequent tokens have neighbouring ids, and only one of a block can be chosen. Six bits of a float say which of
+# the 64 it is.
 _BLOCK = 64
 _PLACE = _BLOCK - 1
 _BLOCKS = 16  # in a tile
 _TILE = _BLOCKS * _BLOCK
 _EXACT = 8
-_TILT = 0.25  # sampled words weigh exp(logit · this): at 0 the unlikely ones rule, at 1 a single one may
-_SLOPE = 2.0**-8  # how steep the line is expected to be; few words that matter do not make it much steeper
+_TILT = 0.25  # weight of a sampled token is exp(logit · this): at 0 unlikely tokens dominate, at 1 a single one may
+_SLOPE = 2.0**-8  # expected slope of the line; a few tokens of large weight do not make it much steeper
 _CENTERS = 2  # columns that take off a row's center: an odd number is slower
 _GATHERED = 2**22  # values of the weight that are gathered at once
 _ROWS = 512
 
 
 class _Line(NamedTuple):
-    """Of each row, [rows, 1]: what is taken off its products before they are rounded, and the line gain · given + base
-    that makes products of what comes out."""
+    """For each row, [rows, 1]: what is subtracted from its products before they are rounded, and the line gain · given
+    + base that gives the products back."""
 
     center: Tensor
     gain: Tensor
@@ -52,12 +53,12 @@ class CoarseHead:
         self._unembed = unembed
         self._n_blocks = unembed.n_vocab // _TILE * _BLOCKS
         self._n_inside = self._n_blocks * _BLOCK
-        # Any tile is a sample of the whole vocabulary, and so are a block's words.
+        # Any tile is a sample of the whole vocabulary, and so are the tokens of a block.
         order = torch.arange(self._n_inside).view(_BLOCK, _BLOCKS, -1).permute(2, 1, 0)
         self._ids = order.flatten(0, 1)
         self._places = torch.arange(_BLOCK, dtype=torch.int32)
         self._tiles: list[tuple[Tensor, Tensor]] = []
-        # What rounding takes off all words alike would part them from those that are multiplied in float32.
+        # A rounding error that all tokens share would set them apart from those that are multiplied in float32.
         self._missed = unembed.weight.new_zeros(unembed.weight.shape[1], dtype=torch.float32)
         centers = torch.full((_TILE, _CENTERS), -1 / _CENTERS, dtype=torch.bfloat16)
         for ids in order.flatten(1):
@@ -68,9 +69,9 @@ class CoarseHead:
 
     @torch.no_grad()
     def read(self, states: States) -> Reading:
-        """A reading of every state, without log-probs; entropies within 0.01 nats for 99 of 100 states (0.016 in
-        the last layer of the worst text tried). Words that are equal, or of one block and nearly equal, can take each
-        other's place at the top. Of vocabularies below 1,024 words all is float32.
+        """A reading of every state, without log-probs; entropies within 0.01 nats for 99 of 100 states (0.016 in the
+        last layer of the worst text tried). Tokens whose logits are equal, or nearly equal and of one block, can change
+        places at the top. With fewer than 1,024 tokens everything is computed in float32.
         """
         return Reading.joined([self._read_rows(part) for part in states.split(_ROWS)])
 
@@ -95,8 +96,9 @@ class CoarseHead:
         return Reading(sums.entropy(unembed.n_vocab), top, sums.log_normalizer, None)
 
     def _line(self, normed: Tensor) -> _Line:
-        """The first tile's words are multiplied with the rounded states and with what rounding took from them; the line
-        is the weighted least-squares fit of the second to the first, held towards flat where few words have weight."""
+        """The tokens of the first tile are multiplied with the rounded states, and with the error of the rounding. The
+        line is the weighted least-squares fit of the second products to the first. It is kept flatter where few tokens
+        have weight."""
         weight, ids = self._tiles[0]
         states = normed.bfloat16()
         missed = (normed - states).bfloat16()
@@ -114,7 +116,7 @@ class CoarseHead:
         return _Line(center.bfloat16(), 1 + slope, center + error_at_center)
 
     def _coarse(self, normed: Tensor, line: _Line) -> tuple[Sums, Float[Tensor, "rows blocks"]]:
-        """Of all whole blocks; and the largest logit of each, which of its words it is in the last bits."""
+        """Sums over all whole blocks; and the largest logit of each block, whose last bits say which token has it."""
         states = torch.cat([normed.bfloat16(), line.center.expand(-1, _CENTERS)], 1)
         rows = len(normed)
         best = normed.new_empty(rows, self._n_blocks, dtype=torch.float32)
@@ -138,7 +140,7 @@ class CoarseHead:
         return Sums.joined(torch.stack([maxima, totals, totals * (moments - maxima)])), best
 
     def _exact(self, normed: Tensor, ids: Int[Tensor, "rows words"]) -> Float[Tensor, "rows words"]:
-        """Float32 logits of some words of each row."""
+        """Float32 logits of some tokens of each row."""
         operand = self._unembed.operand(normed)
         rows = max(1, _GATHERED // (ids.shape[1] * operand.shape[1]))
         parts = [
@@ -148,7 +150,7 @@ class CoarseHead:
         return self._unbanned(torch.cat(parts), ids)
 
     def _rest(self, normed: Tensor, top: Tensor) -> Sums:
-        """Of the last words, fewer than a tile, in float32."""
+        """Sums over the last tokens, fewer than a tile, in float32."""
         words = slice(self._n_inside, self._unembed.n_vocab)
         weight = self._unembed.weight[words].float()
         logits = self._unbanned(product(self._unembed.operand(normed), weight), words)
@@ -165,18 +167,18 @@ def _mean(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def refuse_without_bfloat16(device: torch.device) -> None:
-    """OptionError where products in bfloat16 are no faster: on a GPU, and on processors that have none of their own."""
+    """OptionError where products in bfloat16 are not faster: on a GPU, and on processors without such instructions."""
     if device.type != "cpu":
-        what = "is for a CPU, a GPU multiplies in the type of the weights"
+        what = "is for a CPU; a GPU multiplies in the type of the weights"
         advice = f"give {spelled('dtype', 'bfloat16')}"
         raise OptionError.about("lens_precision", "bfloat16", what, advice)
     if not (torch.backends.mkldnn.is_available() and has_fast_bfloat16()):
-        what = "would be slower here, this processor multiplies no bfloat16 (AVX512-BF16 or AMX would)"
+        what = "would be slower here: this processor cannot multiply bfloat16 (one with AVX512-BF16 or AMX can)"
         raise OptionError.about("lens_precision", "bfloat16", what, "leave it out")
 
 
 def _packed(weight: Tensor) -> Tensor:
-    """As oneDNN lays it out for itself, which saves it a fifth of the time of a product."""
+    """The weight in oneDNN's own layout, which saves a fifth of the time of a product."""
     if torch.backends.mkldnn.is_available():
         return onednn_layout(weight, _ROWS)
     return weight

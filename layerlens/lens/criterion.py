@@ -12,7 +12,7 @@ def valley_layers(entropy: Float[Tensor, "rows layers"], window: int) -> Int[Ten
 
     Args:
         entropy: nats, of layers 1..L.
-        window: number of candidates, the last layer included, so at most window - 1 steps; 1..L.
+        window: number of candidates, 1..L, the last layer included; so a walk has at most window - 1 steps.
 
     A tie or a NaN ends the walk; without a lower neighbour the answer is L.
     """

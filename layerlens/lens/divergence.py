@@ -1,4 +1,4 @@
-"""How far what a model would say at earlier layers is from what it says at the last one."""
+"""How far the distributions at earlier layers are from the distribution at the last layer."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from layerlens.lens.reading import Reading
 from layerlens.lens.tiled import tile_for
 from layerlens.models.unembed import Unembed
 
-_LEAST = 1e-37  # where neither distribution has anything
+_LEAST = 1e-37  # where both probabilities are 0
 
 
 @torch.no_grad()
@@ -28,14 +28,14 @@ def kl_from_last(
     """KL(p_last ‖ p_l) in nats, >= 0, of every layer l, the last one included; NaN where a logit is.
 
     Args:
-        states: of each layer, in order, on one device with the head.
-        readings: what `read` gave for each of them.
+        states: the states of each layer, in order, on the device of the head.
+        readings: what `read` returned for each layer.
         head: the model's.
-        tile: rows and words of a tile; by default what suits the device.
+        tile: rows and tokens of a tile; by default what suits the device.
 
-    KL = ln Z_l − Σ p_last z_l − H_last. Without a soft-cap the logits z are linear in the state, so that the sum is a
-    product with the mean of the unembedding's rows under p_last: one further product with the vocabulary, for the last
-    layer. A soft-cap, and a head in shards, take one for each layer.
+    KL = ln Z_l − Σ p_last z_l − H_last. Without a soft-cap the logits z are linear in the state. The sum is then a
+    product with the mean of the unembedding's rows under p_last, which takes one more product with the vocabulary, for
+    the last layer. With a soft-cap, or a head in shards, it takes one for each layer.
     """
     rows, words = tile or tile_for(states[-1].device)
     parts = zip(*(layer.split(rows) for layer in states), readings[-1].log_normalizer.split(rows), strict=True)
@@ -63,14 +63,14 @@ def js_from_last(
 ) -> Float[Tensor, "layers rows"]:
     """Jensen-Shannon divergence of p_last and p_l in nats, 0..ln 2, of every layer l; NaN where a logit is.
 
-    Both probabilities of a word are needed at once, and a layer's sum over words before them: a second pass over all
-    layers' products, of the last layer's once more for all of them.
+    Both probabilities of a token are needed at once, and each needs its layer's sum over the vocabulary first. So all
+    products of all layers are made a second time, those of the last layer only once for all layers.
 
     Args:
-        states, readings, head, tile: as of `kl_from_last`.
+        states, readings, head, tile: as for `kl_from_last`.
 
-    ln 2 − ½ Σ (p + q) ln(p + q) less the mean of both entropies: a logarithm for each word, and what is left of terms
-    of a few nats, so that divergences below 1e-5 are not told from 0.
+    The formula is ln 2 − ½ Σ (p + q) ln(p + q) less the mean of both entropies. It needs one logarithm for each token.
+    It is a small difference of terms of a few nats, so divergences below 1e-5 cannot be distinguished from 0.
     """
     rows, words = tile or tile_for(states[-1].device)
     log_normalizers = torch.stack([reading.log_normalizer for reading in readings])

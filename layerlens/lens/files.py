@@ -1,4 +1,4 @@
-"""Lenses in files: our own, and tuned and Jacobian lenses as others publish them. No file can run code."""
+"""Lenses in files: our own, and tuned and Jacobian lenses as others publish them. Reading a file never runs code."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ KINDS = ("logit", "linear", "tuned", "jacobian")
 FORMAT = "layerlens lens 1"
 
 ADVICE = "give logit, linear:FILE, tuned:FILE or jacobian:FILE"
-_ESTIMATOR = "jacobian_lens"  # as TransformerLens calls the one that is published
+_ESTIMATOR = "jacobian_lens"  # TransformerLens' name for the published estimator
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Stored:
     """A lens as it lies in a file.
 
     Attributes:
-        kind: one of `KINDS` but "logit".
+        kind: one of `KINDS`, except "logit".
         weights, biases: by layer 0..L − 1; see `Affine`.
         d_model: width of the states.
         n_layers: L of the model it was made for; None where the file does not say.
-        made_for: what the file says of that model: "model", "revision", "identity", "unembed_hash"; what it does not
-            say is missing.
-        fit: how it was fitted, for a reader.
+        made_for: what the file says of that model: "model", "revision", "identity", "unembed_hash", as far as it says
+            it.
+        fit: how it was fitted, for people to read.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Stored:
     fit: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """ValueError where a tensor is none that a lens can have."""
+        """ValueError where a lens cannot have such a tensor."""
         if not self.weights:
             raise ValueError("it holds no matrices")
         for tensors, shape in ((self.weights, (self.d_model, self.d_model)), (self.biases, (self.d_model,))):
@@ -57,12 +57,12 @@ class Stored:
 
     @property
     def adds(self) -> bool:
-        """Whether what a matrix makes of a state is added to it."""
+        """Whether the result of the matrix is added to the state."""
         return self.kind == "tuned"
 
 
 def parsed(lens: str) -> tuple[str, Path | None]:
-    """Kind and path of "linear:FILE", no path for "logit"; OptionError where it is none or there is no such file."""
+    """Kind and path of "linear:FILE", no path for "logit"; OptionError where it is no lens or the file is missing."""
     kind, colon, path = lens.partition(":")
     if kind not in KINDS or (kind == "logit") == bool(colon) or (colon and not path):
         advice = ADVICE if kind in KINDS else did_you_mean(kind, KINDS, ADVICE)
@@ -79,7 +79,7 @@ def parsed(lens: str) -> tuple[str, Path | None]:
 
 
 def read_lens(kind: str, path: Path) -> Stored:
-    """A lens of that kind as it lies at `path`: our own .safetensors, a tuned-lens folder, or a Jacobian-lens .pt.
+    """The lens of that kind at `path`: our own .safetensors, a tuned-lens folder, or a Jacobian-lens .pt.
 
     Raises:
         OptionError: it is damaged, of another kind, or holds more than tensors and plain values.
@@ -95,7 +95,7 @@ def read_lens(kind: str, path: Path) -> Stored:
         if isinstance(error, OptionError):
             raise
         raise _unreadable(kind, path, first_sentence(error)) from error
-    raise _unreadable(kind, path, "it is no .safetensors file")
+    raise _unreadable(kind, path, "it is not a .safetensors file")
 
 
 def write_lens(path: Path, stored: Stored) -> None:
@@ -111,7 +111,7 @@ def write_lens(path: Path, stored: Stored) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, or of the files of a folder by name."""
+    """The SHA-256 of a file, or of the files of a folder in the order of their names."""
     digest = hashlib.sha256()
     for one in [path] if path.is_file() else sorted(path.iterdir()):
         if path.is_dir():
@@ -127,7 +127,7 @@ def _own(kind: str, path: Path) -> Stored:
     with safe_open(path, framework="pt") as file:
         said = file.metadata() or {}
         if said.get("format") != FORMAT:
-            raise _unreadable(kind, path, "no fit of layerlens wrote it")
+            raise _unreadable(kind, path, "it was not written by a fit of layerlens")
         if said["kind"] != kind:
             what = f"is a {said['kind']} lens"
             raise OptionError.about("lens", f"{kind}:{path}", what, f"give {said['kind']}:{path}")
@@ -145,22 +145,24 @@ def _own(kind: str, path: Path) -> Stored:
 
 
 def _by_layer(tensors: Mapping[Any, Tensor]) -> dict[str, dict[int, Tensor]]:
-    """Tensors called "3.weight" and "3.bias", by what they are and their layer; ValueError for other names."""
+    """Tensors with names such as "3.weight" and "3.bias", by kind and layer; ValueError for other names."""
     named: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     for name, tensor in tensors.items():
         layer, _, what = str(name).partition(".")
         if what not in named or not layer.isdecimal() or layer != str(int(layer)):
-            raise ValueError(f"it holds {str(name)!r}, which is neither matrix nor vector of a layer")
+            raise ValueError(f"it holds {str(name)!r}, which is neither the matrix nor the vector of a layer")
         named[what][int(layer)] = tensor
     return named
 
 
 def _refuse_odd(layer: int, tensor: Any, shape: tuple[int, ...]) -> None:
-    """ValueError where it is no finite tensor of that shape."""
+    """ValueError unless this is a finite tensor of that shape."""
     if layer < 0 or not isinstance(tensor, Tensor):
         raise ValueError(f"it holds a {type(tensor).__name__} for layer {layer}")
     if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-        raise ValueError(f"its matrix or vector of layer {layer} is {tensor.dtype}, and no dense one of real numbers")
+        raise ValueError(
+            f"its matrix or vector of layer {layer} is {tensor.dtype}, and not dense or not of real numbers"
+        )
     if tuple(tensor.shape) != shape:
         raise ValueError(f"it holds a tensor of shape {tuple(tensor.shape)} for layer {layer}, not {shape}")
     if not tensor.float().isfinite().all():
@@ -168,7 +170,7 @@ def _refuse_odd(layer: int, tensor: Any, shape: tuple[int, ...]) -> None:
 
 
 def _tuned_lens(path: Path) -> Stored:
-    """A folder of the package tuned-lens: translator i is layer i's, 0 the embeddings, and is added to the state."""
+    """A folder of the package tuned-lens. Translator i is for layer i (0: the embeddings) and is added to the state."""
     if not path.is_dir():
         raise _unreadable(
             "tuned", path, "it is neither a folder with config.json and params.pt nor a .safetensors file"
@@ -188,7 +190,7 @@ def _tuned_lens(path: Path) -> Stored:
 
 
 def _jacobian_lens(path: Path) -> Stored:
-    """A file of the reference implementation or of TransformerLens: J[i] reads the output of block i, layer i + 1."""
+    """A file of the reference implementation or of TransformerLens. J[i] maps the output of block i, layer i + 1."""
     payload = _tensors_only("jacobian", path)
     if "J" not in payload:
         raise _unreadable("jacobian", path, 'it has no entry "J"')
@@ -211,10 +213,10 @@ def _jacobian_lens(path: Path) -> Stored:
 
 
 def _tensors_only(kind: str, path: Path, within: str = "") -> dict[Any, Any]:
-    """What torch.save wrote, where it is nothing but tensors, numbers, texts, and lists and dicts of them."""
+    """What torch.save wrote, if it holds nothing but tensors, numbers, texts, and lists and dicts of them."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a pickle that is then refused
+            warnings.simplefilter("ignore")  # about a pickle that is then refused
             loaded = torch.load(path / within, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unreadable(

@@ -11,11 +11,11 @@ from layerlens.models.unembed import Unembed
 
 @runtime_checkable
 class Head(Protocol):
-    """From residual-stream states to logits: `Unembed` where all words are in this process, or a head in shards."""
+    """From residual-stream states to logits: `Unembed`, all of which is in this process, or a head in shards."""
 
     @property
     def n_vocab(self) -> int:
-        """Words of the readout."""
+        """Number of vocabulary entries of the readout."""
 
     @property
     def device(self) -> torch.device:
@@ -27,13 +27,13 @@ class Head(Protocol):
 
     @property
     def whole(self) -> Unembed | None:
-        """The head with all of its unembedding here, which kernels read in their own order; None in shards."""
+        """The head with all of its unembedding here, which kernels read in their own order; None if it is in shards."""
 
     def normed(self, states: States, *, norm: bool = True) -> Tensor:
-        """The states as the unembedding sees them, [rows, d_head]; without `norm` only what changes their width."""
+        """The states as the unembedding sees them, [rows, d_head]; without `norm` only a change of width is applied."""
 
     def logits_tile(self, normed: Tensor, start: int, stop: int) -> Logits:
-        """Float32 logits of the words start..stop−1: [rows, stop − start]."""
+        """Float32 logits of the tokens start..stop−1: [rows, stop − start]."""
 
     def logits(self, states: States, *, norm: bool = True) -> Logits:
         """Float32 logits over the whole vocabulary: [rows, vocab]."""

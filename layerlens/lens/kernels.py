@@ -1,6 +1,6 @@
-"""The readout as one Triton kernel: products, soft-cap and all sums over the words in one pass over the unembedding,
-without logits in memory. Without atomics: what the programs add up is joined in a fixed order, so that two runs agree
-bit for bit.
+"""The readout as one Triton kernel: products, soft-cap and all sums over the vocabulary in one pass over the
+unembedding, without logits in memory. It uses no atomics: the sums of the programs are joined in a fixed order, so that
+two runs agree bit for bit.
 
 Imported where it is used, because Triton is not there on every machine. With TRITON_INTERPRET=1 it runs on a CPU.
 """
@@ -23,7 +23,7 @@ _PROGRAMS = 1024  # enough to fill the largest GPU several times over
 
 
 class Shape(NamedTuple):
-    """How the work is cut: rows and words of a tile, columns at a time, warps of a program, columns under way."""
+    """How the work is cut: rows and tokens of a tile, columns at a time, warps of a program, columns in flight."""
 
     rows: int
     words: int
@@ -32,7 +32,8 @@ class Shape(NamedTuple):
     stages: int
 
 
-# By the rows, up to which each is taken. They compile for Hopper with next to no registers spilled; not measured yet.
+# By the largest number of rows for which each is used. They compile for Hopper with almost no spilled registers; their
+# speed is not measured yet.
 _FEW, _SOME, _MANY, _WIDE = (
     Shape(16, 128, 128, 4, 3),
     Shape(64, 128, 64, 4, 4),
@@ -52,15 +53,15 @@ def read_fused(
     n_live: Int[Tensor, ""] | None = None,
     shape: Shape | None = None,
 ) -> Reading:
-    """As `read`, of any number of rows in one launch, which share what is read of the unembedding.
+    """As `read`, for any number of rows in one launch; the rows share each part of the unembedding that is loaded.
 
     Args:
         states: residual-stream states as a block handed them on.
-        unembed: the model's head, whose weight lies row by row; products are in its type, added up in float32.
-        chosen: token ids, 0..V-1, of each row whose log-probability is wanted.
+        unembed: the model's head, whose weight is stored row by row; products are in its type and added up in float32.
+        chosen: token ids, 0..V-1, [rows, chosen], whose log-probabilities are wanted.
         logits: float32, row by row, to be filled with the logits; None where they are not wanted.
-        n_live: on the device, how many rows from the first on are wanted. The others cost nothing; their entropy is
-            NaN, and nothing else of them means anything.
+        n_live: on the device, how many rows are wanted, from the first on. The others cost nothing: their entropy is
+            NaN, and their other values have no meaning.
         shape: of the tiles; by default one for the number of rows.
     """
     if len(states) == 0:
@@ -108,7 +109,7 @@ def read_fused(
     joined = Sums.joined(sums)
     entropy = joined.entropy(unembed.n_vocab)
     top = tops.masked_fill(sums[0] < joined.maximum, unembed.n_vocab).amin(0)
-    top = top.clamp(0, unembed.n_vocab - 1)  # of a row that is not a number
+    top = top.clamp(0, unembed.n_vocab - 1)  # for a row with NaN
     if n_live is not None:
         entropy = entropy.where(torch.arange(n_rows, device=entropy.device) < n_live, torch.nan)
     log_probs = None if chosen is None else _logits_of(normed, chosen, unembed) - joined.log_normalizer.unsqueeze(1)
@@ -122,7 +123,7 @@ def shape_for(n_rows: int, device: torch.device) -> Shape:
 
 
 def shared_bytes(device: torch.device) -> int:
-    """What a program may take of the memory next to the arithmetic; 0 where there is none to tell of."""
+    """How much shared memory a program may use, in bytes; 0 where that is unknown."""
     if device.type != "cuda":
         return 0
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
@@ -161,7 +162,7 @@ def _read(  # type: ignore[no-untyped-def]  # what Triton compiles
     WORDS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    # neighbouring programs read the same words, for other rows
+    # neighbouring programs read the same tokens, for other rows
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
     is_row = row < n_rows
@@ -200,7 +201,7 @@ def _read(  # type: ignore[no-untyped-def]  # what Triton compiles
         if HAS_BIAS:
             z = tl.where(z < lowest, lowest, z)
         z = tl.where(is_word[None, :], z, -float("inf"))
-        # what is not a number is no maximum, and makes the sums of its row no numbers either
+        # a NaN is not a maximum, and makes the sums of its row NaN
         highest, place_of = tl.max(tl.where(z == z, z, -float("inf")), 1, return_indices=True)
         top = tl.where(highest > maximum, start + place_of, top)
         raised = tl.maximum(maximum, highest)

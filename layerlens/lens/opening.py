@@ -1,4 +1,4 @@
-"""A lens as it is asked for, and whether it belongs to the model that is to be read through it."""
+"""Open the lens that an option names, and check that it belongs to the model that is to be read through it."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ _ANOTHER = "give a lens of this model"
 
 
 def open_lens(lens: str | Transport | None, model: Model) -> Transport:
-    """What `lens` stands for, on the device of the model's head.
+    """The transport that `lens` names, on the device of the model's head.
 
     Args:
         lens: "logit", "linear:FILE", "tuned:FILE" or "jacobian:FILE"; a transport of your own; None for "logit".
-        model: to be read through it.
+        model: the model to be read through it.
 
     Raises:
         OptionError: there is no such lens, its file cannot be read or could run code, or it was made for another model.
@@ -54,13 +54,13 @@ def open_lens(lens: str | Transport | None, model: Model) -> Transport:
 
 
 def made_for(model: Model) -> dict[str, str]:
-    """What a file says of the model that a lens was made for."""
+    """What the file of a lens says of the model that it was made for."""
     said = {"model": model.source, "identity": identity_of(model)}
     return said | ({} if model.revision is None else {"revision": model.revision})
 
 
 def identity_of(model: Model) -> str:
-    """SHA-256 of names, shapes and some values of all parameters, in bfloat16: the same in any type it is loaded in."""
+    """SHA-256 of names, shapes and some values of all parameters, in bfloat16; the same for any type they have."""
     digest = hashlib.sha256()
     for name, parameter in parameters(model.hf):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
@@ -73,21 +73,21 @@ def identity_of(model: Model) -> str:
 
 
 def _refuse_unfit(transport: Transport, model: Model) -> None:
-    """OptionError where a transport that was made in Python says nothing of itself, or maps no states of this model."""
+    """OptionError where a transport made in Python does not describe itself, or cannot map states of this model."""
     name, advice = type(transport).__name__, "see Transport of docs/api.md"
     record = transport.record()
     try:
         json.dumps(record)
         kind = record["kind"]
     except (TypeError, KeyError, ValueError) as error:
-        problem = f"the lens {name} has a record without a kind, or that JSON cannot hold: {record!r}"
+        problem = f"the lens {name} has a record that lacks a kind or does not fit into JSON: {record!r}"
         raise OptionError(problem, advice, option="lens", given=name) from error
     if not isinstance(kind, str) or kind in ("", "logit"):
         problem = f"the lens {name} calls its kind {kind!r}"
         raise OptionError(problem, "give it a name of its own", option="lens", given=name)
     if isinstance(transport, Affine) and transport.is_opened:
         problem = f"the lens {transport.spec} was opened for another model than this {model.source}"
-        advice = "give its name, or what open_lens makes of it for this model"
+        advice = "give its name, or open it for this model with open_lens"
         raise OptionError(problem, advice, option="lens", given=name)
     if isinstance(transport, Affine) and transport.layers[-1] != model.n_layers:
         problem = f"the lens {transport.spec} was made for a model of {transport.layers[-1]} layers"
@@ -96,13 +96,15 @@ def _refuse_unfit(transport: Transport, model: Model) -> None:
     for layer in (layer for layer in range(1, model.n_layers) if layer in transport.layers):
         try:
             moved = transport(states, layer)
-        except Exception as error:  # of whatever somebody else's code raises
-            problem = f"the lens {name} maps no states of width {model.d_model:,} of layer {layer}"
+        except Exception as error:  # other people's code may raise anything
+            problem = f"the lens {name} cannot map states of width {model.d_model:,} of layer {layer}"
             raise OptionError(f"{problem} ({error})", advice, option="lens", given=name) from error
         shape = tuple(moved.shape) if isinstance(moved, Tensor) else type(moved).__name__
         if shape != tuple(states.shape) or moved.dtype != states.dtype:
-            problem = f"the lens {name} makes {shape} of states of shape {tuple(states.shape)} and type {states.dtype}"
-            raise OptionError(problem, "let it keep both", option="lens", given=name)
+            problem = (
+                f"the lens {name} returned {shape} for states of shape {tuple(states.shape)} and type {states.dtype}"
+            )
+            raise OptionError(problem, "it must keep both", option="lens", given=name)
 
 
 def _refuse_other_model(lens: str, stored: Stored, model: Model) -> None:
@@ -131,12 +133,12 @@ def _refuse_other_model(lens: str, stored: Stored, model: Model) -> None:
     if tells and not same_name:
         raise OptionError.about("lens", lens, f"was made for {named}, and the model is {model.source}", advice)
     if not same_name or "unembed_hash" in said:
-        why = "whose unembedding looks otherwise" if "unembed_hash" in said else "which may be another model"
-        problem = f"{spelled('lens', lens)} was made for {named}, and is read with {model.source}, {why}"
+        why = "whose unembedding is different" if "unembed_hash" in said else "which may be another model"
+        problem = f"{spelled('lens', lens)} was made for {named}, and is used with {model.source}, {why}"
         warnings.warn(f"{problem}; compare its readings with those of the logit lens", Notice, stacklevel=3)
 
 
 def _unembed_hash(model: Model) -> str:
-    """What the package tuned-lens tells an unembedding by: its corners, to one decimal, as numpy prints them."""
+    """The package tuned-lens' hash of an unembedding: its corners, to one decimal, as numpy prints them."""
     corners = np.array_str(model.unembed.weight.detach().float().cpu().numpy(), precision=1)
     return hashlib.sha256(corners.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where words stand among all others, from tiles of logits: how many are above a given one, and which are first."""
+"""Ranks of tokens, from tiles of logits: how many tokens are above a given one, and which are first."""
 
 import torch
 from jaxtyping import Float, Int
@@ -14,26 +14,27 @@ _STRIPS = 8
 
 
 class Chosen:
-    """One word of each row: its logit, and how many words have a greater one by more than rounding.
+    """One token of each row: its logit, and how many tokens have a logit that is greater by more than rounding.
 
-    What others have to exceed is known before the tiles are: a product of each state with its word alone. The chosen
-    word's own logit, added up in another order in its tile, does not count, and words that are equal do not either.
+    The bound that others must exceed is computed before the tiles, from the product of each state with its token alone.
+    The chosen token does not count against itself, although its logit is added up in another order in its tile. Tokens
+    with an equal logit do not count either.
     """
 
     def __init__(self, ids: Int[Tensor, " rows"], normed: Tensor, head: Head, words: int) -> None:
         """Begin.
 
         Args:
-            ids: the words.
+            ids: the chosen tokens.
             normed: states as the unembedding sees them, [rows, d_head].
             head: the model's.
-            words: of a tile.
+            words: number of tokens of a tile.
         """
         self._ids = ids
         self._least = _least_above(normed, ids, head)
         self.logits = torch.full_like(self._least[:, 0], -torch.inf)
         self._above = torch.zeros_like(ids)
-        # which rows have their word in which tile: on an accelerator the host would have to wait to learn that
+        # which rows have their token in which tile: on an accelerator the host would have to wait to learn that
         self._rows: list[Tensor] | None = None
         if ids.device.type == "cpu":
             order = ids.argsort()
@@ -42,7 +43,7 @@ class Chosen:
         self._n_tiles = 0
 
     def add(self, logits: Logits, start: int) -> None:
-        """Take in a tile of all words, the tiles in their order; `start` is the first word's number."""
+        """Take in a tile of the vocabulary, tile after tile; `start` is the id of its first token."""
         if not count_above(logits, self._least[:, 0], self._above):
             self._above += (logits > self._least).sum(1)
         if self._rows is None:
@@ -57,12 +58,12 @@ class Chosen:
         self._n_tiles += 1
 
     def ranks(self, top: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-        """How many words are above, once all tiles are in; 0 where the word is the one on top."""
+        """How many tokens are above, once all tiles are in; 0 where the chosen token is on top."""
         return self._above.masked_fill(top == self._ids, 0)
 
 
 def _least_above(normed: Tensor, chosen: Tensor, head: Head) -> Float[Tensor, "rows 1"]:
-    """What a word's logit has to exceed to be greater than the chosen one's by more than rounding."""
+    """The bound that a logit must exceed to be greater than the chosen token's by more than rounding."""
     whole = head.whole
     if whole is None:
         pairs = zip(normed.split(1), chosen.tolist(), strict=True)
@@ -77,14 +78,14 @@ def _least_above(normed: Tensor, chosen: Tensor, head: Head) -> Float[Tensor, "r
     rounding = _ROUNDING * abs(whole.scale) * lengths.unsqueeze(1)
     if bias is not None:
         rounding += _ROUNDING * logit.abs().nan_to_num(posinf=0.0)
-    if whole.softcap is not None:  # a cap flattens what is near it
+    if whole.softcap is not None:  # a cap flattens logits near it
         rounding = rounding * (1 - (logit / whole.softcap).square()) + _ROUNDING * whole.softcap
-    least: Tensor = (logit + rounding).clamp(min=LOWEST)  # as banned words are in tiles
+    least: Tensor = (logit + rounding).clamp(min=LOWEST)  # as for banned tokens in tiles
     return least
 
 
 class FirstWords:
-    """The K words of each row with the greatest logits, of all tiles so far; of equal words any."""
+    """The K tokens of each row with the greatest logits, of all tiles so far; of equal ones any."""
 
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         self._logits = torch.full((n_rows, k), -torch.inf, dtype=torch.float32, device=device)
@@ -94,9 +95,9 @@ class FirstWords:
         """Take in a tile.
 
         Args:
-            logits: of its words, [rows, words].
-            greatest: of each row.
-            start: the first word's number.
+            logits: those of its tokens, [rows, tokens].
+            greatest: the greatest of each row.
+            start: the id of its first token.
         """
         if logits.device.type != "cpu":  # where the host would have to wait to learn which rows matter
             self._logits, self._ids = self._merged(self._logits, self._ids, logits, start)
@@ -111,10 +112,10 @@ class FirstWords:
     def result(
         self, top: Int[Tensor, " rows"], maximum: Float[Tensor, " rows"]
     ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-        """Their logits, the greatest first, and their numbers: the word on top, then of equal ones the lower number.
+        """Their logits, the greatest first, and their ids: first the token on top; of equal ones the lower id first.
 
         Args:
-            top: the word that stands for all with the greatest logit.
+            top: the token on top, chosen among all with the greatest logit.
             maximum: its logit.
         """
         by_id = self._ids.argsort(dim=1)
@@ -124,7 +125,9 @@ class FirstWords:
         ids = torch.cat([top.unsqueeze(1), ids.gather(1, order)], dim=1)
         again = ids == top.unsqueeze(1)
         again[:, 0] = False
-        order = again.int().argsort(dim=1, stable=True)[:, :-1]  # the word on top a second time, or the last one, goes
+        order = again.int().argsort(dim=1, stable=True)[
+            :, :-1
+        ]  # drops the second occurrence of the token on top, or the last token
         return logits.gather(1, order), ids.gather(1, order)
 
     @staticmethod
@@ -132,7 +135,7 @@ class FirstWords:
         k, words = known.shape[1], logits.shape[1]
         ids = torch.arange(start, start + words, device=logits.device)
         if words % _STRIPS == 0 and words // _STRIPS > 2 * k:
-            # Words that lie a strip apart stand together: the first k are among the k such groups with the greatest
+            # Tokens that lie a strip apart form a group. The first k tokens are among the k groups with the greatest
             # maxima, and a maximum over strips is quick.
             strips = logits.unflatten(1, (_STRIPS, -1))
             groups = strips.amax(1).topk(k, dim=1, sorted=False).indices.unsqueeze(1).expand(-1, _STRIPS, -1)

@@ -1,4 +1,4 @@
-"""What a lens gives: a few numbers of each state."""
+"""What a lens returns: a few numbers for each state."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,21 +22,21 @@ class Reading(NamedTuple):
     log_probs: Float[Tensor, "rows chosen"] | None
     """Natural log-probability of each chosen token, <= 0; None where none were asked for."""
     ranks: Int[Tensor, "rows chosen"] | None = None
-    """How many words have a greater logit than each chosen token, by more than rounding; None where none were asked
-    for."""
+    """How many tokens have a logit that is greater than that of each chosen token by more than rounding; None where
+    none were asked for."""
     first_ids: Int[Tensor, "rows k"] | None = None
-    """The k words with the greatest logits, the greatest first; of equal ones any. None where none were asked for."""
+    """The k tokens with the greatest logits, the greatest first; of equal ones any. None where none were asked for."""
     first_log_probs: Float[Tensor, "rows k"] | None = None
     """Their natural log-probabilities."""
 
     @classmethod
     def of_nothing(cls, states: Tensor, chosen: Tensor | None) -> "Reading":
-        """Of no state at all."""
+        """The reading of no states."""
         empty = states.new_empty(0, dtype=torch.float32)
         return cls(empty, empty.long(), empty, None if chosen is None else empty.new_empty(0, chosen.shape[1]))
 
     @classmethod
     def joined(cls, parts: Sequence["Reading"]) -> "Reading":
-        """Of the rows of all parts, which were asked for the same."""
+        """The reading of the rows of all parts; all parts must hold the same numbers."""
         fields = zip(*parts, strict=True)
         return cls(*(None if values[0] is None else torch.cat(values) for values in fields))  # type: ignore[arg-type]

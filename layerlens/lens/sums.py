@@ -1,4 +1,4 @@
-"""What a readout is made of: sums over words, and the word on top."""
+"""Sums over the vocabulary, and the token on top, from which a reading is computed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from layerlens.axes import Logits, Scalars, TokenIds
 from layerlens.formulas import entropy_of, joined_sums, raise_top, tile_sums
 from layerlens.native import row_sums
 
-_ROUNDING = 2.0**-20  # of a sum over words
+_ROUNDING = 2.0**-20  # of a sum over tokens
 
 
 class Sums(NamedTuple):
-    """What words add to a reading: with the maximum m of their logits z, Σ exp(z − m) and Σ exp(z − m)·(z − m)."""
+    """What tokens contribute to a reading: the maximum m of their logits z, Σ exp(z − m) and Σ exp(z − m)·(z − m)."""
 
     maximum: Scalars
     total: Scalars
@@ -23,13 +23,13 @@ class Sums(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, maximum: Scalars) -> "Sums":
-        """Of some words' logits [rows, words] and the maximum of each row; see `tile_sums`."""
+        """The sums of some tokens, from their logits [rows, tokens] and the maximum of each row; see `tile_sums`."""
         return cls(maximum, *tile_sums(logits, maximum))
 
     @classmethod
     def of_tile(cls, logits: Logits, greatest: Scalars, top: Tensor, start: int) -> "Sums":
-        """Of a tile's words, the first of which is `start`. A row's maximum takes the place of a lower one in
-        `greatest`, and the first word that has it, on an accelerator any, takes that in `top`."""
+        """The sums of the tokens of a tile, the first of which is `start`. Where a row's maximum is above `greatest`,
+        it replaces that, and a token that has it replaces `top`: the first one, on an accelerator any."""
         sums = row_sums(logits, greatest, top, start)
         if sums is not None:
             return cls(*sums)
@@ -39,7 +39,7 @@ class Sums(NamedTuple):
 
     @classmethod
     def of_rows(cls, logits: Logits) -> "Sums":
-        """Of all words, a logit of minus infinity among them, whose p = 0."""
+        """The sums of all tokens; a logit of minus infinity is allowed and has p = 0."""
         sums = row_sums(logits)
         if sums is not None:
             return cls(*sums)
@@ -52,12 +52,12 @@ class Sums(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Float[Tensor, "3 parts rows"] | Sequence["Sums"]) -> "Sums":
-        """Of the words of all parts: maxima, totals and moments of each."""
+        """The sums of the tokens of all parts, from the maxima, totals and moments of each part."""
         stacked = parts if isinstance(parts, Tensor) else torch.stack([torch.stack(part) for part in parts], dim=1)
         return cls(*joined_sums(*stacked))
 
     def without(self, logits: Tensor) -> "Sums":
-        """Of all but these [rows, words], which are among those summed; nothing where less is left than rounding."""
+        """The sums without these tokens [rows, tokens], which are among the summed; 0 where the rest is rounding."""
         below = logits - self.maximum.unsqueeze(1)
         exps = torch.exp(below)
         total = self.total - exps.sum(1)
@@ -77,9 +77,9 @@ class Sums(NamedTuple):
 
 
 def arg_max(logits: Logits) -> TokenIds:
-    """The word with the greatest logit of each row: the first of several that are equal, and the first NaN before all.
+    """The token with the greatest logit of each row: the first of equal ones; the first NaN, if there is one.
 
-    On a CPU by numpy, which compares many at once: 7 µs for 49,152 words where torch takes 88.
+    On a CPU by numpy, which compares many at once: 7 µs for 49,152 tokens, where torch takes 88.
     """
     if logits.device.type != "cpu" or logits.dtype != torch.float32:
         return logits.argmax(1)

@@ -1,5 +1,5 @@
-"""From residual-stream states to a few numbers each, in tiles over rows and vocabulary, so that memory does not grow
-with the vocabulary. Float32 accumulation whatever the weights' type."""
+"""From residual-stream states to a few numbers for each, in tiles over rows and vocabulary, so that memory does not
+grow with the vocabulary. Sums are in float32, whatever the type of the weights."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from layerlens.lens.reading import Reading
 from layerlens.lens.sums import Sums
 from layerlens.models.unembed import Unembed
 
-# On a CPU a tile and the probabilities of it stay in the cache; on an accelerator they fill the chip, at 32 MiB each.
+# On a CPU a tile and its probabilities stay in the cache; on an accelerator they fill the chip, at 32 MiB each.
 _CPU_TILE = (512, 1024)
 _ACCELERATOR_TILE = (512, 16384)
 
@@ -31,14 +31,14 @@ def read(
     n_first: int = 0,
     tile: tuple[int, int] | None = None,
 ) -> Reading:
-    """Entropy and top token of every state, and what is asked for besides; the largest temporary is one tile.
+    """Entropy and top token of every state, and what else is asked for; the largest temporary is one tile.
 
     Args:
-        states: residual-stream states as a block handed them on, in the model's dtype, or as a transport brought them.
+        states: residual-stream states as a block handed them on, in the model's dtype, or as a transport mapped them.
         head: the model's.
         chosen: token ids, 0..V-1, of each row whose log-probability and rank are wanted.
-        n_first: how many of the first words are wanted, 0..V.
-        tile: rows and words of a tile; by default what suits the device.
+        n_first: how many of the first tokens are wanted, 0..V.
+        tile: rows and tokens of a tile; by default what suits the device.
     """
     if chosen is None and n_first == 0 and len(states) and (unembed := fused(head)) is not None:
         from layerlens.lens.kernels import read_fused
@@ -53,7 +53,7 @@ def read(
 
 
 def fused(head: Head) -> Unembed | None:
-    """The head where the kernel reads it: in 16-bit types, for which it was made, on GPUs that have room for it."""
+    """The head, if the kernel can read it: in 16-bit types, for which it was made, on GPUs that have room for it."""
     unembed = head.whole
     if unembed is None or not unembed.fused or find_spec("triton") is None or unembed.weight.stride(1) != 1:
         return None
@@ -65,13 +65,13 @@ def fused(head: Head) -> Unembed | None:
 
 
 def tile_for(device: torch.device) -> tuple[int, int]:
-    """Rows and words of a tile that suits the device."""
+    """Rows and tokens of a tile that suits the device."""
     return _CPU_TILE if device.type == "cpu" else _ACCELERATOR_TILE
 
 
 def tile_bytes(d_model: int, dtype: torch.dtype, device: torch.device) -> int:
-    """What `read` takes while it reads states of a model in that type: a tile of logits, its probabilities,
-    the normed rows, and on a CPU the words of a tile in float32 where the unembedding is in another type."""
+    """The memory that `read` takes, in bytes, for states of a model in that type: a tile of logits, its probabilities,
+    the normed rows, and, on a CPU with an unembedding in another type, its rows of a tile in float32."""
     rows, words = tile_for(device)
     copied = words * d_model if device.type == "cpu" and dtype != torch.float32 else 0
     return 4 * (2 * rows * words + 2 * rows * d_model + copied)
@@ -85,7 +85,7 @@ def _read_rows(states: States, head: Head, chosen: Tensor | None, n_first: int, 
     picked = [] if chosen is None else [Chosen(ids, normed, head, words) for ids in chosen.unbind(1)]
     first = FirstWords(len(states), n_first, normed.device) if n_first else None
     starts = range(0, head.n_vocab, words)
-    # kept in one piece: small tensors that outlive a tile would lie between the large ones, and the heap would grow
+    # in one piece: small tensors that outlive a tile would lie between the large ones, and the heap would grow
     parts = normed.new_empty(3, len(starts), len(states), dtype=torch.float32)
     for place, start in enumerate(starts):
         logits = head.logits_tile(normed, start, min(start + words, head.n_vocab))

@@ -1,4 +1,4 @@
-"""What brings the states of a layer to where the model's own head can read them: the first half of a lens."""
+"""Transports map states of a layer to states that the model's own head can read: the first half of a lens."""
 
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -14,15 +14,15 @@ from layerlens.models.unembed import product
 
 @runtime_checkable
 class Transport(Protocol):
-    """Maps states of a layer to states that the head can read, [rows, d_model] each; layer L is left as it is."""
+    """Maps states of a layer to states that the head can read, [rows, d_model] each; layer L is not changed."""
 
     @property
     def layers(self) -> Container[int]:
-        """Those it can map, of 0..L; L is one of them."""
+        """The layers that it can map, of 0..L; L is one of them."""
 
     def __call__(self, states: States, layer: int) -> States:
-        """The states of that layer as the last layer would write them, in their own dtype and on their device. It is
-        not called for layer L."""
+        """States that stand for those of that layer at the last layer, in their own dtype and on their device. Not
+        called for layer L."""
 
     def record(self) -> dict[str, Any]:
         """What a manifest says of it: "kind", "source" (where it came from) and "sha256" (of what was read there)."""
@@ -38,7 +38,7 @@ class Identity:
         return states
 
     def record(self) -> dict[str, Any]:
-        """That it is the logit lens."""
+        """The record of the logit lens."""
         return {"kind": "logit"}
 
 
@@ -46,14 +46,15 @@ IDENTITY = Identity()
 
 
 def at_head(transport: Transport, states: States, layer: int, n_layers: int) -> States:
-    """States of a layer as the head is to read them: those of layer L as they are, whatever the transport."""
+    """States of a layer as the head is to read them; those of layer L are left as they are, whatever the transport."""
     return states if layer == n_layers else transport(states, layer)
 
 
 class Affine:
-    """A matrix for each layer, with or without a vector: the linear, the tuned and the Jacobian lens.
+    """A matrix for each layer, with or without a bias vector: the linear, the tuned and the Jacobian lens.
 
-    Linear (arXiv 2303.09435) A h + b, tuned (arXiv 2303.08112) h + (A h + b), Jacobian J h.
+    A state h is mapped to A h + b by a linear lens (arXiv 2303.09435), to h + (A h + b) by a tuned lens (arXiv
+    2303.08112), and to J h by a Jacobian lens.
     """
 
     def __init__(
@@ -74,9 +75,9 @@ class Affine:
             weights: by layer 0..L − 1, [d_model, d_model] each: columns read the state.
             biases: by layer, [d_model] each; layers without one have none.
             n_layers: L.
-            adds: whether what comes out is added to the state.
+            adds: whether the result is added to the state.
             source: where it was read.
-            sha256: of what was read there.
+            sha256: of the file or folder that was read.
 
         Raises:
             OptionError: a matrix or vector holds NaN or infinity.
@@ -93,12 +94,12 @@ class Affine:
 
     @property
     def layers(self) -> Sequence[int]:
-        """Those it has a matrix for, and L."""
+        """The layers that it has a matrix for, and L."""
         return [*sorted(self._weights), self._n_layers]
 
     @property
     def spec(self) -> str:
-        """As an option says it: "linear:lens.safetensors"."""
+        """The lens as an option names it: "linear:lens.safetensors"."""
         return f"{self._record['kind']}:{self._record['source']}"
 
     def tensors(self) -> dict[int, tuple[Tensor, Tensor | None]]:
@@ -106,7 +107,7 @@ class Affine:
         return {layer: (weight, self._biases.get(layer)) for layer, weight in self._weights.items()}
 
     def opened(self, hf: nn.Module, device: torch.device, dtype: torch.dtype) -> "Affine":
-        """The same for a model, with its tensors where the head lies: on a CPU in float32, elsewhere in that type."""
+        """The lens for a model, with its tensors on the device of the head: on a CPU in float32, else in that type."""
         wanted = torch.float32 if device.type == "cpu" else dtype
         moved = type(self).__new__(type(self))
         moved.__dict__ |= self.__dict__
@@ -137,7 +138,7 @@ class Affine:
         return mapped.to(states.dtype)
 
     def record(self) -> dict[str, Any]:
-        """Its kind, where it was read, and the SHA-256 of that."""
+        """Its kind, where it was read, and the SHA-256 of what was read."""
         return dict(self._record)
 
 
@@ -146,8 +147,8 @@ def refuse_lacking(transport: Transport, layers: Sequence[int], who: str) -> Non
 
     Args:
         transport: of a lens.
-        layers: to be read, of 0..L.
-        who: reads them, such as "a trace".
+        layers: the layers to be read, of 0..L.
+        who: what reads them, such as "a trace".
     """
     lacking = [layer for layer in layers if layer not in transport.layers]
     if lacking:

@@ -313,7 +313,7 @@ def test_no_file_is_written_over(tmp_path):
     model = tiny("llama")
     there = tmp_path / "there.safetensors"
     there.write_text("mine")
-    with refused(ll.OptionError, "out", there, problem="there already"):
+    with refused(ll.OptionError, "out", there, problem="already exists"):
         ll.fit_lens(model, texts(20), out=there)
     assert there.read_text() == "mine"
     with refused(ll.OptionError, "out", tmp_path / "lens.pt", advice="lens.safetensors"):
