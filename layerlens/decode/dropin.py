@@ -82,9 +82,7 @@ def decoding(
         try:
             yield log
         finally:
-            stack.enter_context(
-                alone(hf)
-            )  # a generation that another thread has begun is not changed by the end of this context
+            stack.enter_context(alone(hf))  # waits until a generation in another thread has ended
             del hf._layerlens_decoding
             if theirs is None:
                 del hf.generate

@@ -51,9 +51,8 @@ def walk_back(readouts: Readouts, window: int, criterion: Criterion, scan: str =
 def _whole_window(readouts: Readouts, window: int, criterion: Criterion, floor: float) -> Walk:
     logits, values = readouts.measured(_candidates(readouts, window), criterion)
     if readouts.may_branch:
-        walked = [
-            n_steps_back(row) for row in values.tolist()
-        ]  # where the host may look, it is done before a kernel would have started
+        # the host is done before a kernel would have started
+        walked = [n_steps_back(row) for row in values.tolist()]
         steps = torch.tensor(walked, device=values.device)
         if len(set(walked)) == 1:  # nothing to copy
             return Walk(steps, logits[:, window - 1 - walked[0]], logits[:, -1], values)

@@ -125,9 +125,8 @@ class FirstWords:
         ids = torch.cat([top.unsqueeze(1), ids.gather(1, order)], dim=1)
         again = ids == top.unsqueeze(1)
         again[:, 0] = False
-        order = again.int().argsort(dim=1, stable=True)[
-            :, :-1
-        ]  # drops the second occurrence of the token on top, or the last token
+        # drops the second occurrence of the token on top, or the last token
+        order = again.int().argsort(dim=1, stable=True)[:, :-1]
         return logits.gather(1, order), ids.gather(1, order)
 
     @staticmethod

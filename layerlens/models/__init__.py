@@ -1,4 +1,5 @@
-"""Any causal language model in one shape. Imported when first used: the families table must not wait for torch."""
+"""Any causal language model in one shape. Names are imported when first used: the families table must not wait for
+torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""A model of transformers brought into one shape: its blocks, parts and unembedding are found by watching one pass."""
+"""Brings a model of transformers into one shape. Its blocks, parts and unembedding are found by watching one pass."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -27,14 +27,14 @@ _FACTORS, _DIVISORS = (
 )
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 SCALARS = (*_FACTORS, *_DIVISORS, *_CAPS)
-"""Entries of a config that act on the logits."""
+"""Entries of a config that change the logits."""
 
 
 def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None) -> Model:
-    """The model in the adapter's shape, found by structure, by one pass over two tokens, and by the families table.
+    """The model in the shape of `Model`, from its structure, one pass over two tokens, and the families table.
 
     Raises:
-        ModelError: no blocks, or no unembedding, can be told from the model's structure.
+        ModelError: the structure of the model does not show its blocks or its unembedding.
     """
     config = hf.config.get_text_config(decoder=True)
     _refuse_several_heads(hf, source)
@@ -62,14 +62,14 @@ def adapt(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, 
 
 
 def _watched_pass(hf: PreTrainedModel, source: str) -> tuple[Tensor | None, list[Call]]:
-    """Of a pass over two tokens: the logits, and the calls of its modules."""
+    """The logits of a pass over two tokens, and the calls of modules in it."""
     device: Any = hf.get_input_embeddings().weight.device
     without_weights = shapes_only() if device.type == "meta" else nullcontext()
     try:
         with torch.no_grad(), without_weights, calls_in(hf) as calls:
             ids = torch.zeros(1, 2, dtype=torch.long, device=device)
             outputs = hf(input_ids=ids, use_cache=False)
-    except Exception as error:  # whatever a model raises that does not read text
+    except Exception as error:  # a model that does not read text may raise anything
         advice = "layerlens traces models that run on text alone"
         if getattr(hf, "is_quantized", False):
             advice = "the package that quantised its weights may not fit them or this processor: load it without"
@@ -94,7 +94,7 @@ def _refuse_several_heads(hf: PreTrainedModel, source: str) -> None:
 
 
 def _head(hf: PreTrainedModel, logits: Tensor | None, source: str) -> tuple[nn.Module, int]:
-    """The unembedding, a module with one weight, plain or packed, and the number of words in its logits."""
+    """The unembedding, a module with one weight, plain or packed, and the number of entries in its logits."""
     head = head_of(hf)
     has_weight = isinstance(getattr(head, "weight", None), Tensor) or (
         isinstance(head, nn.Module) and getattr(hf, "is_quantized", False)
@@ -120,7 +120,7 @@ def _head(hf: PreTrainedModel, logits: Tensor | None, source: str) -> tuple[nn.M
 def _stack(hf: PreTrainedModel, calls: Sequence[Call], source: str) -> tuple[str, list[nn.Module]]:
     """The list of blocks by its path, and those blocks of it that run on text, in order.
 
-    Of the module lists that ran, the outermost count. Where there are several it is the one that hands a stream on.
+    Only the outermost of the module lists that ran count. If there are several, it is the one that hands a stream on.
     """
     lists: dict[str, list[nn.Module]] = {}
     ran = {call.module: call for call in calls}
@@ -185,7 +185,7 @@ def _unembed(config: Any, head: nn.Module, tail: Sequence[nn.Module], n_vocab: i
     scale = _number(config, *_FACTORS) or 1.0
     return Unembed(
         tail=[placement.beside(module, weight.device) for module in tail],
-        weight=weight.detach()[:n_vocab],  # some heads are padded to a round number of words
+        weight=weight.detach()[:n_vocab],  # some heads are padded to a round number of vocabulary entries
         bias=bias.detach()[:n_vocab] if isinstance(bias, Tensor) else None,
         scale=scale / (_number(config, *_DIVISORS) or 1.0),
         softcap=_number(config, *_CAPS),
@@ -194,7 +194,7 @@ def _unembed(config: Any, head: nn.Module, tail: Sequence[nn.Module], n_vocab: i
 
 
 def _number(config: Any, *names: str) -> float | None:
-    """The first of the config's entries that is a number; whatever is missed shows in the readout check."""
+    """The first of the config's entries that is a number. If an entry is missed, the readout check finds it."""
     values = (getattr(config, name, None) for name in names)
     return next((float(value) for value in values if isinstance(value, int | float)), None)
 
@@ -207,7 +207,7 @@ def _sublayers(block: nn.Module, kind: str, family: Family) -> SubLayers | None:
 
 
 def named_in(block: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """Those of the names that the block has, as modules; a name is a path within it."""
+    """The modules of the block that have one of these names; a name is a path within the block."""
     modules = []
     for name in names:
         module: Any = block

@@ -1,4 +1,4 @@
-"""Where a model's weights lie and what runs its passes; `tracing/engines.py` asks each for what a trace needs."""
+"""Where a model's weights are, and what runs its passes; `tracing/engines.py` uses it for traces."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class Connection:
 
     Attributes:
         name: one of BACKENDS.
-        is_here: whether the weights lie in this process, so that any strategy can decode from them.
+        is_here: whether the weights are in this process, so that any strategy can decode from them.
     """
 
     name: str

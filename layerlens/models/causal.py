@@ -1,4 +1,4 @@
-"""Which class of transformers loads a model by its config, and which models are no causal decoders."""
+"""Which class of transformers loads a model by its config, and which models are not causal decoders."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _CLASSES = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(), *MODEL_FOR_CAU
 
 
 def is_known(hf: PreTrainedModel) -> bool:
-    """Whether transformers lists the model as a causal one, or it comes with code of its own."""
+    """Whether transformers lists the model as causal, or the model comes with code of its own."""
     return type(hf).__name__ in _CLASSES or loader_of(hf.config) is not None
 
 
@@ -32,7 +32,7 @@ def loader_of(config: Any) -> Any:
 
 
 def refuse_other_kinds(source: str, config: Any, *, known: bool) -> None:
-    """ModelError for what is no decoder. `known`: transformers lists it as one, or it comes with code of its own."""
+    """ModelError unless the model is a decoder. `known`: transformers lists it as one, or it has its own code."""
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
         raise ModelError(
             f"{source} ({config.model_type}) is an encoder-only model: its config has is_decoder=False, so that "

@@ -1,4 +1,4 @@
-"""Notes what a model's readings rest on, and finds what of it is another now."""
+"""Records what a model's readings depend on, and finds what has changed since."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -17,7 +17,7 @@ _PLAIN = (bool, int, float)
 
 
 def foundation_of(model: Model) -> Foundation:
-    """What the readings of a model rest on, as it is now."""
+    """What the readings of a model depend on, as it is now."""
     paths = {module: path for path, module in model.hf.named_modules()}
     block = paths[model.blocks[-1]]
     after = (*(module for module in model.unembed.tail if module in paths), model.head)
@@ -31,7 +31,7 @@ def foundation_of(model: Model) -> Foundation:
 
 
 def changes(model: Model) -> tuple[list[str], list[str]]:
-    """What is another than when the model was loaded, as phrases: what decides, and what a pass must decide."""
+    """What has changed since the model was loaded, as phrases: changes that decide, and those for a pass to judge."""
     then = model.foundation
     if then is None:
         return [], []
@@ -40,14 +40,14 @@ def changes(model: Model) -> tuple[list[str], list[str]]:
 
 
 def note_numbers(model: Model) -> None:
-    """Take the numbers as they are for those that the model was loaded with: the readings hold with them."""
+    """Record the present numbers in place of those at load, because the readings are right with them."""
     then = model.foundation
     if then is not None:
         then.numbers.update(_facts(model, then.stack, then.ends, then.around, then.parts, then.copied)[2])
 
 
 def in_training(root: nn.Module) -> bool:
-    """Whether any module of the model is in training mode; in a third of the time that `modules()` takes."""
+    """Whether any module of the model is in training mode; three times as fast as with `modules()`."""
     waiting: list[nn.Module | None] = [root]
     while waiting:
         module = waiting.pop()
@@ -85,7 +85,7 @@ def _facts(
             key: value for key, value in vars(module).items() if type(value) in _PLAIN and key != "training"
         }
         if path in ends:
-            # what was made from them once, in another form or on another device, does not follow them
+            # copies that were made of them, in another form or on another device, do not follow them
             values = tuple(_version(tensor) for tensor in _tensors(module))
             (fixed if copied else numbers)[f"{name} has other values"] = values
     watched["torch has other hooks for all modules"] = hooks_of_all()
@@ -117,7 +117,7 @@ def _children(module: nn.Module | None) -> tuple[nn.Module | None, ...]:
 
 
 def _hooks(module: nn.Module) -> tuple[object, ...]:
-    """What else runs when the module is called, without what layerlens itself has put there."""
+    """What else runs when the module is called, without what layerlens has added."""
     return tuple(hook for hook in hooks_of(module) if getattr(hook, "__module__", None) != _OURS)
 
 
@@ -130,5 +130,5 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _version(tensor: Tensor) -> tuple[object, ...]:
-    """Where the values lie, and how often they were changed in place, which tensors of inference mode do not count."""
+    """Where the values are stored, and how often they were changed in place (not counted in inference mode)."""
     return *_place(tensor), 0 if tensor.is_inference() else times_written(tensor)

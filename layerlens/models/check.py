@@ -1,4 +1,4 @@
-"""What a model must fulfil before its numbers are believed, checked on the loaded model with a few short passes."""
+"""What must hold for a model before its numbers are used, checked on the loaded model with a few short passes."""
 
 import math
 from dataclasses import replace
@@ -15,14 +15,14 @@ from layerlens.models.probing import Streams, mismatch, probe, tolerance, watche
 
 
 def checked(model: Model) -> Model:
-    """The model, without the sub-layer parts where they cannot be told apart, and with what its readings rest on noted.
+    """The checked model. Its readings' foundation is recorded; sub-layer parts that cannot be told apart are left out.
 
-    Two texts that differ in their last token alone go through the model together. Then the block outputs are one
-    stream handed from block to block, earlier positions must not see the later token, and the readout of the last
-    block's output must be the model's own logits (law 1).
+    Two texts that differ only in their last token go through the model together. The block outputs must be one stream
+    that is handed from block to block. Earlier positions must not see the later token. The readout of the last block's
+    output must be the model's own logits (law 1).
 
     Raises:
-        ModelError: what did not match, with the size of the mismatch.
+        ModelError: says what did not match, and by how much.
     """
     ids = probe(model)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def _not_finite(model: Model) -> ModelError:
 
 
 def stream_changed(model: Model, index: int) -> ModelError:
-    """What to raise where a block is not given what the one before it handed on."""
+    """The error for a block whose input is not what the block before it handed on."""
     return ModelError(
         f"{model.source} ({model.family}) cannot be traced: block {index} does not start from what block "
         f"{index - 1} handed on",
@@ -78,7 +78,7 @@ def stream_changed(model: Model, index: int) -> ModelError:
 
 
 def refuse_not_causal(model: Model, worst: float) -> None:
-    """ModelError where a later token moves earlier logits, at worst by so much of their size; NaN is refused too."""
+    """ModelError where a later token changes earlier logits, at worst by this share of their size; also for NaN."""
     if not math.isfinite(worst):
         raise _not_finite(model)
     if worst > tolerance(model, packed=model.quantization is not None):

@@ -1,4 +1,4 @@
-"""Whether a model's decoder can stand for the whole, and attention and MLP part are what each sub-layer adds."""
+"""Whether a model's decoder can stand for the whole model, and whether the parts are what attention and MLP add."""
 
 from contextlib import ExitStack
 
@@ -12,9 +12,9 @@ from layerlens.models.probing import Streams, keeper, mismatch, tolerance, watch
 
 
 def all_at_once(model: Model, ids: Tensor, streams: Streams) -> bool:
-    """Whether one pass shows that the decoder is enough and the parts hold; where it does not, each is asked alone.
+    """Whether one pass shows that the decoder is enough and the parts hold. If it does not, each is checked alone.
 
-    Three times the same texts: as they are, without attention, and without MLPs.
+    The pass reads the same texts three times: as they are, without attention, and without MLPs.
     """
     parts = _attention_and_mlp(model, streams)
     if parts is None:
@@ -26,7 +26,7 @@ def all_at_once(model: Model, ids: Tensor, streams: Streams) -> bool:
         stack.enter_context(watch_blocks(model.blocks, model.sublayers, keeper(seen)))
         try:
             model.decoder(input_ids=ids.repeat(3, 1), use_cache=False)
-        except Exception:  # of a module whose output has no rows, or that minds what is silent
+        except Exception:  # from a module whose output has no rows, or that fails on silenced input
             return False
 
     def group(stream: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def decoder_is_enough(model: Model, ids: Tensor, last: Tensor) -> bool:
 
 
 def parts_hold(model: Model, ids: Tensor, streams: Streams) -> bool:
-    """Whether attention and MLP part are what each sub-layer adds: silencing one leaves only the other."""
+    """Whether the attention part and the MLP part are what each adds: silencing one leaves only the other."""
     parts = _attention_and_mlp(model, streams)
     if parts is None:
         return False
@@ -77,7 +77,7 @@ def _add_up(model: Model, streams: Streams, without_attention: Streams, without_
     family = family_of(model.family, model.hf.config.get_text_config(decoder=True))
     allowed = tolerance(model, packed=model.quantization is not None)
     if family.parallel:
-        # only the first block gets the same input in both passes: there the MLP must not notice that attention is gone
+        # only the first block gets the same input in both passes: there the MLP must not depend on attention
         (_, part, h_out), (_, _, mlp_only) = streams[0], without_attention[0]
         separate = mismatch(h_out - _present(part), mlp_only) <= allowed
         return separate and all(mismatch(h_in + _present(p), h_out) <= allowed for h_in, p, h_out in without_mlp)

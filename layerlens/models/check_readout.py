@@ -15,37 +15,38 @@ _LARGEST_BIAS = 1e-3
 
 
 class UnknownHead(ModelError):
-    """The readout is not the model's own logits: what lies between last block and logits was not understood."""
+    """The readout is not the model's own logits: what is between the last block and the logits is not known."""
 
 
 def with_its_readout(model: Model, logits: Tensor, last: Tensor) -> Model:
-    """The model with a head that gives its logits: as its config says, or without the scale and cap it speaks of, which
-    wrappers around a language model can leave out."""
+    """The model with a head that gives its logits: with the scale and cap that its config names, or without them,
+    because wrappers around a language model can leave them out."""
     return with_best_head(model, [_miss(model, unembed, logits, last) for unembed in possible_heads(model)])
 
 
 def possible_heads(model: Model) -> tuple[Unembed, Unembed]:
-    """The readout as the config says, and without the scale and cap that it speaks of."""
+    """The readout with the scale and cap that the config names, and the readout without them."""
     return model.unembed, replace(model.unembed, scale=1.0, softcap=None)
 
 
 def with_best_head(model: Model, misses: Sequence[tuple[float, float]]) -> Model:
-    """The model with the first of its readouts that misses its logits by no more than rounding.
+    """The model with the first of its readouts that equals its logits up to rounding.
 
     Args:
         model: as adapted.
-        misses: of each of `possible_heads`: at worst, and on average, as parts of the logits' size.
+        misses: for each of `possible_heads`, how far it is from the logits, at worst and on average, relative to their
+            size.
 
     Raises:
-        ModelError: none of them gives the model's logits, or these are all 0.
+        ModelError: none of them gives the model's logits, or the logits are all 0.
     """
     for (worst, bias), unembed in zip(misses, possible_heads(model), strict=True):
         if _fits(model, unembed, worst, bias):
             return replace(model, unembed=unembed)
     worst, bias = misses[0]
-    if worst == 0:  # equal, and yet without a size
+    if worst == 0:  # equal, but without a size
         raise ModelError(
-            f"{model.source} ({model.family}) gives a logit of 0 for every word, so that all words are equally "
+            f"{model.source} ({model.family}) gives a logit of 0 for every token, so that all tokens are equally "
             f"likely at every layer: {_what_is_zero(model)} nothing but zeros",
             "load it with trained weights",
             given=model.source,
@@ -64,7 +65,7 @@ def readout_holds(model: Model, logits: Tensor, last: Tensor) -> bool:
 
 
 def _fits(model: Model, unembed: Unembed, worst: float, bias: float) -> bool:
-    """Whether a readout misses its logits by rounding alone; a NaN does not."""
+    """Whether a readout equals the logits up to rounding; with a NaN it does not."""
     return worst <= tolerance(model, packed=unembed.packed is not None) and bias <= _LARGEST_BIAS
 
 
@@ -93,10 +94,10 @@ def _reason(model: Model) -> str:
 
 
 def _miss(model: Model, unembed: Unembed, logits: Tensor, last: Tensor) -> tuple[float, float]:
-    """By how much the readout of the last states differs from the logits: at worst, and on average."""
+    """How far the readout of the last states is from the logits: at worst, and on average."""
     try:
         read = unembed.logits(last.flatten(0, 1))
-    except Exception as error:  # of a module that was given less than it needs
+    except Exception as error:  # from a module that was given less than it needs
         tail = ", ".join(type(module).__name__ for module in unembed.tail)
         raise ModelError(
             f"{model.source} ({model.family}) cannot be traced: what follows its last block ({tail}) does not read "
@@ -105,7 +106,7 @@ def _miss(model: Model, unembed: Unembed, logits: Tensor, last: Tensor) -> tuple
             given=model.source,
         ) from error
     own = logits.flatten(0, 1).to(read.device)
-    # the rounding of half precision is large but falls to both sides; a lost scale or soft-cap pulls to one
+    # rounding in half precision is large but goes both ways; a missing scale or soft-cap goes one way
     return mismatch(own, read), abs(_slope(own, read) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of safetensors or pickles, with their tokenizers: read by transformers from a folder or the hub."""
+"""Checkpoints in safetensors or pickles, with their tokenizers, read by transformers from a folder or the hub."""
 
 import logging
 from importlib.util import find_spec
@@ -27,14 +27,15 @@ def load_checkpoint(
 
     Args:
         source: a folder or hub id.
-        dtype: what to load it in; None for what the checkpoint says.
+        dtype: the type to load it in; None for the type that the checkpoint names.
         safety: for `from_pretrained`: trust_remote_code and revision.
         allow_pickle: read pickled weights.
         quantize: as of `load`.
         place: where it is to lie.
 
     Raises:
-        ModelError: it is not there, no causal decoder, or its weights do not fit into memory or its class.
+        ModelError: it is missing, it is not a causal decoder, or its weights do not fit into memory or do not match its
+            class.
         OptionError: see `scheme_for`.
     """
     config, loader, safety = config_and_loader(source, safety)
@@ -64,7 +65,7 @@ def load_checkpoint(
             **safety,
         )
     except Exception as error:
-        lacks_package = isinstance(error, ImportError)  # of a way of quantising
+        lacks_package = isinstance(error, ImportError)  # for a method of quantising
         advice = "install the package that it names" if lacks_package else weights_advice(source)
         raise ModelError(f"{source} could not be loaded ({first_sentence(error)})", advice, given=source) from error
     hf, loading = loaded
@@ -73,7 +74,7 @@ def load_checkpoint(
 
 
 def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-    """The config of a checkpoint, the class of transformers that loads it, and how it is to be reached."""
+    """The config of a checkpoint, the class of transformers that loads it, and how its files are reached."""
     is_folder = Path(source).expanduser().is_dir()
     online = not is_folder and hub.answers(source, "config.json", revision=safety["revision"])
     safety = safety | {"local_files_only": not online}
@@ -86,17 +87,17 @@ def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, di
             problem = f"{source} comes with code of its own"
             raise ModelError(problem, advice, option="trust_remote_code", given=source) from error
         why = first_sentence(error) if is_folder or online else "no such folder, not in the cache, hub not reached"
-        raise ModelError(f"{source!r} is no model that can be loaded ({why})", advice, given=source) from error
+        raise ModelError(f"{source!r} is not a model that can be loaded ({why})", advice, given=source) from error
     loader = loader_of(config)
     refuse_other_kinds(source, config, known=loader is not None)
     return config, loader, safety
 
 
 def scheme_for(source: str, config: Any, quantize: Any, dtype: torch.dtype | None) -> Any:
-    """The quantisation config to load with, or None for what the checkpoint itself says.
+    """The quantisation config to load with; None: the checkpoint itself says it.
 
     Raises:
-        OptionError: an unknown name, no bitsandbytes, or a checkpoint that is quantised already.
+        OptionError: the name is unknown, bitsandbytes is not installed, or the checkpoint is already quantised.
     """
     if not isinstance(quantize, str):
         return quantize
@@ -112,7 +113,7 @@ def scheme_for(source: str, config: Any, quantize: Any, dtype: torch.dtype | Non
         advice = "get it with: pip install bitsandbytes"
         raise OptionError.about("quantize", quantize, "needs bitsandbytes", advice)
     if quantize == "8bit":
-        # said in every layer of every pass, and true of all models in float32 or bfloat16
+        # logged by every layer in every pass, and true of all models in float32 or bfloat16
         logging.getLogger(BITSANDBYTES_LOG).addFilter(_is_news)
         return BitsAndBytesConfig(load_in_8bit=True)
     computes_in = dtype or config.dtype or torch.float32

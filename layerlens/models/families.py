@@ -1,6 +1,6 @@
-"""What the structure of a model cannot tell, by transformers' model type. An unlisted type is taken for DEFAULT.
+"""What cannot be told from the structure of a model, by transformers' model type. Types not listed are like DEFAULT.
 
-Whatever stands here or is guessed is checked on the loaded model (`check.py`): a wrong entry is refused, not believed.
+All entries and guesses are checked on the loaded model (`check.py`): where one is wrong, the model is refused.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ class Family:
         middle: the module of a block whose *input* is the stream between attention and MLP; by layer kind where the
             kinds differ in it.
         attention: names of the modules that mix positions; a block has some of them.
-        mlp: names of the modules whose outputs, when zero, mean that the MLP adds nothing.
+        mlp: names of the modules whose outputs must be zero for the MLP to add nothing.
         parallel: attention and MLP read the same stream; a string names the config entry that says so.
         additive: whether a block is stream + attention part + MLP part; a string names the config entry that says so.
-        adds_more: the block adds or scales something beyond attention and MLP; it counts to the MLP part.
+        adds_more: the block adds or scales something besides attention and MLP; this counts as a part of the MLP.
         has_encoder: models of the family are a decoder beside an encoder, and only the decoder is read.
     """
 
@@ -32,7 +32,7 @@ class Family:
     has_encoder: bool = False
 
     def settled(self, config: Any) -> "Family":
-        """The same with entries that the config decides replaced by what it says."""
+        """The same, with entries that depend on the config replaced by its values."""
         return replace(self, parallel=_settle(self.parallel, config), additive=_settle(self.additive, config))
 
     def middle_of(self, kind: str) -> str:
@@ -82,14 +82,14 @@ FAMILIES: dict[str, Family] = {
     "gptj": Family(attention=("attn",), parallel=True),
     "gpt_neox": Family(attention=("attention",), parallel="use_parallel_residual"),
     "cohere2": _COHERE,
-    # OPT-350M norms the stream itself after each sub-layer, so nothing there is "added to the stream"
+    # OPT-350M normalises the stream itself after each sub-layer, so nothing is "added to the stream" there
     "opt": Family(middle="final_layer_norm", mlp=("fc2",), additive="do_layer_norm_before"),
     "falcon_h1": _JAMBA,
-    "mamba2": _NOT_ADDITIVE,  # a mixer alone, and so in each block of the next
+    "mamba2": _NOT_ADDITIVE,  # a mixer alone; so has each block of the next family
     "nemotron_h": _NOT_ADDITIVE,
 }
 
-# seen to hold on tiny models, by the check at load and by `coverage.py`
+# verified on tiny models, by the check at load and by `coverage.py`
 FAMILIES |= {
     "afmoe": Family(middle="pre_mlp_layernorm"),
     "apertus": Family(middle="feedforward_layernorm"),
@@ -97,7 +97,7 @@ FAMILIES |= {
     "bigbird_pegasus": _BART_DECODER,
     "biogpt": _BART_PRENORM,
     "blenderbot": _BART_DECODER,
-    # attention and MLP add the stream to what they give
+    # the outputs of attention and MLP include the stream
     "bloom": Family(attention=("self_attention.dense",), mlp=("mlp.dense_4h_to_h",)),
     "codegen": Family(attention=("attn",), parallel=True),
     "cohere": _COHERE,

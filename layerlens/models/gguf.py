@@ -31,8 +31,8 @@ def load_gguf(
     Args:
         source: what the file is called in messages.
         path: of the file.
-        dtype: of its weights or, of packed ones, of what is computed with them.
-        packed: leave weights as they are packed; otherwise they are unpacked, once.
+        dtype: the type of its weights; for packed weights, the type of what is computed with them.
+        packed: whether weights stay packed; otherwise they are unpacked once.
         arguments: of `from_pretrained`, such as a device_map.
     """
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
@@ -66,18 +66,18 @@ def _tensors(path: Path) -> list[str]:
 
 
 def _refuse_left_out(hf: PreTrainedModel, source: str, held: Sequence[str], taken: Collection[str]) -> None:
-    """ModelError where transformers passed over tensors of the file in silence, and the model would be another one.
+    """ModelError where transformers silently left out tensors of the file, so that the model would be another one.
 
     Args:
         hf: the loaded model.
         source: what the file is called in messages.
         held: names of the tensors in the file.
-        taken: names that transformers' older reader of GGUF asked for; none where the newer one read the file, which
-            tells what it leaves out.
+        taken: names that transformers' older reader of GGUF asked for. None were recorded where the newer reader read
+            the file; it says itself what it leaves out.
     """
     ropes = getattr(hf.config.get_text_config(), "rope_parameters", None) or {}
     kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
-    # neither reader takes the table of rotation frequencies, which Llama 3.1 and others are stored with
+    # neither reader takes the table of rotation frequencies that files of Llama 3.1 and others have
     left_out = [] if kinds - {None, "default"} else [name for name in held if name.startswith("rope_")]
     left_out += [name for name in held if name not in taken and f"{name.removesuffix('bias')}weight" in taken]
     if left_out:
@@ -102,11 +102,12 @@ def config_of(source: str, path: Path) -> Any:
 
 @contextlib.contextmanager
 def _parsed_once() -> Iterator[set[str]]:
-    """transformers parses the file for the config, the tokenizer and the weights each, and builds the table of tensor
-    names anew for every module, which is half of the loading time; and its bar obeys no setting.
+    """While open, transformers parses the file once. By itself it parses the file three times, for config, tokenizer
+    and weights, and builds the table of tensor names for every module, which is half of the loading time. Its progress
+    bar has no setting, and is hidden.
 
-    Gives the names of tensors that transformers knows, once it has asked for them."""
-    import gguf  # only here, so that every other source works where it is not installed
+    Yields the names of the tensors that transformers knows, which are filled in once it has asked for them."""
+    import gguf  # imported here, so that every other source works where gguf is not installed
     from transformers import modeling_gguf_pytorch_utils
 
     parsed, taken = functools.cache(gguf_reader()), set[str]()

@@ -1,16 +1,16 @@
-"""The first entries of a GGUF file. The readers that there are take seconds, because they read every word too."""
+"""The first entries of a GGUF file. Existing readers take seconds, because they also read the whole vocabulary."""
 
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# by the number of a type, as the format's description has them
+# by the number of a type, as in the description of the format
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _LIST = 8, 9
 
 
 def n_layers(path: Path) -> int | None:
-    """How many blocks the file says that its model has; None where it does not say so before its words."""
+    """How many blocks the model has according to the file; None where it does not say so before its vocabulary."""
     try:
         with path.open("rb") as file:
             magic, _, _, n_entries = file.read(4), _number(file, 4), _number(file, 10), _number(file, 10)
@@ -24,7 +24,7 @@ def n_layers(path: Path) -> int | None:
                 if name.endswith(".block_count"):
                     return int(value)
     except (OSError, struct.error, KeyError, ValueError, TypeError, OverflowError, MemoryError):
-        pass  # a damaged file is for the reader to refuse
+        pass  # the reader will refuse a damaged file
     return None
 
 

@@ -1,5 +1,5 @@
-"""The only module that registers hooks. Every hook is a context manager's and comes off when the context is left, and
-leaves alone the passes of other threads."""
+"""The only module that registers hooks. Every hook belongs to a context manager: it is removed when the context is
+left, and it ignores the passes of other threads."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +16,7 @@ from layerlens.models.packed import is_plain
 
 @dataclass(frozen=True)
 class SubLayers:
-    """Where the parts of one block can be observed.
+    """The module at which the parts of one block can be observed.
 
     Attributes:
         watched: the module whose input is the stream between attention and MLP or, in a parallel block, the
@@ -39,7 +39,7 @@ def watch_blocks(
 
     Args:
         blocks: the model's blocks, in order.
-        sublayers: for each block where its parts can be observed, or None.
+        sublayers: for each block the place where its parts can be observed, or None.
         on_block: gets the block's 0-based index, the streams [batch, seq, d_model] that entered and left it, and
             the stream between attention and MLP (parallel blocks: the attention's output), None where unobserved.
     """
@@ -55,7 +55,7 @@ def watch_blocks(
 
 @contextmanager
 def silenced(modules: Sequence[nn.Module], row: int | None = None, n_rows: int = 1) -> Iterator[None]:
-    """While open, the modules' outputs are zeros: of one of `n_rows` equal parts of the batch, or of all of it."""
+    """While open, the modules' outputs are zeros, for one of `n_rows` equal parts of the batch or for all of it."""
 
     def zeros(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         silent = first_tensor(output).clone()
@@ -120,18 +120,19 @@ def replacing_logits(
     is_on: IsOn = lambda: True,
     n_read: Callable[[], int] = lambda: 1,
 ) -> Iterator[None]:
-    """Let `on_logits` decide the logits of the last positions of each forward pass of `root`.
+    """Let `on_logits` choose the logits of the last positions of each forward pass of `root`.
 
     Args:
         root: the whole model, whose output has `logits`.
         head: its unembedding module.
         blocks: its blocks, in order.
-        layers: whose states [rows, d_model] are handed over, row by row of the batch: 1..L, or 0 for the embeddings.
-            With none the model computes its own logits, and they are handed over.
-        on_logits: gets the states by layer and the model's own logits [rows, vocab] (with no rows where states are
-            handed over and the head is plain: it is then not run); returns logits that take their place, or None.
-        is_on: passes are left as they are where this is false, such as those of other threads.
-        n_read: how many positions, the last one of the pass among them.
+        layers: the layers whose states [rows, d_model] are handed over, row by row of the batch: 1..L, or 0 for the
+            embeddings. Without any, the model computes its own logits, and these are handed over.
+        on_logits: gets the states by layer and the model's own logits [rows, vocab]; returns logits that replace them,
+            or None. Where states are handed over and the head is plain, the head is not run, and the logits have no
+            rows.
+        is_on: where this returns false, as for passes of other threads, a pass is left as it is.
+        n_read: how many positions, counted back from the last one of the pass.
     """
     kept: dict[int, Tensor] = {}
 
@@ -146,7 +147,7 @@ def replacing_logits(
 
         return hook
 
-    # kernels for packed weights can end the process where they are given no row
+    # kernels for packed weights can crash the process if they are given no row
     may_be_empty = is_plain(getattr(head, "weight", None))
 
     def few_rows(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -154,7 +155,7 @@ def replacing_logits(
             return args
         return (args[0][:, slice(0, 0) if may_be_empty else slice(-n_read(), None)], *args[1:])
 
-    # norm, unembedding and choice stay outside of what torch.compile makes of the model
+    # norm, unembedding and choice are kept out of what torch.compile compiles
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def answer(_root: nn.Module, _args: Any, output: Any) -> Any:
         if not is_on():
@@ -183,7 +184,7 @@ def replacing_logits(
 
 
 def _of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, which does nothing where another thread runs the module."""
+    """The hook, changed to do nothing where another thread runs the module."""
     owner = get_ident()
 
     @wraps(hook)
@@ -194,7 +195,7 @@ def _of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The stream out of whatever a module returns: the tensor itself, or the first entry of a tuple or list."""
+    """The stream in the output of a module: the tensor itself, or the first entry of a tuple or list."""
     tensor: Tensor = output[0] if isinstance(output, tuple | list) else output
     return tensor
 
@@ -228,7 +229,7 @@ def stream_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The stream among what a module is given: by its name in most, else the first tensor."""
+    """The stream in the input of a module: by its name in most modules, else the first tensor."""
     return _first((*args[:1], kwargs.get("hidden_states"), *args[1:], *kwargs.values()))
 
 

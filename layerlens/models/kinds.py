@@ -1,4 +1,4 @@
-"""What kind each layer is: how it mixes positions, and whether it routes tokens to experts."""
+"""The kind of each layer: how it mixes positions, and whether it routes tokens to experts."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def layer_kinds(config: Any, listed: Sequence[nn.Module], blocks: Sequence[nn.Mo
 
     Args:
         config: of the language model.
-        listed: all modules of the stack, which the config's pattern counts.
+        listed: all modules of the stack, which the pattern in the config is about.
         blocks: those of them that run on text.
     """
     patterns = (getattr(config, name, None) for name in _PATTERNS)

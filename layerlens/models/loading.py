@@ -1,4 +1,4 @@
-"""Loading a model from wherever it lies: hub id, folder, .gguf file, built-in name, or already in memory."""
+"""Load a model from any source: hub id, folder, .gguf file, built-in name, or a model already in memory."""
 
 import os
 from collections.abc import Mapping
@@ -52,31 +52,34 @@ def load(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Model:
-    """A causal language model in the adapter's shape, in eval mode, checked (law 1).
+    """A causal language model in the shape of `Model`, in eval mode, checked: its last readout is its own logits.
 
     Args:
         model: a hub id, a folder, a .gguf file, a name in `locate.BUILT_IN`, a transformers model, a TransformerBridge
             of TransformerLens, or nnsight's LanguageModel (TransformersModel).
-        tokenizer: needed with a transformers model. In place of the bridge's or nnsight's own, if given; a bridge's own
-            may put a begin token before every text where the model's does not.
-        backend: what runs the passes: "transformers"; "transformer-lens" (which puts its own components into the
-            model, in place); "nnsight"; "nnsight-remote", where the weights stay on nnsight's server and only scalars
-            come back; or "nnsight-simulated", nnsight's own simulation of a server. None: what the model came in.
+        tokenizer: needed with a transformers model. If given, it replaces that of a bridge or of nnsight; a bridge's
+            own may put a begin token before every text where the model's does not.
+        backend: what runs the passes: "transformers"; "transformer-lens" (which puts its own components into the model,
+            in place); "nnsight"; "nnsight-remote", where the weights stay on nnsight's server and only scalars come
+            back; or "nnsight-simulated", nnsight's own simulation of a server. None: what the given model belongs to.
         dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
-        device: such as "cpu" or "cuda:0"; by default a GPU where there is one.
-        device_map: over several devices, what does not fit on GPUs in memory, and the rest on disk: "auto", "balanced"
-            or "sequential", or a dict from module names to devices, "cpu" and "disk". In place of `device`.
-        max_memory: with a device_map: the most to use of each device, such as {0: "20GiB", "cpu": "60GiB"}.
-        offload_folder: with a device_map: let it go to disk, and write there what a checkpoint keeps in another form.
-        quantize: while loading: "4bit" or "8bit" (by bitsandbytes), or a quantisation config of transformers.
-        keep_quantized: leave the weights of a GGUF file as they are packed there; they are unpacked in every pass.
+        device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
+        device_map: spreads the model over several devices; what does not fit on GPUs goes to memory, and the rest to
+            disk. "auto", "balanced" or "sequential", or a dict from module names to devices, "cpu" and "disk". Replaces
+            `device`.
+        max_memory: with a device_map: the most memory to use of each device, such as {0: "20GiB", "cpu": "60GiB"}.
+        offload_folder: with a device_map: allow offloading to disk; weights that the checkpoint stores in another form
+            are written to this folder.
+        quantize: quantise weights while loading: "4bit" or "8bit" (by bitsandbytes), or a quantisation config of
+            transformers.
+        keep_quantized: keep the weights of a GGUF file packed; they are then unpacked in every pass.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
         allow_pickle: read pickled weights, which can run code while they load.
 
     Raises:
         ModelError: not found, not loadable, not a causal decoder, or it failed a check; or inside torch.autocast.
-        OptionError: the arguments do not fit each other.
+        OptionError: the arguments contradict each other.
     """
     if backend not in (None, *BACKENDS):
         advice = f"give {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
@@ -128,7 +131,7 @@ def load(
 
 class Sized(NamedTuple):
     """A model before it is loaded: its config, the class of transformers that loads it, the type that it computes in,
-    and what its weights will take, None where that cannot be told."""
+    and how much memory its weights will take (None where that is unknown)."""
 
     config: Any
     loader: Any
@@ -146,7 +149,7 @@ def sized(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Sized:
-    """What `load` would load, told from its config and the heads of its files; the arguments are those of `load`."""
+    """What `load` would load, from its config and the headers of its files; the arguments are those of `load`."""
     _refuse_unknown_dtype(dtype)
     _, folder, gguf_file = located(source)
     _refuse_other_formats(source, gguf_file, quantize, keep_quantized)
@@ -171,17 +174,17 @@ def _refuse_unknown_dtype(dtype: str) -> None:
 
 
 def _refuse_other_formats(source: str, gguf_file: str | None, quantize: Any, keep_quantized: bool) -> None:
-    """OptionError for a way of quantising that does not fit how the weights are stored."""
+    """OptionError for a quantisation that does not fit how the weights are stored."""
     if gguf_file is not None and quantize is not None:
-        what = f"packs other weights than GGUF, which {source} is"
+        what = f"does not work on GGUF files, and {source} is one"
         raise OptionError.about("quantize", quantize, what, "leave it out")
     if gguf_file is None and keep_quantized:
-        what = f"is for GGUF files, and {source} is none"
+        what = f"is for GGUF files, and {source} is not one"
         raise OptionError.about("keep_quantized", keep_quantized, what, "leave it out")
 
 
 def _refuse_other_backends(backend: str | None, given: dict[str, Any]) -> None:
-    """OptionError for what only transformers' own passes can do."""
+    """OptionError for options that only work where transformers runs the passes."""
     name = next((name for name, value in given.items() if value), None)
     if name is not None and backend not in (None, TRANSFORMERS.name):
         what = f"does not work with {spelled('backend', backend)}"
@@ -191,7 +194,7 @@ def _refuse_other_backends(backend: str | None, given: dict[str, Any]) -> None:
 def _backed(
     hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, commit: str | None, backend: str
 ) -> Model:
-    """The model with its passes run by that backend."""
+    """The model, with that backend running its passes."""
     if backend in (TRANSFORMERS.name, TRANSFORMER_LENS.name):
         is_bridge = backend == TRANSFORMER_LENS.name
         hf = transformer_lens.bridged(hf, source) if is_bridge else hf
@@ -259,6 +262,6 @@ def _from_bridge(model: Any, tokenizer: PreTrainedTokenizerBase | None, backend:
 
 
 def _name_of(language_model: Any) -> str:
-    """What nnsight's model is called: its hub id, or that of the transformers model inside of it."""
+    """The name of nnsight's model: its hub id, or that of the transformers model inside it."""
     hf = module_in(language_model)
     return str(getattr(language_model, "repo_id", None) or hf.name_or_path or type(hf).__name__)

@@ -1,4 +1,4 @@
-"""Where the files of a model lie, and what they say before it is loaded. Needs no torch: mistakes show at once."""
+"""Where the files of a model are, and what they say before it is loaded. No torch is needed: mistakes show at once."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_la
 
 
 class Located(NamedTuple):
-    """Where a model lies: a folder, a GGUF file in it, or neither where the name is taken for a hub id."""
+    """Where a model is: in a folder, in a GGUF file in a folder, or in neither, where its name is a hub id."""
 
     source: str
     folder: Path
@@ -39,12 +39,12 @@ class Located(NamedTuple):
 
     @property
     def is_hub_id(self) -> bool:
-        """Whether nothing on this machine goes by the name."""
+        """Whether nothing on this machine has the name."""
         return self.gguf_file is None and not self.folder.is_dir()
 
 
 def located(source: str) -> Located:
-    """Where the model of that name lies.
+    """Where the model of that name is.
 
     Raises:
         ModelError: there is no such file or folder, it holds no model, or a built-in model is not installed.
@@ -82,22 +82,22 @@ def refuse_no_name(source: str) -> None:
 
 
 def refuse_unloadable(source: str, revision: str | None = None, window: int | None = None) -> None:
-    """Nothing, where a model can be loaded as far as that shows in a moment.
+    """Refuse a model that cannot be loaded, as far as that can be seen in a moment.
 
     Args:
         source: as `load` takes it.
         revision: of a hub id.
-        window: candidate layers that it is to have.
+        window: number of candidate layers that are asked for.
 
     Raises:
-        ModelError: it is not there, or has no tokenizer.
+        ModelError: the model is missing, or has no tokenizer.
         OptionError: its config has fewer layers than the window.
     """
     place = located(source)
     is_cached = not place.is_hub_id or hub.commit_of(source, "config.json", revision or "main") is not None
     if not is_cached and not hub.answers(source, "config.json", revision=revision):
         why = "no such folder, not in the cache, hub not reached"
-        raise ModelError(f"{source!r} is no model that can be loaded ({why})", OTHER_SOURCES, given=source)
+        raise ModelError(f"{source!r} is not a model that can be loaded ({why})", OTHER_SOURCES, given=source)
     if not place.is_hub_id and place.gguf_file is None:
         refuse_without_tokenizer(source, place.folder)
     n_layers = None if window is None else most_layers(place)
@@ -106,17 +106,17 @@ def refuse_unloadable(source: str, revision: str | None = None, window: int | No
 
 
 def refuse_without_tokenizer(source: str, folder: Path) -> None:
-    """ModelError for a folder without any file of a tokenizer, of which transformers can make one without entries."""
+    """ModelError for a folder without any tokenizer file; transformers could make an empty tokenizer of it."""
     if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
         raise ModelError(
-            f"{source} holds a model and no tokenizer",
+            f"{source} holds a model but no tokenizer",
             "put the files of its tokenizer there (tokenizer.json and tokenizer_config.json)",
             given=source,
         )
 
 
 def most_layers(place: Located) -> int | None:
-    """How many layers the model has at most, as its config says; None where that cannot be told in a moment."""
+    """The most layers that the model can have, as its config says; None where that cannot be told in a moment."""
     if place.gguf_file is not None:
         return gguf_header.n_layers(place.folder / place.gguf_file)
     with contextlib.suppress(OSError, ValueError):
@@ -155,14 +155,14 @@ def _smollm2_file() -> Path:
 
 
 def _gemma3_file() -> Path:
-    """Joined from the four packages that hold a part each, once, in the user's cache."""
+    """The file, joined in the user's cache, once, from four packages that hold a part each."""
     package = import_module(_PACKAGES[GEMMA3])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "layerlens"
     whole: Path = cache / package.MODEL_NAME
     partial = whole.with_name(f"{whole.name}.{os.getpid()}.partial")
     try:
         if not whole.exists():
-            package.assemble(partial)  # checks what it made against a known digest
+            package.assemble(partial)  # checks its result against a known digest
             partial.replace(whole)
     except (ImportError, FileNotFoundError) as error:
         raise ModelError(
@@ -183,8 +183,8 @@ def _gemma3_file() -> Path:
 
 
 def _refuse_no_folder(source: str, path: Path) -> None:
-    """ModelError where a name that nothing goes by here cannot be a hub id either: it is a path, or a name of ours with
-    a slip."""
+    """ModelError where a name that nothing has here cannot be a hub id either: it is a path, or a misspelt name of a
+    built-in model."""
     if path.is_file():
         raise ModelError(f"{source} is a file and no .gguf", OTHER_SOURCES, given=source)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
@@ -195,7 +195,7 @@ def _refuse_no_folder(source: str, path: Path) -> None:
 
 
 def _refuse_adapter(source: str, folder: Path) -> None:
-    """ModelError for a folder of adapter weights, which say how another model is to be changed."""
+    """ModelError for a folder of adapter weights, which only change another model."""
     if not (folder / _ADAPTER).is_file():
         return
     try:
@@ -203,7 +203,7 @@ def _refuse_adapter(source: str, folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     raise ModelError(
-        f"{source} holds an adapter for {base or 'another model'} ({_ADAPTER}) and not a model of its own",
+        f"{source} holds an adapter for {base or 'another model'} ({_ADAPTER}), not a model of its own",
         "merge it with peft (PeftModel.from_pretrained(base, folder).merge_and_unload()), and give the merged model",
         given=source,
     )

@@ -9,10 +9,10 @@ import torch
 
 
 def hardware(places: Iterable[str]) -> dict[str, Any]:
-    """For a manifest: "processor", the names of what the places are on, in their order and each once; "threads".
+    """For a manifest: "processor", the hardware of these places, each name once and in their order; "threads".
 
     Args:
-        places: devices such as "cuda:1" and "cpu"; "disk" is none that computes.
+        places: devices such as "cuda:1" and "cpu"; "disk" is ignored, because it computes nothing.
     """
     names = dict.fromkeys(_name(torch.device(place)) for place in places if place != "disk")
     return {"processor": ", ".join(names), "threads": torch.get_num_threads()}

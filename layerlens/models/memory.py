@@ -1,4 +1,4 @@
-"""What memory there is, and whether a model's weights fit into it."""
+"""How much memory there is, and whether a model's weights fit into it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +11,13 @@ from layerlens.models.placement import Place
 from layerlens.models.sizes import Weights, dtype_of
 
 GIB = 2**30
-_SHARE_OF_GPU = 0.9  # what transformers fills of a GPU
+_SHARE_OF_GPU = 0.9  # the share of a GPU that transformers fills
 
 
 def room(place: Place) -> dict[str, int]:
-    """Bytes free on each device that a model at this place can use, no more than was allowed; without the disk.
+    """Free bytes on each device that a model at this place can use, at most what was allowed; without the disk.
 
-    Devices whose free memory cannot be told are left out.
+    Devices whose free memory is unknown are left out.
     """
     limits = {str(name): _parsed(limit) for name, limit in (place.max_memory or {}).items()}
     free = {name: _free(name) for name in place.device_names}
@@ -29,7 +29,7 @@ def room(place: Place) -> dict[str, int]:
 
 
 def refuse_unfit(weights: Weights | None, place: Place) -> None:
-    """ModelError where the weights alone are larger than all that is free on their devices, swap included."""
+    """ModelError where the weights alone are larger than all free memory of their devices, swap included."""
     if weights is None or (place.may_use_disk and weights.may_lie_on_disk):
         return
     free = room(place)
@@ -50,7 +50,7 @@ def refuse_unfit(weights: Weights | None, place: Place) -> None:
 
 
 def with_room_for_head(place: Place, weights: Weights | None, config: Any) -> Place:
-    """The place with less of the first GPU for blocks where some will be offloaded: the unembedding is kept there."""
+    """The place, with room kept for the unembedding on the first GPU where some blocks will be offloaded."""
     if weights is None or place.device_map not in ("auto", "balanced", "sequential") or place.max_memory:
         return place
     free = {name: int(n_bytes * _SHARE_OF_GPU) for name, n_bytes in room(place).items()}
@@ -67,7 +67,7 @@ def with_room_for_head(place: Place, weights: Weights | None, config: Any) -> Pl
 
 
 def gib(n_bytes: float) -> str:
-    """Bytes as people say them: "1.25 GiB", "3.1 MiB"."""
+    """Bytes in readable units: "1.25 GiB", "3.1 MiB"."""
     return f"{n_bytes / GIB:,.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / 2**20:,.1f} MiB"
 
 
@@ -81,7 +81,7 @@ def _free(name: str) -> int | None:
 
 
 def _meminfo() -> dict[str, int]:
-    """Bytes by name, as Linux tells them; empty elsewhere."""
+    """Bytes by name, as Linux reports them; empty on other systems."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

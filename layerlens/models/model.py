@@ -34,14 +34,14 @@ class Model:
         family: transformers' model type.
         decoder: the module that owns the blocks; called directly it computes states without logits.
         blocks: the L blocks; `blocks[i]` yields layer i + 1.
-        sublayers: for each block where attention and MLP part can be observed, or None.
-        unembed: from a state to logits.
+        sublayers: for each block the place where attention and MLP part can be observed, or None.
+        unembed: the head, which maps states to logits.
         layer_kinds: "full", "sliding", "linear", ... for each layer.
         mlp_kinds: "dense" or "moe" for each layer.
         backend: what runs its passes.
-        overlaps: whether a GPU reads out the states of one block while it computes the next. Not before one has shown
-            that it pays.
-        foundation: what its readings rest on, as it was when it was loaded; None: not noted.
+        overlaps: whether a GPU reads out the states of one block while it computes the next. It is off until a
+            measurement on a GPU shows that it pays.
+        foundation: what its readings depend on, as it was when the model was loaded; None: not recorded.
     """
 
     hf: PreTrainedModel
@@ -71,14 +71,15 @@ class Model:
 
     @property
     def n_vocab(self) -> int:
-        """V, the number of words in the readout."""
+        """V, the number of vocabulary entries in the readout."""
         return self.unembed.n_vocab
 
     @property
     def context_length(self) -> int | None:
-        """Most positions the model was built for; None where its config names no limit.
+        """The most positions that the model was built for; None where its config names no limit.
 
-        Where rotary positions are stretched beyond the length of pretraining ("yarn", "dynamic"), the stretched length.
+        Where rotary positions are stretched beyond the length of pretraining ("yarn", "dynamic"), this is the stretched
+        length.
         """
         config = self.hf.config.get_text_config()
         length = next((length for name in _LENGTHS if (length := getattr(config, name, None))), None)
@@ -103,7 +104,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in, on the first of several devices; the CPU where the model lies on a server."""
+        """The device of the token ids: the first of several devices; the CPU where the model is on a server."""
         return torch.device("cpu") if self._embedding.is_meta else self._embedding.device
 
     @property
@@ -113,7 +114,7 @@ class Model:
 
     @property
     def quantization(self) -> str | None:
-        """How the weights are quantised, as transformers calls it ("gptq", "gguf", ...), bitsandbytes with its bits
+        """How the weights are quantised: transformers' name ("gptq", "gguf", ...), for bitsandbytes with the bits
         ("bitsandbytes 4-bit"); or None."""
         method = getattr(self.hf, "quantization_method", None) if getattr(self.hf, "is_quantized", False) else None
         scheme = getattr(self.hf.config, "quantization_config", None)
@@ -134,7 +135,7 @@ class Model:
     def fingerprint(self) -> str:
         """SHA-256 over the config and over names, shapes and 16 evenly spaced values of every parameter.
 
-        Without values where the weights lie on a server.
+        Values are left out where the weights are on a server.
         """
         digest = hashlib.sha256(json.dumps(told_by_config(self.hf.config), sort_keys=True, default=str).encode())
         for name, parameter in placement.parameters(self.hf):
@@ -161,7 +162,7 @@ class Model:
         }
 
     def hardware(self) -> dict[str, Any]:
-        """What a manifest says of the machine that computes it: its own devices, or that it is a server's."""
+        """What a manifest says of the hardware that computes: the model's devices, or that it is a server's."""
         return machine.hardware(self._places.split(", ")) if self.backend.is_here else {"processor": "remote"}
 
     def __repr__(self) -> str:
@@ -185,11 +186,11 @@ class Model:
 
 
 def _stretched(config: Any, length: int) -> int:
-    """Positions that stretched rotary embeddings reach, which the config's length need not count; 0 where it does.
+    """The positions that stretched rotary embeddings reach, where the config's length does not count them; else 0.
 
-    transformers takes that length for the one of pretraining with "dynamic", and with "yarn" where the parameters name
-    no other. With "llama3" and "longrope" it counts the stretch, and with "linear" configs are of two minds: Gemma 3's
-    counts it. (Of several kinds of layers those count that see the whole text.)
+    With "dynamic", transformers takes the config's length to be that of pretraining; with "yarn" too, unless the
+    parameters name another. With "llama3" and "longrope" the length counts the stretch. With "linear", configs differ:
+    Gemma 3's counts it. Where there are several kinds of layers, those that see the whole text decide.
     """
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention") or rope
@@ -198,13 +199,13 @@ def _stretched(config: Any, length: int) -> int:
 
 
 def head_of(hf: PreTrainedModel) -> Any:
-    """The unembedding, of the model itself or of the language model inside of it; None where there is none."""
+    """The unembedding of the model itself or of the language model inside it; None where there is none."""
     models = (module for module in hf.modules() if isinstance(module, PreTrainedModel))
     return next((head for model in models if (head := model.get_output_embeddings()) is not None), None)
 
 
 def _sample(parameter: Tensor) -> list[float]:
-    """Evenly spaced values, 16 of each tensor that it consists of; none where it lies in another process."""
+    """Evenly spaced values, 16 of each tensor that the parameter consists of; none where it is in another process."""
     sample: list[float] = []
     for tensor in plain_tensors(parameter.detach()):
         values = tensor.flatten()

@@ -1,4 +1,4 @@
-"""nnsight: one full pass of a model as nnsight runs it, here or on a remote server, of which only scalars come back."""
+"""nnsight as a backend: one full pass of a model, here or on a remote server, from which only scalars come back."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,8 @@ class Nnsight(Connection):
 
     Attributes:
         language_model: nnsight's own wrapper.
-        remote: what its traces are given: False here, True on the server, "local" for nnsight's simulation of one.
+        remote: the argument of its traces: False here, True on the server, "local" for nnsight's simulation of a
+            server.
     """
 
     language_model: Any = None
@@ -46,7 +47,7 @@ class Nnsight(Connection):
         Args:
             model: of this backend.
             ids: padded on the right.
-            mask: 1 where `ids` is no padding.
+            mask: 1 where `ids` is not padding.
             keep: the rows to measure, batch and positions flattened; int64 [rows].
 
         Raises:
@@ -80,7 +81,7 @@ class Nnsight(Connection):
 
 
 def is_language_model(model: object) -> bool:
-    """Whether it is nnsight's wrapper of a model; without importing nnsight where it is not in use."""
+    """Whether this is nnsight's wrapper of a model; nnsight is not imported where it is not in use."""
     return any(kind.__module__.startswith("nnsight.modeling") for kind in type(model).__mro__)
 
 
@@ -93,11 +94,11 @@ def wrapped(hf: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def named(source: str, revision: str | None) -> Any:
-    """nnsight's wrapper of a hub model without its weights, which stay on the server.
+    """nnsight's wrapper of a hub model, without its weights, which stay on the server.
 
     Raises:
         OptionError: there is no key, or `source` is on this machine.
-        ModelError: config or tokenizer cannot be had.
+        ModelError: the config or the tokenizer cannot be read.
     """
     _refuse_without_key()
     from nnsight.modeling.transformers import TransformersModel
@@ -118,14 +119,14 @@ def named(source: str, revision: str | None) -> Any:
         return TransformersModel(source, task="text-generation", revision=revision, tokenizer=tokenizer)
     except Exception as error:
         raise ModelError(
-            f"nnsight cannot make out {source!r} ({first_sentence(error)})",
+            f"nnsight cannot read the config or tokenizer of {source!r} ({first_sentence(error)})",
             "give the hub id of another model",
             given=source,
         ) from error
 
 
 def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name: str) -> Model:
-    """The model in the adapter's shape, checked where its weights are.
+    """The model in the shape of `Model`, checked where its weights are.
 
     Args:
         lm: nnsight's wrapper.
@@ -157,7 +158,7 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
     backend = Nnsight(name, is_here=False, language_model=lm, remote=remote)
     hf = module_in(lm)
     if hf.get_input_embeddings().weight.is_meta:
-        hf = hf.to(torch.bfloat16).eval()  # what torch can follow without weights; free, and set right below
+        hf = hf.to(torch.bfloat16).eval()  # a type that torch can follow without weights; it is corrected below
     model = adapt(hf, tokenizer, source)
     if model.family not in FAMILIES:  # the check of the parts needs the weights
         model = replace(model, sublayers=[None] * model.n_layers)
@@ -165,11 +166,11 @@ def loaded(lm: Any, tokenizer: PreTrainedTokenizerBase | None, source: str, name
 
 
 def refuse_edits(model: Model) -> None:
-    """OptionError where the model carries nnsight's edits, which act in its own traces and not in our decoding."""
+    """OptionError where the model carries nnsight's edits, which act in nnsight's traces but not in our decoding."""
     lm = getattr(model.backend, "language_model", None)
     if lm is not None and any(has_edits(envoy) for envoy in lm.modules()):
         raise OptionError(
-            f"{model.source} carries edits of nnsight, which act only inside of nnsight's traces and not while text "
+            f"{model.source} carries edits of nnsight, which act only inside nnsight's traces and not while text "
             "is generated",
             f"trace given text with {spelled('max_new_tokens', 0)}, or call clear_edits()",
             option="model",
@@ -189,14 +190,14 @@ def _checked_there(model: Model, backend: Nnsight) -> Model:
     changed_at, moved, misses, dtype = probed
     if model.hf.get_input_embeddings().weight.is_meta:
         model.hf.to(getattr(torch, dtype))
-    refuse_not_causal(model, moved)  # before the stream, in which no NaN equals another
+    refuse_not_causal(model, moved)  # checked before the stream, because a NaN never equals another
     if changed_at:
         raise stream_changed(model, changed_at)
     return with_best_head(model, misses)
 
 
 def _plan(model: Model) -> tuple[Any, ...]:
-    """The arguments of `reduce_blocks` between the model and the rows; a path means the same on a server."""
+    """The arguments of `reduce_blocks` after the model and before the rows; paths mean the same on a server."""
     path_of = {module: path for path, module in model.hf.named_modules()}
     blocks = [
         (path_of[block], None if part is None else path_of[part.watched], part is not None and part.parallel)
@@ -216,7 +217,7 @@ def _refuse_without_key() -> None:
 
 @contextlib.contextmanager
 def _answering(source: str) -> Iterator[None]:
-    """ModelError for whatever fails between here and the server."""
+    """ModelError in place of any failure between here and the server."""
     try:
         yield
     except LayerlensError:

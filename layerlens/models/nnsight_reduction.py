@@ -1,7 +1,7 @@
-"""What each block of a pass did, measured inside an nnsight trace where the states are.
+"""What each block of a pass does, measured inside an nnsight trace, where the states are.
 
-A remote server has torch and not layerlens: this file travels there as source, with what it uses of `formulas.py` and
-`compat.py`, which need nothing else of ours.
+A remote server has torch but not layerlens. So this file is sent there as source, with what it uses of `formulas.py`
+and `compat.py`, which need nothing else of layerlens.
 """
 
 import math
@@ -27,14 +27,14 @@ def reduce_blocks(
     """Norm ratio, I/O cosine, attention ratio, MLP ratio, entropy in nats [5, layers, rows]; top tokens [layers, rows].
 
     Args:
-        root: the envoy of the whole model, inside of a trace.
+        root: the envoy of the whole model, inside a trace.
         blocks: for each block its path, the path of the module that tells its parts (or None), and whether attention
             and MLP stand in parallel there.
         head: path of the unembedding.
         tail: paths of the modules between the last block and the unembedding.
         scale: factor on the logits.
         softcap: c of c·tanh(logits / c), or None.
-        n_vocab: words of the readout.
+        n_vocab: number of vocabulary entries of the readout.
         keep: indices of the rows to measure, of batch and positions flattened; int64 [rows].
     """
     numbers, tops = [], []
@@ -60,10 +60,10 @@ def reduce_blocks(
 def probe_misses(
     root: Any, blocks: Blocks, head: str, tail: Names, settings: Any, n_vocab: int
 ) -> tuple[int, float, list[tuple[float, float]], str]:
-    """How far a pass over two texts that differ in their last token misses what a lens takes for granted.
+    """How far a pass over two texts that differ only in their last token is from what a lens relies on.
 
     Args:
-        root, blocks, head, tail, n_vocab: as of `reduce_blocks`.
+        root, blocks, head, tail, n_vocab: as for `reduce_blocks`.
         settings: pairs of scale and soft-cap to try.
 
     Returns:
@@ -119,7 +119,7 @@ def _kept(stream: Tensor, keep: Tensor) -> Tensor:
 def _read(
     states: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, n_vocab: int
 ) -> tuple[Tensor, Tensor]:
-    """Entropy in nats and arg-max of each row, the largest temporary a tile."""
+    """Entropy in nats and arg-max of each row; the largest temporary is a tile."""
     entropies, tops = [], []
     words = _WORDS_ON_CPU if weight.device.type == "cpu" else _WORDS
     for rows in states.detach().to(weight.device).float().split(_ROWS):
@@ -142,7 +142,7 @@ def _read(
 
 
 def _product(states: Tensor, weight: Tensor) -> Tensor:
-    """As `product` in `models/unembed.py`, of many states."""
+    """As `product` in `models/unembed.py`, for many states."""
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
         return onednn_product(states, weight)
     return states @ weight.t()

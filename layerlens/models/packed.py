@@ -1,4 +1,4 @@
-"""Quantised weights: telling them from plain ones, and a quantised unembedding as the matrix it stands for."""
+"""Quantised weights: how to tell them from plain ones, and the matrix that a quantised unembedding stands for."""
 
 from collections.abc import Iterator
 from typing import TypeGuard
@@ -13,16 +13,16 @@ _TILE = 256  # unit vectors that go through an unembedding together: their outpu
 
 
 def is_plain(weight: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor of floats that can be sliced and multiplied, and not packed blocks."""
+    """Whether this is a tensor of floats that can be sliced and multiplied, and not packed blocks."""
     return isinstance(weight, Tensor) and weight.dtype in _FLOATS and not is_wrapper(weight)
 
 
 @torch.no_grad()
 def matrix_of(head: nn.Module, given: Tensor) -> Tensor:
-    """What a quantised unembedding multiplies by, in the type of its outputs: [vocab, d_head].
+    """The matrix that a quantised unembedding multiplies by, in the type of its outputs: [vocab, d_head].
 
-    The one way that every scheme of quantisation has is to ask the module: row i of its outputs for the unit vectors
-    is column i of the matrix.
+    The one way that works for every scheme of quantisation is to run the module: row i of its outputs for the unit
+    vectors is column i of the matrix.
 
     Args:
         head: a linear module.
@@ -36,7 +36,7 @@ def matrix_of(head: nn.Module, given: Tensor) -> Tensor:
 
 
 def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensor itself, or what it is made of where it is a wrapper around blocks and scales."""
+    """The tensor itself, or the tensors inside it if it is a wrapper around blocks and scales."""
     if not is_wrapper(tensor):
         yield tensor
         return

@@ -1,4 +1,5 @@
-"""GGUF weights that stay as the file packs them, computed with by transformers' kernel or, without one, in torch."""
+"""GGUF weights that stay packed as in the file. Transformers' kernel computes with them, or torch where there is
+none."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,12 @@ from layerlens.models.gguf import load_gguf
 def load_packed(
     source: str, path: Path, dtype: torch.dtype, **arguments: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `load_gguf`, with the weights left packed.
+    """As `load_gguf`, but the weights stay packed.
 
     Raises:
-        ModelError: also where transformers can keep no weight of the file packed, and would unpack them all.
+        ModelError: as `load_gguf`, and where transformers cannot keep any weight of the file packed.
 
-    transformers 5.23 keeps those of LFM2 and Qwen 3.5 packed.
+    transformers 5.23 keeps the weights of LFM2 and Qwen 3.5 packed.
     """
     refuse_other_architectures(source, path)
     _provide_kernel()
@@ -36,7 +37,7 @@ def load_packed(
 
 
 def refuse_other_architectures(source: str, path: Path) -> None:
-    """ModelError where transformers can keep no weight of the file packed."""
+    """ModelError where transformers cannot keep any weight of the file packed."""
     try:
         architecture = read_gguf_metadata(str(path))[0]["general.architecture"]
     except Exception as error:
@@ -54,8 +55,8 @@ def refuse_other_architectures(source: str, path: Path) -> None:
 
 
 def _provide_kernel() -> None:
-    """transformers unpacks the whole model where no compiled kernel is published for the machine, or the package that
-    fetches it is missing. Then this one takes its place, for every packed model of the process."""
+    """Transformers unpacks the whole model where no compiled kernel is published for the machine, or the package that
+    fetches it is missing. In that case this kernel replaces it, for every packed model of the process."""
     if not kernels.get_gguf_kernel():
         set_gguf_kernel(_IN_TORCH)
 
@@ -79,7 +80,7 @@ def _mul_mat_vec(blocks: Tensor, states: Tensor, ggml_type: int, n_out: int) -> 
 
 
 def _mul_mat_id(blocks: Tensor, states: Tensor, ids: Tensor, ggml_type: int, n_out: int) -> Tensor:
-    """Each of the states [tokens, n_in] through the experts [tokens, chosen] picked for it: [tokens, chosen, n_out]."""
+    """Each of the states [tokens, n_in] times the experts [tokens, chosen] chosen for it: [tokens, chosen, n_out]."""
     out = states.new_empty(*ids.shape, n_out)
     for expert in ids.unique().tolist():
         token, place = (ids == expert).nonzero(as_tuple=True)

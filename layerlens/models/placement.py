@@ -1,4 +1,4 @@
-"""Models that lie on several devices, or partly in memory or on disk: there accelerate moves weights and states."""
+"""Models on several devices, or partly in memory or on disk, where accelerate moves weights and states."""
 
 import copy
 import os
@@ -20,12 +20,12 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is to lie.
+    """Where a model is to be put.
 
     Attributes:
         device_map: one of DEVICE_MAPS, or devices by module; {"": device} for one device.
         max_memory: the most to use of each device; None for what is free.
-        offload_folder: where weights are kept that do not fit elsewhere; None where none are expected.
+        offload_folder: where weights are kept that fit nowhere else; None where there are none.
     """
 
     device_map: str | dict[str, Any]
@@ -34,13 +34,13 @@ class Place:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For `from_pretrained`."""
+        """Arguments for `from_pretrained`."""
         given = {"max_memory": self.max_memory, "offload_folder": self.offload_folder}
         return {"device_map": self.device_map} | {name: value for name, value in given.items() if value is not None}
 
     @property
     def device_names(self) -> list[str]:
-        """The devices that a model at this place can lie on, without the disk."""
+        """The devices that a model at this place can be on, without the disk."""
         if isinstance(self.device_map, str):
             return [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu"]
         places = dict.fromkeys(_name(one) for one in self.device_map.values())
@@ -48,17 +48,17 @@ class Place:
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether a model at this place can lie on more than the CPU."""
+        """Whether a model at this place can be on a device other than the CPU."""
         return any(name != "cpu" for name in self.device_names)
 
     @property
     def spreads(self) -> bool:
-        """Whether a model at this place can lie on several devices."""
+        """Whether a model at this place can be on several devices."""
         return isinstance(self.device_map, str) or set(self.device_map) != {""}
 
     @property
     def may_use_disk(self) -> bool:
-        """Whether what fits on no device can stay on disk."""
+        """Whether weights that fit on no device can stay on disk."""
         return self.offload_folder is not None or (
             not isinstance(self.device_map, str) and "disk" in map(str, self.device_map.values())
         )
@@ -70,7 +70,7 @@ def place_for(
     max_memory: Mapping[str | int, str | int] | None = None,
     offload_folder: "str | os.PathLike[str] | None" = None,
 ) -> Place:
-    """Where a model is to lie, from the options of `load`; OptionError where they do not fit each other."""
+    """Where a model is to be put, from the options of `load`; OptionError where they contradict each other."""
     if device_map is None:
         for name, value in (("max_memory", max_memory), ("offload_folder", offload_folder)):
             if value is not None:
@@ -115,20 +115,20 @@ def is_spread(hf: nn.Module) -> bool:
 
 
 def devices(hf: PreTrainedModel) -> list[str]:
-    """Where the weights of a spread model lie, in the order of the model: "cuda:0", "cpu", "disk"."""
+    """The devices of the weights of a spread model, in the order of the model: "cuda:0", "cpu", "disk"."""
     places: dict[str, str | int | torch.device] = getattr(hf, "hf_device_map", {"": "offloaded"})
     return list(dict.fromkeys(f"cuda:{place}" if isinstance(place, int) else str(place) for place in places.values()))
 
 
 def parameters(hf: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by its name, offloaded ones read from where they lie; on meta what is not in this process."""
+    """Every parameter by its name; offloaded ones are read from memory or disk; those of other processes are meta."""
     reads = is_spread(hf)
     for name, parameter in hf.named_parameters():
         yield name, load_offloaded_parameter(hf, name) if reads and parameter.is_meta else parameter
 
 
 def keep_here(hf: PreTrainedModel, modules: Iterable[nn.Module]) -> None:
-    """Bring offloaded weights of these modules to the device they run on, for good: they are read outside of passes."""
+    """Move offloaded weights of these modules to the device they run on, for good; they are read outside of passes."""
     tied: dict[str, str] = getattr(hf, "all_tied_weights_keys", {})
     wanted = {inner for module in modules for inner in module.modules()}
     brought: dict[str, nn.Parameter] = {}
@@ -143,7 +143,7 @@ def keep_here(hf: PreTrainedModel, modules: Iterable[nn.Module]) -> None:
 
 
 def beside(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module itself where it lies on that device, else a copy there."""
+    """The module itself if it is on that device, else a copy there."""
     if all(tensor.device == device for tensor in (*module.parameters(), *module.buffers())):
         return module
     twin = copy.deepcopy(module)

@@ -1,4 +1,4 @@
-"""What a model is probed with, what its blocks hand on meanwhile, and by how much two results differ."""
+"""Texts to probe a model with, what its blocks hand on for them, and how much two results differ."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from layerlens.models.hooks import OnBlock, watch_blocks
 from layerlens.models.model import Model
 
 Streams = list[tuple[Tensor, Tensor | None, Tensor]]
-"""Of each block the stream that entered it, the stream between its parts or None, and the stream that left it."""
+"""For each block, the stream that entered it, the stream between its parts or None, and the stream that left it."""
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-_PACKED_TOLERANCE = 3e-2  # schemes that round what goes through a layer too, to 8 bits
+_PACKED_TOLERANCE = 3e-2  # schemes that also round the states that go through a layer, to 8 bits
 
 
 def probe(model: Model) -> Tensor:
-    """Two texts that differ in their last token alone; int64 [2, 7]."""
+    """Two texts that differ only in their last token; int64 [2, 7]."""
     n_words = min(model.n_vocab, model.n_known_tokens)
     least = min(3, n_words // 4)
     ids = torch.linspace(least, n_words - 1 - least, 7, dtype=torch.float64).long().repeat(2, 1)
@@ -53,9 +53,10 @@ def keeper(streams: Streams) -> OnBlock:
 
 
 def mismatch(left: Tensor, right: Tensor) -> float:
-    """Largest absolute difference at a position over the largest absolute value there, at worst; [..., width] both.
+    """The largest absolute difference at a position, relative to the largest absolute value there, at worst.
 
-    Position by position, because the first token of a text can be thousands of times as large as the others.
+    It is computed position by position, because states of the first token can be thousands of times as large as others.
+    Both are [..., width].
     """
     left, right = left.float().flatten(0, -2), right.float().flatten(0, -2)
     scale = torch.maximum(left.abs().amax(1), right.abs().amax(1)).clamp_min(1e-20)
@@ -63,6 +64,6 @@ def mismatch(left: Tensor, right: Tensor) -> float:
 
 
 def tolerance(model: Model, *, packed: bool) -> float:
-    """Of rounding, in the model's type or, where what was computed went through quantised weights, by their scheme."""
+    """Tolerance for rounding in the model's type, or by the scheme of quantised weights that were used."""
     plain = _TOLERANCE.get(model.hf.dtype, 3e-2)
     return max(plain, _PACKED_TOLERANCE) if packed else plain

@@ -1,4 +1,4 @@
-"""While models are loaded, nothing of other packages is printed."""
+"""While models are loaded, other packages print nothing."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Progress bars and advice of transformers and others would stand between a user and what was asked for."""
+    """Progress bars and advice of transformers and others would hide what the user asked for."""
     from transformers.utils import logging as transformers_logging
 
     before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

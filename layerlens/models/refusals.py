@@ -1,4 +1,4 @@
-"""What cannot be loaded as the model that it is given for, with the true reason."""
+"""Refusals of things that cannot be loaded as a model, with the true reason."""
 
 from collections.abc import Collection
 from typing import Any, NoReturn
@@ -13,12 +13,12 @@ from layerlens.models.compiled import is_compiled
 
 
 def refuse_no_model(given: object) -> NoReturn:
-    """OptionError for an object that is no model, or a wrapper around one."""
+    """OptionError for an object that is not a model, or is a wrapper around one."""
     name = type(given).__name__
     if any(kind.__module__.partition(".")[0] == "peft" for kind in type(given).__mro__):
         raise OptionError(
             f"a {name} is peft's wrapper around a model",
-            "give the model with its adapters merged (model.merge_and_unload()), or the one inside of it that "
+            "give the model with its adapters merged (model.merge_and_unload()), or the model inside it that "
             "carries them (model.get_base_model())",
             option="model",
             given=name,
@@ -50,7 +50,7 @@ def _inside(wrapper: object) -> str | None:
 
 
 def unreadable_head(head: object, source: str) -> ModelError:
-    """What to raise where the unembedding has no weight that can be read."""
+    """The error for an unembedding without a weight that can be read."""
     kind = type(head)
     if ".quantized." in f"{kind.__module__}.":
         what, advice = "is quantised by torch, which packs its weight away", "leave it out of the quantisation"
@@ -74,7 +74,7 @@ def refuse_unobservable(hf: nn.Module, source: str) -> None:
 def refuse_without_values(hf: nn.Module, source: str) -> None:
     """ModelError for a model on the meta device, which has shapes and no weights."""
     if placement.is_spread(hf):
-        return  # what is offloaded lies on meta until its turn
+        return  # offloaded weights are on meta until their turn
     empty = [name for name, parameter in hf.named_parameters() if parameter.is_meta]
     if empty:
         raise ModelError(
@@ -114,8 +114,8 @@ def refuse_dropped_weights(
 def _acts(hf: PreTrainedModel, name: str) -> bool:
     """Whether a weight that was left out would have changed the states or logits.
 
-    It would where it belongs to a module that the model has, or to a block. Whole towers for pictures or sound and
-    heads for further tokens are not run, and what a buffer holds is computed anew.
+    It would if it belongs to a module that the model has, or to a block. Whole towers for pictures or sound, and heads
+    for further tokens, are not run. The contents of a buffer are computed again.
     """
     if name.endswith("masked_bias") or name in {buffer for buffer, _ in hf.named_buffers()}:
         return False

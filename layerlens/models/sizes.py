@@ -1,4 +1,4 @@
-"""What a model's weights take, told from its files before they are read."""
+"""How much memory a model's weights take, from its files, before they are loaded."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from layerlens.models.placement import Place
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_BYTES = {**_FLOAT_BYTES, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}  # every other type: one
+_BYTES = {**_FLOAT_BYTES, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}  # every other type takes one
 # with these methods transformers unpacks the whole checkpoint where there is no GPU
 _UNPACKED_WITHOUT_GPU = ("fp8", "mxfp4")
 # bytes of a weight that bitsandbytes packs: 4 bits and a float32 scale for every 64 of them, or 8 bits
@@ -35,13 +35,13 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """What weights will take.
+    """How much memory weights will take.
 
     Attributes:
         source: what `load` was given.
         n_bytes: once they are loaded.
-        kind: their type, and what is done to them while they are loaded.
-        may_lie_on_disk: whether what fits nowhere else can.
+        kind: their type, and how they are changed while they are loaded.
+        may_lie_on_disk: whether weights that fit nowhere else can stay on disk.
     """
 
     source: str
@@ -53,13 +53,13 @@ class Weights:
 def of_checkpoint(
     source: str, config: Any, loader: Any, dtype: torch.dtype | None, scheme: Any, revision: str, place: Place
 ) -> Weights | None:
-    """What the weights of a folder or hub id will take; None where its files cannot be made out.
+    """How much memory the weights of a folder or hub id will take; None where its files cannot be read.
 
     Args:
         source: a folder or hub id.
         config: its config.
         loader: the class of transformers that loads it.
-        dtype: what it is loaded in; None for what the checkpoint says.
+        dtype: the type it is loaded in; None for the type that the checkpoint names.
         scheme: the quantisation config that it is loaded with, if one was asked for.
         revision: of a hub id.
         place: where it is to lie.
@@ -69,7 +69,7 @@ def of_checkpoint(
     if stored is None and folder.is_dir() and not any(folder.glob("*.bin")):
         return None
     kind = dtype or dtype_of(config) or _first_dtype(stored)
-    if stored is None:  # nothing here yet: as many weights as the model has
+    if stored is None:  # no file is here yet: as many weights as the model has
         return _of_skeleton(source, config, loader, kind)
     own = getattr(config, "quantization_config", None)
     name = str(kind).removeprefix("torch.")
@@ -86,10 +86,10 @@ def of_checkpoint(
 
 
 def of_gguf(source: str, path: Path, dtype: torch.dtype, *, packed: bool) -> Weights | None:
-    """What the weights of a GGUF file will take; None where its table of tensors cannot be made out."""
+    """How much memory the weights of a GGUF file will take; None where its table of tensors cannot be read."""
     try:
         tensors = _gguf_tensors(path)
-    except Exception:  # what is wrong with the file is said once it is loaded
+    except Exception:  # errors of the file are reported when it is loaded
         return None
     name = str(dtype).removeprefix("torch.")
     stay = {kind for _, kind in tensors if packed and kind in GGML_BLOCK}
@@ -118,13 +118,13 @@ def _gguf_type(kind: int) -> str:
 
 
 def method_of(scheme: Any) -> str:
-    """What transformers calls a way of quantising, from its config or from the entry of a model's config."""
+    """Transformers' name of a method of quantising, from its config or from the entry in a model's config."""
     method = scheme.get("quant_method") if isinstance(scheme, Mapping) else getattr(scheme, "quant_method", None)
     return str(getattr(method, "value", method))
 
 
 def _stored(source: str, revision: str) -> list[Stored] | None:
-    """The tensors that a checkpoint keeps in safetensors; None where it has none here, or they cannot be read."""
+    """The tensors that a checkpoint keeps in safetensors; None where there are none here, or they cannot be read."""
     index, single = _found(source, _INDEX, revision), _found(source, _SINGLE, revision)
     try:
         if index is not None:
@@ -150,7 +150,7 @@ def _header(path: Path) -> Iterator[Stored]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > 2**28:
-            raise ValueError(f"{path} has no header of safetensors")
+            raise ValueError(f"{path} has no safetensors header")
         header = json.loads(file.read(length))
     for name, entry in header.items():
         if name != "__metadata__":
@@ -158,7 +158,7 @@ def _header(path: Path) -> Iterator[Stored]:
 
 
 def dtype_of(config: Any) -> torch.dtype | None:
-    """What a checkpoint says that it is to be loaded in; None where it says nothing."""
+    """The type in which a checkpoint asks to be loaded; None where it names none."""
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
@@ -181,7 +181,7 @@ def skeleton(config: Any, loader: Any) -> Any:
     try:
         with torch.device("meta"):
             return built_from(loader, config)
-    except Exception:  # code that comes with the checkpoint, a package that is missing
+    except Exception:  # such as code that comes with the checkpoint, or a missing package
         return None
 
 
@@ -191,8 +191,8 @@ def _loaded_bytes(tensor: Stored, dtype: torch.dtype) -> int:
 
 
 def _quantized_bytes(tensor: Stored, dtype: torch.dtype, scheme: Any) -> int:
-    """Of a tensor that is quantised while it is loaded where it is a matrix of a block; of ways that are not
-    bitsandbytes' as if to 4 bits, so that nothing is refused that fits."""
+    """Bytes of a tensor that is quantised while it is loaded, if it is a matrix of a block. Methods other than
+    bitsandbytes' count as 4 bits, so that nothing is refused that fits."""
     in_block = any(part.isdecimal() for part in tensor.name.split("."))
     if tensor.n_axes != 2 or not in_block:
         return _loaded_bytes(tensor, dtype)
@@ -200,6 +200,6 @@ def _quantized_bytes(tensor: Stored, dtype: torch.dtype, scheme: Any) -> int:
 
 
 def _unpacked_values(tensor: Stored) -> int:
-    if tensor.name.endswith("_blocks"):  # of MXFP4: two values a byte
+    if tensor.name.endswith("_blocks"):  # for MXFP4: two values in a byte
         return tensor.n_values * 2
     return 0 if tensor.name.endswith(("_scales", "_scale_inv")) else tensor.n_values

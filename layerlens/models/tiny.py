@@ -2,8 +2,8 @@
 
 The families in CONFIGS are tested in full; for any other type, `shrink.py` makes a config from its class' defaults.
 
-Their weights are large and irregular on purpose: with the usual initialisation every readout is nearly uniform and a
-dropped norm, a shifted layer or a lost bias would hardly show.
+Their weights are large and irregular on purpose. With the usual initialisation every readout is nearly uniform, and a
+missing norm, a shifted layer or a lost bias would hardly show.
 """
 
 from typing import Any
@@ -152,14 +152,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"num_hidden_layers": 6, "hybrid_override_pattern": "M-ME*E", "ssm_state_size": 8, "chunk_size": 8},
         **{"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "n_routed_experts": 4, "num_experts_per_tok": 2},
         **{"moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 24},
-        "time_step_min": 1e-6,  # transformers keeps steps in time above it in a full pass, and not while generating
+        "time_step_min": 1e-6,  # transformers clamps time steps to this minimum in full passes, not while generating
     },
     "opt": {**_NO_HEAD_DIM, "ffn_dim": 80, "word_embed_proj_dim": 32, "do_layer_norm_before": True},
 }
 
 
 def tiny_names() -> list[str]:
-    """The families that every test of the laws runs on; `tiny_model` knows more."""
+    """The families on which every test of the laws runs; `tiny_model` knows more families."""
     return list(CONFIGS)
 
 
@@ -167,10 +167,11 @@ def tiny_model(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random transformers model of the family in float32, eval mode, vocabulary 307.
 
     Args:
-        name: a model type of transformers' mappings of causal language models and of models for images and text; with
-            pictures too, such as "gemma3", it is the whole model, and "gemma3_text" its language model alone.
-        seed: of the weights; the same seed gives the same model. The global generator is left as it was.
-        changes: entries of the config to set otherwise; entries of a nested config as a dict.
+        name: a model type in transformers' mappings of causal language models or of models for images and text. A type
+            that also takes pictures, such as "gemma3", gives the whole model; "gemma3_text" gives its language model
+            alone.
+        seed: seed of the weights; the same seed gives the same model. The global generator is left as it was.
+        changes: entries of the config to change; entries of a nested config are given as a dict.
 
     Raises:
         ModelError: the installed transformers has no such type, or cannot build it from a tiny config.
@@ -209,7 +210,7 @@ def _config(name: str, changes: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _fitting(config: PreTrainedConfig, kind: Any) -> PreTrainedConfig:
-    """The config itself, or the part of it that the class is made from: of a whole model its language model's."""
+    """The config itself, or the part from which the class is made: for a whole model that of its language model."""
     parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
     return next((part for part in parts if isinstance(part, kind.config_class)), config)
 

@@ -1,7 +1,6 @@
 """Tiny configs for any model type: the defaults of its config class with every size made small.
 
-Sizes are set by the names that configs give them. What a name cannot tell, such as dimensions that must fit each
-other, stands in OVERRIDES.
+Sizes are set by their names in configs. What a name does not show, such as dimensions that must match, is in OVERRIDES.
 """
 
 from dataclasses import fields
@@ -37,7 +36,7 @@ _SIZES: dict[int, tuple[str, ...]] = {
     ),
     14: ("patch_size",),
     8: (
-        *("index_n_heads",),  # fewer would often score two positions alike, both 0
+        *("index_n_heads",),  # with fewer, two positions would often have the same score, 0
         *("qk_rope_head_dim", "rotary_dim", "hidden_size_per_layer_input", "linear_key_head_dim", "linear_head_dim"),
         *("linear_value_head_dim", "mamba_d_state", "state_size", "ssm_state_size", "mamba_state_dim", "d_state"),
         *("block_size", "local_attention"),
@@ -50,7 +49,7 @@ _SIZES: dict[int, tuple[str, ...]] = {
         *("linear_num_heads", "linear_num_value_heads", "index_topk", "index_block_size"),
         *("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"),
     ),
-    3: ("encoder_layers", "num_encoder_layers"),  # of translators traced by their decoders: not as many as there
+    3: ("encoder_layers", "num_encoder_layers"),  # of translators: another number than their decoders have
     2: (
         *("depth", "num_blocks"),
         *("num_key_value_heads", "kv_n_heads", "linear_num_key_heads", "index_topk_blocks"),
@@ -174,11 +173,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     """The config of a tiny model of this type, from the defaults of its config class.
 
-    Four layers; more where the pattern of layer kinds needs them to come round once. Nested configs are made small too.
+    The model has four layers, or as many as the pattern of layer kinds needs to repeat. Nested configs are made small
+    too.
 
     Args:
         model_type: transformers' name, such as "jamba".
-        changes: entries to set otherwise.
+        changes: entries to change.
     """
     overrides = OVERRIDES.get(model_type, {})
     try:
@@ -192,7 +192,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     declared = {field.name for field in fields(config)}
     stated = {name for name in declared if name in _NEVER_NONE or isinstance(getattr(type(config), name, None), int)}
     entries: dict[str, Any] = {name: value for name, value in (_SIZE | _TOKENS).items() if name in stated}
-    if "kv_lora_rank" in declared:  # latent attention: as many keys as queries, and the rotary part is the head's size
+    # latent attention: as many key heads as query heads, and the rotary part has the head's size
+    if "kv_lora_rank" in declared:
         entries |= {name: value for name, value in _LATENT.items() if name in entries}
     entries |= _pattern(config, declared, [name for name in _LAYERS if name in entries])
     nested = {name: value for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
@@ -214,7 +215,7 @@ def _pattern(config: PreTrainedConfig, declared: set[str], depths: list[str]) ->
 
 
 def _merged(entries: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`entries` with `changes`, those of nested configs merged likewise."""
+    """`entries` with `changes`; nested configs are merged in the same way."""
     both = {name: _merged(entries[name], value) for name, value in changes.items() if _nests(entries, name, value)}
     return entries | changes | both
 

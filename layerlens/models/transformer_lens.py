@@ -9,7 +9,7 @@ from layerlens.errors import ModelError, OptionError, first_sentence, spelled
 
 
 def is_bridge(model: object) -> bool:
-    """Whether it is a TransformerBridge; without importing TransformerLens where it is not in use."""
+    """Whether this is a TransformerBridge; TransformerLens is not imported where it is not in use."""
     return any(kind.__module__.startswith("transformer_lens.model_bridge") for kind in type(model).__mro__)
 
 
@@ -24,7 +24,7 @@ def bridged(hf: PreTrainedModel, source: str) -> PreTrainedModel:
     try:
         # without a tokenizer: TransformerLens would have it put a begin token before every text
         bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config, tokenizer=None, model_name=source)
-    except Exception as error:  # an architecture that TransformerLens lacks, or does not fit
+    except Exception as error:  # an architecture that TransformerLens lacks or does not support
         problem = f"TransformerLens has no bridge for {source} ({first_sentence(error)})"
         raise ModelError(problem, f"leave {spelled('backend')} out", option="backend", given=source) from error
     return module_of(bridge, source)

@@ -16,15 +16,16 @@ from layerlens.models.refusals import refuse_unobservable
 
 
 def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remote: bool = False) -> None:
-    """Refuse a model whose readings would not be its own: one that was changed in what they rest on after it was loaded
-    and checked, or is in training mode, or compiled; and one whose weights are not here, where they are needed.
+    """Refuse a model whose readings would not be its own. Such a model was changed, after it was loaded and checked, in
+    something that its readings depend on, or it is in training mode or compiled. Where weights are needed, also refuse
+    a model whose weights are not here.
 
-    What was changed inside of blocks is the model's own affair, and is measured. A change around them is believed
-    once a short pass has shown that the readout still gives the model's own logits.
+    Changes inside blocks are allowed, and are measured. A change around the blocks is accepted once a short pass has
+    shown that the readout still gives the model's own logits.
 
     Raises:
-        ModelError: what is another than it was.
-        OptionError: the weights lie on a server.
+        ModelError: says what has changed.
+        OptionError: the weights are on a server.
     """
     if not model.backend.is_here:
         if may_be_remote:

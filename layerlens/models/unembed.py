@@ -19,14 +19,15 @@ class Unembed:
     """The model's head: final norm, unembedding matrix, bias, logit scale, soft-cap.
 
     Attributes:
-        tail: what the model applies between its last block and the unembedding (final norm, for some a projection).
+        tail: what the model applies between its last block and the unembedding (final norm; in some models a
+            projection).
         weight: [vocab, d_head], in the model's dtype.
         bias: [vocab], or None.
         scale: factor on the logits.
         softcap: c in c·tanh(logits / c), applied after the scale; None where the model has none.
         packed: the quantised unembedding that `weight` was made from; None where `weight` is the model's own.
-        fused: whether the kernel of `lens/kernels.py` reads it out on a GPU that has room for it. Not before a GPU has
-            shown that it pays.
+        fused: whether the kernel of `lens/kernels.py` reads it out on a GPU that has room for it. It is off until a
+            measurement on a GPU shows that it pays.
     """
 
     tail: Sequence[nn.Module]
@@ -39,29 +40,29 @@ class Unembed:
 
     @property
     def whole(self) -> "Unembed":
-        """Itself: all of the unembedding is here."""
+        """Itself, because all of the unembedding is here."""
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the unembedding lies."""
+        """The device of the unembedding."""
         return self.weight.device
 
     @property
     def bans_words(self) -> bool:
-        """Whether a logit can be minus infinity: a bias can be."""
+        """Whether a logit can be minus infinity, because of a bias."""
         return self.bias is not None
 
     @property
     def n_vocab(self) -> int:
-        """Number of words in the readout."""
+        """Number of vocabulary entries in the readout."""
         return self.weight.shape[0]
 
     def normed(self, states: States, *, norm: bool = True) -> Tensor:
         """The states as the unembedding sees them: [rows, d_head], norm statistics recomputed for each state.
 
-        On the device of the weight, wherever the states come from. Without `norm` they only go through what changes
-        their width (OPT's projection), as DoLa reads early layers.
+        The result is on the device of the weight, wherever the states come from. Without `norm`, only a change of width
+        is applied (OPT's projection), as DoLa needs for early layers.
         """
         states = states.to(self.weight.device)
         for module in self.tail:
@@ -70,11 +71,11 @@ class Unembed:
         return states
 
     def operand(self, normed: Tensor) -> Tensor:
-        """What the unembedding multiplies: on a GPU in the type of its weight, elsewhere in float32."""
+        """States in the type in which the unembedding multiplies: on a GPU that of its weight, elsewhere float32."""
         return normed.to(self.weight.dtype) if self.weight.is_cuda else normed.float()
 
     def logits_tile(self, normed: Tensor, start: int, stop: int) -> Logits:
-        """Float32 logits of the words start..stop-1: [rows, stop - start]."""
+        """Float32 logits of the tokens start..stop-1: [rows, stop - start]."""
         words = slice(start, stop)
         return self.finished(product(self.operand(normed), self.weight[words]), words)
 
@@ -93,16 +94,16 @@ class Unembed:
         return logits
 
     def finished(self, products: Tensor, words: slice | Tensor) -> Logits:
-        """Products with some words made logits, in place: bias, scale and soft-cap; words as they index the bias."""
+        """Turn products with some tokens into logits, in place: bias, scale and soft-cap; `words` indexes the bias."""
         return finished(products, None if self.bias is None else self.bias[words], self.scale, self.softcap)
 
 
 def product(states: Tensor, weight: Tensor) -> Tensor:
-    """states [rows, d] times weight [words, d] transposed: [rows, words], added up in float32.
+    """states [rows, d] times weight [tokens, d] transposed: [rows, tokens], added up in float32.
 
-    On a GPU it comes in float32, on a CPU in the type of the states. There a few states are multiplied by our own loop,
-    many by oneDNN, which torch itself takes for float32 only where MKL is missing: measured with unembeddings at 2.1 to
-    2.4 times MKL's speed on an AMD processor of 2024 and at 1.1 to 1.4 times on one of 2022.
+    On a GPU the result is in float32, on a CPU in the type of the states. On a CPU a few states are multiplied by our
+    own loop, and many by oneDNN. Torch itself uses oneDNN for float32 only where MKL is missing. With unembeddings it
+    was measured at 2.1 to 2.4 times MKL's speed on an AMD processor of 2024, and at 1.1 to 1.4 times on one of 2022.
     """
     few = products(states, weight)
     if few is not None:

@@ -1,4 +1,4 @@
-"""Using a model: as it was loaded, by one thread at a time, whatever torch is set to outside."""
+"""Using a model: as it was loaded, by one thread at a time, whatever torch's settings are."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -36,14 +36,14 @@ def uses_model(*, may_be_remote: bool = False) -> Callable[[Door], Door]:
 
 @contextmanager
 def in_use(model: object, *, may_be_compiled: bool = False, may_be_remote: bool = False) -> Iterator[None]:
-    """While open, this thread alone uses the model, which is as it was loaded; another thread that asks for it waits.
+    """While open, only this thread uses the model, which is as it was loaded; another thread that asks for it waits.
 
     Raises:
-        ModelError, OptionError: it is no model from `load`; and see `still_as_loaded` and `own_terms`.
+        ModelError, OptionError: this is not a model from `load`; see also `still_as_loaded` and `own_terms`.
     """
     if not isinstance(model, Model):
         raise OptionError(
-            f"a {type(model).__name__} is no loaded model",
+            f"a {type(model).__name__} is not a loaded model",
             "load it: ll.load(model, tokenizer=tokenizer)",
             option="model",
             given=type(model).__name__,
@@ -55,7 +55,7 @@ def in_use(model: object, *, may_be_compiled: bool = False, may_be_remote: bool 
 
 @contextmanager
 def alone(hf: nn.Module) -> Iterator[None]:
-    """While open, no other thread is in this context with the same model; the same thread can be, several times."""
+    """While open, no other thread can enter this context with the same model. The same thread can, several times."""
     with _making_locks:
         lock = _locks.setdefault(hf, threading.RLock())
     with lock:
@@ -64,7 +64,7 @@ def alone(hf: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_terms() -> Iterator[None]:
-    """While open, tensors lie where layerlens puts them, whatever torch's default device is.
+    """While open, tensors are where layerlens puts them, whatever torch's default device is.
 
     Raises:
         ModelError: inside torch.autocast, which computes in another type than the model was loaded in.
@@ -73,7 +73,7 @@ def own_terms() -> Iterator[None]:
         if torch.is_autocast_enabled(device):
             dtype = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
             raise ModelError(
-                f"torch.autocast is on and computes in {dtype}, and models are measured in the type that they were "
+                f"torch.autocast is on and computes in {dtype}, but models are measured in the type that they were "
                 "loaded in",
                 f"leave torch.autocast, or load the model with dtype={dtype!r}",
                 given=dtype,
