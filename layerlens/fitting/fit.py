@@ -82,7 +82,8 @@ def fit_lens(
         what = "is on several devices, and a lens is fitted on one"
         raise OptionError.about("device_map", model.source, what, f"load it with {spelled('device')}")
     split = split_texts(model, prompts if isinstance(prompts, Dataset) else from_prompts(prompts), asked)
-    manifest = {"kind": kind, **made_for(model), **asdict(asked), "texts": split.digest()}
+    dtype = str(model.hf.dtype).removeprefix("torch.")
+    manifest = {"kind": kind, **made_for(model), "dtype": dtype, **asdict(asked), "texts": split.digest()}
     if path.exists() and not overwrite:
         return _made_before(path, kind, manifest)
     with ExitStack() as stack:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from layerlens.axes import States
+from layerlens.errors import OptionError, spelled
 from layerlens.fitting.linear import Affinities, fit_linear
 from layerlens.fitting.options import TunedOptions
 from layerlens.fitting.slopes import kl_and_slopes
@@ -163,7 +164,11 @@ def _start(
     if options.start is None:
         linear = fit_linear(model, split, options, place, progress)
         return linear.weights, linear.biases
-    lens = open_lens(options.start, model)
+    try:
+        lens = open_lens(options.start, model)
+    except OptionError as error:
+        problem = error.problem.replace(spelled("lens", options.start), spelled("start", options.start))
+        raise OptionError(problem, error.advice, option="start", given=options.start) from error
     assert isinstance(lens, Affine)
     weights = {layer: weight.float() for layer, (weight, _) in lens.tensors().items()}
     return weights, {layer: bias.float() for layer, (_, bias) in lens.tensors().items() if bias is not None}

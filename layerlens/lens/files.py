@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,10 +72,12 @@ def parsed(lens: str) -> tuple[str, Path | None]:
         return kind, None
     try:
         place = Path(path).expanduser()
-        place.stat()
+        mode = place.stat().st_mode
     except (OSError, RuntimeError, ValueError) as error:
         what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise OptionError.about("lens", lens, what, ADVICE) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading from a pipe could wait for ever
+        raise OptionError.about("lens", lens, "is neither a file nor a folder", ADVICE)
     return kind, place
 
 
@@ -106,7 +109,10 @@ def write_lens(path: Path, stored: Stored) -> None:
     said |= {} if stored.n_layers is None else {"n_layers": str(stored.n_layers)}
     said |= {"made_for": json.dumps(dict(stored.made_for)), "fit": json.dumps(dict(stored.fit))}
     unfinished = path.with_name(f"{path.name}.partial")
+    unfinished.touch()
+    mode = unfinished.stat().st_mode  # safetensors lets nobody else read what it writes
     save_file(tensors, unfinished, said)
+    unfinished.chmod(mode)
     unfinished.replace(path)
 
 
@@ -128,20 +134,24 @@ def _own(kind: str, path: Path) -> Stored:
         said = file.metadata() or {}
         if said.get("format") != FORMAT:
             raise _unreadable(kind, path, "it was not written by a fit of layerlens")
-        if said["kind"] != kind:
-            what = f"is a {said['kind']} lens"
-            raise OptionError.about("lens", f"{kind}:{path}", what, f"give {said['kind']}:{path}")
+        if (stored := said.get("kind")) != kind:
+            if stored not in KINDS:
+                raise _unreadable(kind, path, f"it calls itself a {stored!r} lens")
+            raise OptionError.about("lens", f"{kind}:{path}", f"is a {stored} lens", f"give {stored}:{path}")
         named = _by_layer({name.removeprefix("layers."): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    n_layers = said.get("n_layers")
-    return Stored(
-        kind,
-        named["weight"],
-        named["bias"],
-        int(said["d_model"]),
-        None if n_layers is None else int(n_layers),
-        dict(json.loads(said["made_for"])),
-        dict(json.loads(said["fit"])),
-    )
+    entries = {name: said.get(name, "") for name in ("d_model", "made_for", "fit")}
+    try:
+        width, made_for, fit = (json.loads(entry) for entry in entries.values())
+        n_layers = json.loads(said.get("n_layers", "null"))
+    except ValueError as error:
+        raise _unreadable(kind, path, f"what it says of itself is no JSON: {entries}") from error
+    if not (isinstance(width, int) and isinstance(n_layers, int | None) and isinstance(fit, dict)):
+        raise _unreadable(kind, path, f"it says of itself that d_model is {width!r} and n_layers {n_layers!r}")
+    if not isinstance(made_for, dict) or not made_for.get("model"):
+        raise _unreadable(kind, path, "it does not say which model it was made for")
+    if named["bias"] and (lacking := set(named["weight"]) ^ set(named["bias"])):
+        raise _unreadable(kind, path, f"layer {min(lacking)} has a matrix or a vector, and not both")
+    return Stored(kind, named["weight"], named["bias"], width, n_layers, made_for, fit)
 
 
 def _by_layer(tensors: Mapping[Any, Tensor]) -> dict[str, dict[int, Tensor]]:
@@ -160,9 +170,8 @@ def _refuse_odd(layer: int, tensor: Any, shape: tuple[int, ...]) -> None:
     if layer < 0 or not isinstance(tensor, Tensor):
         raise ValueError(f"it holds a {type(tensor).__name__} for layer {layer}")
     if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-        raise ValueError(
-            f"its matrix or vector of layer {layer} is {tensor.dtype}, and not dense or not of real numbers"
-        )
+        kind = f"{tensor.dtype} {'on meta' if tensor.is_meta else str(tensor.layout)}".replace("torch.", "")
+        raise ValueError(f"its matrix or vector of layer {layer} is {kind}, and is to be dense and of real numbers")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"it holds a tensor of shape {tuple(tensor.shape)} for layer {layer}, not {shape}")
     if not tensor.float().isfinite().all():
@@ -197,8 +206,15 @@ def _jacobian_lens(path: Path) -> Stored:
     said = payload.get("metadata") or {}
     if said.get("estimator", _ESTIMATOR) != _ESTIMATOR:
         raise _unreadable("jacobian", path, f"it was fitted by the estimator {said['estimator']!r}")
-    matrices = {int(block) + 1: matrix for block, matrix in payload["J"].items()}
-    width = payload.get("d_model", len(next(iter(matrices.values()), ())))
+    blocks = payload["J"]
+    named = isinstance(blocks, dict) and all(
+        type(block) is not bool and str(block).isascii() and str(block).isdecimal() for block in blocks
+    )
+    if not named:
+        raise _unreadable("jacobian", path, 'its entry "J" is no table of matrices by block, from 0')
+    matrices = {int(block) + 1: matrix for block, matrix in blocks.items()}
+    sizes = [one.shape[-1] for one in matrices.values() if isinstance(one, Tensor) and one.dim()]
+    width = payload.get("d_model", sizes[0] if sizes else 0)
     target = said.get("target_layer")
     names = {"model": said.get("model_name"), "revision": said.get("model_revision")}
     return Stored(
@@ -218,7 +234,7 @@ def _tensors_only(kind: str, path: Path, within: str = "") -> dict[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a pickle that is then refused
             loaded = torch.load(path / within, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, EOFError) as error:
         raise _unreadable(
             kind, path, "it is damaged, or a pickle that holds more than tensors and could run code"
         ) from error

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from layerlens.errors import Notice, OptionError, spelled, spelled_command
 from layerlens.lens.files import ADVICE, Stored, parsed, read_lens, sha256_of
-from layerlens.lens.transport import IDENTITY, Affine, Transport
+from layerlens.lens.transport import IDENTITY, Affine, Transport, Watched
 from layerlens.models import Model
 from layerlens.models.placement import parameters
 
@@ -31,11 +32,12 @@ def open_lens(lens: str | Transport | None, model: Model) -> Transport:
     if lens is None or lens is IDENTITY:
         return IDENTITY
     if not isinstance(lens, str):
-        if not isinstance(lens, Transport):
-            raise OptionError.about("lens", lens, "is no lens", ADVICE)
-        if not (isinstance(lens, Affine) and lens.was_opened_for(model.hf)):
-            _refuse_unfit(lens, model)
-        return lens
+        if isinstance(lens, type) or not isinstance(lens, Transport):
+            raise OptionError.about("lens", lens, "is no lens", f"{ADVICE}, or an object that is a Transport")
+        if isinstance(lens, Affine) and lens.was_opened_for(model.hf):
+            return lens
+        _refuse_unfit(lens, model)
+        return lens if isinstance(lens, Affine | Watched) else Watched(lens)
     kind, path = parsed(lens)
     if path is None:
         return IDENTITY
@@ -60,23 +62,34 @@ def made_for(model: Model) -> dict[str, str]:
 
 
 def identity_of(model: Model) -> str:
-    """SHA-256 of names, shapes and some values of all parameters, in bfloat16; the same for any type they have."""
-    digest = hashlib.sha256()
+    """A short digest of each parameter, sorted, with spaces between.
+
+    A digest is of the numbers in the parameter's name, its shape, and 16 of its values in bfloat16, so that the type in
+    which a model is loaded does not matter. Nor do the names that a backend gives: TransformerLens has the parameters
+    of the model under other names, and beside some of them parts that it cut from them.
+    """
+    digests = set()
     for name, parameter in parameters(model.hf):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if parameter.is_meta or not parameter.is_floating_point():
-            continue
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, len(values) // 16)][:16].bfloat16().float().cpu().tolist()
-        digest.update(repr(sample).encode())
-    return digest.hexdigest()
+        said = f"{re.findall('[0-9]+', name)}{tuple(parameter.shape)}"
+        if not parameter.is_meta and parameter.is_floating_point():
+            values = parameter.detach().flatten()
+            said += repr(values[:: max(1, len(values) // 16)][:16].bfloat16().float().cpu().tolist())
+        digests.add(hashlib.sha256(said.encode()).hexdigest()[:8])
+    return " ".join(sorted(digests))
+
+
+def _are_alike(one: str, other: str) -> bool:
+    """Whether two identities are of the same weights: one of them has every parameter of the other."""
+    ours, theirs = set(one.split()), set(other.split())
+    return bool(ours and theirs) and (ours <= theirs or theirs <= ours)
 
 
 def _refuse_unfit(transport: Transport, model: Model) -> None:
     """OptionError where a transport made in Python does not describe itself, or cannot map states of this model."""
     name, advice = type(transport).__name__, "see Transport of docs/api.md"
-    record = transport.record()
+    record: Any = None
     try:
+        record = transport.record()
         json.dumps(record)
         kind = record["kind"]
     except (TypeError, KeyError, ValueError) as error:
@@ -92,19 +105,20 @@ def _refuse_unfit(transport: Transport, model: Model) -> None:
     if isinstance(transport, Affine) and transport.layers[-1] != model.n_layers:
         problem = f"the lens {transport.spec} was made for a model of {transport.layers[-1]} layers"
         raise OptionError(f"{problem}, and {model.source} has {model.n_layers}", _ANOTHER, option="lens", given=name)
+    try:
+        layers = [layer for layer in range(1, model.n_layers) if layer in transport.layers]
+    except TypeError as error:
+        problem = f"the layers of the lens {name} are {transport.layers!r}"
+        raise OptionError(problem, "give a list or a range of them", option="lens", given=name) from error
     states = torch.ones(2, model.d_model, dtype=model.hf.dtype, device=model.unembed.device)
-    for layer in (layer for layer in range(1, model.n_layers) if layer in transport.layers):
+    for layer in layers:
         try:
-            moved = transport(states, layer)
-        except Exception as error:  # other people's code may raise anything
-            problem = f"the lens {name} cannot map states of width {model.d_model:,} of layer {layer}"
-            raise OptionError(f"{problem} ({error})", advice, option="lens", given=name) from error
-        shape = tuple(moved.shape) if isinstance(moved, Tensor) else type(moved).__name__
-        if shape != tuple(states.shape) or moved.dtype != states.dtype:
-            problem = (
-                f"the lens {name} returned {shape} for states of shape {tuple(states.shape)} and type {states.dtype}"
-            )
-            raise OptionError(problem, "it must keep both", option="lens", given=name)
+            Watched(transport)(states, layer)
+        except OptionError:
+            raise
+        except Exception as error:  # of whatever somebody else's code raises
+            problem = f"the lens {name} failed on states of width {model.d_model:,} of layer {layer}: {error}"
+            raise OptionError(problem, advice, option="lens", given=name) from error
 
 
 def _refuse_other_model(lens: str, stored: Stored, model: Model) -> None:
@@ -122,7 +136,7 @@ def _refuse_other_model(lens: str, stored: Stored, model: Model) -> None:
     said = stored.made_for
     named = said.get("model", "")
     if "identity" in said:
-        if said["identity"] != identity_of(model):
+        if not _are_alike(said["identity"], identity_of(model)):
             what = f"was made for other weights ({named}) than those of {model.source}"
             raise OptionError.about("lens", lens, what, advice)
         return

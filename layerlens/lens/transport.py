@@ -142,6 +142,46 @@ class Affine:
         return dict(self._record)
 
 
+class Watched:
+    """A transport of somebody else's, each of whose results is looked at."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.layers = transport.layers
+
+    def __call__(self, states: States, layer: int) -> States:
+        """What the transport makes of the states.
+
+        Raises:
+            OptionError: it makes no states of them, or NaN or infinity of finite ones.
+        """
+        moved = self._transport(states, layer)
+        name = type(self._transport).__name__
+        if not isinstance(moved, Tensor) or moved.layout != torch.strided:
+            problem = f"the lens {name} makes {type(moved).__name__} of states of layer {layer}"
+            raise OptionError(problem, "let it make a dense tensor", option="lens", given=name)
+        ours, theirs = ((tuple(one.shape), one.dtype, one.device) for one in (states, moved))
+        if ours != theirs:
+            differ = [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]]
+            (before, after), *_ = differ
+            problem = f"the lens {name} makes {after} of states of {before} of layer {layer}"
+            raise OptionError(problem, "let it keep shape, type and device", option="lens", given=name)
+        if _captured(moved.device):
+            return moved  # a graph that is being captured has no values yet
+        if not bool((moved.isfinite().all(-1) | ~states.isfinite().all(-1)).all()):
+            problem = f"the lens {name} makes NaN or infinity of finite states of layer {layer}"
+            raise OptionError(problem, "let it make finite ones", option="lens", given=name)
+        return moved
+
+    def record(self) -> dict[str, Any]:
+        """What the transport says of itself."""
+        return self._transport.record()
+
+
+def _captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def refuse_lacking(transport: Transport, layers: Sequence[int], who: str) -> None:
     """OptionError where the transport cannot map a layer that is to be read.
 
@@ -156,5 +196,5 @@ def refuse_lacking(transport: Transport, layers: Sequence[int], who: str) -> Non
         named = f"{record['kind']}:{record.get('source')}"
         which = f"layer{'s' if len(lacking) > 1 else ''} {', '.join(map(str, lacking[:5]))}"
         which += ", ..." if len(lacking) > 5 else ""
-        what = f"has nothing for {which}, which {who} reads"
-        raise OptionError.about("lens", named, what, "give a lens of all these layers, or leave it out")
+        what = f"has no matrix for {which}, which {who} reads"
+        raise OptionError.about("lens", named, what, f"give a lens that has, or leave {spelled('lens')} out")

@@ -64,7 +64,7 @@ def trace(
     """
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
     strategy = strategy_of(strategy, window=options.get("window"))
-    layers_of(strategy, model.n_layers, model.tied)
+    layers = layers_of(strategy, model.n_layers, model.tied)
     if options.get("window") is None:
         options["window"] = strategy.window_in(model.n_layers)
     kind = engine_of(model)
@@ -76,6 +76,7 @@ def trace(
     )
     settled = with_generation_config(settled, model)
     transport = _lens_for(lens, model, takes_lens=kind.takes_lens)
+    refuse_lacking(transport, layers, strategy_record(strategy)["name"])
     engine = kind(model, settled, transport)
     engine.refuse_unable(strategy)
     if settled.top > model.n_vocab:

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
 import pickle
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from importlib.util import find_spec
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -20,6 +23,8 @@ from layerlens.lens.opening import identity_of, made_for, open_lens
 from layerlens.lens.transport import IDENTITY, Affine, refuse_lacking
 from tests.conftest import tiny
 from tests.refusals import refused
+
+needs_transformer_lens = pytest.mark.skipif(find_spec("transformer_lens") is None, reason="needs TransformerLens")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +139,55 @@ def test_the_identity_of_a_model_does_not_depend_on_the_type_it_is_loaded_in():
     assert identity_of(halved) != identity_of(one)
 
 
+@needs_transformer_lens
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_a_lens_belongs_to_a_model_whatever_backend_loaded_it(family, tiny_folder, tmp_path):
+    """TransformerLens has other names for parameters, and cuts some of gpt2's and phi3's into parts."""
+    plain, bridge = (ll.load(tiny_folder(family), backend=name) for name in (None, "transformer-lens"))
+    for made_by, read_by in ((plain, bridge), (bridge, plain)):
+        own_file(made_by, tmp_path / "own.safetensors", made_for=made_for(made_by))
+        open_lens(f"linear:{tmp_path / 'own.safetensors'}", read_by)
+    own_file(plain, tmp_path / "own.safetensors", made_for=made_for(plain))
+    next(parameter for name, parameter in bridge.hf.named_parameters() if ".2." in name).data.mul_(1.5)
+    with refused_lens(f"linear:{tmp_path / 'own.safetensors'}", "other weights"):
+        open_lens(f"linear:{tmp_path / 'own.safetensors'}", bridge)
+
+
+def test_a_file_of_ours_that_lost_something_is_refused(model, tmp_path):
+    path = tmp_path / "own.safetensors"
+    own_file(model, path)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = file.metadata()
+    for lost, problem in (("layers.2.bias", "layer 2"), ("layers.1.weight", "layer 1")):
+        save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, said)
+        with refused_lens(f"linear:{path}", problem):
+            read_lens("linear", path)
+    for change in ({"made_for": "[]"}, {"made_for": "{}"}, {"made_for": "{x"}, {"d_model": "x"}, {"n_layers": "x"}):
+        save_file(tensors, path, said | change)
+        with refused_lens(f"linear:{path}"):
+            read_lens("linear", path)
+    for lost in ("made_for", "fit", "d_model"):
+        save_file(tensors, path, {name: value for name, value in said.items() if name != lost})
+        with refused_lens(f"linear:{path}"):
+            read_lens("linear", path)
+    save_file(tensors, path, said | {"kind": "foo"})
+    with refused_lens(f"linear:{path}", "foo"):
+        read_lens("linear", path)
+
+
+def test_what_is_neither_file_nor_folder_is_not_waited_for(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with refused_lens(f"linear:{tmp_path / 'pipe.safetensors'}"):
+        open_lens(f"linear:{tmp_path / 'pipe.safetensors'}", model)
+
+
+def test_others_may_read_a_lens_as_they_may_read_other_files(model, tmp_path):
+    own_file(model, tmp_path / "own.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "own.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.parametrize(
     "lens", ["", "linear", "linear:", "logit:x", "other:x", ":x", "linear:no/such/file.safetensors"]
 )
@@ -148,7 +202,7 @@ def test_a_lens_of_another_model_is_refused_with_both_numbers(model, tmp_path):
     with refused_lens(f"linear:{path}", "7", str(model.n_layers)):
         open_lens(f"linear:{path}", model)
     small = {layer: torch.eye(5) for layer in range(model.n_layers)}
-    write_lens(path, Stored("linear", small, {}, 5, model.n_layers))
+    write_lens(path, Stored("linear", small, {}, 5, model.n_layers, made_for(model)))
     with refused_lens(f"linear:{path}", "5", str(model.d_model)):
         open_lens(f"linear:{path}", model)
     own_file(model, path, made_for={"model": "someone/else", "identity": "0" * 64})
@@ -299,6 +353,10 @@ class Own:
         Own(range(5), lambda states, layer: None),
         Own(range(5), lambda states, layer: states.double()),
         Own(range(5), lambda states, layer: states @ torch.eye(3)),
+        Own(range(5), lambda states, layer: states * float("nan")),
+        Own(range(5), lambda states, layer: states.to_sparse()),
+        Own(range(5), lambda states, layer: states.to("meta")),
+        Own(5),
         Affine("linear", {1: torch.eye(48)}, {}, 3, adds=False),
         Affine("linear", {1: torch.eye(5)}, {}, 4, adds=False),
     ],
@@ -306,6 +364,26 @@ class Own:
 def test_a_transport_of_ones_own_that_does_not_fit_is_refused(own, model):
     with refused(ll.OptionError, "lens", type(own).__name__):
         open_lens(own, model)
+
+
+@pytest.mark.parametrize("lens", [Own, lambda states, layer: states, 3])
+def test_what_is_no_transport_is_refused(lens, model):
+    with refused(ll.OptionError, "lens", lens, advice="Transport"):
+        unwrap(open_lens)(lens, model)  # without the check of types that tests add
+
+
+def test_a_transport_that_makes_nan_of_some_states_is_refused_where_it_does(model, tmp_path):
+    """It made finite ones of the states that it was tried on."""
+
+    def spoils(states, layer):
+        return states / (states.norm(dim=-1, keepdim=True) == 48**0.5) if layer == 3 else states
+
+    own = Own(range(5), spoils)
+    open_lens(own, model)
+    with refused(ll.OptionError, "lens", "Own", problem="NaN or infinity of finite states of layer 3"):
+        ll.trace(model, ["Hello"], lens=own, out=tmp_path / "run", max_new_tokens=2, chat_template=False)
+    with refused(ll.OptionError, "lens", "Own", problem="layer 3"):
+        ll.generate(model, "Hello", strategy=ll.Valley(window=3), lens=own, max_new_tokens=2)
 
 
 def test_an_opened_lens_is_refused_for_another_model_of_the_same_shape(model, tmp_path):

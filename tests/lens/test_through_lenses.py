@@ -151,6 +151,10 @@ def test_a_lens_that_lacks_a_layer_is_refused_with_who_reads_it(tmp_path):
     assert not (tmp_path / "run").exists()
     with refused(ll.OptionError, "lens", lens, problem="layers 0, 2, which SLED reads"):
         ll.generate(model, "a", strategy=ll.SLED(), lens=lens, max_new_tokens=2)
+    inner = lens_file(model, tmp_path / "inner.safetensors", layers=[1, 2, 3])
+    with refused(ll.OptionError, "lens", inner, problem="layer 0, which sled reads"):
+        ll.trace(model, ["a"], strategy=ll.SLED(), lens=inner, out=tmp_path / "run", **GIVEN | {"max_new_tokens": 2})
+    assert not (tmp_path / "run").exists()
     with (
         refused(ll.OptionError, "lens", lens, problem="layer 2, which Valley reads"),
         ll.decoding(model, ll.Valley(window=3), lens=lens),
