@@ -2,6 +2,7 @@
 
 import json
 import time
+from copy import deepcopy
 
 import pytest
 
@@ -90,6 +91,7 @@ def test_an_unfinished_fit_is_not_begun_anew_by_accident_nor_continued_as_anothe
         ({"prompts": texts(20, seed=1)}, "texts"),
         ({"skip_first": 2}, "skip_first 1"),
         ({"seed": 1}, "seed 0"),
+        ({"model": ll.load(deepcopy(tiny("llama").hf).bfloat16(), tokenizer=tiny("llama").tokenizer)}, "float32"),
         ({"model": tiny("qwen3")}, "model"),
     ):
         model = other.pop("model", tiny("llama"))

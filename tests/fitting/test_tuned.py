@@ -150,5 +150,5 @@ def test_options_that_cannot_be_are_refused(option, value, tmp_path):
 
 def test_a_start_of_another_model_is_refused(tmp_path):
     linear = ll.fit_lens(tiny("llama"), texts(60), out=tmp_path / "linear.safetensors", progress=False)
-    with refused(ll.OptionError, "lens", linear.lens):
+    with refused(ll.OptionError, "start", linear.lens, problem=f"start {linear.lens!r} was made for"):
         fitted(tiny("qwen3"), tmp_path, start=linear.lens)
