@@ -3,7 +3,7 @@
 python analyses/criteria.py OUT_DIR [--model M] [--limit N] [--max-new-tokens N] [--window K] [--floors F ...]
 
 The answers are generated with the last layer, then replayed once. All criteria and floors walk over the same logits of
-the same states, those that emitted a token, so that nothing differs between them but the walk.
+the same states, those that emitted a token. So only the walk differs between them.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from layerlens.decode.scan import Walk, walk_back
 from layerlens.models import Unembed
 from layerlens.models.hooks import watch_blocks
 
-STATES_AT_ONCE = 16  # times window times vocabulary are the float32 logits that exist at a time
+STATES_AT_ONCE = 16  # states at a time: times window, times vocabulary, this is the number of float32 logits in memory
 
 parser = argparse.ArgumentParser(description="Compare criteria, and entropy floors, on the same states.")
 parser.add_argument("out_dir", type=Path, help="where criteria.csv, entropy_floor.csv and criteria.md go")
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(options: argparse.Namespace) -> list[Path]:
     """The paths of what was measured."""
     for floor in options.floors:
-        ll.Valley(entropy_floor=floor)  # refuses what is out of range
+        ll.Valley(entropy_floor=floor)  # refuses values out of range
     model = ll.load(options.model)
     candidates = ll.Valley(window=options.window).layers(model.n_layers)
     by_criterion, by_floor = [], []
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> list[Path]:
 def answers(
     model: ll.Model, candidates: Sequence[int], limit: int, max_new_tokens: int
 ) -> Iterator[tuple[Float[Tensor, "states window d_model"], Int[Tensor, " states"]]]:
-    """For each sample problem, the candidates' states that emitted a token in greedy decoding, and those tokens."""
+    """For each sample problem, the states of the candidates that emitted tokens in greedy decoding, and the tokens."""
     prompts = ll.dataset("sample", limit=limit)
     options = GenerateOptions(max_new_tokens=max_new_tokens)
     settled = settle_chat_template(options, bool(model.tokenizer.chat_template))
@@ -100,7 +100,7 @@ def replay(
 
 
 class Known(Unembed):
-    """Hands on states that are logits already: every walk sees the same numbers, and none is computed twice."""
+    """A head for states that are already logits: every walk sees the same numbers, and none is computed twice."""
 
     def logits(self, states: Tensor, *, norm: bool = True, often: bool = False) -> Tensor:
         """The same."""
@@ -114,7 +114,7 @@ def walk(
     scan: str = "batched",
     floor: float = 0.0,
 ) -> tuple[Walk, Int[Tensor, " states"]]:
-    """Where layerlens walks to, and how many readouts of each state it asked for."""
+    """Where layerlens' walk ends, and how many readouts of each state it needed."""
     window = logits.shape[1]
     layers = range(model.n_layers - window + 1, model.n_layers + 1)
     unembed = Known(model.unembed.tail, model.unembed.weight)
@@ -168,7 +168,7 @@ def rows(**columns: Any) -> pd.DataFrame:
 
 
 def with_intervals(tables: Sequence[pd.DataFrame], by: str) -> pd.DataFrame:
-    """One row per criterion or floor: the mean of every measure, its 95 % interval over prompts, and counts."""
+    """One row for each criterion or floor: the mean of every measure, its 95 % interval over prompts, and counts."""
     every = pd.concat(tables, ignore_index=True)
     measures = [name for name in every.columns if name not in (by, "prompt")]
     lines = []
@@ -200,7 +200,7 @@ TITLES = {
     "n_prompts": "prompts",
 }
 IN_UNITS = ("depth", "batched", "lazy")
-EXACT, EXACTLY_0 = ("shannon", 0.0), ("other_layer", "other_token", "skipped")  # by definition, whatever the prompts
+EXACT, EXACTLY_0 = ("shannon", 0.0), ("other_layer", "other_token", "skipped")  # by definition, for any prompts
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Hold two runs of the same problems, decoded from the last layer and from the valley, against the paper's claims.
+"""Compare two runs of the same problems, decoded from the last layer and from the valley, with the paper's claims.
 
 python analyses/findings.py LAST_RUN VALLEY_RUN OUT_DIR
 
@@ -26,7 +26,8 @@ from layerlens.tables.save import save
 
 _MARKS = {"V_onset": "V_onset", "V*": "V*, lowest of the final rise,", "lowest": "lowest layer"}
 REPEATED = 4
-"""A generated token that ends a run of this many which stood in the same text before counts as repeated."""
+"""A generated token counts as repeated if it ends a sequence of this many tokens that occurred before in the same
+text."""
 
 
 def of_last_run(run: Run) -> Iterator[Measured]:
@@ -97,7 +98,7 @@ def of_both(last: Run, valley: Run) -> Iterator[Measured]:
 
 
 def of_repetition(run: Run, name: str) -> Iterator[Measured]:
-    """Valleys, substitutions and depths among the tokens that repeat their text and among the others."""
+    """Valleys, substitutions and depths, among the tokens that repeat their text and among the others."""
     found = steps(run)
     tokens = found.tokens
     ids = run.positions["next_token_id"].to_numpy(dtype=np.int64, na_value=-1)[tokens.rows]
@@ -114,7 +115,7 @@ def of_repetition(run: Run, name: str) -> Iterator[Measured]:
 
 
 def right(run: Run) -> tuple[pd.Series, pd.Series]:
-    """Right answers of each prompt, and how many there are, by prompt id."""
+    """How many answers of each prompt are right, and how many there are, by prompt id."""
     score = WAYS[way_of_scoring(run.manifest["dataset"]["name"])]
     prompts = run.prompts.set_index("prompt_id")
     scores = [score(*texts) for texts in zip(prompts["output"], prompts["reference"], strict=True)]
@@ -122,7 +123,7 @@ def right(run: Run) -> tuple[pd.Series, pd.Series]:
 
 
 def ended(run: Run) -> tuple[pd.Series, pd.Series]:
-    """Answers that ended of themselves, before their tokens ran out."""
+    """Answers that ended by themselves, before they had the most tokens allowed."""
     prompts = run.prompts.set_index("prompt_id")
     return prompts["finish_reason"].eq("stop").astype(float), pd.Series(1.0, prompts.index)
 

@@ -1,11 +1,11 @@
-"""Ask of texts that people wrote whether L-1 and L are as sure of the next token as they may be.
+"""Check on texts written by people whether layers L-1 and L are too sure of the next token.
 
 python analyses/given.py RUN ... OUT_DIR
 
-The runs trace given texts with --targets, each through a lens of its own. Surprise is the mean of -ln p(next token);
-what it has above the mean entropy is how much too sure a reading is of the world. The last layer is not the judge: a
-lens or a temperature that is fitted to it may have learned what it does to all tokens alike, and a text has not. Tokens
-that all texts begin with are left out.
+The runs trace given texts with --targets, each through a lens of its own. Surprise is the mean of -ln p(next token).
+Its excess over the mean entropy says how much too sure a reading is. The text is the judge, and not the last layer: a
+lens or a temperature that is fitted to the last layer may have learned what that layer does to all tokens. Tokens at
+the beginning that all texts share are left out.
 
 Writes given.csv, .md and .tex.
 """
@@ -27,7 +27,7 @@ from layerlens.tables.save import save
 
 
 def asked(run: Run, tokens: Sample) -> Bools:
-    """Which tokens count: those that another follows, after what all texts begin with."""
+    """Which tokens count: those that another token follows, after the beginning that all texts share."""
     ids = run.positions["token_id"].to_numpy()[tokens.rows]
     texts = [ids[rows] for rows in tokens.prompts]
     shortest = min(map(len, texts))
@@ -38,7 +38,7 @@ def asked(run: Run, tokens: Sample) -> Bools:
 
 
 def of_run(run: Run) -> Iterator[Measured]:
-    """Entropy, surprise, and how much too sure the reading is, at L-1 and L."""
+    """Entropy, surprise, and how much too sure the reading is, at L-1 and at L."""
     tokens = sample(run)
     among = asked(run, tokens)
     entropy, surprise = (

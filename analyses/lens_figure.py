@@ -1,4 +1,4 @@
-"""Draw what the last layer does to the entropy by lens, several models beside each other, from committed tables.
+"""Draw what the last layer does to the entropy under each lens, for several models, from committed tables.
 
 python analyses/lens_figure.py NAME=FOLDER ... OUT_DIR
 
@@ -26,9 +26,10 @@ PANELS = {
 }
 """The rows of lenses.csv that are drawn, and what their axes say."""
 CALIBRATED = ", at its temperature"
-"""What the rows of analyses/temperature.py end with."""
+"""The ending of the row names of analyses/temperature.py."""
 GAP = f"KL(L || L-1), all{CALIBRATED}"
-"""By this entropy falls under a lens that is as sure as it should be; drawn beside the change of all tokens."""
+"""By this much the entropy falls under a lens that is as sure as it should be; drawn beside the change of all
+tokens."""
 
 _MODELS = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")]
 

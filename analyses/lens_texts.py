@@ -2,9 +2,9 @@
 
 python analyses/lens_texts.py MODEL GSM8K MATH500 OUT.jsonl
 
-GSM8K and MATH500 are the test files of both datasets (.jsonl). Two problems of GSM8K, from the 65th on because findings
-are of the first 64, are followed by one of MATH-500. Models with a chat template get question and answer in it, others
-get them on two lines.
+GSM8K and MATH500 are the test files of the two datasets (.jsonl). Two problems of GSM8K are followed by one of
+MATH-500. GSM8K is used from the 65th problem on, because the findings are about the first 64. For models with a chat
+template, question and answer are written in it; for others, on two lines.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Ask what the last layer does to the entropy under each lens, for the same tokens, in pairs.
+"""Measure what the last layer does to the entropy under each lens, for the same tokens, in pairs.
 
 python analyses/lenses.py LOGIT_RUN [LENS_RUN ...] OUT_DIR [--ablation DIR ...]
 
@@ -6,13 +6,14 @@ The first run is read through the logit lens, the others through lenses with a t
 runs decoded from the last layer do. Writes lenses.csv, .md and .tex, every number that docs/lenses.md quotes, with
 its interval, and the figure curves.png, .pdf and .csv.
 
-The groups "perturbed" and "unperturbed" are those of the lens itself. Rows of two lenses hold the same tokens against
-each other, prompts resampled in pairs; "the logit lens's" are the tokens that are perturbed under it.
+The groups "perturbed" and "unperturbed" are those of the lens itself. Rows about two lenses compare the same tokens,
+with prompts resampled in pairs; "the logit lens's" are the tokens that are perturbed under the logit lens.
 
-A lens at L-1 has a gap to the last layer of its own, KL(L || L-1). *Surplus* is the mean of what p(L-1) is surprised by
-p(L), less what it expects to be: the cross entropy less H(L-1), H(L) + KL(L || L-1) - H(L-1). It is 0 for a lens that
-knows the mean of p(L) given what it reads, above 0 where the lens is too sure of its readings, below 0 where it is
-not sure enough. Where it is 0 the mean change of entropy is -KL, whatever the last layer does: a fall.
+Each lens at L-1 has its own gap to the last layer, KL(L || L-1). *Surplus* is the mean surprise of p(L-1) at p(L), less
+the surprise that p(L-1) expects. This is the cross entropy less H(L-1), or H(L) + KL(L || L-1) - H(L-1). It is 0 for a
+lens that knows the mean of p(L) given what it reads. It is above 0 where the lens is too sure of its readings, and
+below 0 where it is not sure enough. Where it is 0, the mean change of entropy is -KL, a fall, whatever the last layer
+does.
 """
 
 import argparse
@@ -50,7 +51,7 @@ LENSES = {
 
 MARKS = ("V_onset", "V*", "lowest")
 LAST = 4
-"""How many of the last layers are drawn once more, with their half steps."""
+"""How many of the last layers are drawn a second time, with their half steps."""
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -61,7 +62,7 @@ def lens_of(manifest: dict[str, Any]) -> str:
 
 
 def refuse_other_tokens(run: Run, other: Run) -> None:
-    """RunError where two runs do not hold the same tokens of the same prompts, counted alike."""
+    """RunError where two runs do not hold the same tokens of the same prompts, or do not count the same ones."""
     columns = ["prompt_id", "position", "token_id", "next_token_id", "is_generated"]
     ours, theirs = (one.positions[columns].iloc[sample(one).rows].reset_index(drop=True) for one in (run, other))
     if not ours.equals(theirs):
@@ -75,7 +76,7 @@ class Change:
     """What the last layer does to the entropy of each token of a run, under the run's lens.
 
     Attributes:
-        tokens: which tokens; the others are in the order of its `rows`.
+        tokens: which tokens; the other attributes are in the order of its `rows`.
         change: H(L) - H(L-1) in nats, [tokens].
         rises: whether that is above 0: the token is perturbed.
     """
@@ -133,7 +134,7 @@ def of_parts(run: Run) -> Iterator[Measured]:
 
 
 def of_gap(run: Run) -> Iterator[Measured]:
-    """How far L-1 is from the last layer under the lens, and how much too sure it is there; see the top."""
+    """How far L-1 is from the last layer under the lens, and how much too sure it is there; see the beginning."""
     found = Change(run)
     tokens, kl = found.tokens, found.tokens.of(run.layers(KL.name))[:, -2].astype(np.float64)
     for group, among in (("perturbed", found.rises), ("all", np.ones_like(found.rises))):
@@ -189,7 +190,7 @@ def _of_both(logit: Run, lens: Run, ours: Change, theirs: Change) -> Iterator[tu
 
 
 def of_answers(folder: Path, beside_logit: Path) -> Iterator[Measured]:
-    """Right answers of an ablation from the valley under its lens, in pairs with the last layer and the logit lens."""
+    """Right answers of an ablation from the valley by its lens, in pairs with the last layer's and the logit lens's."""
     row = ablation_table(folder).set_index(["arm", "p"]).loc[("valley", 1.0)]
     right = {name: _right(folder, name) for name in ("last", "valley")}
     if not right["last"].equals(_right(beside_logit, "last")):
@@ -214,7 +215,7 @@ def _right(folder: Path, arm: str) -> "pd.Series[float]":
 
 
 def curves(runs: dict[str, Run]) -> pd.DataFrame:
-    """One row per lens, group and layer with the group's mean entropy under the lens: what `draw_curves` draws.
+    """The data of `draw_curves`: one row per lens, group and layer, with the group's mean entropy under the lens.
 
     Columns: lens; group, "perturbed" or "unperturbed" under the logit lens, the same tokens for every lens; layer;
     entropy in nats with `_low` and `_high` (95 %, prompts resampled); half_entropy, between attention and MLP of the

@@ -1,9 +1,9 @@
-"""Set runs of two models on the same prompts beside each other, and say what differs, in pairs.
+"""Compare the runs of two models on the same prompts, in pairs.
 
 python analyses/models.py RUN OTHER OUT_DIR [--skip-first]
 
-Writes models.csv, models.md and models.tex. --skip-first leaves out the first position of each text, on which models
-park attention: with --positions all its norm ratio alone can decide a mean.
+Writes models.csv, models.md and models.tex. --skip-first leaves out the first position of each text, which is a sink of
+attention: in a run with --positions all, its norm ratio alone can dominate a mean.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from layerlens.tables.compose import Measured, beside
 from layerlens.tables.save import save
 
 LAST = 4
-"""How many of the last layers are looked at one by one."""
+"""How many of the last layers are reported one by one."""
 
 
 class AfterFirst(Run):
@@ -44,7 +44,7 @@ class AfterFirst(Run):
         return self._whole.positions[self._kept].reset_index(drop=True)
 
     def pieces(self, most_tokens: int = 0) -> Iterator[Run]:
-        """In one, whose rows are left out."""
+        """A single piece, without the first position of each text."""
         yield self
 
     def layers(self, column: str) -> np.ndarray[Any, Any]:

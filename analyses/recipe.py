@@ -1,11 +1,11 @@
-"""Make figures/ again, folder by folder: trace the runs that are not there yet, then draw and count from them.
+"""Make figures/ again, folder by folder: trace the runs that are missing, then make figures and tables from them.
 
 python analyses/recipe.py RUNS [FOLDER ...] [--out DIR] [--gsm8k FILE] [--show]
 
-Everything that is committed in figures/ was made by these commands. RUNS is where runs are traced; one that is complete
-there is used as it is, one that was interrupted goes on. Without a FOLDER all are made; their runs took four hours
-on one thread. --show prints the commands and does nothing. On another processor the last digits of what layers measured
-differ; tokens do not.
+Everything that is committed in figures/ was made by these commands. RUNS is the folder for runs. A run that is complete
+there is used as it is, and one that was interrupted is continued. Without a FOLDER, all folders are made; their runs
+took four hours on one thread. --show prints the commands and does nothing. On another processor the last digits of
+measured numbers differ; tokens do not.
 """
 
 import argparse
@@ -27,12 +27,13 @@ QUESTIONS = "{runs}/qa.jsonl"
 ANSWERS = f"{SAMPLE} --data-file {QUESTIONS} --no-chat-template --max-new-tokens 48 --stop-strings '\n' --batch-size 20"
 TEMPERATURES = ("0.1", "0.4", "0.7", "1.0")
 LENSES = {"logit": "", "linear": ".safetensors", "tuned": ".safetensors", "jacobian": ".pt"}
-"""Kinds of lenses, and how their files in RUNS/lenses end: smollm2-linear.safetensors. docs/lenses.md has the fits."""
+"""Kinds of lenses, and the endings of their files in RUNS/lenses, such as smollm2-linear.safetensors. docs/lenses.md
+has the fits."""
 
 READ = {"smollm2": ("logit", "linear", "tuned", "jacobian"), "gemma3": ("logit", "linear")}
-"""Through which of them each model is read."""
+"""The lenses through which each model is read."""
 ANSWERED, GIVEN = ("logit", "tuned"), ("logit",)
-"""Through which of them SmolLM2 answers from the valley, and reads texts that people wrote."""
+"""The lenses through which SmolLM2 answers from the valley, and reads texts written by people."""
 
 
 def through(model: str, lens: str) -> str:
@@ -81,22 +82,22 @@ RUNS = {
         for lens in READ["gemma3"]
     },
 }
-"""What `layerlens` is asked for, by the name of the run's folder in RUNS."""
+"""The arguments of `layerlens`, by the name of the run's folder in RUNS."""
 
 
 def kept(run: str, name: str) -> str:
-    """What says how a run was made goes beside what was made from it."""
+    """The command that copies the manifest of a run beside what was made from the run."""
     return f"cp {{runs}}/{run}/manifest.json {{folder}}/{name}"
 
 
 def counted(last: str, valley: str) -> list[str]:
-    """The claims that two runs of the same problems answer."""
+    """The command for the claims that two runs of the same problems answer."""
     manifests = [kept(run, f"{name}/manifest.json") for name, run in (("last", last), ("valley", valley))]
     return [f"analyses/findings.py {{runs}}/{last} {{runs}}/{valley} {{folder}}", *manifests]
 
 
 def drawn(last: str, valley: str) -> list[str]:
-    """Figures and tables of two runs of the same problems."""
+    """The commands for figures and tables of two runs of the same problems."""
     return [
         *counted(last, valley),
         *(f"layerlens figure {number} --run {{runs}}/{last} --out {{folder}}" for number in (1, 2, 4)),
@@ -112,7 +113,7 @@ def drawn(last: str, valley: str) -> list[str]:
 
 
 def compared(one: str, other: str) -> list[str]:
-    """Two models on the same texts."""
+    """The command for two models on the same texts."""
     return [
         f"analyses/models.py {{runs}}/{one} {{runs}}/{other} {{folder}} --skip-first",
         kept(one, "smollm2/manifest.json"),
@@ -121,7 +122,8 @@ def compared(one: str, other: str) -> list[str]:
 
 
 def by_lens(model: str, answered: tuple[str, ...] = ()) -> list[str]:
-    """The same tokens of a model under each lens, as it is and at its temperature, and answers from the valley."""
+    """The commands for the same tokens of a model under each lens, as it is and at its temperature, and for answers
+    from the valley."""
     lenses = READ[model]
     runs = [f"{{runs}}/{model}-lens-{lens}" for lens in lenses]
     ablations = [f"{model}-ablation-{lens}" for lens in answered]
@@ -165,11 +167,12 @@ FOLDERS = {
     "lenses": ["analyses/lens_figure.py SmolLM2={out}/smollm2-lenses 'Gemma 3={out}/gemma3-lenses' {folder}"],
     "verdicts": ["analyses/verdicts.py {out}"],
 }
-"""What makes each folder of figures/ from runs; "verdicts" are the files beside the folders, made from all of them."""
+"""The commands that make each folder of figures/ from runs. "verdicts" are the files beside the folders, made from
+all."""
 
 
 def main() -> None:
-    """Run the commands of the folders asked for, each printed before."""
+    """Run the commands of the folders that were asked for; each command is printed before it runs."""
     options = parser.parse_args()
     unknown = [folder for folder in options.folders if folder not in FOLDERS]
     if unknown:
@@ -182,7 +185,7 @@ def main() -> None:
 
 
 def commands(folder: str, runs: Path, out: Path, gsm8k: Path | None = None) -> list[list[str]]:
-    """Every command for a folder, as words: the runs that it needs first."""
+    """Every command for a folder, as lists of arguments; the runs that it needs come first."""
     lines = FOLDERS[folder]
     needed = dict.fromkeys(re.findall(r"\{runs\}/([\w.-]+)", " ".join(lines)))
     asked = [f"layerlens {RUNS[name]} --out {{runs}}/{name}" for name in needed if name in RUNS]
@@ -194,7 +197,7 @@ def commands(folder: str, runs: Path, out: Path, gsm8k: Path | None = None) -> l
 
 
 def carry_out(words: list[str], runs: Path) -> None:
-    """Run a command, unless it is to make a run that is complete."""
+    """Run a command, unless it would make a run that is already complete."""
     program, *rest = words
     if program == "cp":
         source, target = map(Path, rest)
@@ -216,7 +219,7 @@ def carry_out(words: list[str], runs: Path) -> None:
 
 
 def write_questions(path: Path) -> None:
-    """The sample problems as a base model is asked them: an answer is to end the line."""
+    """Write the sample problems as prompts for a base model, which is to end the line with the answer."""
     rows = map(json.loads, (ROOT / "data" / "sample.jsonl").read_text(encoding="utf-8").splitlines())
     asked = [{**row, "question": f"Question: {row['question']}\nAnswer:"} for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +227,7 @@ def write_questions(path: Path) -> None:
 
 
 def shown(words: list[str]) -> str:
-    """The command as a shell takes it."""
+    """The command as it is typed in a shell."""
     python = ["python"] if words[0].endswith(".py") else []
     return shlex.join([*python, *words]).replace("'\n'", r"$'\n'")
 

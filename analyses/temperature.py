@@ -1,13 +1,13 @@
-"""Ask how much of what the last layer does is only how sure the lens is: L-1 read at the temperature that suits it.
+"""Measure how much of what the last layer does only shows how sure the lens is: read L-1 at a fitted temperature.
 
 python analyses/temperature.py RUN OUT_DIR
 
-The texts of the run are read again through the run's lens, and the logits of L-1 are divided by a temperature, one of
-TEMPERATURES: that of the least mean KL(L || L-1). It is chosen on every other prompt and used on those between, and the
-other way round, so that no token is read at a temperature it chose. A temperature moves no word past another: what it
-takes away from the rise was never in the state.
+The texts of the run are read again through the run's lens, and the logits of L-1 are divided by a temperature: the one
+of TEMPERATURES with the least mean KL(L || L-1). It is chosen on every other prompt and used on the prompts between,
+and the other way round, so that no token is read at a temperature that it helped to choose. A temperature does not
+change the order of tokens: what it takes away from the rise was never in the state.
 
-Writes temperature-LENS.csv, .md and .tex with the rows of analyses/lenses.py that it can have.
+Writes temperature-LENS.csv, .md and .tex, with those rows of analyses/lenses.py that apply.
 """
 
 import argparse
@@ -34,7 +34,7 @@ AS_IT_IS = TEMPERATURES.index(1.0)
 
 
 def read_again(run: Run, model: ll.Model, tokens: Sample) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Of each prompt H(L), [tokens], then H(L-1) and KL(L || L-1) by temperature, [tokens, temperatures], in nats."""
+    """For each prompt, in nats: H(L), [tokens], then H(L-1) and KL(L || L-1) by temperature, [tokens, temperatures]."""
     lens = run.manifest.get("lens", {"kind": "logit"})
     transport = ll.open_lens(f"{lens['kind']}:{lens['source']}" if "source" in lens else lens["kind"], model)
     prompts = run.prompts.set_index("prompt_id")
@@ -62,7 +62,7 @@ def _at(z: Tensor, temperature: float, p: Tensor, entropy_last: Tensor) -> tuple
 
 
 def _ids(model: ll.Model, prompt: "pd.Series[Any]", run: Run) -> list[int]:
-    """The tokens of a prompt, with or without those that the tokenizer adds, as many as the run counted."""
+    """The tokens of a prompt, with or without those that the tokenizer adds: whichever are as many as the run has."""
     for adds in (False, True):
         ids: list[int] = model.tokenizer(prompt["prompt"], add_special_tokens=adds)["input_ids"]
         if len(ids) == prompt["n_prompt_tokens"]:
@@ -71,13 +71,13 @@ def _ids(model: ll.Model, prompt: "pd.Series[Any]", run: Run) -> list[int]:
 
 
 def chosen(kl: list[Floats]) -> list[int]:
-    """Which temperature each prompt is read at: the one of the least mean KL on the prompts of the other half."""
+    """The temperature at which each prompt is read: the one with the least mean KL on the prompts of the other half."""
     halves = [np.concatenate(kl[half::2]).mean(axis=0).argmin() for half in (0, 1)]
     return [int(halves[1 - index % 2]) for index in range(len(kl))]
 
 
 def rows_of(run: Run, model: ll.Model) -> Iterator[Measured]:
-    """Perturbed tokens, changes of entropy, KL and surplus, as the lens is and at the temperatures chosen."""
+    """Perturbed tokens, changes of entropy, KL and surplus, for the lens as it is and at the chosen temperatures."""
     tokens = sample(run)
     last, before, kl = (list(column) for column in zip(*read_again(run, model, tokens), strict=True))
     at = chosen(kl)

@@ -2,7 +2,7 @@
 
 python analyses/theory.py OUT_DIR [--draws N] [--seed S] [--run RUN [--group all|perturbed|unperturbed]]
 
-With a run also what the theory would predict with that run's own parameters. No model is loaded.
+With a run, also writes what the theory would predict with that run's own parameters. No model is loaded.
 """
 
 import argparse
@@ -40,10 +40,10 @@ from layerlens.plots import save
 from layerlens.plots.theory import figure_theory
 from layerlens.run import open_run
 
-# the same descent of 11 layers throughout, so that rows differ by what they say and by nothing else
+# the same descent of 11 layers throughout, so that rows differ only in what they name
 EARLY = replace(PAPER, onset=25, valley=36)  # the same rise, spread over four layers
 ENDS_LOWEST = replace(PAPER, onset=29, valley=40, rise=0.0)  # a token that the last layer makes surer
-BOUND = 0.49  # of the least late rise: just under the half that Theorem 1 asks for
+BOUND = 0.49  # relative to the least late rise: just under the half that Theorem 1 requires
 NOISES = (PAPER.rise / 4, PAPER.rise, 4 * PAPER.rise, 10.0)  # nats; ln V is about 12
 SHARE, UP, DOWN = 0.162, 0.37, -2.52  # perturbed tokens and the change at L of both groups, as the paper reports them
 
@@ -86,7 +86,7 @@ def write(options: argparse.Namespace) -> list[Path]:
 
 
 def claims(n_draws: int, seed: int) -> Iterator[Claim]:
-    """One row per number: claim (its number in docs/theory.md), what, setting, value, low, high, expected, n, unit."""
+    """One row a number: claim (its number in docs/theory.md), what, setting, value, low, high, expected, n, unit."""
     options = {"n_draws": n_draws, "seed": seed}
     yield from under_its_premise(options)
     yield from without_noise(options)
@@ -98,7 +98,7 @@ def claims(n_draws: int, seed: int) -> Iterator[Claim]:
 
 
 def under_its_premise(options: dict[str, int]) -> Iterator[Claim]:
-    """Claim 1: under Theorem 1's premise, bounded noise and late rises of more than twice the bound, both find V*."""
+    """Claim 1: under Theorem 1's premise (bounded noise, late rises above twice the bound), both forms find V*."""
     held = [premise_table(curve, [BOUND * margins(curve)[0]], **options) for curve in (PAPER, EARLY)]
     failed = premise_table(PAPER, [PAPER.rise, 2 * PAPER.rise], **options)
     for rows in [*held, failed[failed["noise"] == "even"]]:
@@ -234,8 +234,8 @@ def selection(options: dict[str, int]) -> Iterator[Claim]:
 
 
 def one_curve() -> Parameters:
-    """The one curve for all tokens, of another descent, whose share of perturbed tokens and whose rise among them are
-    the paper's."""
+    """One curve for all tokens, with another descent, that has the paper's share of perturbed tokens and the paper's
+    rise among them."""
     normal = NormalDist()
     shift = normal.inv_cdf(SHARE)
     spread = UP / (shift + normal.pdf(shift) / SHARE)
@@ -257,14 +257,14 @@ def noisy(parameters: Parameters, noise: float) -> Parameters:
 
 
 def claim(number: int, what: str, parameters: Parameters, unit: str) -> Claim:
-    """A row without its value."""
+    """A row of a claim, without its value."""
     setting = f"V* = {parameters.valley}, s = {descent(parameters):.2f}, σ = {parameters.noise:.3g}"
     empty = dict.fromkeys(("value", "low", "high", "expected", "n"), np.nan)
     return {"claim": number, "what": what, "setting": setting, **empty, "unit": unit}
 
 
 def at(table: pd.DataFrame, rule: Sequence[str]) -> list[dict[Any, Any]]:
-    """The rows of some rules."""
+    """The rows of one or several rules."""
     return table[table["rule"].isin(rule)].to_dict("records")
 
 

@@ -1,19 +1,20 @@
-"""Say of every claim on docs/findings.md what the committed tables say of it, by one rule: verdicts.csv and .md.
+"""Judge every claim on docs/findings.md by one rule, from the committed tables: verdicts.csv and .md.
 
 python analyses/verdicts.py FIGURES_DIR
 
-The tables are those that recipe.py makes before; no run is opened. Each claim is one or more statements about numbers
-with 95 % intervals:
+The tables are those that recipe.py made; no run is opened. Each claim is one or more statements about numbers with 95 %
+intervals:
 
-- a *side*: a number is above (or below) a bound. It holds where the whole interval lies on that side, it is reversed
-  where the whole interval lies on the other, and otherwise it cannot be told.
-- a side of *another number* with an interval of its own: the same, where the two intervals do not touch.
+- a *side*: a number is above (or below) a bound. The statement holds where the whole interval lies on that side. It is
+  reversed where the whole interval lies on the other side. Otherwise it cannot be told.
+- a side of *another number* that has an interval of its own: the same rule, where the two intervals do not overlap.
 - *found*: there is such a layer or phase. It holds, or it is not found.
-- a *size*: the paper's number. Here is more or less where the interval lies beside it, else as much.
+- a *size*: the paper's number. The verdict is "more" or "less" where the interval lies above or below it, else "as
+  much".
 
-A claim of several statements holds where all do, is reversed where all are, does not hold where one of them is reversed
-or not found, and otherwise cannot be told; sizes come after. An interval over fewer than 8 prompts tells nothing. The
-verdict is of these models and texts, never of the paper's.
+A claim of several statements holds where all hold, and is reversed where all are reversed. It does not hold where one
+is reversed or not found. Otherwise it cannot be told. Sizes are added after that. An interval over fewer than 8 prompts
+tells nothing. A verdict is about these models and texts, never about the paper's.
 """
 
 import argparse
@@ -43,12 +44,12 @@ class Number(NamedTuple):
 
     @property
     def tells(self) -> bool:
-        """Whether there is an interval that says something."""
+        """Whether there is an interval, over enough prompts."""
         return self.low == self.low and self.n_prompts >= FEWEST
 
 
 class Statement(NamedTuple):
-    """What a claim says of a number: a side of a bound or of another number, that it is found, or the paper's size."""
+    """What a claim says of a number: its side of a bound or another number, that it is found, or the paper's size."""
 
     number: Number
     says: str
@@ -57,13 +58,13 @@ class Statement(NamedTuple):
 
     @property
     def against(self) -> Number:
-        """What the number is held against, as a number of no width where it is a bound."""
+        """What the number is compared with; a bound is a number whose interval has no width."""
         if isinstance(self.bound, Number):
             return self.bound
         return Number("", self.bound, self.bound, self.bound, FEWEST)
 
     def verdict(self) -> str:
-        """The rule at the top."""
+        """The verdict by the rule in the module docstring."""
         number, against = self.number, self.against
         if self.says == "found":
             return HOLDS if number.value == number.value else NOT_FOUND
@@ -78,7 +79,7 @@ class Statement(NamedTuple):
 
 
 def together(verdicts: list[str]) -> str:
-    """The verdict of a claim from those of its statements: that of its sides, then that of its sizes."""
+    """The verdict of a claim from the verdicts of its statements: first of its sides, then of its sizes."""
     sides = [verdict for verdict in verdicts if verdict in (HOLDS, REVERSED, UNTOLD, NOT_FOUND)]
     sizes = [verdict for verdict in verdicts if verdict in (MORE, LESS, AS_MUCH)]
     return ", ".join(dict.fromkeys([*_of_sides(set(sides)), *sizes]))
@@ -97,7 +98,7 @@ class Tables:
         self._read: Callable[[str], pd.DataFrame] = cache(lambda name: _table(folder / name))
 
     def row(self, table: str, quantity: str, unit: str | None = None, model: str | None = None) -> Number:
-        """A row of a table of measured numbers; the only one whose quantity begins so where it names a layer."""
+        """The row of a quantity in a table; where its name contains a layer, a unique beginning of it is enough."""
         rows = self._read(table)
         if model is not None:
             rows = rows[rows["model"] == model]
@@ -111,7 +112,7 @@ class Tables:
         return Number(str(row["quantity"]), *(float(row[name]) for name in ("measured", "low", "high", "n_prompts")))
 
     def arm(self, table: str, arm: str, p: float, measure: str) -> Number:
-        """A measure of an arm of Figure 3 in percent or points."""
+        """A measure of an arm of Figure 3, in percent or percentage points."""
         rows = self._read(table)
         (row,) = rows[(rows["arm"] == arm) & (rows["p"] == p)].to_dict("records")
         values = (100 * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
@@ -119,7 +120,7 @@ class Tables:
 
 
 def instruct(tables: Tables) -> Iterator[tuple[str, list[Statement]]]:
-    """The claims held against SmolLM2, in the order of the page."""
+    """The claims compared with SmolLM2, in the order of the page."""
     claims, valley = "smollm2-gsm8k/claims.csv", "smollm2-gsm8k/valley/"
     decoding, words, cost = (f"{valley}table{number}.csv" for number in ("6.1", "8", "5"))
     figure3 = "smollm2-sample/ablation/figure3.csv"
@@ -192,7 +193,7 @@ def instruct(tables: Tables) -> Iterator[tuple[str, list[Statement]]]:
 
 
 def base(tables: Tables) -> Iterator[tuple[str, list[Statement]]]:
-    """The claims held against Gemma 3, in the order of the page."""
+    """The claims compared with Gemma 3, in the order of the page."""
     claims, texts = "gemma3-sample/claims.csv", "gemma3-sample/texts/models.csv"
 
     def of(quantity: str) -> Number:
@@ -230,8 +231,8 @@ MODELS = {"SmolLM2-135M-Instruct": instruct, "Gemma 3 270M": base}
 
 
 def verdicts(folder: Path) -> pd.DataFrame:
-    """One row per statement: model, claim, quantity, measured with low and high, what the claim says of it and against
-    what, that with low and high, n_prompts, verdict, and the claim's verdict."""
+    """One row for each statement: model, claim, quantity, measured with low and high, what the claim says of it, what
+    it is compared with (with low and high), n_prompts, verdict, and the claim's verdict."""
     rows = []
     for model, claims in MODELS.items():
         for claim, statements in claims(Tables(folder)):

@@ -2,8 +2,8 @@
 
     python benchmarks/analysis_large.py FOLDER [--tokens N] [--out FILE]
 
-Writes a made-up run to FOLDER (20 GB; left there, and used again where it is there), with prompts of 4,096 tokens, and
-prints how long its statistics take and the peak memory of the process, from `layerlens bench analysis`.
+Writes a made-up run with prompts of 4,096 tokens to FOLDER (20 GB; it stays there and is used again). Prints how long
+its statistics take and the peak memory of the process, from `layerlens bench analysis`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FORMS = (" the", "cat", ",", " of", "x1", " valley", "ing")
 
 
 def main() -> None:
-    """Write the run where it is not there, and measure."""
+    """Write the run if it is missing, and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=out_folder)
     parser.add_argument("--tokens", type=count, default=20_000_000)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def write(folder: Path, n_tokens: int) -> None:
-    """A run whose tokens are drawn once for a part, and moved along for the others."""
+    """A run whose tokens are drawn once for one part, and used again, shifted, for the other parts."""
     random = np.random.default_rng(0)
     rows = PROMPT * PROMPTS_PER_PART
     n_parts = -(-n_tokens // rows)
@@ -93,7 +93,7 @@ def drawn(random: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
 
 
 def prompt_rows(ids: list[str]) -> dict[str, list[object]]:
-    """One a prompt."""
+    """One row for each prompt."""
     same = {
         "prompt": "a prompt",
         "reference": None,

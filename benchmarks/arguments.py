@@ -1,4 +1,4 @@
-"""What the scripts beside this one take on the command line, refused before anything is measured."""
+"""Arguments of the scripts in this folder, checked before anything is measured."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from layerlens.errors import LayerlensError
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Exit with what it returns, and with 2 and one sentence where layerlens refuses what it was given."""
+    """Exit with the status that it returns, or with 2 and one sentence where layerlens refuses an argument."""
     try:
         sys.exit(main())
     except LayerlensError as refusal:
@@ -26,7 +26,7 @@ def count(text: str) -> int:
 
 
 def out_file(text: str) -> Path:
-    """A file that can be written in a folder that exists."""
+    """A file that can be written, in a folder that exists."""
     path = Path(text)
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; give a file in a folder that exists")
@@ -34,7 +34,7 @@ def out_file(text: str) -> Path:
 
 
 def out_folder(text: str) -> Path:
-    """A folder, made where it is not there."""
+    """A folder, which is made if it is missing."""
     path = Path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""One trace, made by layerlens through each backend, and as each library's users would make it by hand.
+"""One trace, made by layerlens with each backend, and by hand with each library, as its users would make it.
 
     python benchmarks/compare.py [--tokens N] [--rounds R] [--threads T] [--ways A,B] [--model M] [--out FILE]
 
-Every way gives norm ratio, input/output cosine, entropy and top token of every layer and position of one text. Each
-runs in a process of its own, R times, in turn with the others; the process first makes one plain forward pass, and the
-same trace of a short text. The floor is one forward pass of the whole model, and the products rows x d_model x
-vocabulary alone, as torch makes them (by MKL) and as layerlens does (by oneDNN). Prints medians of seconds, of the
-memory that comes on top of the plain pass, and ratios to layerlens and to the floor with torch's products; writes them
-with the machine. Run it alone on the machine.
+Every way computes norm ratio, input/output cosine, entropy and top token of every layer and position of one text. Each
+way runs in a process of its own, R times, in turn with the others. The process first makes one plain forward pass, and
+the same trace of a short text. The floor is one forward pass of the whole model, and the products rows x d_model x
+vocabulary alone, made by torch (MKL) and by layerlens (oneDNN). Prints the medians of seconds and of the memory in
+addition to the plain pass, and ratios to layerlens and to the floor with torch's products. Writes them with a
+description of the machine. Run it alone on the machine.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measured(way: str, model: str, n_tokens: int, threads: int) -> Numbers:
-    """Seconds, added bytes at the peak, and a digest of the numbers of one way; in this process."""
+    """Seconds, added bytes at the peak, and a digest of the numbers of one way, measured in this process."""
     import torch
 
     torch.set_num_threads(threads)
@@ -79,7 +79,7 @@ def measured(way: str, model: str, n_tokens: int, threads: int) -> Numbers:
         give_back_heap()
         with Peak() as plain:
             loaded.decoder(input_ids=ids, use_cache=False)
-        trace = WAYS[way](loaded)  # with whatever it keeps, such as another copy of the unembedding
+        trace = WAYS[way](loaded)  # what the way keeps counts too, such as another copy of the unembedding
         trace(ids[:, :16])
         give_back_heap()
         with Peak() as peak:
@@ -98,7 +98,7 @@ def measured(way: str, model: str, n_tokens: int, threads: int) -> Numbers:
 
 
 def agreement(found: dict[str, Numbers]) -> None:
-    """Stop where two ways made another trace."""
+    """Stop if two ways made different traces."""
     first = next(iter(found.values()))["means"]
     for way, one in found.items():
         tolerance = 5e-3 if "bfloat16" in way else 1e-3
@@ -108,7 +108,7 @@ def agreement(found: dict[str, Numbers]) -> None:
 
 
 def print_table(report: Numbers) -> None:
-    """The medians, one way a line."""
+    """Print the medians, one line for each way."""
     print(f"{report['model']}, {report['tokens']} tokens, {report['threads']} threads, {report['rounds']} rounds\n")
     print(f"{'way':<32}{'seconds':>9}{'x floor':>9}{'x layerlens':>13}{'added MiB':>11}{'x layerlens':>13}")
     for way, one in report["ways"].items():
@@ -136,7 +136,7 @@ def markdown(report: Numbers) -> str:
 
 
 def draw(report: Numbers, path: Path) -> None:
-    """Seconds beside the floor, and added memory, of each way that makes a trace."""
+    """Draw the seconds, with the floor, and the added memory of each way that makes a trace."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -181,7 +181,7 @@ def _forward(loaded: Any) -> Callable[[Any], Numbers]:
 
 
 def _products(by: str) -> Callable[[Any], Callable[[Any], Numbers]]:
-    """All products with the unembedding, a tile at a time, and nothing done with them."""
+    """All products with the unembedding, a tile at a time, without using the results."""
 
     def prepare(loaded: Any) -> Callable[[Any], Numbers]:
         import torch
@@ -261,7 +261,7 @@ def _transformers_by_hand(loaded: Any) -> Callable[[Any], Numbers]:
 
 
 def _hidden_states(loaded: Any) -> Callable[[Any], Numbers]:
-    """What transformers hands out, read out a layer at a time; its last state has been through the final norm."""
+    """The hidden states that transformers returns, read out a layer at a time; the last one is after the final norm."""
     import torch
 
     hf = loaded.hf
@@ -356,7 +356,7 @@ WAYS: dict[str, Callable[[Any], Callable[[Any], Numbers]]] = {
 
 
 def _text(model: Any, n_tokens: int) -> Any:
-    """Token ids [1, n_tokens] of a text that comes out as so many tokens again."""
+    """Token ids [1, n_tokens] of a text that is encoded as this many tokens again."""
     import layerlens as ll
     from layerlens.errors import OptionError
 
@@ -400,9 +400,9 @@ def _summary(found: list[Numbers], rounds: list[dict[str, Numbers]]) -> Numbers:
 
 
 class Peak:
-    """The most memory of its own that the process has while this is open, looked at every few milliseconds.
+    """The most private memory that the process has while this is open, sampled every few milliseconds.
 
-    Without pages of files: the kernel drops those of libraries and reads them again as it likes.
+    Pages of files do not count: the kernel drops those of libraries and reads them again at any time.
     """
 
     n_bytes = 0

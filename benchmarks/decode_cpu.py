@@ -2,10 +2,10 @@
 
     python benchmarks/decode_cpu.py [--threads N] [--rounds R] [--prompts P] [--new-tokens N] [--out FILE]
 
-transformers' `generate`, `Last()`, and the valley over 10 layers, read out in one product or layer by layer, decode the
-same prompts in one process. Within a round they take turns prompt by prompt, each time in another order. Prints the
-medians over rounds of tokens per second, and of each round's ratios, with the least and the greatest; writes them with
-the machine. Run it alone on the machine.
+Four ways decode the same prompts in one process: transformers' `generate`, `Last()`, and the valley over 10 layers,
+read out in one product or layer by layer. Within a round they take turns prompt by prompt, each time in another order.
+Prints the medians over rounds of tokens per second and of each round's ratios, with the least and the greatest. Writes
+them with a description of the machine. Run it alone on the machine.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def token_ids(model: Any, n_prompts: int, n_new: int) -> list[list[int]]:
 
 
 def make_ways(model: Any, n_new: int) -> dict[str, Callable[[list[int]], Any]]:
-    """Each way decodes one prompt, and gives what was decided where there is something to decide."""
+    """The ways; each decodes one prompt, and returns what was decided if there is something to decide."""
     import layerlens as ll
     from layerlens.bench.decoding import decoding_way, generate_way
     from layerlens.decode.generation_config import with_generation_config

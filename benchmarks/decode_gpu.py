@@ -2,15 +2,17 @@
 
     python benchmarks/decode_gpu.py [--tiny] [--budget-seconds S] [--rounds R] [--out FILE]
 
-First the numbers are checked: without the strategy the logits are the model's own, all ways to scan agree with a
-plain loop, and a captured graph emits what the same steps emit without one. Then the scan alone is timed beside one
-unembedding of the last layer, and `Last()` and `Valley(window=10)` decode the same prompts in turn, after a warm-up:
-the valley by torch's products, by the fused readout (Triton), and by that one a stage at a time ("lazy"). Ratios are
-medians over rounds of each round's ratio, so that drift of the machine falls to both: of whole calls, prompt and
-capture of the graph included, and of the second half of the tokens ("steady"), where on a GPU nothing but replays is
-left; the bars ask both of the best way. Once the budget is spent no other case is started, and what there is is
-written. --tiny, the default where there is no GPU, goes the same way with a small model, whose speeds mean nothing; it
-writes no file unless asked to.
+First the numbers are checked: without the strategy the logits are the model's own, all ways to scan agree with a plain
+loop, and a captured graph emits what the same steps emit without a graph. Then the scan alone is timed, together with
+one unembedding of the last layer. After a warm-up, `Last()` and `Valley(window=10)` decode the same prompts in turn.
+The valley is decoded with torch's products, with the fused readout (Triton), and with the fused readout one stage at a
+time ("lazy").
+
+Each ratio is the median over rounds of the ratio within a round, so that drift of the machine affects both sides. There
+are ratios of whole calls, which include the prompt and the capture of the graph, and of the second half of the tokens
+("steady"), which on a GPU is made of replays only. The bars apply to both ratios of the best way. Once the budget is
+spent, no other case is started, and the results so far are written. --tiny, the default where there is no GPU, does the
+same with a small model, whose speeds mean nothing; it writes no file unless asked to.
 """
 
 import argparse
@@ -178,7 +180,7 @@ Outcome = tuple[bool, str]
 
 
 def checks(model: Model, tiny: bool) -> dict[str, Callable[[], Outcome]]:
-    """What must hold before anything is timed."""
+    """Checks that must pass before anything is timed."""
     prompts = random_prompts(model, 4, 8 if tiny else 64)
     found: dict[str, Callable[[], Outcome]] = {
         "p = 0 and window = 1 give the model's own logits": lambda: check_own_logits(model, prompts),
@@ -214,12 +216,12 @@ def late_checks(model: Model) -> dict[str, Callable[[], Outcome]]:
 
 
 def fused(model: Model, on: bool) -> Model:
-    """The model read out by the kernel, or by torch's products."""
+    """The model with its readout by the kernel, or by torch's products."""
     return replace(model, unembed=replace(model.unembed, fused=on))
 
 
 def valleys() -> dict[str, tuple[bool, Strategy]]:
-    """The ways to decode from the valley: whether the readout is fused, and the strategy."""
+    """The ways to decode from the valley: for each, whether the readout is fused, and the strategy."""
     found: dict[str, tuple[bool, Strategy]] = {"valley": (False, ll.Valley(WINDOW))}
     if find_spec("triton"):
         found["fused"] = (True, ll.Valley(WINDOW))
@@ -229,7 +231,7 @@ def valleys() -> dict[str, tuple[bool, Strategy]]:
 
 @torch.no_grad()
 def check_own_logits(model: Model, prompts: list[list[int]]) -> Outcome:
-    """Bit for bit."""
+    """Whether the logits are the model's own, bit for bit."""
     hf: Any = model.hf
     ids = torch.tensor(prompts, device=model.device)
     own = hf(input_ids=ids, use_cache=False).logits[:, -1]
@@ -242,7 +244,7 @@ def check_own_logits(model: Model, prompts: list[list[int]]) -> Outcome:
 
 @torch.no_grad()
 def check_scans(model: Model, prompts: list[list[int]]) -> Outcome:
-    """Every row stops where a loop stops that reads one state after the other, in float32, by torch's own functions."""
+    """Whether every row stops where a plain loop stops, which reads state by state, in float32, by torch."""
     near, rounding = NEAR_TIE[model.hf.dtype], ROUNDING[model.hf.dtype]
     states = states_of(model, prompts)
     steps, logits, values = plain_loop(model, states)
@@ -269,7 +271,7 @@ def check_scans(model: Model, prompts: list[list[int]]) -> Outcome:
 
 
 def states_of(model: Model, prompts: list[list[int]]) -> dict[int, torch.Tensor]:
-    """The window's states of every prompt's last position."""
+    """The states of the window's layers at the last position of every prompt."""
     found: dict[int, torch.Tensor] = {}
     layers = range(model.n_layers - WINDOW + 1, model.n_layers + 1)
     hf: Any = model.hf
@@ -303,7 +305,7 @@ def plain_loop(
 def check_graph(
     model: Model, prompts: list[list[int]], strategy: Strategy, *, is_fused: bool = False, **sampling: float
 ) -> Outcome:
-    """Token for token, decision for decision; and that a graph was captured at all."""
+    """Whether all tokens and decisions are the same, and whether a graph was captured at all."""
     options = GenerateOptions(max_new_tokens=40, min_new_tokens=40, **sampling)
     model = fused(model, is_fused)
     with mock.patch.object(_Batch, "_captured", autospec=True, side_effect=_Batch._captured) as captured:
@@ -317,7 +319,7 @@ def check_graph(
 
 
 def check_caches(model: Model, prompts: list[list[int]]) -> Outcome:
-    """What a graph needs, as far as a CPU can show it: a cache of fixed size changes nothing."""
+    """Whether a cache of fixed size, which a graph needs, changes nothing; a CPU can show this too."""
     options = GenerateOptions(max_new_tokens=12, min_new_tokens=12)
     fixed, growing = (
         decode_batch(model, prompts, Chooser(model, ll.Valley(WINDOW)), options, seed=1, static=static)
@@ -348,8 +350,8 @@ def _outcome(name: str, check: Callable[[], Outcome]) -> dict[str, Any]:
 
 @torch.no_grad()
 def scan_cost(model: Model, batch_size: int, *, has_bar: bool) -> dict[str, Any]:
-    """Seconds of one unembedding of the last layer, and of the choice among the window by each way; on a GPU of replays
-    of a graph. The scan's own work is what it takes beyond that one unembedding, which it replaces."""
+    """Seconds of one unembedding of the last layer, and of the choice among the window by each way; on a GPU for
+    replays of a graph. The scan's own work is the time beyond that one unembedding, which the scan replaces."""
     generator = torch.Generator(model.device).manual_seed(batch_size)
     states = {
         layer: torch.randn(batch_size, model.d_model, generator=generator, device=model.device).to(model.hf.dtype)
@@ -397,7 +399,7 @@ def _replayed(work: Callable[[], Any], device: torch.device) -> float:
 def measure(
     model: Model, batch_size: int, n_prompt: int, n_new: int, n_rounds: int, deadline: float, *, has_bar: bool
 ) -> dict[str, Any]:
-    """`Last()` and the ways to the valley in turn on the same prompts; fewer rounds where the deadline comes first."""
+    """Time `Last()` and the ways to the valley in turn on the same prompts; fewer if the deadline comes first."""
     prompts = random_prompts(model, batch_size, n_prompt)
     ways: dict[str, tuple[bool, Strategy]] = {"last": (False, ll.Last())} | valleys()
 
@@ -466,7 +468,7 @@ def run(
 ) -> dict[str, Any]:
     """One call of the loop: seconds, seconds per token of its second half, peak memory, and what was decoded.
 
-    With `fresh` the allocator first gives back what it keeps, so that reserved memory is this call's own.
+    With `fresh`, the allocator first frees its reserve, so that reserved memory is only that of this call.
     """
     device = model.device
     is_cuda = device.type == "cuda"
@@ -503,7 +505,7 @@ def run(
 
 
 def generate(model: Model, prompts: list[list[int]], n_new: int) -> float:
-    """Tokens per second of transformers' own `generate`, once after a short call; to place the others by."""
+    """Tokens per second of transformers' own `generate`, measured once, after a short call, for comparison."""
     for n_tokens in (2, n_new):
         options = GenerateOptions(max_new_tokens=n_tokens, min_new_tokens=n_tokens)
         seconds = seconds_of(generate_way(model, prompts, options), model.device)
@@ -521,7 +523,7 @@ def random_prompts(model: Model, n_rows: int, n_tokens: int) -> list[list[int]]:
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """One line a batch size."""
+    """Print one line for each batch size."""
     hardware = report["machine"]
     print(
         f"\n{report['geometry']}, {report['parameters'] / 1e9:,.1f} billion parameters, {report['dtype']}, "

@@ -1,11 +1,11 @@
-"""Statistics and figures of two runs of 200,000 tokens and 40 layers, with as many words as texts in several languages.
+"""Statistics and figures of two runs of 200,000 tokens and 40 layers, with a vocabulary of several languages.
 
     python benchmarks/figures_large.py FOLDER [--tokens N] [--parts PART ...] [--out FILE]
 
-Writes made-up runs of one model, decoded from the valley and from the last layer, to FOLDER (left there, and used again
-where they are there), and prints what three things cost, each in a process of its own: the statistics of one run, both
-compared, and all figures of both. Seconds are of the processor, which other work on the machine stretches less than the
-clock on the wall; the aims are 10 s for the statistics and 2 GiB for each.
+Writes made-up runs of one model, decoded from the valley and from the last layer, to FOLDER (they stay there and are
+used again). Prints what three things cost, each in a process of its own: the statistics of one run, the comparison of
+both, and all figures of both. Seconds are processor time, which depends less on other work on the machine than wall
+time does. The aims are 10 s for the statistics, and 2 GiB for each of the three.
 """
 
 import argparse
@@ -52,7 +52,7 @@ print(json.dumps({"seconds": time.process_time(), "peak_mib": peak_of_process() 
 
 
 def main() -> None:
-    """Write the runs where they are not there, measure, print, write."""
+    """Write the runs if they are missing; measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=out_folder)
     parser.add_argument("--tokens", type=count, default=200_000)
@@ -79,7 +79,7 @@ def measured(part: str, *paths: Path) -> dict[str, float]:
 
 
 def vocabulary(random: np.random.Generator) -> list[str]:
-    """Texts as a run in several languages has them: words behind a space, parts of words, Chinese, numbers, signs."""
+    """Token texts like those of a run in several languages: words after a space, parts of words, Chinese, numbers."""
     letters = random.choice(list("etaoinshrdlcumwfgypbvk"), (N_WORDS, 9))
     words = ["".join(row[:length]) for row, length in zip(letters, random.integers(1, 10, N_WORDS), strict=True)]
     chinese = ["".join(map(chr, row)) for row in random.integers(0x4E00, 0x9FA0, (N_WORDS, 2))]

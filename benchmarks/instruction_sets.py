@@ -1,12 +1,13 @@
-"""Both bars of time in each instruction set: the valley beside the last layer, and a trace beside its floor.
+"""Both limits on time in each instruction set: of the valley relative to the last layer, and of a trace to its floor.
 
     python benchmarks/instruction_sets.py [--rounds R] [--inner R] [--sets AVX2 AVX512 ...] [--out FILE]
 
-Environment variables hold oneDNN, MKL and torch to an instruction set, in a process of its own. The processes take
-turns, each second time in the opposite order. In a process the ways that are compared take turns too, so that ratios
-are of times that lie close together. Prints medians with the least and the greatest, the least favourable first, and
-writes them with the machine. A process that is held to AVX2 stands in for a processor that has no more, and only in
-part: caches and memory are this machine's, and MKL multiplies otherwise on another maker's. Run it alone.
+Environment variables limit oneDNN, MKL and torch to an instruction set, in a process of its own. The processes take
+turns, every second time in the opposite order. Within a process, the ways that are compared take turns too, so that a
+ratio is of times measured close together. Prints medians with the least and the greatest, the least favourable first.
+Writes them with a description of the machine. A process that is limited to AVX2 stands for a processor that has nothing
+newer, but only in part: caches and memory are those of this machine, and MKL multiplies differently on processors of
+another maker. Run it alone on the machine.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def available() -> list[str]:
 
 
 def in_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a process that is held to one set measured."""
+    """The measurements of a process that is limited to one instruction set."""
     options = {"model": arguments.model, "inner": arguments.inner, "new-tokens": arguments.new_tokens}
     words = [
         word
@@ -95,7 +96,7 @@ def in_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """In this process: seconds of each way, round by round, and what the libraries say that they use."""
+    """Measured in this process: the seconds of each way, round by round, and the sets that the libraries report."""
     import torch
     from decode_cpu import make_ways, one_round, token_ids
 
@@ -120,7 +121,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ratios of each round of each process, with seconds beside them."""
+    """The ratios of each round of each process, with the seconds."""
     decode = [one for process in rounds for one in process["decode"]]
     valley = [one["valley, batched"] / one["last"] for one in decode]
     traces = [process["trace"] for process in rounds]

@@ -85,12 +85,12 @@ def by_rows(entropies: Entropies, states: torch.Tensor) -> torch.Tensor:
 
 
 def high(misses: torch.Tensor) -> float:
-    """Which 99 of 100 stay below."""
+    """The value that 99 of 100 do not exceed."""
     return float(misses.quantile(0.99))
 
 
 def rounded(*, state: bool = False, weight: bool = False, logits: bool = False) -> Callable[[Unembed], Entropies]:
-    """Products in float32 of what was rounded to bfloat16, or rounded themselves."""
+    """Products in float32 of inputs that were rounded to bfloat16, or products that are rounded themselves."""
 
     def way(unembed: Unembed) -> Entropies:
         words = _rounded(unembed.weight.float(), weight)
@@ -111,7 +111,7 @@ def _rounded(values: torch.Tensor, really: bool) -> torch.Tensor:
 
 
 def coarse_head(n_exact: int, *, centred: bool = True, line: bool = True) -> Callable[[Unembed], Entropies]:
-    """layerlens' own, whole or without some of what mends it."""
+    """layerlens' own head in bfloat16, whole or without some of its corrections."""
     whole = coarse.CoarseHead._line
 
     def less(head: coarse.CoarseHead, normed: torch.Tensor) -> Any:

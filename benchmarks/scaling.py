@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py OUT_DIR [--rounds R] [--threads T]
 
-Random models of a llama's shape on the CPU. Each point is the median of R rounds, in which all points are measured in
-turn: seconds of a trace and of its floor (a forward pass and the products with the unembedding as layerlens makes
-them), and the memory that the trace adds. Along the window it is decoding that is measured, of 32 tokens from the
-valley beside the last layer. Writes scaling.csv, scaling.png and scaling.pdf. Run it alone on the machine.
+The models are random llamas on the CPU. Each point is the median of R rounds, in which all points are measured in turn.
+Measured are the seconds of a trace and of its floor (a forward pass and the products with the unembedding as layerlens
+makes them), and the memory that the trace adds. For the window, decoding is measured: 32 tokens from the valley, and 32
+from the last layer. Writes scaling.csv, scaling.png and scaling.pdf. Run it alone on the machine.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def ids_of(sizes: dict[str, int]) -> list[list[int]]:
 
 
 def traced(sizes: dict[str, int]) -> dict[str, float]:
-    """A replay of a batch of texts, measured and not written, beside its floor."""
+    """A replay of a batch of texts, measured but not written, and its floor."""
     model, ids = model_of(sizes), ids_of(sizes)
     given = torch.tensor(ids)
     states = torch.randn(given.numel(), WIDTH)
@@ -119,7 +119,7 @@ def traced(sizes: dict[str, int]) -> dict[str, float]:
 
 
 def decoded(sizes: dict[str, int]) -> dict[str, float]:
-    """32 tokens from the valley, beside as many from the last layer."""
+    """32 tokens decoded from the valley, and 32 from the last layer."""
     model = model_of(sizes)
     prompts = ids_of(sizes | {"tokens": 32})
     options = GenerateOptions(max_new_tokens=32, min_new_tokens=32)
@@ -141,7 +141,7 @@ def decoded(sizes: dict[str, int]) -> dict[str, float]:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Milliseconds a token and its floor, against each size."""
+    """Draw milliseconds for each token, and the floor, against each size."""
     mpl.use("agg")
     import matplotlib.pyplot as plt
 

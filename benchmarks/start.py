@@ -1,9 +1,9 @@
-"""How long it takes until something can be done: the import, `--help` of every command, and loading a model.
+"""How long it takes to start: the import, `--help` of every command, and loading a model.
 
     python benchmarks/start.py FOLDER [--rounds R] [--out FILE]
 
-Every start is a process of its own. Loading the checkpoint in FOLDER, tokenizer included, is timed from the first
-import on, in turn with transformers alone. Medians; least and most.
+Every start is a process of its own. Loading the checkpoint in FOLDER, with its tokenizer, is timed from the first
+import on, in turn with transformers alone. Prints medians, with the least and the most.
 """
 
 import argparse

@@ -2,12 +2,13 @@
 
     python benchmarks/trace_gpu.py [--tiny] [--tokens N] [--rounds R] [--shapes] [--out FILE]
 
-First the numbers are checked: the fused readout (Triton) and the tiled one against float64, the fused one twice, a
-whole trace by each, and one whose readouts run beside the next block. Then, in turn: the products rows x d_model x
-vocabulary alone, both readouts of the same states, a plain forward pass, and a trace by each readout, after its block
-or beside the next one; medians, the share of the products' speed that a readout reaches, and the memory that a trace
-adds. --shapes times the kernel with other tiles too. --tiny, the default where there is no GPU, goes the same way with
-a small model and Triton's interpreter, whose speeds mean nothing; it writes no file unless asked to.
+First the numbers are checked. The fused readout (Triton) and the tiled one are compared with float64, and the fused one
+is run twice. Whole traces are made by each readout, and one with readouts that run at the same time as the next block.
+Then these are timed in turn: the products rows x d_model x vocabulary alone, both readouts of the same states, a plain
+forward pass, and a trace by each readout, which runs after its block or at the same time as the next one. Prints
+medians, the share of the products' speed that a readout reaches, and the memory that a trace adds. --shapes times the
+kernel with other tiles too. --tiny, the default where there is no GPU, does the same with a small model and Triton's
+interpreter, whose speeds mean nothing; it writes no file unless asked to.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from layerlens.tracing.passes import replay
 
 GIB = 2**30
 RESULTS = Path(__file__).parent / "results" / "trace_gpu.json"
-LEAST_SHARE = 0.6  # of the products' speed, that readouts are to reach
+LEAST_SHARE = 0.6  # share of the products' speed that readouts must reach
 MOST_ADDED_BYTES = GIB
 TOLERANCE = 2e-3  # nats, of entropies in bfloat16 products against float64 ones of the same states and weights
 
@@ -106,7 +107,7 @@ def states_of(model: Model, n_rows: int) -> torch.Tensor:
 
 @torch.no_grad()
 def check_readouts(model: Model) -> Outcome:
-    """Entropy, first choice and log-probs of odd numbers of rows, by the model's head, with and without a soft-cap."""
+    """Check entropy, first choice and log-probs of odd numbers of rows, by the head, with and without a soft-cap."""
     worst = 0.0
     for n_rows, softcap in ((1, None), (37, None), (130, 20.0)):
         plain = model.unembed
@@ -147,7 +148,7 @@ def check_traces(model: Model) -> Outcome:
 
 
 def check_beside(model: Model, n_tokens: int) -> Outcome:
-    """Bit for bit, five times, of two texts one after the other through one meter."""
+    """Whether both are equal bit for bit, five times, for two texts one after the other through one meter."""
     texts = [random_ids(model, n_tokens), random_ids(model, 1 + n_tokens // 3)]
     found = []
     for on in (False, True, True, True, True, True):
@@ -160,13 +161,13 @@ def check_beside(model: Model, n_tokens: int) -> Outcome:
 
 
 def random_ids(model: Model, n_tokens: int) -> list[int]:
-    """Any words."""
+    """Random token ids."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, model.unembed.n_vocab, (n_tokens,), generator=generator).tolist()
 
 
 def traced(model: Model, ids: list[int]) -> Measured:
-    """What a replay measures."""
+    """The measurements of a replay."""
     meter = Meter(model)
     replay(model, [ids], [0], meter)
     return meter.collect()

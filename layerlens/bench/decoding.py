@@ -1,4 +1,4 @@
-"""What a decoding strategy costs, counted in arithmetic and measured on this machine."""
+"""What a decoding strategy costs: counted in operations, and measured on this machine."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from layerlens.errors import OptionError
 from layerlens.models import Model
 
 PROMPT_TOKENS = 64
-"""Tokens of the shipped problems that a prompt has where no text is given."""
+"""How many tokens of the shipped problems a prompt has where no text is given."""
 
 Prompts = Sequence[Sequence[int]]
 
@@ -32,14 +32,14 @@ Prompts = Sequence[Sequence[int]]
 def measure_decoding(
     model: Model, strategy: Strategy, prompts: Prompts, options: GenerateOptions, rounds: int
 ) -> dict[str, Any]:
-    """What the strategy costs: counted, and measured beside `Last()` and transformers' `generate`, in turn.
+    """What the strategy costs: counted, and measured in turn with `Last()` and transformers' `generate`.
 
     Args:
         model: from `load`.
-        strategy: any.
+        strategy: any strategy.
         prompts: token ids, all of one length.
-        options: with as many tokens at least as at most, so that every way emits the same number.
-        rounds: measured after a round that is not; every second one goes in the opposite order.
+        options: with min_new_tokens equal to max_new_tokens, so that every way emits the same number of tokens.
+        rounds: how many rounds are measured, after one that is not; every second round goes in the opposite order.
 
     Returns:
         a report for JSON: `flops` per generated token; `projections_per_token`, `mean_depth` and `mean_read` as they
@@ -112,18 +112,18 @@ def generate_way(model: Model, prompts: Prompts, options: GenerateOptions) -> Ca
 def decoding_way(
     model: Model, strategy: Strategy, prompts: Prompts, options: GenerateOptions
 ) -> Callable[[], Decisions]:
-    """Our loop with the strategy, which gives what it decided."""
+    """Our loop with the strategy; it returns what was decided."""
     return lambda: decode_batch(model, prompts, Chooser(model, strategy), options, seed=0).all_decisions
 
 
 def mean_depth(decisions: Decisions, n_layers: int) -> float | None:
-    """Layers the walk went back on average; None where the strategy does not walk."""
+    """How many layers the walk went back on average; None where the strategy does not walk."""
     valleys = decisions.valley_layer
     return float((n_layers - valleys).float().mean()) if bool((valleys >= 0).all()) else None
 
 
 def prompts_of(model: Model, text: str | None, options: GenerateOptions) -> list[list[int]]:
-    """Token ids of every row of the batch, all of one length: of the text, or of the shipped problems where it is None.
+    """Token ids of every row of the batch, all of one length: of the text, or of the shipped problems if it is None.
 
     Raises:
         OptionError: the model's context has no room for a prompt and the tokens to generate.
@@ -140,5 +140,5 @@ def prompts_of(model: Model, text: str | None, options: GenerateOptions) -> list
         raise OptionError.about("max_new_tokens", options.max_new_tokens, what, "lower it")
     questions = "\n".join(str(prompt.content) for prompt in dataset("sample"))
     ids: list[int] = model.tokenizer(questions, add_special_tokens=False, verbose=False).input_ids
-    # rows of their own: equal ones would go through the same experts
+    # different rows: equal ones would go through the same experts
     return [[ids[(row * room + place) % len(ids)] for place in range(room)] for row in range(options.batch_size)]

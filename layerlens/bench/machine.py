@@ -1,4 +1,4 @@
-"""The machine on which something was measured."""
+"""A description of the machine on which something was measured."""
 
 import platform
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a number that was measured depends on: processor, threads, gpu, and the versions of what computes."""
+    """What a measured number depends on: processor, threads, gpu, and the versions of the libraries that compute."""
     import transformers
 
     return {
@@ -22,7 +22,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """On Linux its name, which generations share, and the numbers that tell them apart; empty elsewhere."""
+    """On Linux the name of the processor, and the numbers that tell generations of one name apart; empty elsewhere."""
     cpus = Path("/proc/cpuinfo")
     first = cpus.read_text().split("\n\n")[0].splitlines() if cpus.exists() else []
     of = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}

@@ -12,7 +12,7 @@ MIB = 2**20
 
 
 def forget_peak(device: "torch.device") -> float:
-    """Let the peak be counted from now on; what is held now, in bytes, NaN where that cannot be told."""
+    """Count the peak from now on; returns what is held now, in bytes, or NaN where that is unknown."""
     if device.type == "cuda":
         import torch
 
@@ -27,7 +27,7 @@ def forget_peak(device: "torch.device") -> float:
 
 
 def peak(device: "torch.device") -> float:
-    """The most that was allocated on a GPU, else that the process had, since the peak was forgotten; bytes or NaN."""
+    """The most bytes since the peak was reset, allocated on a GPU or held by the process; NaN if unknown."""
     if device.type == "cuda":
         import torch
 
@@ -36,12 +36,12 @@ def peak(device: "torch.device") -> float:
 
 
 def peak_of_process() -> float:
-    """The most that the process had, in bytes, NaN where that cannot be told."""
+    """The most memory that the process had, in bytes; NaN where that is unknown."""
     return _status("VmHWM")
 
 
 def give_back_heap() -> None:
-    """Let the C library return what was freed, which would count as held, and be used again uncounted."""
+    """Let the C library return freed memory. It would count as held, and its reuse would not be counted."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:

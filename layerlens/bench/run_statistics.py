@@ -1,4 +1,5 @@
-"""What the statistics of a run cost. Until they are measured nothing here imports torch, whose memory would count."""
+"""What the statistics of a run cost. Nothing here imports torch before they are measured, because its memory would
+count."""
 
 import time
 from pathlib import Path
@@ -32,17 +33,18 @@ class Measured(NamedTuple):
     report: dict[str, Any]
     """For JSON: `run`, `tokens`, `layers`, `seconds` by statistic with `open` and `all`, `peak_mib`, `machine`."""
     left_out: dict[str, str]
-    """Why a statistic was not measured, by its name: given text has no decoding, one kind of layers no jumps."""
+    """Why statistics were not measured, by name. For example, given text has no decoding, and one kind of layers no
+    jumps."""
 
 
 def measure_analysis(path: Path) -> Measured:
-    """How long opening a run and each of `STATISTICS` take, and the most memory that this process had until then.
+    """How long it takes to open a run and to compute each of `STATISTICS`, and the most memory that this process had.
 
     Raises:
         RunError: there is no run at `path`.
     """
     started = time.perf_counter()
-    from layerlens.run import open_run  # timed: whoever opens a run waits for pandas too
+    from layerlens.run import open_run  # timed: opening a run includes the import of pandas
 
     run = open_run(path)
     seconds = {"open": time.perf_counter() - started}

@@ -1,4 +1,4 @@
-"""Ways to do the same work, timed in turns, so that what slows the machine down meets all of them."""
+"""Ways to do the same work, timed in turns, so that whatever slows the machine down affects all of them."""
 
 import statistics
 import time
@@ -14,15 +14,15 @@ Measured = TypeVar("Measured")
 
 
 class Timing(NamedTuple):
-    """What one call took."""
+    """The cost of one call."""
 
     seconds: float
     n_bytes: float
-    """Of memory; which, the function that measured says."""
+    """Bytes of memory; the function that measured them says which."""
 
 
 def in_turns(ways: Mapping[str, Way], rounds: int, measure: Callable[[Way], Measured]) -> Iterator[dict[str, Measured]]:
-    """What was measured of each way, round by round; every second round goes in the opposite order."""
+    """The measurements of each way, round by round; every second round goes in the opposite order."""
     names = list(ways)
     for number in range(rounds):
         measured = {name: measure(ways[name]) for name in (names if number % 2 == 0 else reversed(names))}
@@ -30,7 +30,7 @@ def in_turns(ways: Mapping[str, Way], rounds: int, measure: Callable[[Way], Meas
 
 
 def seconds_of(way: Way, device: torch.device) -> float:
-    """Until the way is done, and what it gave a GPU to do."""
+    """Seconds until the way is done, and the work that it gave a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -41,7 +41,7 @@ def seconds_of(way: Way, device: torch.device) -> float:
 
 
 def timed(way: Way, device: torch.device) -> Timing:
-    """Seconds, and on CUDA the most bytes that were allocated meanwhile, 0 elsewhere."""
+    """Seconds, and on CUDA the most bytes that were allocated meanwhile; 0 on other devices."""
     on_cuda = device.type == "cuda"
     if on_cuda:
         memory.forget_peak(device)
@@ -50,12 +50,12 @@ def timed(way: Way, device: torch.device) -> Timing:
 
 
 def timed_with_memory(way: Way, device: torch.device) -> Timing:
-    """Seconds, and bytes at the peak above what was held before; NaN where that cannot be told."""
+    """Seconds, and bytes at the peak above what was held before; NaN where they are unknown."""
     before = memory.forget_peak(device)
     seconds = seconds_of(way, device)
     return Timing(seconds, memory.peak(device) - before)
 
 
 def paired_ratio(seconds: Sequence[Mapping[str, float]], name: str, other: str) -> float:
-    """Speed of one way over another's: the median of the ratios of each round. 1 is as fast, below is slower."""
+    """The speed of one way relative to another: the median of the ratios of each round. 1 is equal, less is slower."""
     return statistics.median(run[other] / run[name] for run in seconds)

@@ -1,4 +1,5 @@
-"""What the trace of a given text costs beside its floor: a forward pass and the products with the unembedding."""
+"""What the trace of a given text costs, compared with its floor: a forward pass and the products with the
+unembedding."""
 
 import statistics
 import tempfile
@@ -19,28 +20,28 @@ from layerlens.models.unembed import product
 from layerlens.tracing.tracer import trace
 
 TILE = (512, 1024)
-"""States and words that are multiplied at once on a CPU; on a GPU as many states and 16 times as many words."""
+"""States and tokens that are multiplied at once on a CPU; on a GPU as many states and 16 times as many tokens."""
 
 
 _MORE = "trace with more"
 
 
 def measure_trace(model: Model, n_tokens: int, rounds: int, precision: str = "float32", **more: Any) -> dict[str, Any]:
-    """Medians of seconds of each way and of their ratio to the floor, round by round, and the memory they add.
+    """Medians of the seconds of each way, of their ratio to the floor in each round, and of the memory they add.
 
     Args:
         model: from `load`.
-        n_tokens: of the text, from the shipped problems.
-        rounds: measured after a round that is not; every second one goes in the opposite order.
-        precision: of the trace's readouts.
-        **more: what is asked of a second trace besides: a `lens`, targets, top, js, kl, sublayers.
+        n_tokens: tokens of the text, which is taken from the shipped problems.
+        rounds: how many rounds are measured, after one that is not; every second round goes in the opposite order.
+        precision: the precision of the trace's readouts.
+        **more: further options of a second trace: a `lens`, targets, top, js, kl, sublayers.
 
     Returns:
         a report for JSON: `seconds` by way, `over_floor` with torch's own products and with ours, `over_plain` of the
         second trace to the plain one where there is one, `added_mib`, `machine`.
 
     Raises:
-        OptionError: the model reads no text of so many tokens.
+        OptionError: the model cannot read a text of so many tokens.
     """
     room = model.context_length
     if room is not None and n_tokens > room:
@@ -81,14 +82,14 @@ def products(
     multiply: Callable[[Tensor, Tensor], Tensor],
     tile: tuple[int, int] | None = None,
 ) -> None:
-    """Every product of the states of all layers with the unembedding, a tile at a time, and nothing done with them.
+    """Compute every product of the states of all layers with the unembedding, a tile at a time, and use none of them.
 
     Args:
-        states: [states, d_model], which stand in for those of each layer.
+        states: [states, d_model]; they stand in for the states of each layer.
         weight: of the unembedding, [words, d_model].
-        n_layers: how often.
-        multiply: (rows, words) -> rows x words, by whom the products are made.
-        tile: rows and words of one product; None: `TILE`.
+        n_layers: how often they are multiplied.
+        multiply: (rows, tokens) -> rows x tokens; makes the products.
+        tile: rows and tokens of one product; None: `TILE`.
     """
     n_rows, n_words = tile or (TILE if weight.device.type == "cpu" else (TILE[0], 16 * TILE[1]))
     for _ in range(n_layers):
@@ -98,12 +99,12 @@ def products(
 
 
 def torch_product(rows: Tensor, words: Tensor) -> Tensor:
-    """rows x words, [rows, d_model] and [words, d_model], as torch makes it."""
+    """rows x tokens, from [rows, d_model] and [tokens, d_model], by torch."""
     return torch.mm(rows, words.t())
 
 
 def _over_plain(seconds: dict[str, list[float]]) -> list[float]:
-    """The ratio of the second trace to the plain one: median, least and greatest of the rounds."""
+    """The ratio of the second trace to the plain one: median, least and greatest over rounds."""
     ratios = [took / plain for took, plain in zip(seconds[_MORE], seconds["trace"], strict=True)]
     return [statistics.median(ratios), min(ratios), max(ratios)]
 

@@ -1,8 +1,8 @@
-"""Loops over an unembedding that torch has no fast operation for on a CPU, compiled when they are first needed.
+"""Loops over an unembedding for which torch has no fast operation on a CPU, compiled when they are first needed.
 
-`products` multiplies a few states with it at the speed at which memory gives it. `row_sums` takes all sums of a tile of
-logits while the tile is in the cache, `count_above` counts in it. They say where they do not apply, and their callers
-then use torch.
+`products` multiplies a few states with the unembedding as fast as memory delivers it. `row_sums` computes all sums of a
+tile of logits while the tile is in the cache, and `count_above` counts in it. Each says where it does not apply, and
+its caller then uses torch.
 """
 
 from layerlens.native.loops import count_above, products, row_sums

@@ -2,7 +2,7 @@
 
 import struct
 
-# What every thread of a team does: its share of the pieces of work, whose number comes first in `arguments`.
+# The work of every thread of a team: its share of the pieces, whose number is the first of `arguments`.
 TEAM = """
 declare void @GOMP_parallel(ptr, ptr, i32, i32)
 declare i32 @omp_get_thread_num()
@@ -36,7 +36,7 @@ def all_lanes(lanes: int, value: float) -> str:
 
 
 def all_integers(lanes: int, value: int) -> str:
-    """The same of 32-bit integers."""
+    """The same for 32-bit integers."""
     return f"<{', '.join([f'i32 {value}'] * lanes)}>"
 
 

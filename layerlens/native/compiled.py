@@ -1,6 +1,6 @@
 """Compiles a loop for the processor at hand, by LLVM, to run on torch's own threads.
 
-Other threads would not do: torch's wait for their next piece of work without giving up the processor.
+Other threads would be slow: torch's own threads keep the processor busy while they wait for their next work.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from layerlens.native.assembly import TEAM
 
 Loop = Callable[..., None]
 _LOCK = threading.Lock()
-# held over a fork: the child has no thread that would finish what another began
+# held during a fork: the child has no thread that would finish what another began
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 _READ, _EXECUTE = 1, 4
@@ -30,23 +30,23 @@ _NO_WORK = "define void @work(ptr %arguments, i64 %begin, i64 %end) {\n  ret voi
 
 
 class Processor(NamedTuple):
-    """What loops are written for."""
+    """The processor that loops are compiled for."""
 
     lanes: int
     """Float32 values in a register."""
     sums: int
-    """Of products with a word each, kept in registers at once."""
+    """Sums of products that fit into registers at once, one for each state and row of the weight."""
     name: str
     features: str
 
 
 @cache
 def processor() -> Processor | None:
-    """The instruction set that torch itself uses, so that what holds torch to one holds the loops too.
+    """The instruction set that torch itself uses, so that a setting that limits torch limits the loops too.
 
-    None where there is no compiler, no instruction that multiplies and adds many values, not the team of threads of
-    GNU's OpenMP, with which torch comes on Linux, or no permission to run what was compiled. A compiler that is there
-    and does not work is named in a notice.
+    None where there is no compiler, no instruction that multiplies and adds many values, no GNU OpenMP, which torch
+    brings on Linux, or no permission to run what was compiled. If a compiler is installed and does not work, a notice
+    says so.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if platform.machine() not in ("x86_64", "AMD64") or not capability.startswith(("AVX2", "AVX512")):
@@ -61,9 +61,11 @@ def processor() -> Processor | None:
         else:
             this = Processor(16, 20, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
         compiled(_NO_WORK, this)
-    except Exception as error:  # whatever a compiler of another version, or half installed, raises
+    except Exception as error:  # a compiler of another version, or half installed, may raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        message = f"llvmlite cannot be used ({reason}) and torch's slower products are; install llvmlite 0.45 or newer"
+        message = (
+            f"llvmlite cannot be used ({reason}), so torch's slower products are used; install llvmlite 0.45 or newer"
+        )
         warnings.warn(message, Notice, stacklevel=2)
         return None
     return this
@@ -99,7 +101,7 @@ def compiled(assembly: str, this: Processor) -> Loop:
 
 
 def _may_run_what_it_writes() -> bool:
-    """Whether the system lets memory that was written be run, which LLVM does not check before it is."""
+    """Whether the system allows running memory that was written; LLVM does not check this before it runs code."""
     protect = ctypes.CDLL(None, use_errno=True).mprotect
     with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
         buffer = ctypes.c_char.from_buffer(page)

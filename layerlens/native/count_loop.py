@@ -4,10 +4,10 @@ from layerlens.native.assembly import unpacked
 
 
 def assembly(lanes: int) -> str:
-    """`work` on rows of logits: to `above` is added how many of them are greater than the bound. A NaN is not.
+    """`work` on rows of logits: adds to `above` how many of them are greater than the bound. A NaN is not greater.
 
-    Arguments, i64 each: rows, words, values from a row to the next; then the addresses of the logits, of the bounds
-    [rows] and of above [rows], i64.
+    Arguments, i64 each: rows, logits of a row, values from a row to the next; then the addresses of the logits, of the
+    bounds [rows] and of above [rows], i64.
     """
     v, ints, bools = f"<{lanes} x float>", f"<{lanes} x i32>", f"<{lanes} x i1>"
     return "\n".join(

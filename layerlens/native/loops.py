@@ -1,4 +1,4 @@
-"""What the loops are called with."""
+"""The functions that call the loops."""
 
 from functools import cache
 
@@ -10,23 +10,23 @@ from layerlens.compat import is_watched
 from layerlens.native import count_loop, product_loop, sum_loop
 from layerlens.native.compiled import Loop, compiled, processor
 
-_MOST_STATES = 80  # of one product: with more, oneDNN's is as fast
+_MOST_STATES = 80  # states of one product: with more, oneDNN is as fast
 _LEAST_WORDS = 64
 _KINDS = {torch.float32: "float", torch.bfloat16: "bfloat", torch.float16: "half"}
 
 
 def products(states: Tensor, weight: Tensor) -> Float[Tensor, "rows words"] | None:
-    """states [rows, d] in float32 times weight [words, d] transposed, added up in float32.
+    """states [rows, d] in float32 times weight [tokens, d] transposed, added up in float32.
 
-    The weight is read once, in the type and order that it is in, so that a few states take as long as one. A row's
-    numbers do not depend on how many rows there are, on other rows, or on the number of threads. None where there are
-    too many states, d is not a multiple of 16, or the tensors do not lie in a CPU's memory row after row.
+    The weight is read once, in its own type and order, so that a few states take as long as one. The result for a row
+    does not depend on how many rows there are, on other rows, or on the number of threads. None where there are too
+    many states, d is not a multiple of 16, or the tensors are not in a CPU's memory row after row.
     """
     rows, d = states.shape
     this = processor()
     if this is None or not 0 < rows <= _MOST_STATES or len(weight) < _LEAST_WORDS or d == 0 or d % 16 != 0:
         return None
-    if weight.dim() != 2 or weight.shape[1] != d:  # which torch refuses
+    if weight.dim() != 2 or weight.shape[1] != d:  # torch refuses this combination
         return None
     if states.dtype != torch.float32 or weight.dtype not in _KINDS or not (_is_plain(states) and _is_plain(weight)):
         return None
@@ -43,11 +43,11 @@ def products(states: Tensor, weight: Tensor) -> Float[Tensor, "rows words"] | No
 def row_sums(
     logits: Tensor, greatest: Tensor | None = None, top: Tensor | None = None, start: int = 0
 ) -> Float[Tensor, "3 rows"] | None:
-    """Of each row z of float32 logits [rows, words]: m = max z, Σ exp(z − m) and Σ exp(z − m)·(z − m).
+    """For each row z of float32 logits [rows, tokens]: m = max z, Σ exp(z − m) and Σ exp(z − m)·(z − m).
 
-    Where m is above `greatest` [rows] it takes its place there, and `start` plus the number of the first word that has
-    it takes that in `top` [rows]. A logit of minus infinity adds nothing; NaN makes a row's sums NaN. None where rows
-    do not lie in a CPU's memory value after value.
+    Where m is above `greatest` [rows], it is stored there, and `top` [rows] gets `start` plus the place of the first
+    token that has it. A logit of minus infinity adds nothing; NaN makes a row's sums NaN. None where rows are not in a
+    CPU's memory value after value.
     """
     rows, words = logits.shape
     if not _are_rows(logits):
@@ -61,9 +61,9 @@ def row_sums(
 
 
 def count_above(logits: Tensor, bounds: Tensor, above: Tensor) -> bool:
-    """To `above`, int64 [rows], add how many logits [rows, words] of each row are greater than its bound, [rows].
+    """Add to `above`, int64 [rows], how many logits [rows, tokens] of each row are greater than its bound, [rows].
 
-    False, and nothing done, where float32 rows do not lie in a CPU's memory value after value.
+    Returns False, and does nothing, where there are no float32 rows in a CPU's memory value after value.
     """
     rows, words = logits.shape
     if not _are_rows(logits):
@@ -76,14 +76,14 @@ def count_above(logits: Tensor, bounds: Tensor, above: Tensor) -> bool:
 
 
 def _are_rows(logits: Tensor) -> bool:
-    """Whether there are float32 rows of words that lie in a CPU's memory value after value, and loops for them."""
+    """Whether these are float32 rows in a CPU's memory, value after value, and there are loops for them."""
     if processor() is None or logits.numel() == 0:
         return False
     return logits.dtype == torch.float32 and _is_plain(logits) and logits.stride(1) == 1
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether its values lie in memory, and neither a gradient nor a mode that watches operations would miss them."""
+    """Whether its values are in memory, and neither a gradient nor a mode watching operations would miss the loop."""
     return (
         tensor.device.type == "cpu"
         and type(tensor) in (Tensor, nn.Parameter)
@@ -95,7 +95,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _is_column(tensor: Tensor | None, rows: int, dtype: torch.dtype) -> bool:
-    """Whether a number of each row can be written into it, or nothing is to be."""
+    """Whether one number for each row can be written into it, or nothing is to be written."""
     return tensor is None or (
         tensor.dtype == dtype and tensor.shape == (rows,) and tensor.is_contiguous() and _is_plain(tensor)
     )

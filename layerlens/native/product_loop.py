@@ -1,13 +1,13 @@
-"""A few states times all words of an unembedding, which is read once."""
+"""A few states times all rows of an unembedding ("words" here), which is read once."""
 
 from layerlens.native.assembly import unpacked
 
-BLOCK = 128  # words whose products with all states are made before the next ones': they stay in the cache
+BLOCK = 128  # words whose products with all states are made together, so that they stay in the cache
 STATES = 10  # multiplied at once
-# Words multiplied at once, so that a state's values are loaded once for both. They are half a block apart: in two long
-# runs through memory the processor fetches ahead by itself, in two of alternating words it does not.
+# Words multiplied at once, so that a state's values are loaded once for both. They are half a block apart: the
+# processor prefetches two long runs through memory by itself, but not two runs of alternating words.
 _WORDS = 2
-_AHEAD = 4096  # bytes of the weight by which they are asked for before they are needed
+_AHEAD = 4096  # bytes by which the weight is prefetched before it is needed
 
 
 def assembly(lanes: int, kind: str, sums: int, rest: int) -> str:
@@ -19,8 +19,8 @@ def assembly(lanes: int, kind: str, sums: int, rest: int) -> str:
     Args:
         lanes: float32 values in a register.
         kind: "float", "bfloat" or "half".
-        sums: of a state and a word each, for which there are registers.
-        rest: states beside the whole groups, 0..STATES - 1.
+        sums: how many sums, of one state and one word each, fit into registers.
+        rest: number of states that do not fill a group, 0..STATES - 1.
     """
     lines = unpacked(blocks="i64", words="i64", d="i64", groups="i64", weight="ptr", states="ptr", out="ptr")
     body = [
@@ -124,8 +124,8 @@ def _some(rows: int, lanes: int, kind: str, sums: int) -> list[str]:
 
 
 def _pass(number: int, rows: range, start: str, lanes: int, kind: str, asked: list[int]) -> list[str]:
-    """The products of some of the rows: what comes after the block `start`. Of the words `asked` those further on are
-    asked for."""
+    """The products of some of the rows: the code after the block `start`. For the words `asked`, memory further on is
+    prefetched."""
     vector, stored = f"<{lanes} x float>", f"<{lanes} x {kind}>"
     size = 4 if kind == "float" else 2
     each = [(row, word) for row in rows for word in range(_WORDS)]

@@ -1,20 +1,20 @@
-"""Rows of logits to what a reading needs of them, while they are in the cache."""
+"""From rows of logits to the sums that a reading needs, while the rows are in the cache."""
 
 import math
 
 from layerlens.native.assembly import all_integers, all_lanes, float32, literal, unpacked
 
-_LOWEST = -87.0  # its exponential is float32's smallest, nearly
-_PIECE = 1024  # words that are added up one after another, before these sums are
-_TERMS = 7  # of the exponential's series; what is left out is below float32's rounding
+_LOWEST = -87.0  # its exponential is nearly the smallest float32
+_PIECE = 1024  # logits that are added up one after another, before their sums are
+_TERMS = 7  # terms of the series of the exponential; the rest is below the rounding of float32
 
 
 def assembly(lanes: int) -> str:
-    """`work` on rows of logits z: the maximum m, Σ exp(z - m), Σ exp(z - m)·(z - m), and the word on top.
+    """`work` on rows of logits z: the maximum m, Σ exp(z - m), Σ exp(z - m)·(z - m), and the token on top.
 
-    Arguments, i64 each: rows, words, values from a row to the next, the number of the first word; then the addresses of
-    the logits, out [3, rows], and, both 0 where no word is looked for, greatest [rows] and top [rows]: where m is above
-    `greatest` it takes its place, and the first word that has it becomes `top`.
+    Arguments, i64 each: rows, logits of a row, values from a row to the next, the id of the first token; then the
+    addresses of the logits, of out [3, rows], and of greatest [rows] and top [rows], which are both 0 where no token is
+    looked for. Where m is above `greatest`, it is stored there, and the first token that has it is stored in `top`.
 
     A logit of minus infinity adds nothing; NaN makes all three sums NaN.
     """
@@ -43,7 +43,7 @@ def assembly(lanes: int) -> str:
             "  %r = phi i64 [ %begin, %entry ], [ %r_next, %row_end ]",
             "  %offset = mul i64 %r, %stride",
             "  %z = getelementptr float, ptr %logits, i64 %offset",
-            # words that do not fill a register, with nothing beside them
+            # logits that do not fill a register, padded with nothing
             f"  store {v} {nothing}, ptr %spare",
             "  %has_left = icmp ult i64 %whole, %words",
             "  br i1 %has_left, label %copy, label %copied",
@@ -182,7 +182,7 @@ def _exponential(lanes: int, of: str, name: str) -> list[str]:
 
 
 def _greater(lanes: int, name: str, first: str, second: str) -> list[str]:
-    """The greater of both, and the second where one is NaN: a single instruction, which no function of LLVM's is."""
+    """The greater of both, or the second where one is NaN: a single instruction, unlike any function of LLVM."""
     v = f"<{lanes} x float>"
     return [
         f"  {name}_first = fcmp ogt {v} {first}, {second}",

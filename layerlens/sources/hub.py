@@ -1,13 +1,13 @@
-"""What layerlens asks of the model hub itself; the libraries load the files."""
+"""Questions that layerlens asks the model hub itself; other libraries load the files."""
 
 from pathlib import Path
 
 
 def answers(hub_id: str, filename: str, *, repo_type: str = "model", revision: str | None = None) -> bool:
-    """Whether the hub answers at all, whatever it says; within HF_HUB_ETAG_TIMEOUT, 10 seconds by default.
+    """Whether the hub answers at all, within HF_HUB_ETAG_TIMEOUT, which is 10 seconds by default.
 
-    The loaders repeat a call that fails, for 23 seconds where connections are refused and for minutes where they are
-    dropped.
+    Asking first saves time, because the loaders repeat a call that fails: for 23 seconds where connections are refused,
+    and for minutes where they are dropped.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError

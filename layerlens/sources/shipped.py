@@ -6,7 +6,7 @@ from layerlens.errors import LayerlensError
 
 
 def shipped_file(name: str) -> Path:
-    """Where a file of the project's data folder lies: inside the package once installed, beside it in a checkout."""
+    """The path of a file of the project's data folder: inside the package once installed, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     places = [package / "data" / name, package.parent / "data" / name]
     for place in places:

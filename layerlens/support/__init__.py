@@ -1,1 +1,1 @@
-"""Which families of models work, and what a model will take."""
+"""Which families of models work, and how much memory a model will take."""

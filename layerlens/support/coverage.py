@@ -1,7 +1,7 @@
-"""Whether a model family can be traced and decoded from: every step tried on a tiny random model, and checked.
+"""Whether a model family can be traced and decoded from. Every step is tried on a tiny random model, and checked.
 
-What tracing and decoding give is compared with a plain reading that shares none of their code: each layer's logits come
-from the model itself, run with its last block made to hand on that layer's state.
+The results of tracing and decoding are compared with a plain reading that shares none of their code: the logits of each
+layer come from the model itself, run with a last block that hands on the state of that layer.
 """
 
 import difflib
@@ -48,10 +48,10 @@ _TEXTS = ["Hello there, you and I", "a b"]
 _N_NEW = 5
 _WINDOW = 3
 _NUMBERS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
-# float32; recurrences compute a full pass in chunks and single steps one by one
+# float32; recurrences compute a full pass in chunks, and single steps one by one
 _TOLERANCE = 2e-3
 _PLURAL = {"works": "work", "fails": "fail"}
-# what a refusal begins with, the class and the family, and the advice that it ends with
+# the beginning of a refusal, class and family, and the advice at its end
 _NAMES = re.compile(r"^\S+ \(\S+\) (cannot be traced: )?")
 _ADVICE = re.compile(r"; layerlens traces .*")
 
@@ -60,7 +60,7 @@ _COLUMNS = ("family", "verdict", *STEPS, "parts", "layers of the tiny model", "s
 
 @dataclass(frozen=True)
 class Coverage:
-    """What came of checking one family."""
+    """The result of checking one family."""
 
     name: str
     """transformers' model type."""
@@ -69,24 +69,24 @@ class Coverage:
     reason: str = ""
     """Why it does not work, in a sentence that begins with the step at which it fails; empty where it works."""
     passed: tuple[str, ...] = ()
-    """The STEPS that hold."""
+    """The STEPS that succeeded."""
     layers: tuple[str, ...] = ()
     """The kind of each layer of its tiny model, such as "sliding"; empty where it did not load."""
     parts: bool | None = None
-    """Whether attention and MLP part of each block are recorded; None where it did not load."""
+    """Whether the attention part and the MLP part of each block are recorded; None where it did not load."""
     padding: str = ""
     """Why prompts of different lengths cannot generate in one batch; empty where they can, or where nothing loaded."""
     seconds: float = 0.0
-    """That the check took."""
+    """The seconds that the check took."""
 
     @property
     def kinds(self) -> str:
-        """The layers counted: "3 sliding, 1 full"."""
+        """The number of layers of each kind: "3 sliding, 1 full"."""
         return ", ".join(f"{count} {kind}" for kind, count in Counter(self.layers).items())
 
 
 class _Disagreement(Exception):
-    """Two ways to the same numbers led to different ones."""
+    """Two ways to compute the same numbers gave different ones."""
 
 
 def families() -> list[str]:
@@ -95,15 +95,15 @@ def families() -> list[str]:
 
 
 def picture_families() -> list[str]:
-    """Every other model type of its mapping of models for images and text, sorted."""
+    """Every other model type of transformers' mapping of models for images and text, sorted."""
     return sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 
 def check_families(names: Sequence[str] = ()) -> Iterator[Coverage]:
-    """What comes of checking each of these families, or all of `families()`, as it becomes known.
+    """The result of checking each of these families, or all of `families()`, each as soon as it is known.
 
     Raises:
-        OptionError: transformers has no such family; before anything is checked.
+        OptionError: transformers has no such family. It is raised before anything is checked.
     """
     for name in names:
         _refuse_unknown(name)
@@ -113,8 +113,8 @@ def check_families(names: Sequence[str] = ()) -> Iterator[Coverage]:
 def check_family(name: str) -> Coverage:
     """Load a tiny random model of the family, trace it in both modes, decode from it, and pad it; all on the CPU.
 
-    It works where all STEPS hold. It is refused where layerlens says that it cannot trace it, and fails where anything
-    else comes in between. It is not tried where transformers builds no tiny model.
+    The verdict is that it works where all STEPS succeed, that it is refused where layerlens says that it cannot trace
+    it, and that it fails where anything else goes wrong. It is not tried where transformers cannot build a tiny model.
 
     Raises:
         OptionError: transformers has no such family.
@@ -128,7 +128,7 @@ def check_family(name: str) -> Coverage:
 
 
 def as_table(coverages: Iterable[Coverage]) -> Iterator[str]:
-    """The lines of a Markdown table, one for each family, between what it was made with and the sum of it."""
+    """The lines of a Markdown table, one for each family, after a line on what made it and before a summary."""
     yield f"Made with transformers {transformers.__version__} by `layerlens models --check --markdown`.\n"
     yield f"| {' | '.join(_COLUMNS)} |"
     yield f"|{'---|' * len(_COLUMNS)}"
@@ -140,7 +140,7 @@ def as_table(coverages: Iterable[Coverage]) -> Iterator[str]:
 
 
 def summed_up(coverages: Sequence[Coverage]) -> str:
-    """How many there are of each verdict."""
+    """How many families have each verdict."""
     counts = Counter(one.verdict for one in coverages)
     said = ", ".join(f"{counts[verdict]} {_PLURAL.get(verdict, verdict)}" for verdict in VERDICTS)
     return f"{len(coverages)} famil{'y' if len(coverages) == 1 else 'ies'}: {said}"
@@ -184,7 +184,7 @@ def _checked(name: str) -> Coverage:
     try:
         for step, learned in zip(STEPS, _steps(hf), strict=True):
             coverage = replace(coverage, passed=(*coverage.passed, step), **learned)
-    except Exception as error:  # whatever it is, it is ours to mend, but for a refusal at load
+    except Exception as error:  # any error is a fault of layerlens, except a refusal at load
         if isinstance(error, ModelError) and not (coverage.passed or isinstance(error, UnknownHead)):
             return replace(coverage, verdict="refused", reason=str(error))
         step = list(STEPS)[len(coverage.passed)]
@@ -193,7 +193,7 @@ def _checked(name: str) -> Coverage:
 
 
 def _steps(hf: PreTrainedModel) -> Iterator[dict[str, Any]]:
-    """What each of STEPS tells about the family, as far as they hold: fields of `Coverage`."""
+    """What STEPS tell about the family, as far as they succeed: fields of `Coverage`."""
     model = load(hf, tokenizer=tiny_tokenizer())
     yield {"layers": tuple(model.layer_kinds), "parts": None not in model.sublayers}
     generated = _traced(model, "generate", 1)
@@ -213,7 +213,7 @@ def _described(error: Exception) -> str:
 
 
 def _padding(model: Model, alone: dict[str, np.ndarray]) -> str:
-    """Why prompts of different lengths cannot generate together, or ""; given texts must be traced together alike."""
+    """Why prompts of different lengths cannot generate together, or "". Given texts must be traced alike together."""
     _agree("texts one by one", _traced(model, None, 1), "together", _traced(model, None, len(_TEXTS)))
     try:
         together = _traced(model, "generate", len(_TEXTS))
@@ -226,10 +226,10 @@ def _padding(model: Model, alone: dict[str, np.ndarray]) -> str:
 
 
 def _traced(model: Model, mode: str | None, batch_size: int) -> dict[str, np.ndarray]:
-    """The numbers of a trace by name, [positions, L] each; without a mode, of the given texts alone."""
+    """The numbers of a trace by name, [positions, L] each; without a mode, those of the given texts alone."""
     n_new = _N_NEW if mode else 0
     options: dict[str, Any] = {"max_new_tokens": n_new, "min_new_tokens": n_new, "mode": mode, "batch_size": batch_size}
-    options["generation_config"] = False  # the plain walk knows none
+    options["generation_config"] = False  # the plain walk has none
     with tempfile.TemporaryDirectory() as folder:
         run = trace(model, _TEXTS, out=Path(folder) / "run", progress=False, **options)
         next_token_id = run.positions["next_token_id"].astype("float").to_numpy()
@@ -247,7 +247,7 @@ def _agree(one: str, left: dict[str, np.ndarray], other: str, right: dict[str, n
 
 
 def _plain_numbers(model: Model, generated: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a trace of the texts and of what was generated from them is to record, [positions, L] each."""
+    """What a trace of the texts, and of what was generated from them, should record, [positions, L] each."""
     rows: dict[str, list[Tensor]] = {"norm_ratio": [], "io_cosine": [], "entropy": []}
     for text, emitted in zip(_TEXTS, np.split(generated["next_token_id"].astype(int), len(_TEXTS)), strict=True):
         prompt = model.tokenizer(text).input_ids
@@ -261,7 +261,7 @@ def _plain_numbers(model: Model, generated: dict[str, np.ndarray]) -> dict[str, 
 
 
 def _check_decoding(model: Model) -> None:
-    """Decoding from the valley emits the tokens, of the layers, that a plain walk finds over the same text."""
+    """Check that decoding from the valley emits the tokens, of the layers, that a plain walk finds in that text."""
     for text in _TEXTS:
         decoded = generate(model, text, strategy=Valley(window=_WINDOW), max_new_tokens=_N_NEW, generation_config=False)
         prompt = model.tokenizer(text).input_ids
@@ -300,7 +300,7 @@ def _entropy(logits: Tensor) -> float:
 
 
 def _steps_back(curve: list[float]) -> int:
-    """Of Eq. 7: how often the entropy falls strictly, going back from the last entry."""
+    """By Eq. 7: how often the entropy strictly falls, going back from the last entry."""
     n_steps = 0
     while n_steps + 1 < len(curve) and curve[-n_steps - 2] < curve[-n_steps - 1]:
         n_steps += 1

@@ -1,4 +1,4 @@
-"""What a model will take of the memory that is there, told before its weights are read."""
+"""How much of the available memory a model will take, before its weights are read."""
 
 import logging
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ from layerlens.models.quiet import quiet
 from layerlens.tracing.meter import states_bytes
 
 _MEMORIES = ("past_key_values", "cache_params", "state")
-_COUNTED_IN = torch.bfloat16  # the one type that products with experts take in a pass without numbers
+_COUNTED_IN = torch.bfloat16  # the only type in which products with experts work in a pass without numbers
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a trace needs, and what there is.
+    """How much memory a trace needs, and how much there is.
 
     Attributes:
-        weights: of the model once loaded.
+        weights: those of the model once it is loaded.
         shape: the model type and the number of its layers.
-        cache_bytes: keys and values, or states that are carried on; None where they cannot be told from the config.
-        tracer_bytes: what measuring takes on top of the passes.
-        batch_size, n_tokens: of the texts that pass together.
-        room: bytes free by device.
-        may_use_disk: whether what fits on no device can stay on disk.
+        cache_bytes: keys and values, or recurrent states; None where they cannot be told from the config.
+        tracer_bytes: what measuring takes in addition to the passes.
+        batch_size, n_tokens: how many texts pass together, and how long they are.
+        room: free bytes by device.
+        may_use_disk: whether weights that fit on no device can stay on disk.
     """
 
     weights: sizes.Weights
@@ -50,7 +50,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it is less than what is free on all devices together, the disk for weights; None where not known."""
+        """Whether this is less than what is free on all devices, with the disk for weights; None where unknown."""
         needed = self.n_bytes - (self.weights.n_bytes if self.may_use_disk else 0)
         if not self.room:
             return None
@@ -60,18 +60,18 @@ class Estimate:
 def estimate(
     model: str, place: Place | None = None, *, batch_size: int = 1, n_tokens: int = 2048, **options: Any
 ) -> Estimate:
-    """What a trace of so many texts of so many tokens will take.
+    """How much memory a trace of so many texts of so many tokens will take.
 
     Args:
-        model: as of `load`.
-        place: where it is to lie; None for what `load` chooses.
+        model: as in `load`.
+        place: where it is to be put; None for what `load` chooses.
         batch_size: texts that pass together.
-        n_tokens: of each text, what is generated included.
-        **options: of `load`: dtype, quantize, keep_quantized, revision, trust_remote_code.
+        n_tokens: tokens of each text, generated ones included.
+        **options: options of `load`: dtype, quantize, keep_quantized, revision, trust_remote_code.
 
     Raises:
-        ModelError: not found, or its size cannot be told.
-        OptionError: the options do not fit each other.
+        ModelError: the model is not found, or its size is unknown.
+        OptionError: the options contradict each other.
     """
     place = place or place_for(None)
     with quiet():
@@ -97,7 +97,7 @@ def estimate(
 
 
 def _cache_bytes(config: Any, loader: Any, dtype: torch.dtype, batch_size: int, n_tokens: int) -> int | None:
-    """What a pass over so many tokens leaves for the next one, from a pass without numbers."""
+    """Bytes that a pass over so many tokens leaves for the next one, from a pass without numbers."""
     hf = sizes.skeleton(config, loader)
     if hf is None:
         return None
@@ -108,7 +108,7 @@ def _cache_bytes(config: Any, loader: Any, dtype: torch.dtype, batch_size: int, 
     try:
         with torch.no_grad(), shapes_only():
             outputs = hf.to(_COUNTED_IN).eval()(input_ids=ids, use_cache=True)
-    except Exception:  # of a model that looks at numbers on its way
+    except Exception:  # from a model that looks at numbers in its pass
         return None
     finally:
         log.setLevel(level)

@@ -1,4 +1,4 @@
-"""Work of a GPU beside what it does otherwise."""
+"""Runs work of a GPU on a second stream, at the same time as its other work."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOST_BEHIND = 1  # so that what waits to be worked on does not pile up
+_MOST_BEHIND = 1  # so that waiting inputs do not pile up
 
 
 class Beside:
     """Runs work on a stream of its own, one piece after the other.
 
-    The other stream goes on, and waits only where it would get more than one piece ahead: for the work on block l at
-    the end of block l + 1. The host waits for nothing.
+    The other stream continues. It waits only where it would get more than one piece ahead: at the end of block l + 1 it
+    waits for the work on block l. The host never waits.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,12 +24,12 @@ class Beside:
         self._under_way: deque[tuple[Any, list[Tensor]]] = deque()
 
     def run(self, work: Callable[[], None], inputs: list[Tensor]) -> None:
-        """Begin the work once what was asked of the device so far is done.
+        """Begin the work once everything that the device was given so far is done.
 
         Args:
-            work: what its operations make must be read after `join`, or in other work.
-            inputs: what it reads and the other stream made; kept until the other stream has waited, because memory that
-                is given back belongs to the stream that asked for it.
+            work: its results may be read only after `join`, or in other work.
+            inputs: tensors that it reads and that the other stream made. They are kept until the other stream has
+                waited, because freed memory is reused at once by the stream that allocated it.
         """
         other = self._streams.current_stream(self._device)
         self._stream.wait_stream(other)

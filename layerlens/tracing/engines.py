@@ -1,4 +1,5 @@
-"""Who runs the passes of a trace: this process, nnsight in it, or nnsight's server. Each does the same three things."""
+"""What runs the passes of a trace: this process, nnsight in it, or nnsight's server. Each engine does the same
+things."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -25,11 +26,12 @@ OnTokens = Callable[[int], None]
 
 
 class Engine(ABC):
-    """What a trace asks of whoever runs the passes.
+    """What a trace needs of an engine, which runs the passes.
 
     Attributes:
-        modes: when it can record: "generate" (while tokens are emitted), "replay" (in one pass afterwards).
-        takes_lens: whether it reads through another lens than the logit lens.
+        modes: the modes in which it can record: "generate" (while tokens are emitted), "replay" (in one pass
+            afterwards).
+        takes_lens: whether it can read through a lens other than the logit lens.
     """
 
     modes: tuple[str, ...] = ("replay",)
@@ -37,11 +39,11 @@ class Engine(ABC):
 
     @abstractmethod
     def refuse_unable(self, strategy: Strategy) -> None:
-        """OptionError for what this engine cannot do of its options with the strategy."""
+        """OptionError for options, or a strategy, that this engine cannot follow."""
 
     @abstractmethod
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
-        """What is emitted for each prompt, a batch, when the strategy chooses the logits; nothing is measured.
+        """What is emitted for each prompt of a batch, when the strategy chooses the logits; nothing is measured.
 
         Args:
             prompts: token ids.
@@ -52,11 +54,11 @@ class Engine(ABC):
 
     @abstractmethod
     def measured(self, sequences: Prompts, firsts: Sequence[int], next_ids: Sequence[int]) -> tuple[Measured, Rows]:
-        """One full pass over the sequences, measured at the positions of each from its entry of `firsts` on.
+        """One full pass over the sequences, each measured at its positions from its entry of `firsts` on.
 
         Args:
             sequences: token ids.
-            firsts: of each sequence the first position to measure.
+            firsts: for each sequence the first position to measure.
             next_ids: the token that followed each sequence; −1 where none did.
         """
 
@@ -64,7 +66,7 @@ class Engine(ABC):
     def generated_and_measured(
         self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens
     ) -> tuple[Decoded, Measured, Rows]:
-        """`generated`, measured while tokens are emitted; OptionError where `modes` has no "generate".
+        """As `generated`, and measured while tokens are emitted; OptionError where `modes` lacks "generate".
 
         Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
         """
@@ -85,7 +87,7 @@ class _DecodingHere(Engine):
 
 
 class InProcess(_DecodingHere):
-    """transformers, or TransformerLens's components in its model: blocks are watched while the model runs here."""
+    """transformers, or TransformerLens's components in a model of transformers: blocks are watched as it runs here."""
 
     modes = ("generate", "replay")
     takes_lens = True
@@ -98,7 +100,7 @@ class InProcess(_DecodingHere):
         self._coarse = CoarseHead(model.unembed) if coarse else None
 
     def refuse_unable(self, strategy: Strategy) -> None:
-        """Nothing is beyond it."""
+        """This engine can follow all options."""
 
     def measured(self, sequences: Prompts, firsts: Sequence[int], next_ids: Sequence[int]) -> tuple[Measured, Rows]:
         """By a meter on every block."""
@@ -120,7 +122,7 @@ class InProcess(_DecodingHere):
 
 
 class WithNnsight(_DecodingHere):
-    """nnsight with the weights here: full passes are nnsight's, and the decoding loop is ours."""
+    """nnsight with the weights here: nnsight runs full passes, and our own loop decodes."""
 
     modes = ("replay",)
 
@@ -130,7 +132,7 @@ class WithNnsight(_DecodingHere):
         self._connection = model.backend
 
     def refuse_unable(self, strategy: Strategy) -> None:
-        """It records in one pass, of which entropies come back and no states."""
+        """It records in one pass, from which entropies come back, but no states."""
         options, name = self._options, self._connection.name
         if options.mode not in self.modes:
             raise self._in_one_pass(options.mode)
@@ -156,7 +158,7 @@ class WithNnsight(_DecodingHere):
     def generated_and_measured(
         self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens
     ) -> tuple[Decoded, Measured, Rows]:
-        """nnsight's passes are whole texts."""
+        """Not possible, because nnsight's passes are over whole texts."""
         raise self._in_one_pass("generate")
 
     def _in_one_pass(self, mode: str | None) -> OptionError:
@@ -169,7 +171,7 @@ class WithNnsight(_DecodingHere):
 
 
 class OnNnsightServer(WithNnsight):
-    """nnsight's server, which has the weights: full passes and greedy generation are its own."""
+    """nnsight's server, which has the weights and runs full passes and greedy generation."""
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """It generates greedily from the last layer."""
@@ -211,7 +213,7 @@ _KINDS: dict[str, type[InProcess] | type[WithNnsight]] = {
 
 
 def engine_of(model: Model) -> type[InProcess] | type[WithNnsight]:
-    """What runs the passes of this model."""
+    """The engine that runs the passes of this model."""
     return _KINDS[model.backend.name]
 
 

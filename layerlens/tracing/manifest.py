@@ -1,5 +1,5 @@
-"""What made a trace, as its manifest says it. It needs what describes a model, and no model: an engine that runs in
-other processes describes its own."""
+"""What a manifest says of how a trace is made. It needs a description of the model, and no model: an engine that runs
+in other processes describes its own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,12 +33,12 @@ def trace_manifest(
     """The manifest that a trace begins with.
 
     Args:
-        described: its part `model`, such as `described(model)`; with `n_layers`.
-        hardware: of the machine on which the model lies.
-        dataset: the prompts are from.
+        described: the manifest's entry `model`, such as `described(model)`; it has `n_layers`.
+        hardware: that of the machine on which the model is.
+        dataset: where the prompts are from.
         batches: the prompts as they go through the model together.
         options: settled.
-        strategy: chooses the logits.
+        strategy: what chooses the logits.
         chat_template: of the tokenizer; None where it has none.
         lens: the record of the transport through which layers are read; None for the logit lens.
     """
@@ -74,7 +74,7 @@ def described(model: Model) -> dict[str, Any]:
 
 
 def _multiply_adds(model: Model) -> dict[str, int] | None:
-    """Of a generated token's forward pass and of one unembedding; None where the config leaves them open."""
+    """Multiply-adds of the forward pass of a generated token and of one unembedding; None if unknown."""
     try:
         flops = decoding_flops(model.hf, window=1)
     except ModelError:

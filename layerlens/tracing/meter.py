@@ -1,4 +1,4 @@
-"""Turns the states that pass through the blocks into numbers, as they pass, on the device where they lie."""
+"""Turns the states that pass through the blocks into numbers, as they pass, on the device where they are."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,25 +27,25 @@ from layerlens.records.schema import (
 from layerlens.tracing.beside import Beside
 
 FLOATS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
-NOTHING = -1  # in place of a token where none is
+NOTHING = -1  # in place of a token id where there is none
 
-# Single steps of decoding wait until a tile is full, so that the unembedding is read once for all of them; in large
-# models they wait for less, so that what waits stays within this many bytes over all layers.
+# States of single decoding steps wait until they fill a tile, so that the unembedding is read once for all of them. In
+# large models fewer wait, so that over all layers they take no more than this many bytes.
 _MOST_ROWS_WAITING, _LEAST_ROWS_WAITING = 512, 32
 _BYTES_WAITING = 128 * 2**20
 # Pieces of a long text, so that float32 copies of its states stay small.
 _ROWS_AT_ONCE = 2048
-_FLOAT_COPIES = 5  # of what entered, stood between and left a block, and of two differences
-_STREAMS = 3  # that are kept of each block: what entered it, stood between attention and MLP, and left it
+_FLOAT_COPIES = 5  # what entered, was between the parts of, and left a block, and two differences
+_STREAMS = 3  # kept of each block: what entered it, was between attention and MLP, and left it
 
 Measured = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
-"""Of each column that a meter fills, [rows, layers], or [rows, layers, K]."""
+"""The values of each column that a meter fills, [rows, layers] or [rows, layers, K]."""
 Select = Callable[[Tensor], States]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is read of each layer besides its changes, its entropy and its top word; the options of a trace."""
+    """What is read of each layer besides its changes, its entropy and its top token; see the options of a trace."""
 
     kl: bool = False
     js: bool = False
@@ -55,13 +55,13 @@ class Wanted:
 
     @property
     def floats(self) -> tuple[str, ...]:
-        """The columns of one number each, those from the last layer left out."""
+        """The columns that hold one float each, without the divergences from the last layer."""
         more = ((NEXT_LOG_PROB, self.targets), (HALF_ENTROPY, self.sublayers))
         return (*FLOATS, *(column.name for column, wanted in more if wanted))
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The columns of one whole number each."""
+        """The columns that hold one whole number each."""
         more = ((NEXT_RANK, self.targets), (HALF_TOP_TOKEN_ID, self.sublayers))
         return ("top_token_id", *(column.name for column, wanted in more if wanted))
 
@@ -89,10 +89,10 @@ class Meter:
 
         Args:
             model: whose blocks are watched.
-            wanted: what is read. For divergences the states of all layers are kept until the last one is read; for
-                targets until `tell` has told which tokens followed.
-            transport: of the lens, which brings states to where the head reads them.
-            coarse: reads entropies and top words in place of the model's own head, and nothing else.
+            wanted: what is read. For divergences, the states of all layers are kept until the last layer is read. For
+                targets, they are kept until `tell` has said which tokens followed.
+            transport: that of the lens, which maps states to states that the head can read.
+            coarse: reads entropies and top tokens in place of the model's own head, and nothing else.
         """
         self._wanted = wanted or Wanted()
         self._unembed = model.unembed
@@ -130,8 +130,8 @@ class Meter:
 
     @torch.no_grad()
     def collect(self) -> Measured:
-        """Everything measured since the last call, in the order of the rows; what a block has not is NaN or `NOTHING`.
-        The one place where numbers leave the device."""
+        """Everything measured since the last call, in the order of the rows; what a block lacks is NaN or `NOTHING`.
+        Only here do numbers leave the device."""
         for layer in self._layers:
             self._measure(layer)
         self._do(self._compare, [])
@@ -155,7 +155,7 @@ class Meter:
         return columns
 
     def _measure(self, layer: "_Layer") -> None:
-        """Measure what waits there, once it is known what followed."""
+        """Measure the states that wait in a layer, once it is known which tokens followed."""
         if not self._wanted.targets:
             self._do(layer.measure_waiting, layer.waiting)
         elif layer.n_seen <= self._n_told:
@@ -183,8 +183,8 @@ class Meter:
 
 
 def states_bytes(n_layers: int, d_model: int, dtype: torch.dtype, n_rows: int) -> int:
-    """What a meter holds at most while texts of `n_rows` tokens pass: steps of decoding that wait in every layer, or
-    one layer's states of a full pass, with float32 copies of a piece of them."""
+    """The most bytes of states that a meter holds while texts of `n_rows` tokens pass: steps of decoding that wait in
+    every layer, or one layer's states of a full pass, with float32 copies of a piece of them."""
     a_step = _STREAMS * n_layers * d_model * dtype.itemsize * _rows_waiting(n_layers, d_model, dtype)
     a_pass = 2 * _STREAMS * d_model * dtype.itemsize * n_rows
     return max(min(a_step, n_layers * a_pass), a_pass) + 4 * d_model * min(n_rows, _ROWS_AT_ONCE) * _FLOAT_COPIES
@@ -197,7 +197,7 @@ def _rows_waiting(n_layers: int, d_model: int, dtype: torch.dtype) -> int:
 
 @dataclass
 class _Numbers:
-    """What was measured of some rows: floats [numbers, rows], ids [numbers, rows], and of the first words [rows, K]."""
+    """What was measured of some rows: floats [numbers, rows], ids [numbers, rows], and the first tokens [rows, K]."""
 
     floats: Tensor
     ids: Tensor
@@ -206,8 +206,8 @@ class _Numbers:
 
 
 class _Layer:
-    """Attributes: kept, states and their readings that wait for the last layer; divergences from it, of rows so far;
-    n_measured, the rows that were measured; n_seen, those and the ones that wait."""
+    """Attributes: kept, the states and their readings that wait for the last layer; divergences from it, of rows so
+    far; n_measured, how many rows were measured; n_seen, how many were measured or wait."""
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ class _Layer:
             self.kept.append((states, read))
         floats, ids = [read.entropy], [read.top_token_id]
         if targets is not None and chosen is not None and read.log_probs is not None and read.ranks is not None:
-            is_nothing = targets.to(states.device) != chosen[:, 0]  # no token, or one that the head does not have
+            is_nothing = targets.to(states.device) != chosen[:, 0]  # no token, or a token that the head does not have
             floats.append(read.log_probs[:, 0].masked_fill(is_nothing, torch.nan))
             ids.append(read.ranks[:, 0].masked_fill(is_nothing, NOTHING))
         if self._wanted.sublayers:
@@ -305,8 +305,9 @@ class _Layer:
         return tiled.read(states, self._unembed, chosen, n_first=self._wanted.top)
 
     def _half(self, part: States | None, device: torch.device) -> Reading | None:
-        """Of the stream between attention and MLP, through the transport of the layer before, to whose states attention
-        has added its part; None where attention and MLP are parallel or cannot be told, and where the lens lacks it."""
+        """The reading of the stream between attention and MLP, through the transport of the layer before, because
+        attention has added its part to the states of that layer. None where attention and MLP are parallel or cannot be
+        told apart, and where the lens lacks that layer."""
         if part is None or self._parallel or self._number - 1 not in self._transport.layers:
             return None
         states = self._transport(part.to(device), self._number - 1)

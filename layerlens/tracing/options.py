@@ -1,4 +1,4 @@
-"""What can be asked of a trace."""
+"""The options of a trace."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -12,35 +12,38 @@ _MOST_TOP = 20
 
 @dataclass(frozen=True)
 class TraceOptions(GenerateOptions):
-    """Options of a trace: those of the generation, and these. Contradictions are refused at once.
+    """Options of a trace: those of a generation, and these. Options that contradict each other are refused at once.
 
-    With `max_new_tokens` 0 the given text is traced. Batches follow the order of the dataset.
+    With `max_new_tokens` 0, only the given texts are traced. Batches follow the order of the dataset.
     """
 
     mode: str | None = None
-    """Record while generating ("generate") or in one pass afterwards ("replay"); None: replay given text only."""
+    """Record while generating ("generate"), or in one pass afterwards ("replay"). None: "replay" for given texts, else
+    "generate"."""
     positions: str | None = None
-    """Keep the states that emitted a token ("generated") or every one ("all"); None: all of given text only."""
+    """Keep only the states that emitted a token ("generated"), or all of them ("all"). None: "all" for given texts,
+    else "generated"."""
     window: int | None = None
-    """Candidate layers of Eq. 7, the last one included, for `valley_layer`; None: those of the strategy where it
-    walks, else 10, or all layers where there are fewer. A strategy decodes from its own."""
+    """Number of candidate layers of Eq. 7, the last one included, for the column `valley_layer`. None: the window of
+    the strategy if it walks, else 10, or all layers of a smaller model. A strategy decodes with its own window."""
     kl: bool = False
-    """Also record KL(last layer ‖ layer), for which the states of all layers wait for those of the last one: of given
-    text and in replay the whole pass' states at once."""
+    """Also record KL(last layer ‖ layer). For this, the states of all layers are kept until those of the last layer are
+    known; for given texts and in replay these are the states of the whole pass."""
     js: bool = False
-    """Also record the Jensen-Shannon divergence of each layer from the last one; states wait as for `kl`, and every
-    layer's products with the vocabulary are made twice."""
+    """Also record the Jensen-Shannon divergence of each layer from the last one. States are kept as for `kl`, and the
+    products of every layer with the vocabulary are made twice."""
     targets: bool = False
-    """Also record the log-probability and the rank that each layer gives to the token that followed. While generating
-    the states of a pass wait until its token is known."""
+    """Also record the log-probability and the rank that each layer gives to the token that followed. While generating,
+    the states of a pass are kept until its token is known."""
     top: int = 0
-    """Also record this many first words of each layer and their probabilities, 20 at most; 0: none."""
+    """Also record this many first tokens of each layer and their probabilities, at most 20; 0: none."""
     sublayers: bool = False
-    """Also read the stream between attention and MLP of each block: its entropy and top word."""
+    """Also read the stream between attention and MLP of each block: its entropy and top token."""
     lens_precision: str = "float32"
-    """Of the products with the unembedding, on a CPU: "float32", or "bfloat16" with the likeliest words in float32, for
-    processors with AVX512-BF16 or AMX: entropies within 0.01 nats for 99 of 100 states (0.016 in the last layer of the
-    worst text tried), in three quarters of the time, and a copy of the unembedding in bfloat16."""
+    """Precision of the products with the unembedding, on a CPU: "float32", or "bfloat16" with the likeliest tokens in
+    float32, for processors with AVX512-BF16 or AMX. With "bfloat16", entropies are within 0.01 nats for 99 of 100
+    states (0.016 in the last layer of the worst text tried). It takes three quarters of the time, and memory for a copy
+    of the unembedding in bfloat16."""
 
     _least_new_tokens: ClassVar[int] = 0
 
@@ -77,7 +80,7 @@ class TraceOptions(GenerateOptions):
                 raise OptionError.about("positions", self.positions, f"{given_text} keeps nothing", advice)
 
     def settled(self, n_layers: int, has_chat_template: bool) -> "TraceOptions":
-        """The same with every None that stands for a default replaced by what it means for this model."""
+        """The same options, with every None that stands for a default replaced by its value for this model."""
         given_text = self.max_new_tokens == 0
         window = default_window(n_layers) if self.window is None else self.window
         refuse_deeper(window, n_layers)

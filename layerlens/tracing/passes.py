@@ -25,20 +25,20 @@ from layerlens.tracing.options import TraceOptions
 
 OnTokens = Callable[[int], None]
 
-_LONGEST_PASS = 4096  # tokens of a text
+_LONGEST_PASS = 4096  # tokens of a piece of a text
 _ATTENTION = {"full", "sliding"}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which state each measured row is: row of the batch, and position in its sequence; int64 [rows] each."""
+    """The state that each measured row is: row of the batch, and position in the sequence; int64 [rows] each."""
 
     batch_row: Int[np.ndarray, " rows"]
     position: Int[np.ndarray, " rows"]
 
     @classmethod
     def from_on(cls, firsts: Sequence[int], sequences: Sequence[Sequence[int]]) -> "Rows":
-        """Of each sequence the positions from its entry of `firsts` on."""
+        """For each sequence, the positions from its entry of `firsts` on."""
         spans = [range(first, len(sequence)) for first, sequence in zip(firsts, sequences, strict=True)]
         return cls(
             np.repeat(np.arange(len(spans)), [len(span) for span in spans]),
@@ -56,7 +56,7 @@ def generate(
     on_tokens: OnTokens | None = None,
     transport: Transport = IDENTITY,
 ) -> tuple[Decoded, Rows]:
-    """What is emitted for each prompt when `strategy` chooses the logits, and the rows `meter` was shown.
+    """What is emitted for each prompt when `strategy` chooses the logits, and the rows that `meter` saw.
 
     Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
     """
@@ -85,12 +85,12 @@ def replay(
 ) -> Rows:
     """One full pass over the sequences; measures the positions of each from its entry of `firsts` on.
 
-    The meter is told which tokens followed where `next_ids` says it of the last of each sequence.
+    The meter is told which tokens followed, if `next_ids` gives the token after the last one of each sequence.
 
-    Long texts go through models of attention alone in pieces, with keys and values kept between them, so that what a
-    pass takes does not grow with the text.
+    In models with attention only, long texts are read in pieces, with keys and values kept between the pieces, so that
+    the memory of a pass does not grow with the text.
     """
-    # right padding: positions then count from 0 in every row, and no causal state can see the padding
+    # padding on the right: positions then count from 0 in every row, and no causal state can see the padding
     ids, mask = pad(sequences, pad_token_id(model), left=False)
     kept = torch.zeros_like(mask, dtype=torch.bool)
     for row, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
@@ -123,7 +123,7 @@ def replay(
 
 
 def _goes_on(model: Model) -> bool:
-    """Whether a pass can begin where another one ended: recurrences of transformers begin every long pass anew."""
+    """Whether a pass can continue where another one ended. Recurrences of transformers start anew in long passes."""
     hf: Any = model.hf
     takes = "past_key_values" in inspect.signature(type(model.decoder).forward).parameters
     # the config of a translator's decoder counts the encoder's layers
@@ -133,7 +133,7 @@ def _goes_on(model: Model) -> bool:
 
 
 class _GrowingSelection:
-    """Follows a generation pass by pass: the prompts' states or the last of each, then each new one."""
+    """Follows a generation pass by pass: selects the prompts' states, or the last state of each, then each new one."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], options: TraceOptions, meter: Meter) -> None:
         self._lengths = np.array([len(prompt) for prompt in prompts])
@@ -143,7 +143,7 @@ class _GrowingSelection:
         self._seen: list[Rows] = []
 
     def before_pass(self, batch_rows: Sequence[int]) -> None:
-        """Select among the states of a pass that holds these rows."""
+        """Prepare the selection among the states of a pass that holds these rows."""
         if self._all_positions and not self._seen:
             places = np.arange(self._lengths.max()) - (self._lengths.max() - self._lengths)[:, np.newaxis]
             row, column = (places >= 0).nonzero()
@@ -155,7 +155,7 @@ class _GrowingSelection:
             self._seen.append(Rows(rows, self._lengths[rows] - 1 + len(self._seen)))
 
     def after_pass(self, token_ids: Tensor) -> None:
-        """Tell the meter which tokens followed the states of the pass, whose rows emitted these."""
+        """Tell the meter which tokens followed the states of the pass; its rows emitted these tokens."""
         if self._all_positions and len(self._seen) == 1:
             following = torch.tensor([token for prompt in self._prompts for token in [*prompt[1:], NOTHING]])
             following = following.to(token_ids.device)
@@ -178,7 +178,7 @@ def _last(stream: Tensor) -> Tensor:
 
 def _flat_selection(flat: Tensor, n_states: int) -> Callable[[Tensor], Tensor]:
     everything = len(flat) == n_states
-    on_device = {flat.device: flat}  # a copy from the host would wait, at every block, for all that was asked before
+    on_device = {flat.device: flat}  # a copy from the host would wait, at every block, for all earlier work
 
     def select(stream: Tensor) -> Tensor:
         if stream.shape[0] * stream.shape[1] != n_states:

@@ -1,4 +1,4 @@
-"""A progress bar for people who wait: what is done now, how much of it, tokens a second, time left."""
+"""A progress bar: what is being done, how much of it is done, tokens a second, time left."""
 
 import time
 
@@ -8,8 +8,8 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """Counts what is done of one part of the work after the other, on standard error; shows nothing where nobody
-    watches. A context manager.
+    """A context manager that shows on standard error how much of each part of the work is done. It shows nothing where
+    there is no terminal.
     """
 
     def __init__(self, *, shown: bool) -> None:

@@ -1,4 +1,4 @@
-"""From an engine and tokenised prompts to a run directory."""
+"""Records what an engine measures of tokenised prompts in a run directory."""
 
 import os
 import time
@@ -27,7 +27,7 @@ from layerlens.tracing.token_texts import ids_in, token_texts
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _WORDS = ("top_token_id", "top_k_token_ids")
-"""Endings of the names of columns that hold words of each layer."""
+"""Endings of the names of columns that hold token ids of each layer."""
 
 
 def record(
@@ -44,23 +44,23 @@ def record(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
-    """Send every batch through the engine, write what it gives, and return the run.
+    """Send every batch through the engine, write the results, and return the run.
 
     Args:
         engine: runs the passes.
         tokenizer: writes the texts.
-        batches: the prompts as they go through together.
-        places: of each batch, its place in the whole dataset, from which it has its seed.
+        batches: the prompts, grouped as they go through the model together.
+        places: for each batch, its place in the whole dataset, which determines its seed.
         manifest: from `trace_manifest`.
         options: settled.
-        strategy: chooses the logits.
+        strategy: what chooses the logits.
         out: the run directory to write.
         resume: continue the run at `out`.
         overwrite: replace the run at `out`.
         progress: show a progress bar on standard error.
 
     Raises:
-        RunError: `out` holds another run, or cannot be written. What is complete is kept.
+        RunError: `out` holds another run, or cannot be written. Complete parts are kept.
     """
     started = time.perf_counter()
     with RunWriter(out, manifest, resume=resume, overwrite=overwrite) as writer:
@@ -103,7 +103,7 @@ def _record_batch(
         decoded = engine.generated(prompts, strategy, seed, bar.advance_tokens)
     outputs = [[] for _ in batch] if decoded is None else decoded.outputs
     if options.mode == "replay":
-        # the state of the last emitted token emitted nothing, and generating never computes it
+        # the state of the last emitted token emits nothing, and generating never computes it
         sequences = [prompt + output[:-1] for prompt, output in zip(prompts, outputs, strict=True)]
         firsts = [0 if options.positions == "all" else len(prompt) - 1 for prompt in prompts]
         next_ids = [output[-1] if output else NOTHING for output in outputs]
@@ -138,7 +138,7 @@ def _token_columns(
     batch_row, position = rows.batch_row[order], rows.position[order]
     columns: dict[str, Any] = {name: values[order] for name, values in measured.items()}
     entropy = torch.from_numpy(columns["entropy"])
-    step = position - (n_prompt[batch_row] - 1)  # the one whose token the state emitted
+    step = position - (n_prompt[batch_row] - 1)  # the layer whose token the state emitted
     is_generated = (step >= 0) & (step < np.array([len(output) for output in outputs])[batch_row])
     selected = np.full(len(position), entropy.shape[1])
     if decoded is not None:

@@ -1,4 +1,4 @@
-"""What the token ids of a run say, so that a run can be read without its tokenizer."""
+"""The texts of the token ids of a run, so that a run can be read without its tokenizer."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +15,7 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> dict[int, str]:
     Ids that the tokenizer does not know are left out.
     """
     known = [token_id for token_id in token_ids if is_known(tokenizer, token_id)]
-    # some tokenizers drop the space before the first word, so every id is decoded behind another one
+    # some tokenizers drop the space before the first word, so every id is decoded after another one
     before = _some_word(tokenizer, known)
     prefix = _text(tokenizer, before)
     texts = {}
@@ -26,15 +26,15 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> dict[int, str]:
 
 
 def ids_in(*columns: Any) -> list[int]:
-    """Every id that occurs in columns of ids, in order; nulls are passed over, NaN or below 0."""
+    """Every id that occurs in columns of ids, in order; missing ids (NaN or below 0) are left out."""
     ids = [np.unique(column[column >= 0]) for column in (np.asarray(c, dtype=np.float64) for c in columns)]
     return [int(token_id) for token_id in np.unique(np.concatenate(ids))]
 
 
 def _some_word(tokenizer: Any, token_ids: Sequence[int]) -> list[int]:
-    """An id that says a word: that of "a" or, where the tokenizer cannot write it, one of these; none if none does."""
+    """The id of a word: of "a" or, where the tokenizer cannot write "a", of one of these; none where none is a word."""
     written: list[int] = []
-    with suppress(Exception):  # tokenizers in Python raise whatever their tables raise
+    with suppress(Exception):  # tokenizers written in Python raise any kind of error
         written = tokenizer("a", add_special_tokens=False).input_ids
     candidates = (token_id for token_id in (*written[-1:], *token_ids) if is_known(tokenizer, token_id))
     return next(

@@ -51,8 +51,8 @@ def trace(
             command line takes it ("valley", "last-1"); a `window` is then its window too. None is `Last()`.
         lens: through which layers are read, by the trace and by the strategy: "linear:FILE", "tuned:FILE",
             "jacobian:FILE", a transport, or None for the logit lens.
-        resume: continue the run at `out`; it must have been begun with the same model, prompts and options, and
-            with the same hooks and modules, as far as these can be told (docs/records.md).
+        resume: continue the run at `out`. It must have been begun with the same model, prompts and options, and with
+            the same hooks and modules, as far as these can be compared (docs/records.md).
         overwrite: replace the run at `out`, once everything that can be refused is checked; nothing but a run is ever
             removed.
         progress: show a progress bar on standard error.
@@ -60,7 +60,7 @@ def trace(
 
     Raises:
         OptionError, PromptError: before anything is written.
-        RunError: `out` holds another run, or cannot be written. What is complete is kept.
+        RunError: `out` holds another run, or cannot be written. Complete parts are kept.
     """
     dataset = prompts if isinstance(prompts, Dataset) else from_prompts(prompts)
     strategy = strategy_of(strategy, window=options.get("window"))
@@ -80,7 +80,7 @@ def trace(
     engine = kind(model, settled, transport)
     engine.refuse_unable(strategy)
     if settled.top > model.n_vocab:
-        what = f"is more than the {model.n_vocab:,} words of {model.source}"
+        what = f"is more than the {model.n_vocab:,} vocabulary entries of {model.source}"
         raise OptionError.about("top", settled.top, what, "lower it")
     if settled.max_new_tokens == 0 and not strategy.is_untouched:
         name, what = strategy_record(strategy)["name"], f"has no effect with {spelled('max_new_tokens', 0)}"
