@@ -4,7 +4,7 @@ rows      states read out together: any mix of prompts and positions
 batch     prompts that go through the model together
 seq       positions of one padded batch
 d_model   width of the residual stream
-vocab     words the model can emit
+vocab     tokens that the model can emit
 chosen    token ids whose log-probability is asked for
 """
 

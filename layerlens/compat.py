@@ -55,13 +55,13 @@ def has_fast_bfloat16() -> bool:
 
 
 def onednn_product(states: Tensor, weight: Tensor) -> Tensor:
-    """states [rows, d] times weight [words, d] transposed by oneDNN: [rows, words]. Both on a CPU, of one type."""
+    """states [rows, d] times weight [tokens, d] transposed, by oneDNN: [rows, tokens]; both on a CPU, of one type."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
     return product
 
 
 def onednn_layout(weight: Tensor, rows: int) -> Tensor:
-    """The weight [words, d] as oneDNN lays it out for itself to multiply so many rows with."""
+    """The weight [tokens, d] as oneDNN lays it out for itself to multiply so many rows with."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     return packed
 

@@ -86,7 +86,7 @@ def products(
 
     Args:
         states: [states, d_model]; they stand in for the states of each layer.
-        weight: of the unembedding, [words, d_model].
+        weight: that of the unembedding, [tokens, d_model].
         n_layers: how often they are multiplied.
         multiply: (rows, tokens) -> rows x tokens; makes the products.
         tile: rows and tokens of one product; None: `TILE`.
