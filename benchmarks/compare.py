@@ -436,7 +436,7 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     unknown = [way for way in arguments.ways if way not in WAYS]
     if unknown:
-        parser.error(f"--ways {unknown[0]!r} is none; give some of: {', '.join(WAYS)}")
+        parser.error(f"--ways {unknown[0]!r} is unknown; give some of: {', '.join(WAYS)}")
     return arguments
 
 

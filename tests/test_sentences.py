@@ -370,8 +370,8 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.load(3),
-        "a int is no model; give a hub id, a path, or a model of transformers, TransformerLens (a TransformerBridge) "
-        "or nnsight",
+        "a int is not a model; give a hub id, a path, or a model of transformers, TransformerLens (a "
+        "TransformerBridge) or nnsight",
         None,
         None,
     ),

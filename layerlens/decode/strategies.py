@@ -80,7 +80,7 @@ def layers_of(strategy: Strategy, n_layers: int, tied: bool) -> tuple[int, ...]:
     """The layers that a strategy needs of this model; OptionError where it is not a strategy or does not fit."""
     if not isinstance(strategy, Strategy):
         advice = "give one such as Valley(window=10), or its name, such as 'valley'"
-        raise OptionError.about("strategy", strategy, "is none", advice)
+        raise OptionError.about("strategy", strategy, "is not a strategy", advice)
     layers = strategy.layers(n_layers, tied)
     whole = isinstance(layers, Sequence) and all(isinstance(layer, int) for layer in layers)
     if not whole or any(not 0 <= layer <= n_layers for layer in layers):

@@ -67,7 +67,7 @@ def parsed(lens: str) -> tuple[str, Path | None]:
     kind, colon, path = lens.partition(":")
     if kind not in KINDS or (kind == "logit") == bool(colon) or (colon and not path):
         advice = ADVICE if kind in KINDS else did_you_mean(kind, KINDS, ADVICE)
-        raise OptionError.about("lens", lens, "is no lens", advice)
+        raise OptionError.about("lens", lens, "is not a lens", advice)
     if not colon:
         return kind, None
     try:
@@ -211,7 +211,7 @@ def _jacobian_lens(path: Path) -> Stored:
         type(block) is not bool and str(block).isascii() and str(block).isdecimal() for block in blocks
     )
     if not named:
-        raise _unreadable("jacobian", path, 'its entry "J" is no table of matrices by block, from 0')
+        raise _unreadable("jacobian", path, 'its entry "J" is not a table of matrices by block, from 0')
     matrices = {int(block) + 1: matrix for block, matrix in blocks.items()}
     sizes = [one.shape[-1] for one in matrices.values() if isinstance(one, Tensor) and one.dim()]
     width = payload.get("d_model", sizes[0] if sizes else 0)

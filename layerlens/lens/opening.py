@@ -33,7 +33,7 @@ def open_lens(lens: str | Transport | None, model: Model) -> Transport:
         return IDENTITY
     if not isinstance(lens, str):
         if isinstance(lens, type) or not isinstance(lens, Transport):
-            raise OptionError.about("lens", lens, "is no lens", f"{ADVICE}, or an object that is a Transport")
+            raise OptionError.about("lens", lens, "is not a lens", f"{ADVICE}, or an object that is a Transport")
         if isinstance(lens, Affine) and lens.was_opened_for(model.hf):
             return lens
         _refuse_unfit(lens, model)

@@ -96,7 +96,7 @@ def _parsed(limit: str | int) -> int:
         return int(convert_file_size_to_int(limit))
     except ValueError as error:
         raise OptionError(
-            f"max_memory {limit!r} is no size ({first_sentence(error)})",
+            f"max_memory {limit!r} is not a size ({first_sentence(error)})",
             "give one such as 20GiB",
             option="max_memory",
             given=limit,

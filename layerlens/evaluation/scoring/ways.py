@@ -38,20 +38,22 @@ def check_references(dataset: Dataset, way: Scoring) -> None:
 def last_number(text: str, reference: str) -> bool:
     """Whether the last number of the text equals that of the reference; False where either has none.
 
-    A number is written as 1450000, 1,450,000, 2.5, .5, 1/2, 3 1/2, 3½, \\frac{1}{2}, \\frac12, 3\\frac{1}{2}, 10^3,
-    2 \\cdot 10^{-3}, 2 × 10³ or 2e3, and 0.5 equals 1/2. Groups of three digits belong to one number where a comma,
-    {,}, a space of LaTeX (such as \\, or \\!) or a space at which no line breaks stands between them, and at a plain
-    space where one of the groups begins with 0, as in 10 080. A minus sign (- or −) right before it, or before its $,
-    counts unless a digit, a letter, a closing bracket, % or another minus sign stands before that: "5-3" ends in 3.
-    Currency, percent signs, units and punctuation are passed over: 50% is 50, and 12 m^2 and 12 cm3 are 12. Digits
-    right after a letter, as in H2O or B12, are passed over too, though not the 18 of US$18, and so is a number right
-    after a denial: "12, not 13", "12 rather than 13" and "12 ≠ 13" end in 12. A number of more than 1,000 characters is
-    not read.
+    - *Writing.* A number is written as 1450000, 1,450,000, 2.5, .5, 1/2, 3 1/2, 3½, \\frac{1}{2}, \\frac12,
+      3\\frac{1}{2}, 10^3, 2 \\cdot 10^{-3}, 2 × 10³ or 2e3. 0.5 equals 1/2. A number of more than 1,000 characters is
+      not read.
+    - *Groups of three digits* belong to one number where a comma, {,}, a space of LaTeX (such as \\, or \\!) or a space
+      at which no line breaks is between them. A plain space counts too where one of the groups begins with 0, as in
+      10 080.
+    - *A minus sign* (- or −) right before the number, or before its $, counts unless a digit, a letter, a closing
+      bracket, % or another minus sign is before it: "5-3" ends in 3.
+    - *Ignored* are currency, percent signs, units and punctuation: 50% is 50, and 12 m^2 and 12 cm3 are 12. Digits
+      right after a letter, as in H2O or B12, are ignored too, but not the 18 of US$18. So is a number right after a
+      denial: "12, not 13", "12 rather than 13" and "12 ≠ 13" end in 12.
 
     Nothing else is calculated: a text whose last number is a part of something larger has none. Such are 2^3, 2**3,
     x \\cdot 10^3, 52_8, 2\\pi, \\sqrt{2}, \\frac{\\pi}{12}, \\binom52, \\log_2 8, 0.\\overline{3}, f(2), x/12, 1 ÷ 2,
     3 × 4, ±2, 12 mod 5, 5 choose 2, and 5! in a box or between dollars. The signs +, -, * and x also write ranges,
-    lists and sizes, so that "5-3" and "2 * 3" end in 3.
+    lists and sizes, so "5-3" and "2 * 3" end in 3.
     """
     number, wanted = last_value(text), last_value(reference)
     return number is not None and number == wanted
@@ -60,18 +62,24 @@ def last_number(text: str, reference: str) -> bool:
 def chosen_letter(text: str, reference: str) -> bool:
     """Whether the letter that the text settles on is the reference, one of A, B, C, D.
 
-    It is the letter right after the last "answer is", "answer:", "answer →", "<answer>" or "correct option is" that has
-    one, with nothing but signs between; where there is none, the one in the last \\boxed{}; where there is none either,
-    the one after the first "I choose", "we pick", "I'd select", "I will go with" and the like; and without that, the
-    last capital A to D that stands alone and is not what another letter is compared with ("B over D", "B beats D", "B
-    is better than D"). What corrects an answer that was given counts as a later one: "no, wait:
-    B", "actually, it is B", "sorry, I meant B" and the like, where the clause ends after the letter or goes on with "is
-    right" or "is correct". A letter stands alone with no letter, digit, apostrophe, hyphen, + or ^ next to it, no °
-    before it and no # after it, or in single quotes, and is no A that is an article, followed by a space and a small
-    letter. Letters that the text denies or asks about are passed over: "not D", "neither A nor D", "rather than D", "D
-    is wrong", "D does not hold" and the like, and any in a sentence that ends in a question mark. Letters joined by
-    "or", "and" or a slash settle on none, and neither does a box with several. Small letters count in brackets or
-    quotes after "answer is", and in a box.
+    It is the first of these that the text has:
+
+    - the letter right after the last "answer is", "answer:", "answer →", "<answer>" or "correct option is" that is
+      followed by one, with nothing but signs between;
+    - the letter in the last \\boxed{};
+    - the letter after the first "I choose", "we pick", "I'd select", "I will go with" and the like;
+    - the last capital A to D that stands alone, and that another letter is not compared with ("B over D", "B beats D",
+      "B is better than D").
+
+    A correction counts as a later answer: "no, wait: B", "actually, it is B", "sorry, I meant B" and the like, where
+    the clause ends after the letter or continues with "is right" or "is correct".
+
+    A letter stands alone if no letter, digit, apostrophe, hyphen, + or ^ is next to it, no ° before it and no # after
+    it, or if it is in single quotes. An A that is an article, followed by a space and a small letter, does not count.
+    Letters that the text denies or asks about are ignored: "not D", "neither A nor D", "rather than D", "D is wrong",
+    "D does not hold" and the like, and any letter in a sentence that ends in a question mark. A text settles on no
+    letter where "or", "and" or a slash joins several, or a box has several. Small letters count in brackets or quotes
+    after "answer is", and in a box.
     """
     return settled_letter(text) == reference.strip()
 
@@ -108,7 +116,7 @@ def number_or_words(text: str, reference: str) -> bool:
     The end of a text is its last \\boxed{}, the line after the last "answer is" or "answer:", or the last line, as for
     `exact`. If one of the last two is corrected, only the correction counts: Rome in "Paris. No, wait: Rome". A
     correction is a name or a number of one to three words, or one word after a colon. White space of any length is one
-    space, and an accent counts alike as a part of its letter and after it. Words that the text denies do not count:
+    space. An accent may be a part of its letter or follow it. Words that the text denies do not count:
     "not Paris", "rather than Paris", "neither Paris nor Rome", "Paris is wrong", "Paris isn't". Nor do words in a
     sentence that ends in a question mark, or words that "or" joins to others. Of "yes" and "no", the first one there
     that counts decides; "no doubt", "no one" and the like say neither.
