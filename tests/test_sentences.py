@@ -344,9 +344,9 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.load("m", device="cpu", device_map="auto"),
-        "device 'cpu' and device_map 'auto' both say where; give one of them",
+        "device 'cpu' and device_map 'auto' both say where to put the model; give one of them",
         f"{GENERATE} --device cpu --device-map auto",
-        "--device cpu and --device-map auto both say where; give one of them",
+        "--device cpu and --device-map auto both say where to put the model; give one of them",
     ),
     Refusal(
         lambda at: ll.load("m", offload_folder=at / "disk"),

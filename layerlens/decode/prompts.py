@@ -132,7 +132,9 @@ def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: 
         raise PromptError(f"prompt {prompt.prompt_id} has no tokens", "give a text", given=text)
     unknown = [token_id for token_id in ids if token_id is None or not 0 <= token_id < model.n_known_tokens]
     if unknown:
-        problem = f"prompt {prompt.prompt_id} holds token {unknown[0]}, the model knows 0..{model.n_known_tokens - 1}"
+        problem = (
+            f"prompt {prompt.prompt_id} holds token {unknown[0]}, and the model knows 0..{model.n_known_tokens - 1}"
+        )
         raise PromptError(problem, "load the model with its own tokenizer", given=unknown[0])
     return TokenizedPrompt(prompt.prompt_id, text, tuple(ids), prompt.reference)
 

@@ -86,7 +86,11 @@ def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, di
             advice = f"give {spelled('trust_remote_code', True)} if you trust it"
             problem = f"{source} comes with code of its own"
             raise ModelError(problem, advice, option="trust_remote_code", given=source) from error
-        why = first_sentence(error) if is_folder or online else "no such folder, not in the cache, hub not reached"
+        why = (
+            first_sentence(error)
+            if is_folder or online
+            else "no such folder, not in the cache, and the hub cannot be reached"
+        )
         raise ModelError(f"{source!r} is not a model that can be loaded ({why})", advice, given=source) from error
     loader = loader_of(config)
     refuse_other_kinds(source, config, known=loader is not None)

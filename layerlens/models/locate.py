@@ -96,7 +96,7 @@ def refuse_unloadable(source: str, revision: str | None = None, window: int | No
     place = located(source)
     is_cached = not place.is_hub_id or hub.commit_of(source, "config.json", revision or "main") is not None
     if not is_cached and not hub.answers(source, "config.json", revision=revision):
-        why = "no such folder, not in the cache, hub not reached"
+        why = "no such folder, not in the cache, and the hub cannot be reached"
         raise ModelError(f"{source!r} is not a model that can be loaded ({why})", OTHER_SOURCES, given=source)
     if not place.is_hub_id and place.gguf_file is None:
         refuse_without_tokenizer(source, place.folder)
@@ -186,7 +186,7 @@ def _refuse_no_folder(source: str, path: Path) -> None:
     """ModelError where a name that nothing has here cannot be a hub id either: it is a path, or a misspelt name of a
     built-in model."""
     if path.is_file():
-        raise ModelError(f"{source} is a file and no .gguf", OTHER_SOURCES, given=source)
+        raise ModelError(f"{source} is a file, but not a .gguf file", OTHER_SOURCES, given=source)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
         raise ModelError(f"there is no folder {source}", "give a folder, a .gguf file or a hub id", given=source)
     advice = "" if "/" in source else did_you_mean(source, BUILT_IN, "")

@@ -78,7 +78,7 @@ def place_for(
                 raise OptionError.about(name, value, f"belongs to {spelled('device_map')}", advice)
         return Place({"": _device(device)})
     if device is not None:
-        what = f"and {spelled('device_map', device_map)} both say where"
+        what = f"and {spelled('device_map', device_map)} both say where to put the model"
         raise OptionError.about("device", device, what, "give one of them")
     if not isinstance(device_map, Mapping) and device_map not in DEVICE_MAPS:
         advice = f"give {', '.join(DEVICE_MAPS)}, or {spelled('device')} for one device"

@@ -40,7 +40,7 @@ def test_a_slip_in_a_built_in_name_gets_the_name(offline, name):
 
 @pytest.mark.parametrize("name", ["gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct", "org/some-model.v2"])
 def test_a_hub_id_is_asked_for(offline, name):
-    with refused(ModelError, given=name, problem="hub not reached"):
+    with refused(ModelError, given=name, problem="hub cannot be reached"):
         locate.refuse_unloadable(name)
     assert offline == [name]
 

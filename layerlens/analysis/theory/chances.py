@@ -101,7 +101,7 @@ def descending(descent: float, rise: float, window: int) -> Parameters:
     """A curve that falls by the descent from layer to layer up to V* = L-1, then rises; noise of sd 1."""
     if window < 2 or descent < 0:
         raise OptionError(
-            f"window {window} and descent {descent:g} cannot be",
+            f"window {window} or descent {descent:g} is out of range",
             "choose at least 2 and at least 0",
             option="window",
             given=window,

@@ -60,7 +60,7 @@ class Parameters:
         if self.rise < 0 or (self.rise > 0 and self.valley == self.n_layers):
             at = f"a rise of {self.rise:g} nats after V* {self.valley} of {self.n_layers} layers"
             raise OptionError(
-                f"{at} is not one",
+                f"{at} is not possible",
                 "give a rise of at least 0, and 0 where V* is the last layer",
                 option="rise",
                 given=self.rise,
@@ -68,7 +68,7 @@ class Parameters:
         if self.noise < 0 or self.early_factor <= 0 or not -1 < self.correlation < 1:
             given = f"noise {self.noise:g}, early_factor {self.early_factor:g}, correlation {self.correlation:g}"
             raise OptionError(
-                f"{given} cannot be",
+                f"{given} are out of range",
                 "choose at least 0, above 0, and between -1 and 1",
                 option="noise",
                 given=self.noise,

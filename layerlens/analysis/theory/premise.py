@@ -70,7 +70,10 @@ def premise_table(
     for bound in bounds:
         if not 0 <= bound < np.inf:
             raise OptionError(
-                f"noise of at most {bound:g} nats cannot be", "give a bound of at least 0", option="bounds", given=bound
+                f"noise of at most {bound:g} nats is out of range",
+                "give a bound of at least 0",
+                option="bounds",
+                given=bound,
             )
         for name, draw in BOUNDED.items():
             noise = bound * draw(np.random.default_rng(seed), (n_draws, parameters.n_layers))
