@@ -292,7 +292,7 @@ def test_a_text_from_nothing(tiny_llama):
     ("opened", "option", "given"),
     [
         (lambda: ll.decoding(tiny("llama").hf, ll.Valley()), "model", "LlamaForCausalLM"),
-        (lambda: ll.decoding(tiny("llama"), "valley"), "strategy", "valley"),
+        (lambda: ll.decoding(tiny("llama"), "vally"), "strategy", "vally"),
         (lambda: ll.decoding(tiny("llama"), ll.Last(), seed=-1), "seed", -1),
     ],
 )

@@ -186,9 +186,9 @@ def test_ids_that_a_tokenizer_does_not_know(alphabet, lacking, run_of):
         assert run.text_of(sorted(ids)) == [alphabet[i] if i < len(alphabet) else f"#{i}" for i in sorted(ids)]
     changed = found.steps[found.steps["next_token_id"] != found.steps["last_token_id"]]
     assert len(changed)
-    shown = "".join(piece for piece, _ in marked(model, found, sampled=False))
+    shown = "".join(piece for piece, _ in marked(model, found, ("⟦", "⟧"), sampled=False))
     for emitted in changed["next_token_id"]:
-        assert f"-> #{emitted}]" in shown or emitted < len(alphabet)
+        assert f" -> #{emitted}⟧" in shown or emitted < len(alphabet)
     with pytest.raises(ll.PromptError, match="prompt 0 "):
         ll.generate(model, ["é"], max_new_tokens=1)
 
