@@ -24,6 +24,6 @@ def test_the_first_code_prints_the_tables_that_are_shown(smollm2, tmp_path, monk
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     after = README.split("```python\n")[1].split("```\n")[1].split("## ")[0]
     shown = [line.split() for line in after.splitlines() if line.startswith("    ")]
-    assert len(shown) == 10  # two tables
+    assert len(shown) == 8  # two tables
     assert shown == printed[: len(shown)] == printed
-    assert ll.open_run(tmp_path / "runs" / "notebook").is_complete
+    assert ll.open_run(tmp_path / "runs" / "sample").is_complete
