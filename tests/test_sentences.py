@@ -64,9 +64,9 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.GenerateOptions(max_new_tokens=2.5),
-        "max_new_tokens 2.5 is no whole number; give one from 1",
+        "max_new_tokens 2.5 is not a whole number; give one from 1",
         f"{GENERATE} --max-new-tokens 2.5",
-        "--max-new-tokens 2.5 is no whole number; give one, such as 3",
+        "--max-new-tokens 2.5 is not a whole number; give one, such as 3",
     ),
     Refusal(
         lambda at: ll.GenerateOptions(seed=2**63),
@@ -138,7 +138,7 @@ SENTENCES = [
         None,
         None,
         f"{GENERATE} --chat-template-arg thinks",
-        "--chat-template-arg thinks is no KEY=VALUE; write it like enable_thinking=false",
+        "--chat-template-arg thinks is not of the form KEY=VALUE; write it like enable_thinking=false",
     ),
     # options of a trace
     Refusal(
@@ -218,9 +218,9 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.Valley(p=2),
-        "p 2 is no probability; give a number from 0 to 1",
+        "p 2 is not a probability; give a number from 0 to 1",
         f"{TRACE} --strategy valley --p 2",
-        "--p 2 is no probability; give a number from 0 to 1",
+        "--p 2 is not a probability; give a number from 0 to 1",
     ),
     Refusal(
         lambda at: ll.Valley(criterion="nix"),
@@ -274,9 +274,9 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: probabilities([0.5, 1.5]),
-        "p 1.5 is no probability; give numbers from 0 to 1",
+        "p 1.5 is not a probability; give numbers from 0 to 1",
         f"{ABLATE} --p 0.5,1.5",
-        "--p 0.5,1.5 holds '1.5'; give numbers from 0 to 1, set off by commas",
+        "--p 0.5,1.5 contains '1.5'; give numbers from 0 to 1, separated by commas",
     ),
     Refusal(
         lambda at: whole("repeats", 0, 1),
@@ -313,9 +313,9 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.dataset("sample").shard(5, 4),
-        "shard '5/4' is no shard; give a number from 1 to the number of shards, such as 2/4",
+        "shard '5/4' is not a shard; give a number from 1 to the number of shards, such as 2/4",
         f"{TRACE} --shard 5/4",
-        "--shard 5/4 is no shard; give a number from 1 to the number of shards, such as 2/4",
+        "--shard 5/4 is not a shard; give a number from 1 to the number of shards, such as 2/4",
     ),
     Refusal(
         None,
@@ -468,7 +468,7 @@ SENTENCES = [
     ),
 ]
 
-MODEL_HELP = "hub id, folder, .gguf file, smollm2-135m-instruct or gemma3-270m"
+MODEL_HELP = "a hub id, a folder, a .gguf file, or a built-in model: smollm2-135m-instruct or gemma3-270m"
 COMMANDS = "trace, generate, figure, table, report, export, merge, compare, ablate, models, datasets, doctor, bench, "
 COMMANDS += "fit-lens"
 QUOTES = "leave it out, write its option before it, or put quotes around a text with spaces"
@@ -479,14 +479,14 @@ MISTYPED = {
     "`layerlens trace --help`",
     "trace --model m": "`layerlens trace` lacks --out (run directory to write); add it, or see `layerlens trace "
     "--help`",
-    "generate": f"`layerlens generate` lacks --model ({MODEL_HELP}) and --prompt (what to answer); add them, or see "
+    "generate": f"`layerlens generate` lacks --model ({MODEL_HELP}) and --prompt (prompt to answer); add them, or see "
     "`layerlens generate --help`",
-    "ablate --out o": f"`layerlens ablate` lacks --model ({MODEL_HELP}) and --dataset (name of a dataset with a way of "
-    "scoring; see `layerlens datasets`); add them, or see `layerlens ablate --help`",
+    "ablate --out o": f"`layerlens ablate` lacks --model ({MODEL_HELP}) and --dataset (name of a dataset whose answers "
+    "can be scored; see `layerlens datasets`); add them, or see `layerlens ablate --help`",
     "bench decode": f"`layerlens bench decode` lacks --model ({MODEL_HELP}); add it, or see `layerlens bench decode "
     "--help`",
     "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper (1 to 12), a name such as onset or "
-    "grid, or all) and --out (directory for the PNG, the PDF and the csv with the numbers drawn); add them, or see "
+    "grid, or all) and --out (directory for the PNG, the PDF, and the csv with the numbers drawn); add them, or see "
     "`layerlens figure --help`",
     "table --run r": "`layerlens table` lacks NUMBER (number of a table of the paper (5, 7, 8), 6.1, or all); add it, "
     "or see `layerlens table --help`",
@@ -494,22 +494,21 @@ MISTYPED = {
     "compare": "`layerlens compare` lacks RUN (run directory) and RUN (run directory of the same prompts); add them, "
     "or see `layerlens compare --help`",
     # an option has no value
-    f"{TRACE} --limit": "--limit is followed by nothing; give it a value (use the first N prompts)",
+    f"{TRACE} --limit": "--limit is followed by nothing; give it a value (use only the first N prompts)",
     "trace --model m --out --resume": "--out is followed by --resume; give it a value (run directory to write)",
     "trace --model m --out=": "--out is followed by an empty text; give it a value (run directory to write)",
-    f"{TRACE} --window --limit=3": "--window is followed by --limit=3; give it a value (candidate layers of a valley, "
-    "or of a strategy that takes a window)",
-    f"{ABLATE} --arms --p 1": "--arms is followed by --p; give it a value (strategies with a p, set off by commas: "
-    "last-N, valley, valley-N, valley+N)",
-    "bench decode --model m --json ''": "--json is followed by an empty text; give it a value (file to write the same "
-    "to, as JSON)",
-    "report r --out": "--out is followed by nothing; give it a value (the file to write; report.html in the run "
-    "directory)",
+    f"{TRACE} --window --limit=3": "--window is followed by --limit=3; give it a value (how many candidate layers a "
+    "valley, or another strategy with a window, chooses from)",
+    f"{ABLATE} --arms --p 1": "--arms is followed by --p; give it a value (strategies to compare, separated by "
+    "commas: last, last-N, valley, valley-N or valley+N)",
+    "bench decode --model m --json ''": "--json is followed by an empty text; give it a value (JSON file to write the "
+    "measurements to)",
+    "report r --out": "--out is followed by nothing; give it a value (the file to write)",
     "compare a b --out": "--out is followed by nothing; give it a value (directory for comparison.csv and outputs.csv)",
     # a value cannot be read
-    f"{TRACE} --limit '1 is not 2'": "--limit '1 is not 2' is no whole number; give one, such as 3",
-    f"{TRACE} --temperature 0,7": "--temperature 0,7 is no number; give one, such as 0.5",
-    f"{TRACE} --temperature=": "--temperature '' is no number; give one, such as 0.5",
+    f"{TRACE} --limit '1 is not 2'": "--limit '1 is not 2' is not a whole number; give one, such as 3",
+    f"{TRACE} --temperature 0,7": "--temperature 0,7 is not a number; give one, such as 0.5",
+    f"{TRACE} --temperature=": "--temperature '' is not a number; give one, such as 0.5",
     f"{TRACE} --positions some": "--positions some is unknown; give generated or all",
     f"{TRACE} --resume=yes": "--resume=yes gives a value to an option that takes none; write --resume",
     # there is no such option, command or place
@@ -526,7 +525,7 @@ MISTYPED = {
     "generate --model m --prompt Why is '(it)?'": f"`layerlens generate` has no place for 'is (it)?'; {QUOTES}",
     "models --check --json --markdown": "--json and --markdown are two ways to print the same; give one of them",
     "table 11": "there is no table '11'; give 5, 6.1, 7, 8 or all",
-    "table all": "table all needs something to be made from; give --run or --ablation",
+    "table all": "table all needs a run or an ablation; give --run or --ablation",
 }
 """What can only be done on the command line: what is typed, and what is said."""
 

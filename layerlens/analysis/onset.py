@@ -44,7 +44,7 @@ def onset(run: Records, rank: int = 1) -> pd.DataFrame:
             token do not count as before it.
 
     Raises:
-        OptionError: the rank is no whole number between 1 and the size of the vocabulary.
+        OptionError: the rank is not a whole number between 1 and the size of the vocabulary.
         RunError: the run was traced without `targets`, or none of its generated tokens can be counted.
     """
     totals = _onsets(run, rank)
@@ -88,7 +88,10 @@ def _onsets(run: Records, rank: int) -> Gathered:
     n_vocab = int(run.manifest["model"]["n_vocab"])
     if not is_whole(rank) or not 1 <= rank <= n_vocab:
         raise OptionError.about(
-            "rank", rank, f"is no rank in a vocabulary of {n_vocab:,}", f"give a whole number between 1 and {n_vocab}"
+            "rank",
+            rank,
+            f"is not a rank in a vocabulary of {n_vocab:,}",
+            f"give a whole number between 1 and {n_vocab}",
         )
 
     def onsets_of(piece: Records, tokens: Sample) -> Ints:

@@ -1,4 +1,4 @@
-"""The command line: parses, calls one function, prints where the result is. Nothing heavy is imported for --help."""
+"""The command line. It parses, calls one function, and prints where the result is. --help imports nothing heavy."""
 
 import sys
 import warnings
@@ -74,7 +74,7 @@ _READER_IS_GONE = 1  # such as that of `layerlens models | head -1`; nothing to 
 
 
 def main() -> None:
-    """Run the command line and exit: 0 when what was asked for exists, 2 with one sentence when it cannot."""
+    """Run the command line and exit: with 0 when the command is done, with 2 and one sentence when it cannot be."""
     sys.stdout, sys.stderr = output(sys.stdout), notices(sys.stderr)
     collect_rarely()
     warnings.showwarning = _show_notice  # type: ignore[assignment]
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status of the command line with these arguments; faults of layerlens itself are raised."""
+    """The exit status of the command line with these arguments. Faults of layerlens itself are raised."""
     try:
         status = _status(arguments)
         if sys.stdout is not None:
@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> int:
         if isinstance(error.__cause__, BrokenPipeError):
             return _READER_IS_GONE
         return _refuse(
-            f"standard output cannot be written ({error}); files that were written stay, send what is printed elsewhere"
+            f"standard output cannot be written ({error}); send it elsewhere: the files that were written are complete"
         )
 
 

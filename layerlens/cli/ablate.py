@@ -1,4 +1,4 @@
-"""`layerlens ablate`: which layer should speak, and how often, by scored answers to the same items."""
+"""`layerlens ablate`: from which layer tokens should come, and how often, measured by scored answers."""
 
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -17,29 +17,40 @@ if TYPE_CHECKING:
 def ablate(
     *,
     model: options.Model,
-    dataset: Annotated[str, typer.Option(help="Name of a dataset with a way of scoring; see `layerlens datasets`.")],
+    dataset: Annotated[
+        str, typer.Option(help="Name of a dataset whose answers can be scored; see `layerlens datasets`.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     arms: Annotated[
-        str, typer.Option(help="Strategies with a p, set off by commas: last-N, valley, valley-N, valley+N.")
+        str,
+        typer.Option(help="Strategies to compare, separated by commas: last, last-N, valley, valley-N or valley+N."),
     ] = "last,last-1,last-2,last-4,valley,valley-2,valley-1,valley+1,valley+2",
     p: Annotated[
-        str, typer.Option("--p", help="Probabilities of an arm's layer; 0,0.2,...,1 counts in equal steps.")
+        str,
+        typer.Option(
+            "--p", help="Probabilities that a token comes from an arm's layer; 0,0.2,...,1 means equal steps."
+        ),
     ] = "0,0.2,...,1",
     data_file: options.DataFile = None,
     limit: options.Limit = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each item at most.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Generate at most this many tokens for each item.")] = 256,
     decoding: options.Decoding,
-    repeats: Annotated[int, typer.Option(help="Answers to each item, with other seeds, where something is drawn.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(help="How many answers each item gets, with a seed each, where tokens or layers are drawn.")
+    ] = 1,
     window: options.Window = None,
     lens: options.Lens = None,
     batch_size: options.BatchSize = 1,
     loading: options.Loading,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the ablation at --out.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the ablation at --out, once its successor can begin.")
+        bool, typer.Option("--overwrite", help="Replace the ablation at --out as soon as the new one can begin.")
     ] = False,
 ) -> int:
-    """Answer the same items with every arm at every p, score the answers, and compare each arm with the last layer."""
+    """Answer the same items with several strategies (arms), score the answers, and compare with the last layer.
+
+    Every arm is tried at every probability p.
+    """
     # refused before torch is imported: what is wrong with the items or the paths shows in a second
     import layerlens as ll
     from layerlens.evaluation.scoring import way_of_scoring
@@ -70,7 +81,7 @@ def ablate(
             **settings,
         )
     except KeyboardInterrupt:
-        typer.echo(f"layerlens: interrupted; what was answered is in {out}, continue with --resume", err=True)
+        typer.echo(f"layerlens: interrupted; the answers so far are in {out}, continue with --resume", err=True)
         return 130
     _print(table)
     typer.echo(f"answers  {out}")
@@ -89,19 +100,19 @@ def _refuse_what_cannot_be(
     GenerateOptions(**settings)
 
 
-_LIST = "give numbers from 0 to 1, set off by commas"
+_LIST = "give numbers from 0 to 1, separated by commas"
 _STEPS = "write it like 0,0.2,...,1"
 
 
 def probabilities(text: str) -> list[float]:
-    """Numbers set off by commas; "..." between two of them and a third goes on in their step: 0,0.2,...,1.
+    """Numbers from a text with commas. After two numbers, "..." goes on in equal steps to the next: 0,0.2,...,1.
 
     Raises:
-        OptionError: something is no number, or the steps do not lead to the number after "...".
+        OptionError: an entry is not a number from 0 to 1, or the steps do not lead to the number after "...".
     """
     parts, values = _listed(text), list[Decimal]()
     if not parts:
-        raise OptionError.about("p", text, "is no list of probabilities", _LIST)
+        raise OptionError.about("p", text, "is not a list of probabilities", _LIST)
     for place, part in enumerate(parts):
         if part != "...":
             values.append(_number(part, text))
@@ -111,7 +122,7 @@ def probabilities(text: str) -> list[float]:
         if end is not None and step > 0 and (end - values[-1]) % step:
             raise OptionError.about("p", text, f"has steps of {step}, which do not end at {end}", _STEPS)
         if end is None or step <= 0 or (end - values[-1]) % step or (end - values[-1]) / step > 1000:
-            raise OptionError.about("p", text, "does not say where ... leads", _STEPS)
+            raise OptionError.about("p", text, "does not say which numbers ... stands for", _STEPS)
         while values[-1] + step < end:
             values.append(values[-1] + step)
     return [float(value) for value in values]
@@ -123,7 +134,7 @@ def _number(part: str, text: str) -> Decimal:
     except InvalidOperation:
         value = Decimal("NaN")
     if not value.is_finite() or not 0 <= value <= 1:
-        raise OptionError.about("p", text, f"holds {part!r}", _LIST)
+        raise OptionError.about("p", text, f"contains {part!r}", _LIST)
     return value
 
 

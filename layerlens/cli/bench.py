@@ -19,7 +19,7 @@ bench = typer.Typer(
 
 _PAPER_QUANTITIES = ("MFLOPs per token", "percent of forward pass")
 
-Json = Annotated[Path | None, typer.Option(help="File to write the same to, as JSON.")]
+Json = Annotated[Path | None, typer.Option(help="JSON file to write the measurements to.")]
 
 
 @bench.callback()
@@ -35,16 +35,16 @@ def decode(
     strategy: options.StrategyName = "valley",
     window: options.Window = None,
     strategy_options: options.StrategyOptions,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each prompt.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to generate for each prompt.")] = 64,
     prompt: Annotated[
-        str | None, typer.Option(help="Text to begin with. [default: 64 tokens of the shipped problems]")
+        str | None, typer.Option(help="Prompt to generate from. [default: 64 tokens of the shipped problems]")
     ] = None,
     batch_size: options.BatchSize = 1,
-    rounds: Annotated[int, typer.Option(help="Rounds, of which medians are shown.")] = 5,
+    rounds: Annotated[int, typer.Option(help="How many rounds to measure; their medians are shown.")] = 5,
     json: Json = None,
     loading: options.Loading,
 ) -> int:
-    """Show what a strategy costs beside decoding from the last layer and transformers' own generate."""
+    """Compare the cost of a strategy with decoding from the last layer and with transformers' own generate."""
     from layerlens.decode.options import GenerateOptions, whole
     from layerlens.decode.registry import refuse_unknown
 
@@ -73,16 +73,19 @@ def decode(
 def trace(
     *,
     model: options.Model,
-    tokens: Annotated[int, typer.Option(help="Of the text, from the shipped problems.")] = 512,
-    rounds: Annotated[int, typer.Option(help="Rounds, of which medians are shown.")] = 3,
-    lens_precision: Annotated[Precision, typer.Option(help="Of readouts, as of trace.")] = Precision.float32,
+    tokens: Annotated[int, typer.Option(help="How many tokens of the shipped problems to trace.")] = 512,
+    rounds: Annotated[int, typer.Option(help="How many rounds to measure; their medians are shown.")] = 3,
+    lens_precision: Annotated[
+        Precision, typer.Option(help="Precision of readouts, as in `layerlens trace`.")
+    ] = Precision.float32,
     readings: options.Readings,
     json: Json = None,
     loading: options.Loading,
 ) -> int:
-    """Show what the trace of a given text costs beside its floor: a forward pass and the products with the unembedding.
+    """Compare the cost of a trace with the least it can cost: a forward pass and the products with the unembedding.
 
-    Memory is what comes on top of the loaded model: on CUDA as it was allocated, on Linux as the process grew.
+    Memory is what is needed beyond the loaded model. On CUDA it is what was allocated. On Linux it is how much the
+    process grew.
     """
     from layerlens.decode.options import whole
     from layerlens.tracing.options import TraceOptions
@@ -108,14 +111,14 @@ def analysis(
     run: Annotated[Path, typer.Option(help="Run directory.")],
     json: Json = None,
 ) -> int:
-    """Show how long the statistics of a run take, and the memory of the process."""
+    """Show how long the statistics of a run take, and how much memory the process uses."""
     _refuse_unwritable(json)
 
     from layerlens.bench.run_statistics import measure_analysis
 
     report, left_out = measure_analysis(run)
     for name, reason in left_out.items():
-        typer.echo(f"{name} left out: {reason}", err=True)
+        typer.echo(f"{name} is left out: {reason}", err=True)
     typer.echo(f"{run}: {report['tokens']:,} tokens, {report['layers']} layers")
     for name, value in report["seconds"].items():
         typer.echo(f"  {name:<22} {value:>8.2f} s")
@@ -125,9 +128,9 @@ def analysis(
 
 
 def _refuse_unwritable(json: Path | None) -> None:
-    """OptionError where no file can be written there; before anything is measured."""
+    """OptionError where no file can be written there. This is checked before anything is measured."""
     if json is not None and (json.is_dir() or not json.expanduser().absolute().parent.is_dir()):
-        raise OptionError.about("json", json, "cannot be written there", "give a file in a folder that exists")
+        raise OptionError.about("json", json, "cannot be written", "give a file in a folder that exists")
 
 
 def _write(report: dict[str, Any], json: Path | None) -> None:
@@ -138,7 +141,7 @@ def _write(report: dict[str, Any], json: Path | None) -> None:
         json.expanduser().write_text(json_format.dumps(report, indent=1, default=str) + "\n")
     except OSError as error:
         what = f"could not be written ({error.strerror})"
-        raise OptionError.about("json", json, what, "what was measured is above, give another file") from error
+        raise OptionError.about("json", json, what, "the measurements are printed above: give another file") from error
     typer.echo(f"written to {json}")
 
 
@@ -155,8 +158,8 @@ def _print_decoding(report: dict[str, Any], strategy: str) -> None:
         f"medians of {report['rounds']} rounds"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("a generated token", no_wrap=True)
-    for heading in ("here", "of forward", "paper"):
+    table.add_column("per generated token", no_wrap=True)
+    for heading in ("here", "share of forward", "paper"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["flops"]:
         condition = PAPER_CONDITIONS.get(row["name"], "")
@@ -164,10 +167,10 @@ def _print_decoding(report: dict[str, Any], strategy: str) -> None:
         share = f"{row['percent_of_forward']:.1f} %" if row["name"] != "forward" else ""
         table.add_row(row["what"], f"{_number(row['flops'] / 1e6)} MFLOPs", share, _paper(paper))
     extra = report["projections_per_token"] - 1
-    table.add_row("unembeddings added", f"{extra:.3f}", "", "")
+    table.add_row("extra unembeddings", f"{extra:.3f}", "", "")
     depth = report["mean_depth"]
     paper_depth = reported_value("S6.1", quantity="mean walk depth, layers")
-    table.add_row("mean depth", "" if depth is None else f"{depth:.3f}", "", f"{paper_depth}")
+    table.add_row("mean walk depth", "" if depth is None else f"{depth:.3f}", "", f"{paper_depth}")
     table.add_section()
     speeds, ratios = report["tokens_per_second"], report["ratios"]
     latency_percent = reported_value("5", quantity="latency increase percent, upper bound")
@@ -179,14 +182,14 @@ def _print_decoding(report: dict[str, Any], strategy: str) -> None:
     ):
         table.add_row(what, f"{_number(speeds[name])} tokens/s", against, paper_says)
     memory = report["extra_memory_mib"]
-    table.add_row("memory above last's", "CUDA only" if memory is None else f"{memory:,.0f} MiB", "", "")
+    table.add_row("memory beyond last", "CUDA only" if memory is None else f"{memory:,.0f} MiB", "", "")
     print_table(table)
     paper_model = reported("5")["model"].iloc[0]
     typer.echo(
-        "The forward pass is without its unembedding and without attention over the cache, which grows with the "
-        "context; a multiply-add is 2 FLOPs.\n"
-        f"Paper: table 5 of arXiv 2606.21906, {paper_model}. It takes 2,560 · 151,936 multiply-adds, at 1 FLOP each, "
-        "for an unembedding, and K of them for the worst case."
+        "The forward pass is counted without its unembedding and without attention over the cache, which grows with "
+        "the context. A multiply-add counts as 2 FLOPs.\n"
+        f"Paper: table 5 of arXiv 2606.21906, {paper_model}. The paper counts an unembedding as 2,560 · 151,936 "
+        "multiply-adds of 1 FLOP each, and the worst case as K unembeddings."
     )
 
 
@@ -204,12 +207,13 @@ def _number(value: float) -> str:
 def _print_trace(report: dict[str, Any]) -> None:
     typer.echo(
         f"{report['model']} ({report['dtype']}): {report['tokens']:,} tokens, {report['layers']} layers, "
-        f"{report['vocabulary']:,} words, readouts in {report['lens_precision']}, medians of {report['rounds']} rounds"
+        f"{report['vocabulary']:,} vocabulary entries, readouts in {report['lens_precision']}, "
+        f"medians of {report['rounds']} rounds"
     )
     names = {
         "forward": "forward pass, logits of every token",
         "products, torch": "products with the unembedding, torch.mm",
-        "products, ours": "the same as layerlens makes them",
+        "products, ours": "the same products, made by layerlens",
         "trace": "trace, files written",
     }
     asked = report.get("asked", {})

@@ -20,9 +20,10 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of the same prompts.")],
     out: Annotated[Path | None, typer.Option(help="Directory for comparison.csv and outputs.csv.")] = None,
 ) -> None:
-    """Compare two runs of the same prompts, in pairs: instruct and base, two strategies, two windows.
+    """Compare two runs of the same prompts, such as those of an instruct and a base model, or of two strategies.
 
-    Prompts are pairs where their texts are equal; those of one dataset or file also where their ids are.
+    Prompts are compared in pairs. Two prompts are a pair where their texts are equal. Prompts of the same dataset or
+    file are also a pair where their ids are equal.
     """
     import layerlens as ll
     from layerlens.analysis import comparison
@@ -64,14 +65,12 @@ def _sentence(quantities: "pd.DataFrame", outputs: "pd.DataFrame") -> str:
     said = f"{number:,} common prompt{'' if number == 1 else 's'} with {tokens} generated tokens"
     said += f", {unpaired:,} in one run only" if unpaired else ""
     worded = outputs.attrs["n_prompts_of_other_text"]
-    said += (
-        f", {worded:,} of the pairs another text in the other run (template, system message or date)" if worded else ""
-    )
+    said += f", {worded:,} with another text in the other run (template, system message or date)" if worded else ""
     if "note" in outputs.attrs:
         return f"{said}; {outputs.attrs['note']}"
     identical, prefix = outputs.to_dict("records")
     return (
-        f"{said}; outputs identical in {_mean(identical, 'value')} of them, and the same for the first "
+        f"{said}; outputs are identical for {_mean(identical, 'value')} of them, and equal in the first "
         f"{_mean(prefix, 'value')} tokens on average"
     )
 

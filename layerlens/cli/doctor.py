@@ -1,4 +1,4 @@
-"""`layerlens doctor`: what is installed, and whether a model fits into the memory that is there."""
+"""`layerlens doctor`: what is installed, and whether a model fits into the available memory."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 def doctor(
     *,
     model: Annotated[
-        str | None, typer.Option(help="Estimate what this model takes: hub id, folder, .gguf file or built-in name.")
+        str | None,
+        typer.Option(help="Estimate the memory for this model: a hub id, a folder, a .gguf file or a built-in name."),
     ] = None,
     loading: options.Loading,
     batch_size: options.BatchSize = 1,
-    tokens: Annotated[int, typer.Option(help="Of each text, what is generated included.")] = 2048,
+    tokens: Annotated[int, typer.Option(help="Tokens of each text, including those that are generated.")] = 2048,
 ) -> int:
-    """Show versions and hardware, or with --model what a trace of it needs, before anything of its weights is read.
+    """Show versions and hardware. With --model, estimate how much memory a trace of that model needs.
 
-    With --model the exit status is 1 where it does not fit.
+    The estimate reads no weights. Its exit status is 1 if the model does not fit.
     """
     if model is None:
         _refuse_without_model(loading, batch_size, tokens)
@@ -41,7 +42,7 @@ def doctor(
 
 def _refuse_without_model(loading: options.Loading, batch_size: int, tokens: int) -> None:
     if (loading, batch_size, tokens) != (options.Loading(), 1, 2048):
-        problem = f"`layerlens doctor` estimates what a model needs with {spelled('model')}"
+        problem = f"`layerlens doctor` uses these options only with {spelled('model')}"
         raise OptionError(problem, "add it, or give no options", option="model")
 
 
@@ -70,11 +71,11 @@ def _print_estimate(estimated: "Estimate") -> None:
         ("weights", gib(estimated.weights.n_bytes), estimated.weights.kind),
         ("cache", cache, f"keys and values, or states, of {texts}"),
         ("tracer", gib(estimated.tracer_bytes), "tiles of logits, and states that wait to be measured"),
-        ("together", gib(estimated.n_bytes), "and what the passes themselves take"),
+        ("together", gib(estimated.n_bytes), "without what the passes themselves need"),
         *((name, gib(n_bytes), "free") for name, n_bytes in estimated.room.items()),
     ]
     typer.echo(f"{estimated.weights.source} ({estimated.shape})")
     for name, size, words in rows:
         typer.echo(f"{name:<10} {size:>12}  {words}")
-    disk = ", what fits nowhere else on disk" if estimated.may_use_disk else ""
+    disk = ", with the remaining weights on disk" if estimated.may_use_disk else ""
     typer.echo({True: f"fits{disk}", False: "does not fit", None: "whether it fits is not known here"}[estimated.fits])

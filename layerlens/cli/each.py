@@ -1,4 +1,4 @@
-"""One figure or table, or all that a run has what it takes for."""
+"""One figure or table, or all that can be made from a run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def opened(path: Path | None) -> "Run | None":
-    """The run at a path; said on standard error where it is not complete."""
+    """The run at a path. If it is not complete, a line on standard error says so."""
     if path is None:
         return None
     import layerlens as ll
@@ -21,19 +21,19 @@ def opened(path: Path | None) -> "Run | None":
     run = ll.open_run(path)
     say_incomplete(run)
     if len(run.prompts) == 1:
-        typer.echo(f"layerlens: {path} is of one prompt: means have no intervals", err=True)
+        typer.echo(f"layerlens: {path} has one prompt, so means have no intervals", err=True)
     return run
 
 
 def say_incomplete(run: "Run") -> None:
-    """On standard error, how far a run is that is not complete."""
+    """Say on standard error how far a run is that is not complete."""
     if not run.is_complete:
         rows = run.manifest["dataset"]["rows"]
         typer.echo(f"layerlens: {run.path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
 
 
 def say_unfinished(ablation: Path) -> None:
-    """On standard error, that not everything of an ablation was answered; RunError where there is none."""
+    """Say on standard error that an ablation is not complete; RunError where there is none."""
     from layerlens.records.answers import read_manifest
 
     if read_manifest(ablation.expanduser())["totals"] is None:
@@ -54,19 +54,20 @@ def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str],
     Args:
         noun: "figure" or "table".
         asked: one of them, or "all".
-        everything: what "all" stands for with these inputs; what a run lacks the records for is left out and said.
+        everything: what "all" stands for with these inputs. What the records of a run do not allow is left out, with a
+            line on standard error.
         make: writes the files of one.
 
     Raises:
-        OptionError: what they are made from is missing.
-        RunError: the run lacks what the one that was asked for shows.
+        OptionError: neither a run nor an ablation was given.
+        RunError: the run lacks the records that it needs.
     """
     if asked != "all":
         yield from make(asked)
         return
     if not everything:
         advice = f"give {spelled('run')} or {spelled('ablation')}"
-        raise OptionError(f"{noun} all needs something to be made from", advice, option="run")
+        raise OptionError(f"{noun} all needs a run or an ablation", advice, option="run")
     made, lacking = 0, dict[str, list[str]]()
     for one in everything:
         try:
@@ -78,7 +79,7 @@ def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str],
         yield from paths
     for reason, several in lacking.items():
         nouns = noun if len(several) == 1 else f"{noun}s"
-        typer.echo(f"layerlens: no {nouns} {', '.join(several)}: {reason}", err=True)
+        typer.echo(f"layerlens: left out {nouns} {', '.join(several)}: {reason}", err=True)
     if not made:
         problem = f"no {noun} could be made, {'the reason is' if len(lacking) == 1 else 'each reason is'} above"
-        raise RunError(problem, f"give a {noun} that this run has what it takes for", option="number", given=asked)
+        raise RunError(problem, f"give a {noun} whose records this run has", option="number", given=asked)

@@ -12,7 +12,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     out: Annotated[Path, typer.Option(help="The file to write, .csv or .parquet.")],
 ) -> None:
-    """Write a run as one table with a row per token and layer, and the tokens' texts."""
+    """Write a run as one table with one row per token and layer, and with the texts of the tokens."""
     import layerlens as ll
     from layerlens.records.tidy import refuse_unless_tidy, write_tidy
 

@@ -1,4 +1,4 @@
-"""`layerlens figure`: the paper's figures and further ones for a run."""
+"""`layerlens figure`: the paper's figures, and further figures of a run."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,32 +13,37 @@ from layerlens.errors import OptionError
 
 @dataclass(frozen=True)
 class Grid:
-    """What is drawn in the figures that show the tokens of one prompt: 7 to 12, and the grid of layers by tokens."""
+    """Options of the figures that show the tokens of one prompt: 7 to 12, and the grid of layers by tokens."""
 
     prompt_id: Annotated[
         str | None,
         typer.Option(
-            help="Prompt that figures 7 to 12 and grid show. [default: for figure 7 the one with the most "
-            "substitutions, for figure 8 the next, and so on; for grid the run's first]"
+            help="Id of the prompt that figures 7 to 12 and grid show. [default: figure 7 shows the prompt with the "
+            "most substitutions, figure 8 the next, and so on; grid shows the run's first]"
         ),
     ] = None
     rule: Annotated[
         str | None,
         typer.Option(
-            help="Which tokens figures 7 to 12 frame: substitution (what the decoding replaced), alignment (what the "
-            "two texts do not share) or place (what differs at the same place). [default: substitution]"
+            help="Which tokens figures 7 to 12 frame: substitution (tokens that the decoding replaced), alignment "
+            "(tokens that the two texts do not share) or place (tokens that differ at the same place). "
+            "[default: substitution]"
         ),
     ] = None
     first: Annotated[
         int | None,
-        typer.Option(help="First token of figure grid, counted from 1. [default: the first that was generated]"),
+        typer.Option(
+            help="First token that figure grid shows, counted from 1. [default: the first that was generated]"
+        ),
     ] = None
     last: Annotated[
-        int | None, typer.Option(help="Last token of figure grid. [default: as many as the width has room for]")
+        int | None, typer.Option(help="Last token that figure grid shows. [default: as many as the width has room for]")
     ] = None
     colour: Annotated[
         str | None,
-        typer.Option(help="Colour of figure grid: entropy, probability, rank or divergence. [default: entropy]"),
+        typer.Option(
+            help="What the colours of figure grid show: entropy, probability, rank or divergence. [default: entropy]"
+        ),
     ] = None
 
     def given(self) -> dict[str, str | int]:
@@ -51,7 +56,7 @@ def figure(
     number: Annotated[
         str, typer.Argument(help="Number of a figure of the paper (1 to 12), a name such as onset or grid, or all.")
     ],
-    out: Annotated[Path, typer.Option(help="Directory for the PNG, the PDF and the csv with the numbers drawn.")],
+    out: Annotated[Path, typer.Option(help="Directory for the PNG, the PDF, and the csv with the numbers drawn.")],
     run: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     beside: Annotated[
         Path | None, typer.Option(help="Run of the same prompts, decoded from the last layer, for figures 7 to 12.")
@@ -63,7 +68,7 @@ def figure(
     width: Annotated[
         str | None,
         typer.Option(
-            help="Columns of a page that the figure is printed in: one (3.3 inches) or two (6.9 inches). "
+            help="Width of the figure in columns of a page: one (3.3 inches) or two (6.9 inches). "
             "[default: two for figures 1, 7 to 12 and grid; one for the others]"
         ),
     ] = None,
@@ -82,7 +87,7 @@ def figure(
     n_texts = 0 if shown is None else max(1, int((shown.prompts["n_generated_tokens"] > 0).sum()))
     if number == "all" and 0 < n_texts < len(ll.plot.GRIDS):
         everything = [one for one in everything if one not in ll.plot.GRIDS[n_texts:]]
-        typer.echo(f"layerlens: figures {ll.plot.GRIDS[n_texts]} to 12 show further texts, which {run} lacks", err=True)
+        typer.echo(f"layerlens: {run} has too few texts for the figures from {ll.plot.GRIDS[n_texts]} on", err=True)
     if number == "all" and run is not None:
         _say_left_out(ablation)
     names = [] if shown is None else ll.plot.named_for(shown)
@@ -105,7 +110,7 @@ def figure(
 
 
 def _refuse_without_effect(number: str, **given: object) -> None:
-    """OptionError where an option was given that the figure does not read."""
+    """OptionError where an option was given that the figure does not use."""
     import layerlens as ll
 
     texts = tuple(map(str, ll.plot.GRIDS))
@@ -122,5 +127,5 @@ def _refuse_without_effect(number: str, **given: object) -> None:
 
 
 def _say_left_out(ablation: Path | None) -> None:
-    other = "figures 5 and 6 are 2 and 4 of another model: give its run"
+    other = "figures 5 and 6 are figures 2 and 4 of another model: give the run of that model"
     typer.echo(f"layerlens: {'' if ablation else 'figure 3 shows an ablation: give --ablation; '}{other}", err=True)

@@ -1,4 +1,4 @@
-"""`layerlens fit-lens`: from a model and texts to a lens that its early layers can be read through."""
+"""`layerlens fit-lens`: from a model and texts to a lens through which its early layers can be read."""
 
 import shlex
 from dataclasses import asdict, dataclass
@@ -15,24 +15,26 @@ if TYPE_CHECKING:
     from layerlens.fitting import Fitted
 
 fit_lens = typer.Typer(
-    help="Fit a lens to a model: what brings states of early layers to where the head can read them.",
+    help="Fit a lens to a model. A lens maps states of early layers to states that the head can read.",
     add_completion=False,
     rich_markup_mode=None,
 )
 
-Out = Annotated[Path, typer.Option(help="File to write, .safetensors.")]
+Out = Annotated[Path, typer.Option(help="The .safetensors file to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the fit that was begun at --out.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the lens at --out, once the new one is fitted.")]
-MaxLength = Annotated[int, typer.Option(help="Tokens of a text at most; what follows is left out.")]
-SkipFirst = Annotated[int, typer.Option(help="Positions at the beginning of each text that are left out.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the lens at --out as soon as the new one is fitted.")
+]
+MaxLength = Annotated[int, typer.Option(help="Use at most this many tokens of each text, from its beginning.")]
+SkipFirst = Annotated[int, typer.Option(help="Leave out this many positions at the beginning of each text.")]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What a lens is fitted on."""
+    """The texts that a lens is fitted on."""
 
     dataset: Annotated[str | None, typer.Option(help="Name of a dataset; see `layerlens datasets`.")] = None
-    prompts: Annotated[Path | None, typer.Option(help="File of texts: .txt, one a line, or .jsonl.")] = None
+    prompts: Annotated[Path | None, typer.Option(help="File of texts: .txt with one text per line, or .jsonl.")] = None
     data_file: options.DataFile = None
     limit: options.Limit = None
 
@@ -57,12 +59,12 @@ class Texts:
 
 @dataclass(frozen=True)
 class Taken:
-    """How texts are taken."""
+    """How texts are used."""
 
     chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Wrap texts in the chat template, instead of taking them as given.")
+        bool, typer.Option("--chat-template", help="Wrap texts in the chat template instead of using them as they are.")
     ] = False
-    seed: Annotated[int, typer.Option(help="Of the split of the texts into those to fit on and those held out.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed for splitting the texts into those to fit on and those held out.")] = 0
 
 
 @fit_lens.callback()
@@ -84,9 +86,10 @@ def linear(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> int:
-    """Fit a linear lens: ridge regression from the states of each layer to those of the last, in one pass over texts.
+    """Fit a linear lens: ridge regression from the states of each layer to those of the last layer.
 
-    A tenth of the texts is held out to choose the penalty, and another tenth to measure what the lens gains.
+    It takes one pass over the texts. A tenth of the texts is held out to choose the penalty, and another tenth to
+    measure what the lens gains.
     """
     settings = {"max_length": max_length, "skip_first": skip_first, **asdict(taken)}
     return _fit("linear", model, texts, out, settings, loading, resume=resume, overwrite=overwrite)
@@ -101,11 +104,17 @@ def tuned(
     out: Out,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="linear:FILE", help="Lens to begin as. [default: one is fitted to these texts]"),
+        typer.Option(
+            "--from", metavar="linear:FILE", help="Linear lens to start from. [default: one is fitted to these texts]"
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of training, each on states of one text.")] = 250,
-    states: Annotated[int, typer.Option(help="Positions of the text that a step takes at most.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam at the first step; it falls linearly to zero.")] = 3e-4,
+    steps: Annotated[
+        int, typer.Option(help="How many training steps to take; each step uses states of one text.")
+    ] = 250,
+    states: Annotated[int, typer.Option(help="Use at most this many positions of the text in each step.")] = 64,
+    learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of Adam at the first step; it falls linearly to zero.")
+    ] = 3e-4,
     max_length: MaxLength = 512,
     skip_first: SkipFirst = 1,
     taken: Taken,
@@ -113,10 +122,10 @@ def tuned(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> int:
-    """Fit a tuned lens: translators trained to say what the last layer says, begun as the linear lens.
+    """Fit a tuned lens: one translator per layer, trained to predict what the last layer predicts.
 
-    A tenth of the texts is held out to choose the best translator of each layer, and another tenth to measure what the
-    lens gains.
+    The translators start from a linear lens. A tenth of the texts is held out to choose the best translator of each
+    layer, and another tenth to measure what the lens gains.
     """
     settings = {"start": start, "steps": steps, "states": states, "learning_rate": learning_rate}
     settings |= {"max_length": max_length, "skip_first": skip_first, **asdict(taken)}
@@ -129,20 +138,23 @@ def jacobian(
     *,
     model: options.Model,
     texts: Texts,
-    out: Annotated[Path, typer.Option(help="File to write, .pt, in the format of TransformerLens.")],
-    most_texts: Annotated[int, typer.Option(help="Texts to fit on at most.")] = 100,
+    out: Annotated[Path, typer.Option(help="The .pt file to write, in the format of TransformerLens.")],
+    most_texts: Annotated[int, typer.Option(help="Fit on at most this many texts.")] = 100,
     max_length: MaxLength = 128,
     skip_first: SkipFirst = 16,
-    dim_batch: Annotated[int, typer.Option(help="Components that one backward pass takes; more take more memory.")] = 8,
+    dim_batch: Annotated[
+        int, typer.Option(help="How many components each backward pass computes; more need more memory.")
+    ] = 8,
     taken: Taken,
     loading: options.Loading,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> int:
-    """Fit a Jacobian lens by TransformerLens (extra `backends`): how the last state moves with that of each layer.
+    """Fit a Jacobian lens: the derivative of the last layer's state by the state of each earlier layer.
 
-    The derivatives are summed over target positions and averaged over source positions and texts. The layers are
-    1..L-1, in float32. A tenth of the texts is held out to measure what the lens gains.
+    TransformerLens (extra `backends`) fits it. The derivatives are summed over target positions and averaged over
+    source positions and texts. The lens has layers 1..L-1, in float32. A tenth of the texts is held out to measure what
+    the lens gains.
     """
     settings = {"most_texts": most_texts, "max_length": max_length, "skip_first": skip_first, "dim_batch": dim_batch}
     settings |= asdict(taken)
@@ -180,7 +192,7 @@ def _fit(
 
 
 def print_fitted(fitted: "Fitted") -> None:
-    """What a fit took and what it gained."""
+    """Print what a fit cost and what the lens gains."""
     from rich.table import Table
 
     from layerlens.cli.grids import print_table
@@ -192,7 +204,9 @@ def print_fitted(fitted: "Fitted") -> None:
         f"{rate:,.1f} s per 10,000 tokens"
     )
     n_tokens, n_texts = gain.loc[0, ["n_tokens", "n_texts"]]
-    typer.echo(f"KL from the last layer, nats, on {n_tokens:,.0f} tokens of {n_texts:,.0f} texts not used for it")
+    typer.echo(
+        f"KL divergence from the last layer in nats, on {n_tokens:,.0f} tokens of {n_texts:,.0f} texts not fitted on"
+    )
     table = Table(box=None, padding=(0, 3, 0, 0))
     table.add_column("layer", justify="right")
     for heading in ("logit lens", f"{fitted.kind} lens"):

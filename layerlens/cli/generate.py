@@ -1,4 +1,4 @@
-"""`layerlens generate`: a text, with the tokens that another layer than the last one chose."""
+"""`layerlens generate`: a text in which the tokens are marked that the strategy changed."""
 
 from typing import Annotated
 
@@ -12,20 +12,22 @@ from layerlens.errors import OptionError, spelled
 def generate(
     *,
     model: options.Model,
-    prompt: Annotated[str, typer.Option(help="What to answer.")],
+    prompt: Annotated[str, typer.Option(help="Prompt to answer.")],
     strategy: options.StrategyName = "valley",
     window: options.Window = None,
     strategy_options: options.StrategyOptions,
     lens: options.Lens = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Show the last layer's text beside it.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 256,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also generate from the last layer, and show both texts side by side.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Generate at most this many tokens.")] = 256,
     decoding: options.Decoding,
     loading: options.Loading,
 ) -> None:
     """Answer a prompt, and mark every token that the strategy changed: last layer's token -> emitted token.
 
-    A mark stands in brackets that the text does not hold, on a terminal in colour. A pipe or file gets the text as it
-    is, never wrapped, and the two texts of --compare one below the other.
+    A mark stands in brackets that the text itself does not contain. On a terminal it has colours. In a pipe or a file,
+    lines are not wrapped, and the two texts of --compare stand one below the other.
     """
     from layerlens.decode.options import GenerateOptions
     from layerlens.decode.registry import refuse_unknown

@@ -1,4 +1,4 @@
-"""`layerlens models` and `datasets`: what there is."""
+"""`layerlens models` and `layerlens datasets`: what can be used."""
 
 import json as json_format
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def models(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="With --check: families, such as qwen3. [default: all]"),
+        typer.Argument(metavar="[NAME]...", help="With --check: families to try, such as qwen3. [default: all]"),
     ] = None,
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Try the families of this transformers on tiny random models, a second or so each."
+            "--check", help="Try the families of the installed transformers on tiny random models, about a second each."
         ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="With --check: print a JSON list.")] = False,
@@ -29,7 +29,7 @@ def models(
 ) -> None:
     """List the built-in models and the families of text decoders, or try every family that transformers has.
 
-    --check traces each family, decodes from its valley and pads it; exit status 1 where one fails.
+    --check traces each family, decodes from its valley, and tries padding. The exit status is 1 if a family fails.
     """
     if not check:
         _refuse_without_check(names or [], json=json, markdown=markdown)
@@ -50,19 +50,19 @@ def models(
 def _refuse_without_check(names: list[str], *, json: bool, markdown: bool) -> None:
     given = [*names, *(spelled(name, True) for name, on in (("json", json), ("markdown", markdown)) if on)]
     if given:
-        advice = f"add {spelled('check', True)}, or give `layerlens models` alone to list those tested"
-        raise OptionError(f"{given[0]} is for trying families", advice, option="check", given=False)
+        advice = f"add {spelled('check', True)}, or give `layerlens models` alone to list the families"
+        raise OptionError(f"{given[0]} has an effect only when families are tried", advice, option="check", given=False)
 
 
 def _list_families() -> None:
     from layerlens.models.families import FAMILIES
     from layerlens.models.locate import BUILT_IN, INSTALL, is_installed
 
-    typer.echo("Built-in models, for --model as they are named here:\n")
+    typer.echo("Built-in models (give the name as --model):\n")
     for name in BUILT_IN:
         typer.echo(f"  {name:<22} {'installed' if is_installed(name) else f'get it with: {INSTALL[name]}'}")
     typer.echo(
-        "\nFamilies of text decoders, for --model as a hub id, a folder or a .gguf file. Any other type of decoder is"
+        "\nFamilies of text decoders (give a hub id, a folder or a .gguf file as --model). Any other type of decoder is"
     )
     typer.echo("checked when it is loaded. `layerlens models --check` tries every type that transformers has.\n")
     for name, family in FAMILIES.items():
@@ -89,7 +89,7 @@ def _as_json(coverages: "Iterable[Coverage]") -> Iterator[str]:
 
 
 def _as_lines(coverages: "Iterable[Coverage]") -> Iterator[str]:
-    """A line for each family, of steps that hold or of the reason why not, and one that counts them."""
+    """One line per family with the steps that work or the reason why it fails, and a last line that counts them."""
     from layerlens.support.coverage import STEPS, summed_up
 
     yield f"{'family':<24}  verdict    seconds  {'  '.join(STEPS)}  parts  layers of the tiny model"

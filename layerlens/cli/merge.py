@@ -1,4 +1,4 @@
-"""`layerlens merge`: one run of the shards of a dataset."""
+"""`layerlens merge`: one run from the shards of a dataset."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,10 @@ import typer
 
 
 def merge(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Complete runs of one model and data set.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Complete runs of the same model and dataset.")],
     out: Annotated[Path, typer.Option(help="Run directory to write.")],
 ) -> int:
-    """Join the runs of the shards of a dataset, or of other prompts of it, into one run."""
+    """Join runs of different prompts of one dataset, such as its shards, into one run."""
     from layerlens.run import merge
 
     run = merge(runs, out=out)

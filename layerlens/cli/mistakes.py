@@ -1,4 +1,4 @@
-"""What the parser of the command line refuses: one sentence that repeats what was given and says what to do."""
+"""Sentences for what the parser of the command line refuses. Each repeats what was given and says what to do."""
 
 import shlex
 import sys
@@ -16,7 +16,7 @@ _NUMBERS = {"int": "whole number, such as 3", "integer": "whole number, such as 
 
 
 def refuse_missing_values(group: Any, arguments: list[str]) -> None:
-    """OptionError where an option has no value: it is the last word, another option follows, or an empty path.
+    """OptionError where an option has no value: it stands last, another option follows, or its path is empty.
 
     The parser would take what follows `--out $UNSET --resume` for the value, and an empty path for this directory.
 
@@ -45,7 +45,7 @@ def refuse_missing_values(group: Any, arguments: list[str]) -> None:
 
 
 def refuse_not_utf8(arguments: list[str]) -> None:
-    """OptionError where a word was given in bytes that are not UTF-8, as no prompt and no record can hold it."""
+    """OptionError where an argument is not UTF-8, because no prompt and no record can hold it."""
     for before, word in zip(["", *arguments], arguments, strict=False):
         if not is_utf8(word):
             option = f"{before} " if before.startswith("--") else ""
@@ -53,7 +53,7 @@ def refuse_not_utf8(arguments: list[str]) -> None:
 
 
 def sentence(error: Any, group: Any, arguments: list[str]) -> str:
-    """What an error of the parser means to the user.
+    """The sentence for an error of the parser.
 
     Args:
         error: raised by typer; has a `format_message`.
@@ -95,12 +95,12 @@ def _bad_value(error: Any, arguments: list[str]) -> str:
         return f"{given} is unknown; {did_you_mean(typed, choices, 'give ' + ' or '.join(map(str, choices)))}"
     if kind.name in _NUMBERS:
         what, _, example = _NUMBERS[kind.name].partition(",")
-        return f"{given} is no {what}; give one,{example}"
+        return f"{given} is not a {what}; give one,{example}"
     return f"{given} cannot be used: {error.message}"
 
 
 def _value(option: Any, arguments: list[str]) -> str:
-    """What was given for an option, as it was typed; the last one counts where there are several."""
+    """What was given for an option, as it was typed. Where it was given several times, the last one counts."""
     values = []
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, assigned, value = word.partition("=")
@@ -129,7 +129,7 @@ def _no_such_command(group: Any, path: str, arguments: list[str]) -> str:
 
 
 def _extra(error: Any, command: Any, path: str, arguments: list[str]) -> list[str]:
-    """Words that no argument of the command takes."""
+    """What was given that no argument of the command takes."""
     context = getattr(error, "ctx", None)
     if context is None:
         return []

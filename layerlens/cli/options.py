@@ -1,4 +1,4 @@
-"""What several commands take, said once: single options, and groups of options that belong together."""
+"""Options that several commands share: single options, and groups of options that belong together."""
 
 import inspect
 import json
@@ -19,27 +19,37 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-Model = Annotated[str, typer.Option(help="Hub id, folder, .gguf file, smollm2-135m-instruct or gemma3-270m.")]
-DataFile = Annotated[Path | None, typer.Option(help="Local copy of the dataset: .json, .jsonl, .csv, .parquet.")]
-Limit = Annotated[int | None, typer.Option(help="Use the first N prompts.")]
-ShardOf = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Only every N-th prompt, from the I-th on: 1/4, 2/4, ...")
+Model = Annotated[
+    str,
+    typer.Option(help="A hub id, a folder, a .gguf file, or a built-in model: smollm2-135m-instruct or gemma3-270m."),
 ]
-BatchSize = Annotated[int, typer.Option(help="Prompts that go through the model together.")]
+DataFile = Annotated[Path | None, typer.Option(help="Local copy of the dataset, as .json, .jsonl, .csv or .parquet.")]
+Limit = Annotated[int | None, typer.Option(help="Use only the first N prompts.")]
+ShardOf = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Use one of N shards of the prompts; shard 2/4 has prompts 2, 6, 10 and so on."
+    ),
+]
+BatchSize = Annotated[int, typer.Option(help="How many prompts go through the model together.")]
 StrategyName = Annotated[
     str,
     typer.Option(
-        help="last, valley (trough), valley-1, valley+1, last-1, dola-low, dola-high, sled, or a registered name."
+        help="Decoding strategy: last, valley (also called trough), valley-1, valley+1, last-1, dola-low, dola-high, "
+        "sled, or a registered name."
     ),
 ]
 Lens = Annotated[
     str | None,
     typer.Option(
-        help="What layers are read through: logit, linear:FILE, tuned:FILE or jacobian:FILE. [default: logit]"
+        help="Lens that layers are read through: logit, linear:FILE, tuned:FILE or jacobian:FILE. [default: logit]"
     ),
 ]
 Window = Annotated[
-    int | None, typer.Option(help="Candidate layers of a valley, or of a strategy that takes a window. [default: 10]")
+    int | None,
+    typer.Option(
+        help="How many candidate layers a valley, or another strategy with a window, chooses from. [default: 10]"
+    ),
 ]
 
 
@@ -49,20 +59,36 @@ class Loading:
 
     backend: Annotated[
         str | None,
-        typer.Option(help="transformers, transformer-lens, nnsight or nnsight-remote. [default: transformers]"),
+        typer.Option(
+            help="Library that runs the model: transformers, transformer-lens, nnsight or nnsight-remote. "
+            "[default: transformers]"
+        ),
     ] = None
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [default: a GPU if there is one]")] = None
+    dtype: Annotated[str, typer.Option(help="Number format of the weights: auto, float32, bfloat16 or float16.")] = (
+        "auto"
+    )
+    device: Annotated[
+        str | None, typer.Option(help="Device of the model, such as cpu or cuda:0. [default: a GPU if there is one]")
+    ] = None
     device_map: Annotated[
         str | None,
-        typer.Option(help="auto, balanced or sequential: over all GPUs, the rest in memory. In place of --device."),
+        typer.Option(
+            help="How to spread the model over all GPUs, with the rest in main memory: auto, balanced or sequential; "
+            "not together with --device."
+        ),
     ] = None
     offload_folder: Annotated[
-        Path | None, typer.Option(help="With --device-map: leave what fits nowhere else on disk, if need be here.")
+        Path | None, typer.Option(help="With --device-map: folder for weights that fit on no device and stay on disk.")
     ] = None
-    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit, by bitsandbytes, while loading.")] = None
+    quantize: Annotated[
+        str | None, typer.Option(help="Quantize the weights while loading, with bitsandbytes: 4bit or 8bit.")
+    ] = None
     keep_quantized: Annotated[
-        bool, typer.Option("--keep-quantized", help="Leave the weights of a GGUF file packed; slower.")
+        bool,
+        typer.Option(
+            "--keep-quantized",
+            help="Keep the weights of a GGUF file packed. Every pass then unpacks them, which is slower.",
+        ),
     ] = False
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None
     trust_remote_code: Annotated[
@@ -73,7 +99,10 @@ class Loading:
     )
 
     def refuse_unloadable(self, model: str, window: int | None = None) -> None:
-        """ModelError or OptionError where the model, or a window in it, cannot be, as far as that shows in a moment."""
+        """ModelError or OptionError where the model cannot be loaded or the window is too deep for it.
+
+        Only what can be seen in a moment is checked.
+        """
         from layerlens.models import locate
 
         if self.backend != "nnsight-remote":
@@ -89,62 +118,80 @@ class Loading:
         return ll.load(model, **asdict(self))
 
     def place(self) -> "Place":
-        """Where a model is to lie."""
+        """On which devices the model is put."""
         from layerlens.models.placement import place_for
 
         return place_for(self.device, self.device_map, None, self.offload_folder)
 
     def sizing(self) -> dict[str, Any]:
-        """What of it changes how large a model is."""
+        """Those of the options that change how much memory a model takes."""
         names = ("dtype", "quantize", "keep_quantized", "revision", "trust_remote_code")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How prompts are wrapped and tokens chosen."""
+    """How prompts are wrapped, and how tokens are chosen."""
 
-    no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as they are.")] = False
+    no_chat_template: Annotated[
+        bool,
+        typer.Option("--no-chat-template", help="Give prompts to the model as they are, without its chat template."),
+    ] = False
     system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None
     chat_template_arg: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="Variable of the chat template, such as enable_thinking=false; repeatable."
+            metavar="KEY=VALUE",
+            help="Variable of the chat template, such as enable_thinking=false; can be given several times.",
         ),
     ] = None
     add_special_tokens: Annotated[
         bool | None,
         typer.Option(
             "--add-special-tokens/--no-add-special-tokens",
-            help="The tokenizer's begin token and its like, never twice. [default: not with a chat template]",
+            help="Add the tokenizer's special tokens to prompts, but never a second begin token. "
+            "[default: add them only without a chat template]",
         ),
     ] = None
-    temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampling.")] = 0.0
-    top_p: Annotated[float | None, typer.Option(help="Nucleus of sampling. [default: the model's, else 1]")] = None
+    temperature: Annotated[float, typer.Option(help="Temperature of sampling; 0 means greedy decoding.")] = 0.0
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Sample from the smallest set of tokens with this much probability. [default: the model's, else 1]"
+        ),
+    ] = None
     top_k: Annotated[
         int | None,
-        typer.Option(help="Sample from this many most probable tokens, 0 for all. [default: the model's, else 0]"),
+        typer.Option(help="Sample from this many most probable tokens; 0 means all. [default: the model's, else 0]"),
     ] = None
     min_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens before an end token may be emitted. [default: the model's, else 0]")
+        int | None,
+        typer.Option(help="How many tokens to generate before an end token is allowed. [default: the model's, else 0]"),
     ] = None
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1: disfavour tokens that were there. [default: the model's, else 1]")
+        float | None,
+        typer.Option(
+            help="Above 1, tokens that the text already has become less likely; 1 is off. "
+            "[default: the model's, else 1]"
+        ),
     ] = None
     stop_strings: Annotated[
-        list[str] | None, typer.Option(help="Text that ends a generation; repeatable. [default: the model's, if any]")
+        list[str] | None,
+        typer.Option(help="Text that ends a generation; can be given several times. [default: the model's, if any]"),
     ] = None
     no_generation_config: Annotated[
         bool,
         typer.Option(
             "--no-generation-config",
-            help="Pass over the model's own generation config: its defaults, suppressed tokens, bad words.",
+            help="Ignore the model's own generation config, with its defaults, suppressed tokens and bad words.",
         ),
     ] = False
-    seed: Annotated[int, typer.Option(help="Of sampling, of --p, and of shuffled options.")] = 0
+    seed: Annotated[
+        int, typer.Option(help="Seed for sampling, for the draws of --p, and for shuffling answer options.")
+    ] = 0
 
     def settings(self, **others: Any) -> dict[str, Any]:
-        """Fields of `GenerateOptions`: these, and others that a command has of its own."""
+        """Fields of `GenerateOptions`: these options, and others that a command has of its own."""
         settings = asdict(self)
         settings["chat_template"] = False if settings.pop("no_chat_template") else None
         settings["stop_strings"] = self.stop_strings or None
@@ -155,20 +202,33 @@ class Decoding:
 
 @dataclass(frozen=True)
 class StrategyOptions:
-    """What a strategy takes beside its name and a window."""
+    """The options of a strategy beside its name and its window."""
 
     p: Annotated[
-        float | None, typer.Option(help="Probability of the strategy's layer, drawn for each token. [default: 1]")
+        float | None,
+        typer.Option(
+            help="Probability that a token comes from the strategy's layer rather than from the last. [default: 1]"
+        ),
     ] = None
     criterion: Annotated[
-        str | None, typer.Option(help="What is to fall: shannon, neg-sum-sq-logp, max-prob, margin. [default: shannon]")
+        str | None,
+        typer.Option(
+            help="Measure that must fall for a valley to go one layer further back: shannon, neg-sum-sq-logp, max-prob "
+            "or margin. [default: shannon]"
+        ),
     ] = None
     scan: Annotated[
-        str | None, typer.Option(help="How candidates are read out: batched, lazy, auto. [default: auto]")
+        str | None,
+        typer.Option(
+            help="How candidate layers are read out: batched (all at once), lazy (one after the other) or auto. "
+            "[default: auto]"
+        ),
     ] = None
     entropy_floor: Annotated[
         float | None,
-        typer.Option(help="Do not walk where the last entropy is below, in nats. [default: 0, exact]"),
+        typer.Option(
+            help="Use the last layer where its entropy is below this many nats. [default: 0, which changes nothing]"
+        ),
     ] = None
 
     def strategy(self, name: str, window: int | None, *, window_has_other_use: bool = False) -> "Strategy":
@@ -183,22 +243,32 @@ class StrategyOptions:
 
 @dataclass(frozen=True)
 class Readings:
-    """What is read of each layer, and through which lens."""
+    """What is read at each layer, and through which lens."""
 
     lens: Lens = None
     targets: Annotated[
         bool,
-        typer.Option("--targets", help="Record each layer's log-probability and rank of the token that followed."),
+        typer.Option("--targets", help="Also record each layer's log-probability and rank of the token that followed."),
     ] = False
     top: Annotated[
-        int, typer.Option(metavar="K", help="Record the K likeliest words of each layer, 20 at most; 0: none.")
+        int,
+        typer.Option(
+            metavar="K", help="Also record the K most probable tokens of each layer, at most 20; 0 records none."
+        ),
     ] = 0
-    kl: Annotated[bool, typer.Option("--kl", help="Record KL from the last layer to each layer too, in nats.")] = False
+    kl: Annotated[
+        bool, typer.Option("--kl", help="Also record the KL divergence from the last layer to each layer, in nats.")
+    ] = False
     js: Annotated[
-        bool, typer.Option("--js", help="Record each layer's Jensen-Shannon divergence from the last; reads twice.")
+        bool,
+        typer.Option(
+            "--js",
+            help="Also record each layer's Jensen-Shannon divergence from the last layer. Each layer is then read out "
+            "twice.",
+        ),
     ] = False
     sublayers: Annotated[
-        bool, typer.Option("--sublayers", help="Read the stream between attention and MLP of each block too.")
+        bool, typer.Option("--sublayers", help="Also read the residual stream between attention and MLP of each block.")
     ] = False
 
     def numbers(self) -> dict[str, Any]:
@@ -215,37 +285,43 @@ def refuse_no_lens(lens: str | None) -> None:
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """The number of a shard and of all shards, from "2/4"; OptionError where it says something else."""
+    """The number of a shard and the number of all shards, from a text such as "2/4".
+
+    Raises:
+        OptionError: the text is not of that form.
+    """
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal()):
-        raise OptionError.about("shard", text, "is no shard", "give its number and that of all shards, such as 2/4")
+        raise OptionError.about(
+            "shard", text, "is not a shard", "give its number and the number of all shards, such as 2/4"
+        )
     return int(number), int(of)
 
 
 def variables_of(words: Sequence[str]) -> dict[str, Any]:
-    """The variables of a chat template, from words such as "enable_thinking=false".
+    """The variables of a chat template, from texts such as "enable_thinking=false".
 
     Raises:
-        OptionError: a word is no name with a value in JSON, or gives a name again.
+        OptionError: a text is not a name with a value in JSON, or a name is given twice.
     """
     variables: dict[str, Any] = {}
     for word in words:
         name, sign, value = word.partition("=")
         if not (name and sign):
             advice = "write it like enable_thinking=false"
-            raise OptionError.about("chat_template_args", word, "is no KEY=VALUE", advice)
+            raise OptionError.about("chat_template_args", word, "is not of the form KEY=VALUE", advice)
         if name in variables:
-            raise OptionError.about("chat_template_args", word, f"gives {name} again", "give it once")
+            raise OptionError.about("chat_template_args", word, f"gives {name} a second time", "give it once")
         try:
             variables[name] = json.loads(value)
         except ValueError as error:
             advice = f"write true, false, a number, or a text in double quotes: '{name}=\"text\"'"
-            raise OptionError.about("chat_template_args", word, "has a value that is no JSON", advice) from error
+            raise OptionError.about("chat_template_args", word, "has a value that is not JSON", advice) from error
     return variables
 
 
 def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
-    """The command as typer is to see it: in place of each parameter that is a group of options, the options."""
+    """The command for typer: each parameter that is a group of options is replaced by its options."""
     parameters = inspect.signature(command).parameters.values()
     groups: dict[str, Any] = {one.name: one.annotation for one in parameters if is_dataclass(one.annotation)}
 

@@ -12,11 +12,13 @@ def report(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     beside: Annotated[
         Path | None,
-        typer.Option(help="Run of the same prompts by another strategy, lens or model, to explore beside it."),
+        typer.Option(help="Run of the same prompts with another strategy, lens or model, to show beside this run."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file to write; report.html in the run directory.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. [default: report.html in the run directory]")
+    ] = None,
 ) -> None:
-    """Write one HTML file with what a run found and an explorer for its tokens."""
+    """Write one HTML file with the findings of a run and an explorer of its tokens."""
     import layerlens as ll
     from layerlens.report import write_report
 

@@ -16,7 +16,7 @@ _IN_PYTHON = {
 }
 """What Python calls the options that the command line has under another name."""
 _IN_A_NAME = {"offset": "last-{}", "shift": "valley{:+d}"}
-"""Options of strategies that are given by the name of the strategy."""
+"""Options of strategies that are part of the strategy's name."""
 
 
 class _Flag(NamedTuple):
@@ -27,7 +27,7 @@ class _Flag(NamedTuple):
 
 
 class CommandLine(Spelling):
-    """As the declarations of the commands have them, the called command's first; what none of them has, as in Python.
+    """Options as the commands declare them, the called command first. What no command declares is written as in Python.
 
     Args:
         group: the command line as the parser has it.

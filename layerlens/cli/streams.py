@@ -1,6 +1,6 @@
-"""Standard output that says when it cannot be written, and standard error that does without.
+"""Standard output that reports when it cannot be written, and standard error that ignores this.
 
-A character that the encoding of either lacks is written as its escape: in ASCII, \\u2192 for an arrow.
+A character that the encoding lacks is written as its escape, such as \\u2192 for an arrow in ASCII.
 """
 
 import io
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class CannotPrintError(Exception):
-    """Standard output is full, or nobody reads it any more; its cause is what the system said."""
+    """Standard output is full, or nobody reads it any more. Its cause is the error of the system."""
 
 
 class _Output(io.FileIO):
@@ -29,17 +29,17 @@ class _Notices(io.FileIO):
 
 
 def output(stream: TextIO | None) -> TextIO | None:
-    """The same place to write to, where a failure is a `CannotPrintError`; None where there is no such stream."""
+    """A stream to the same place, in which a failure is a `CannotPrintError`; None where there is no stream."""
     return _over(_Output, stream)
 
 
 def notices(stream: TextIO | None) -> TextIO | None:
-    """The same place to write to, where a failure is passed over; None where there is no such stream."""
+    """A stream to the same place, in which a failure is ignored; None where there is no stream."""
     return _over(_Notices, stream)
 
 
 def discard(stream: TextIO | None) -> None:
-    """Drop what a stream holds and all that is written to it from now on."""
+    """Drop what a stream holds, and all that is written to it from now on."""
     if stream is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(run: "Run") -> None:
-    """Print what the run found: its phases, the perturbed share and the valley, each with its 95 % interval."""
+    """Print what the run found: its phases, the share of perturbed tokens and the valley, with 95 % intervals."""
     totals = run.manifest["totals"]
     rate = totals["positions"] / max(totals["seconds"], 1e-9)
     typer.echo(
@@ -25,11 +25,13 @@ def print_summary(run: "Run") -> None:
     if totals["non_finite_prompts"]:
         broken = run.prompts.loc[run.prompts["finish_reason"] == "non_finite", "prompt_id"]
         names = ", ".join(broken[:10]) + (" ..." if len(broken) > 10 else "")
-        typer.echo(f"NaN or infinite states in {_count(len(broken), 'prompt')}, left out below: {names}")
+        typer.echo(
+            f"NaN or infinite states in {_count(len(broken), 'prompt')}, which the numbers below leave out: {names}"
+        )
     if totals["non_finite_prompts"] == totals["prompts"]:
         return
     if run.n_layers == 1:
-        typer.echo("a single layer: no phases, and no layer before the last to compare with")
+        typer.echo("the model has a single layer, so there are no phases and no earlier layer to compare with")
         return
     phases = run.phases()
     if phases["first"].notna().any():
@@ -74,7 +76,7 @@ def _valley_lines(valleys: pd.DataFrame) -> list[str]:
     rows = marks_shown(valleys)
     rows = rows[rows["group"] == "perturbed"].set_index("mark")
     lines = []
-    for mark, meaning in (("V*", ", lowest of the final rise"), ("lowest", ", lowest of all"), ("V_onset", "")):
+    for mark, meaning in (("V*", ", lowest of the final rise,"), ("lowest", ", lowest of all,"), ("V_onset", "")):
         if mark not in rows.index:
             continue
         row = rows.loc[mark].to_dict()

@@ -18,7 +18,7 @@ def table(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for csv, Markdown and LaTeX. [default: print]")] = None,
 ) -> None:
-    """Put a run's numbers beside those that the paper reports: csv, Markdown and LaTeX, or printed."""
+    """Show a run's numbers beside those that the paper reports: printed, or as csv, Markdown and LaTeX."""
     from layerlens.tables import LATER, TABLES, TITLES, composed, markdown, save
 
     if number in LATER:

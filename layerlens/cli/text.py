@@ -1,5 +1,7 @@
-"""Generated texts on standard output, with what a strategy changed: in colours on a terminal, and in brackets that the
-texts themselves do not hold."""
+"""Generated texts on standard output, in which the tokens are marked that a strategy changed.
+
+Marks stand in brackets that the texts themselves do not contain. On a terminal they have colours.
+"""
 
 import re
 import sys
@@ -25,7 +27,7 @@ _PLAIN_BRACKETS = ("<", ">")  # for an encoding that lacks the others; doubled u
 
 
 def print_generation(model: Model, name: str, generation: Generation, *, sampled: bool) -> None:
-    """The text with its substituted tokens marked, and a line of counts; as it is where no terminal shows it."""
+    """Print the text with its changed tokens marked, and a line of counts. Only a terminal gets colours."""
     brackets = brackets_for(model, [generation])
     text = marked(model, generation, brackets, sampled=sampled)
     notes = [counts(model, name, generation, sampled=sampled), *_legend(brackets, [text])]
@@ -35,7 +37,7 @@ def print_generation(model: Model, name: str, generation: Generation, *, sampled
 def print_side_by_side(
     model: Model, left_name: str, left: Generation, right_name: str, right: Generation, *, sampled: bool
 ) -> None:
-    """Two texts in two columns, and a line of counts for each; one text below the other where no terminal shows it."""
+    """Print two texts in two columns, and a line of counts for each. Without a terminal one stands below the other."""
     both = [(left_name, left), (right_name, right)]
     brackets = brackets_for(model, [left, right])
     texts = [marked(model, generation, brackets, sampled=sampled) for _, generation in both]
@@ -79,7 +81,7 @@ def _escape(control: re.Match[str]) -> str:
 
 
 def brackets_for(model: Model, generations: Sequence[Generation]) -> tuple[str, str]:
-    """What opens and closes a mark: signs that no text and no token of theirs holds, and that the output can write."""
+    """What opens and closes a mark: signs that are in no text and no token of them, and that the output can write."""
     held = "".join(_everything(model, one) for one in generations)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     for opening, closing in _BRACKETS:
@@ -106,7 +108,7 @@ def _can_write(text: str, encoding: str) -> bool:
 
 
 def _legend(brackets: tuple[str, str], texts: Sequence[Pieces]) -> list[str]:
-    """What the marks mean, where there is one."""
+    """What the marks mean, if there are any."""
     opening, closing = brackets
     is_marked = any(piece == opening for text in texts for piece, _ in text)
     return [f"{opening}last layer's token{_ARROW}emitted token{closing}"] if is_marked else []
@@ -135,7 +137,7 @@ def marked(model: Model, generation: Generation, brackets: tuple[str, str], *, s
 
 
 def counts(model: Model, name: str, generation: Generation, *, sampled: bool) -> str:
-    """How many tokens, how many of them the strategy changed, how many came from an earlier layer, at what cost."""
+    """How many tokens there are, how many the strategy changed, how many came from an earlier layer, and the cost."""
     steps = generation.steps
     n_tokens = len(steps)
     if not n_tokens:
@@ -150,7 +152,7 @@ def counts(model: Model, name: str, generation: Generation, *, sampled: bool) ->
 
 
 def _substituted(model: Model, generation: Generation, *, sampled: bool) -> list[int]:
-    """Places of tokens that are not the last layer's; of sampled ones those alone that another layer's logits gave."""
+    """Places of tokens that are not the last layer's. Of sampled tokens, those from another layer's logits."""
     steps = generation.steps
     changed = steps["next_token_id"] != steps["last_token_id"]
     if sampled:
@@ -159,7 +161,8 @@ def _substituted(model: Model, generation: Generation, *, sampled: bool) -> list
 
 
 def _piece(model: Model, before: list[int], token_ids: list[int], *, special: bool = False) -> str:
-    """What tokens add to a text, as some tokenizers write one otherwise when it stands alone; "#310" where unknown."""
+    """What tokens add to a text, because some tokenizers write a token that stands alone in another way; "#310" for an
+    unknown id."""
     tokenizer, skip = model.tokenizer, not special
     if special and not is_known(tokenizer, token_ids[0]):
         return f"#{token_ids[0]}"

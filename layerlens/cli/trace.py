@@ -30,7 +30,7 @@ class Positions(str, Enum):
 
 
 class Precision(str, Enum):
-    """Of products with the unembedding."""
+    """Precision of the products with the unembedding."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -42,33 +42,43 @@ def trace(
     model: options.Model,
     out: Annotated[Path, typer.Option(help="Run directory to write.")],
     dataset: Annotated[str | None, typer.Option(help="Name of a dataset; see `layerlens datasets`.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="File of prompts: .txt, one a line, or .jsonl.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File of prompts: .txt with one prompt per line, or .jsonl.")
+    ] = None,
     data_file: options.DataFile = None,
     limit: options.Limit = None,
     shard: options.ShardOf = None,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Tokens to generate for each prompt; 0 traces the given text.")
+        int, typer.Option(help="Generate at most this many tokens for each prompt; 0 traces only the given text.")
     ] = 256,
     decoding: options.Decoding,
     strategy: options.StrategyName = "last",
     strategy_options: options.StrategyOptions,
     batch_size: options.BatchSize = 1,
     mode: Annotated[
-        Mode | None, typer.Option(help="Record while generating (default), or in one pass afterwards.")
+        Mode | None,
+        typer.Option(
+            help="Record while generating (generate), or in one pass afterwards (replay). "
+            "[default: generate; replay for given text]"
+        ),
     ] = None,
     positions: Annotated[
         Positions | None,
-        typer.Option(help="States that emitted a token, or every one. [default: generated; all for given text]"),
+        typer.Option(
+            help="Record only the states that emitted a token (generated), or all states. "
+            "[default: generated; all for given text]"
+        ),
     ] = None,
     window: options.Window = None,
     readings: options.Readings,
     lens_precision: Annotated[
-        Precision, typer.Option(help="Of readouts; bfloat16 is faster on some processors, and entropies are rounded.")
+        Precision,
+        typer.Option(help="Precision of readouts; bfloat16 is faster on some processors, but rounds entropies."),
     ] = Precision.float32,
     loading: options.Loading,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run at --out.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run at --out, once its successor can begin.")
+        bool, typer.Option("--overwrite", help="Replace the run at --out as soon as the new one can begin.")
     ] = False,
 ) -> int:
     """Record what every layer does to every token, while the model answers prompts."""

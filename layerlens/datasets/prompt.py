@@ -54,7 +54,7 @@ class Dataset:
         given = f"{number}/{of}"
         if not 1 <= number <= of:
             advice = "give a number from 1 to the number of shards, such as 2/4"
-            raise OptionError.about("shard", given, "is no shard", advice)
+            raise OptionError.about("shard", given, "is not a shard", advice)
         if self.part is not None:
             raise OptionError.about(
                 "shard",

@@ -75,7 +75,7 @@ class GenerateOptions:
             if value is None and name in _FILLED:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise OptionError.about(name, value, "is no number", "give one")
+                raise OptionError.about(name, value, "is not a number", "give one")
         self._check_sampling()
         penalty = self.repetition_penalty
         if penalty is not None and not 0 < penalty < float("inf"):
@@ -205,7 +205,7 @@ def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
 def whole(name: str, value: object, least: int) -> None:
     """OptionError unless the value is a whole number of at least `least` that fits into 63 bits."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise OptionError.about(name, value, "is no whole number", f"give one from {least}")
+        raise OptionError.about(name, value, "is not a whole number", f"give one from {least}")
     if value < least:
         raise OptionError.about(name, value, "is too small", f"give a whole number from {least}")
     if int(value) >= 2**63:

@@ -256,4 +256,4 @@ def true_or_false(name: str, value: object) -> None:
 
 def _probability(p: object) -> None:
     if not is_number(p) or not 0 <= p <= 1:
-        raise OptionError.about("p", p, "is no probability", "give a number from 0 to 1")
+        raise OptionError.about("p", p, "is not a probability", "give a number from 0 to 1")

@@ -136,7 +136,7 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
         OptionError: an arm is unknown, has no p, or is given twice; or no arm takes the window.
     """
     if isinstance(arms, str) or not arms:
-        raise OptionError.about("arms", arms, "is no list of names", f"give some, such as {','.join(ARMS[:5])}")
+        raise OptionError.about("arms", arms, "is not a list of names", f"give some, such as {','.join(ARMS[:5])}")
     strategies: dict[str, Strategy] = {}
     for arm in arms:
         strategy = _strategy_of(arm, window)
@@ -154,10 +154,10 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
 def probabilities(p: Sequence[float]) -> list[float]:
     """The probabilities in order, with 0 added; OptionError where one is not a probability."""
     if isinstance(p, str) or not isinstance(p, Sequence) or not p:
-        raise OptionError.about("p", p, "is no list of probabilities", "give numbers from 0 to 1")
+        raise OptionError.about("p", p, "is not a list of probabilities", "give numbers from 0 to 1")
     for value in p:
         if not is_number(value) or not 0 <= value <= 1:
-            raise OptionError.about("p", value, "is no probability", "give numbers from 0 to 1")
+            raise OptionError.about("p", value, "is not a probability", "give numbers from 0 to 1")
     return sorted({0.0, *map(float, p)})
 
 

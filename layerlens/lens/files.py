@@ -63,7 +63,7 @@ class Stored:
 
 
 def parsed(lens: str) -> tuple[str, Path | None]:
-    """Kind and path of "linear:FILE", no path for "logit"; OptionError where it is no lens or the file is missing."""
+    """Kind and path of "linear:FILE", and no path for "logit"; OptionError for what is not a lens or a missing file."""
     kind, colon, path = lens.partition(":")
     if kind not in KINDS or (kind == "logit") == bool(colon) or (colon and not path):
         advice = ADVICE if kind in KINDS else did_you_mean(kind, KINDS, ADVICE)
@@ -144,13 +144,13 @@ def _own(kind: str, path: Path) -> Stored:
         width, made_for, fit = (json.loads(entry) for entry in entries.values())
         n_layers = json.loads(said.get("n_layers", "null"))
     except ValueError as error:
-        raise _unreadable(kind, path, f"what it says of itself is no JSON: {entries}") from error
+        raise _unreadable(kind, path, f"its metadata is not JSON: {entries}") from error
     if not (isinstance(width, int) and isinstance(n_layers, int | None) and isinstance(fit, dict)):
-        raise _unreadable(kind, path, f"it says of itself that d_model is {width!r} and n_layers {n_layers!r}")
+        raise _unreadable(kind, path, f"its metadata has d_model {width!r} and n_layers {n_layers!r}")
     if not isinstance(made_for, dict) or not made_for.get("model"):
         raise _unreadable(kind, path, "it does not say which model it was made for")
     if named["bias"] and (lacking := set(named["weight"]) ^ set(named["bias"])):
-        raise _unreadable(kind, path, f"layer {min(lacking)} has a matrix or a vector, and not both")
+        raise _unreadable(kind, path, f"layer {min(lacking)} has a matrix or a vector, but not both")
     return Stored(kind, named["weight"], named["bias"], width, n_layers, made_for, fit)
 
 
@@ -171,7 +171,7 @@ def _refuse_odd(layer: int, tensor: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"it holds a {type(tensor).__name__} for layer {layer}")
     if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
         kind = f"{tensor.dtype} {'on meta' if tensor.is_meta else str(tensor.layout)}".replace("torch.", "")
-        raise ValueError(f"its matrix or vector of layer {layer} is {kind}, and is to be dense and of real numbers")
+        raise ValueError(f"its matrix or vector of layer {layer} is {kind}, but must be dense and of real numbers")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"it holds a tensor of shape {tuple(tensor.shape)} for layer {layer}, not {shape}")
     if not tensor.float().isfinite().all():

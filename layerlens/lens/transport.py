@@ -197,4 +197,4 @@ def refuse_lacking(transport: Transport, layers: Sequence[int], who: str) -> Non
         which = f"layer{'s' if len(lacking) > 1 else ''} {', '.join(map(str, lacking[:5]))}"
         which += ", ..." if len(lacking) > 5 else ""
         what = f"has no matrix for {which}, which {who} reads"
-        raise OptionError.about("lens", named, what, f"give a lens that has, or leave {spelled('lens')} out")
+        raise OptionError.about("lens", named, what, f"give a lens that has it, or leave {spelled('lens')} out")

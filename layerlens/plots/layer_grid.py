@@ -61,7 +61,7 @@ def lens_grid_table(
         advice = did_you_mean(colour, COLOURS, f"choose from {', '.join(COLOURS)}")
         raise OptionError(f"there is no colour {colour!r} of a lens grid", advice, option="colour", given=colour)
     name, rows = _rows_of(run, prompt_id)
-    style.inches(width)  # refuses a width that is none
+    style.inches(width)  # refuses unknown widths
     n_columns = COLUMNS[width]
     places = _places(run.positions["is_generated"].to_numpy()[rows], first, last, n_columns)
     drawn = _layers(run.n_layers, layers)
@@ -210,7 +210,7 @@ def _places(is_generated: Any, first: int | None, last: int | None, n_columns: i
     for name, value in (("first", first), ("last", last)):
         if value is not None and not (is_whole(value) and 1 <= value <= n_tokens):
             raise OptionError.about(
-                name, value, "is no token of the prompt", f"give a whole number from 1 to {n_tokens}"
+                name, value, "is not a token of the prompt", f"give a whole number from 1 to {n_tokens}"
             )
     if first is None:
         generated = np.flatnonzero(is_generated)
@@ -233,7 +233,7 @@ def _layers(n_layers: int, layers: Sequence[int] | None) -> Any:
     wrong = [layer for layer in chosen if not is_whole(layer) or not 1 <= layer <= n_layers]
     if wrong or not chosen:
         given = wrong[0] if wrong else chosen
-        problem = f"there is no layer {given!r}" if wrong else "no layers are none to draw"
+        problem = f"there is no layer {given!r}" if wrong else "the list of layers is empty"
         raise OptionError(problem, f"give layers from 1 to {n_layers}", option="layers", given=given)
     return np.array(sorted(set(chosen), reverse=True))
 

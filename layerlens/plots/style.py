@@ -64,7 +64,7 @@ def inches(width: str) -> float:
     """
     if width not in WIDTHS:
         advice = did_you_mean(width, WIDTHS, f"choose from {', '.join(WIDTHS)}")
-        raise OptionError.about("width", width, "is no width of a figure", advice)
+        raise OptionError.about("width", width, "is not a width of a figure", advice)
     return WIDTHS[width]
 
 

@@ -64,10 +64,10 @@ def test_the_table_and_the_json_say_the_same(folder, tmp_path, capsys):
     text = re.sub(r" +", " ", out)
     assert f"one unembedding {2 * 48 * 307 / 1e6:.3g} MFLOPs" in text
     assert "389 MFLOPs (7.46 %)" in text
-    assert f"unembeddings added {report['projections_per_token'] - 1:.3f}" in text
-    assert f"mean depth {report['mean_depth']:.3f} 0.116" in text
+    assert f"extra unembeddings {report['projections_per_token'] - 1:.3f}" in text
+    assert f"mean walk depth {report['mean_depth']:.3f} 0.116" in text
     assert f"{report['ratios']['strategy_over_last']:.3f} x last" in text
-    assert "memory above last's CUDA only" in text
+    assert "memory beyond last CUDA only" in text
     assert "…" not in out  # nothing is cut off on a terminal of 80 columns
 
 
@@ -136,7 +136,7 @@ def test_the_statistics_of_a_run(cli, tmp_path):
     assert code == 0
     report = json.loads(file.read_text())
     assert (report["tokens"], report["layers"]) == (8 * 40, 40)
-    assert "class_shares left" in err
+    assert "class_shares is left" in err
     assert f"{report['seconds']['by_layer']:.2f} s" in out
 
 

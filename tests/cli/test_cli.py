@@ -75,9 +75,9 @@ def test_trace_then_figures_tables_and_a_report(cli, model, tmp_path):
     assert names == {f"figure{number}.{end}" for number in drawn for end in ("png", "pdf", "csv")}
     assert len(out.split()) == 3 * len(drawn)
     assert err.splitlines() == [
-        f"layerlens: figures 11 to 12 show further texts, which {tmp_path / 'run'} lacks",
-        "layerlens: figure 3 shows an ablation: give --ablation; figures 5 and 6 are 2 and 4 of another model: "
-        "give its run",
+        f"layerlens: {tmp_path / 'run'} has too few texts for the figures from 11 on",
+        "layerlens: figure 3 shows an ablation: give --ablation; figures 5 and 6 are figures 2 and 4 of another model: "
+        "give the run of that model",
     ]
     code, out, err = cli("table", "all", "--run", tmp_path / "run", "--out", tmp_path / "tables")
     assert (code, err) == (0, "layerlens: table 7 shows ablations: give --ablation\n")

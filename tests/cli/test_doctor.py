@@ -55,7 +55,7 @@ def test_a_model_that_does_not_fit(cli, tiny_folder, monkeypatch, tmp_path):
     assert cli(*asked)[0] == 1
     code, out, _ = cli(*asked, "--device-map", "auto", "--offload-folder", tmp_path)
     assert code == 0
-    assert out.splitlines()[-1] == "fits, what fits nowhere else on disk"
+    assert out.splitlines()[-1] == "fits, with the remaining weights on disk"
     monkeypatch.setattr(memory, "_meminfo", dict)
     code, out, _ = cli(*asked)
     assert code == 0
