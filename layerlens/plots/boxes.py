@@ -29,6 +29,12 @@ def label(text: str) -> str:
     return visible(text, lambda character: ord(character) in _characters())
 
 
+def label_beside(text: str, other: str) -> str:
+    """A token's label, beside another token's: a space at its beginning is shown if the two look alike without it."""
+    shown = label(text)
+    return f"␣{shown}" if text.startswith(" ") and text != other and shown == label(other) else shown
+
+
 def fitted(label: str, inches: float) -> tuple[str, float]:
     """A label and its size in points so that it is no wider than that: first smaller, then cut and ended with …"""
     room = inches * 72

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from layerlens.analysis.substitutions import Choices, choices
 from layerlens.errors import OptionError, RunError, did_you_mean, spelled
 from layerlens.plots import style
-from layerlens.plots.boxes import as_share, boxes, colour_cells, label, say_beside, scale, write
+from layerlens.plots.boxes import as_share, boxes, colour_cells, label_beside, say_beside, scale, write
 from layerlens.records.reader import Records
 
 COLUMNS = {"one": 7, "two": 14}
@@ -351,13 +351,16 @@ def _tokens_of(run: Records, first_choices: Choices, prompt_id: str) -> pd.DataF
             "place": np.arange(len(rows)),
             "token_id": ids,
             "token": texts,
-            "label": [label(text) for text in texts],
+            "label": [label_beside(*pair) for pair in zip(texts, said, strict=True)],
             "selected_layer": layers,
             "entropy": run.layers("entropy")[rows, layers - 1].astype(np.float64),
             "framed": first_choices.substituted[among],
             "other_token_id": pd.array(others, "Int64"),
             "other_token": said,
-            "other_label": [label(text) if is_other else "" for text, is_other in zip(said, differ, strict=True)],
+            "other_label": [
+                label_beside(theirs, ours) if is_other else ""
+                for theirs, ours, is_other in zip(said, texts, differ, strict=True)
+            ],
         }
     )
     return table

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from layerlens.errors import OptionError, RunError, did_you_mean, is_whole
 from layerlens.plots import style
-from layerlens.plots.boxes import as_share, boxes, colour_cells, label, say_beside, scale, write
+from layerlens.plots.boxes import as_share, boxes, colour_cells, label, label_beside, say_beside, scale, write
 from layerlens.records.reader import Records
 from layerlens.records.schema import JS, KL
 
@@ -69,6 +69,7 @@ def lens_grid_table(
     measure, values, unit = _COLOURS[colour](run)
     shown = run.positions.iloc[rows[places - 1]]
     followed = shown["next_token_id"].fillna(-1).to_numpy(np.int64)
+    next_texts = ["" if one < 0 else text for one, text in zip(followed, run.text_of(followed), strict=True)]
     tops = run.layers("top_token_id")[of_cells]
     texts = run.text_of(tops.ravel())
 
@@ -83,13 +84,11 @@ def lens_grid_table(
             "token_id": over_layers(shown["token_id"]),
             "token": over_layers(run.text_of(shown["token_id"])),
             "next_token_id": over_layers(followed),
-            "next_token": over_layers(
-                ["" if one < 0 else text for one, text in zip(followed, run.text_of(followed), strict=True)]
-            ),
+            "next_token": over_layers(next_texts),
             "layer": np.tile(drawn, len(places)),
             "top_token_id": tops.ravel(),
             "top_token": texts,
-            "label": [label(text) for text in texts],
+            "label": [label_beside(*pair) for pair in zip(texts, over_layers(next_texts), strict=True)],
             "is_next": (tops == followed[:, None]).ravel(),
             "colour": colour,
             "measure": measure,
@@ -150,10 +149,11 @@ def draw_lens_grid(table: pd.DataFrame, ax: Axes, shading: Shading, bar: Axes | 
     twice = [corner for corner in known for _ in range(2)]  # on black, so that it shows on pale boxes and in grey
     look: dict[str, Any] = {"facecolors": "none", "edgecolors": ["black", KNOWN], "linewidths": [1.8, 1.1]}
     ax.add_collection(boxes(twice, (0.035, 0.08, 0.965, 0.92), zorder=3, **look), autolim=False)
-    columns = table.drop_duplicates("place")
-    for column, (read, followed) in enumerate(zip(columns["token"], columns["next_token"], strict=True)):
-        for text, above in ((followed, -1.25), (read, len(drawn) + 0.15)):
-            write(label(str(text)), (column, above), (1, 1, 1), ax, _CELL)
+    for column, (_, cells) in enumerate(table.groupby("place", sort=False)):
+        read, followed = cells[["token", "next_token"]].iloc[0]
+        alike = (top for top in cells["top_token"] if top != followed and label(top) == label(followed))
+        for text, above in ((label_beside(followed, next(alike, followed)), -1.25), (label(read), len(drawn) + 0.15)):
+            write(text, (column, above), (1, 1, 1), ax, _CELL)
     beside: dict[str, Any] = {"ha": "right", "va": "center_baseline", "fontsize": 6.5, "color": style.GREY}
     ax.text(-0.15, -0.75, "followed", **beside)
     ax.text(-0.15, len(drawn) + 0.65, "read", **beside)

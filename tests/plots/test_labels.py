@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerlens.plots.boxes import label_beside
 from layerlens.plots.labels import visible
 
 SHOWN = {
@@ -33,3 +34,11 @@ def test_a_character_that_cannot_be_shown_is_its_code():
 def test_a_label_is_never_empty_and_always_printable(text):
     assert visible(text)
     assert visible(text).isprintable()
+
+
+def test_a_space_is_shown_where_only_it_tells_two_tokens_apart():
+    assert label_beside(" The", "The") == "␣The"
+    assert label_beside("The", " The") == "The"
+    assert label_beside(" The", " The") == "The"
+    assert label_beside(" The", "A") == "The"
+    assert label_beside(" ", "  ") == "␣"
