@@ -9,8 +9,8 @@
 The command line prints the message on standard error and exits with status 2; from Python they are ordinary
 exceptions. Anything else that escapes is a fault of layerlens.
 
-A message spells options and commands for whoever called: `spelled("window", 12)` is "window 12" in Python and
-"--window 12" on the command line, which says so by `spelling` while a command runs.
+A message spells options and commands as its reader types them: `spelled("window", 12)` is "window 12" in Python and
+"--window 12" on the command line. The command line sets this with `spelling` while a command runs.
 """
 
 import pickle
@@ -29,11 +29,11 @@ class LayerlensError(Exception):
     """Root of the errors that a user can cause and mend.
 
     Attributes:
-        problem: what cannot be, with what was given.
+        problem: what is wrong, with what was given.
         advice: what to do; "" where the error was raised with one text.
-        option: the option or argument it is about, as Python calls it, such as "max_new_tokens"; None where it is about
-            none.
-        given: the value of that option, or whatever else was given that cannot be.
+        option: the option or argument it is about, as Python calls it, such as "max_new_tokens"; None where it is not
+            about an option.
+        given: the value of that option, or another thing that was given and cannot be used.
     """
 
     def __init__(self, problem: str = "", advice: str = "", *, option: str | None = None, given: object = None) -> None:
@@ -44,11 +44,11 @@ class LayerlensError(Exception):
         self.given = given
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """With its fields, whatever a subclass is made from; what was given as its repr where it cannot be pickled."""
+        """Pickled with its fields, whatever a subclass is made from; `given` as its repr where it cannot be pickled."""
         state = dict(vars(self))
         try:
             pickle.dumps(state["given"])
-        except Exception:  # of whatever the object is
+        except Exception:  # which one depends on the object
             state["given"] = repr(state["given"])
         return _restored, (type(self), self.args, state)
 
@@ -82,7 +82,7 @@ class RunError(LayerlensError):
 
 
 class Notice(UserWarning):
-    """What a user should know of a result that is made all the same; the command line prints it on standard error."""
+    """What a user should know about a result that is still made. The command line prints it on standard error."""
 
 
 class Spelling:
@@ -99,7 +99,7 @@ class Spelling:
         return f"{option} {fspath(value) if isinstance(value, PathLike) else repr(value)}"
 
     def command(self, name: str) -> str:
-        """What does that: ll.trace."""
+        """A function of layerlens: ll.trace."""
         return f"ll.{name}"
 
 
@@ -108,12 +108,12 @@ _ALONE = object()
 
 
 def spelled(option: str, value: object = _ALONE) -> str:
-    """An option, alone or with its value, as whoever called writes it: "window 12" in Python."""
+    """An option, alone or with its value, as the caller writes it: "window 12" in Python."""
     return _spelling.name(option) if value is _ALONE else _spelling.with_value(option, value)
 
 
 def spelled_command(name: str) -> str:
-    """A function of `layerlens` as whoever called writes it: "ll.trace" in Python."""
+    """A function of `layerlens` as the caller writes it: "ll.trace" in Python."""
     return _spelling.command(name)
 
 
@@ -129,7 +129,7 @@ def spelling(other: Spelling) -> Iterator[None]:
 
 
 def did_you_mean(given: object, known: Iterable[object], otherwise: str) -> str:
-    """What to do about a name that is not there: the known names that are most like it, or else `otherwise`."""
+    """The advice for an unknown name: the known names that are most like it, or else `otherwise`."""
     from difflib import SequenceMatcher  # here, because few calls have a mistake in them
 
     names = {str(name).lower(): str(name) for name in known}
@@ -150,12 +150,12 @@ def first_sentence(error: BaseException) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether an option can be a number: one of numpy's too, and no True, which Python counts as 1."""
+    """Whether a value is a number, of Python or numpy. True is not one, although Python counts it as 1."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_whole(value: object) -> bool:
-    """Whether an option can be a whole number: one of numpy's too, and no True, which Python counts as 1."""
+    """Whether a value is a whole number, of Python or numpy. True is not one, although Python counts it as 1."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

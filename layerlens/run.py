@@ -1,4 +1,4 @@
-"""A run as a user holds it: its tables, and every analysis of them as a method."""
+"""A run with its tables, and with every analysis of them as a method."""
 
 import os
 from collections.abc import Sequence
@@ -41,24 +41,24 @@ class Run(Records):
             beside: another run of the same prompts, to explore beside this one.
 
         Raises:
-            RunError: a run holds no complete prompt, or the two share none.
+            RunError: a run holds no complete prompt, or the two runs share no prompt.
         """
         from layerlens.report import explorer_html
 
         return Framed(explorer_html(self, beside=beside), height)
 
     def report(self, path: str | os.PathLike[str] | None = None, beside: "Run | None" = None) -> Path:
-        """Write what the run found, with every token to look into, as one HTML file; see docs/report.md.
+        """Write the findings of the run, and an explorer of its tokens, as one HTML file; see docs/report.md.
 
         Args:
-            path: the file to write; report.html in the run directory where not given.
+            path: the file to write; by default report.html in the run directory.
             beside: another run of the same prompts, to explore beside this one.
 
         Returns:
             the path.
 
         Raises:
-            RunError: a run holds no complete prompt, or the two share none.
+            RunError: a run holds no complete prompt, or the two runs share no prompt.
         """
         from layerlens.report import write_report
 
@@ -133,7 +133,7 @@ class Run(Records):
         return analysis.earliest_agreement(self)
 
     def onset(self, rank: int = 1) -> pd.DataFrame:
-        """From which layer on the emitted token is among the first `rank` words; see `analysis.onset`."""
+        """From which layer on the emitted token is among the first `rank` entries; see `analysis.onset`."""
         return analysis.onset(self, rank)
 
     def settling(self, g: float | Sequence[float] = 0.5, rho: float = 0.85, *, unit: str = "bits") -> pd.DataFrame:
@@ -175,5 +175,5 @@ def merge(runs: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[str]
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """The run at `path`, complete or not; RunError where there is none or its format is not this one."""
+    """The run at `path`, complete or not; RunError where there is none, or where it has another format."""
     return Run(path)

@@ -65,13 +65,13 @@ def _sentence(quantities: "pd.DataFrame", outputs: "pd.DataFrame") -> str:
     said = f"{number:,} common prompt{'' if number == 1 else 's'} with {tokens} generated tokens"
     said += f", {unpaired:,} in one run only" if unpaired else ""
     worded = outputs.attrs["n_prompts_of_other_text"]
-    said += f", {worded:,} with another text in the other run (template, system message or date)" if worded else ""
+    said += f"; in {worded:,} of them the texts of the runs differ (template, system message or date)" if worded else ""
     if "note" in outputs.attrs:
         return f"{said}; {outputs.attrs['note']}"
     identical, prefix = outputs.to_dict("records")
     return (
-        f"{said}; outputs are identical for {_mean(identical, 'value')} of them, and equal in the first "
-        f"{_mean(prefix, 'value')} tokens on average"
+        f"{said}. Outputs are identical for {_mean(identical, 'value')} of the prompts, and equal in the first "
+        f"{_mean(prefix, 'value')} tokens on average."
     )
 
 

@@ -76,7 +76,11 @@ def _valley_lines(valleys: pd.DataFrame) -> list[str]:
     rows = marks_shown(valleys)
     rows = rows[rows["group"] == "perturbed"].set_index("mark")
     lines = []
-    for mark, meaning in (("V*", ", lowest of the final rise,"), ("lowest", ", lowest of all,"), ("V_onset", "")):
+    for mark, meaning in (
+        ("V*", " is the lowest of the final rise"),
+        ("lowest", " is the lowest of all"),
+        ("V_onset", " begins the descent"),
+    ):
         if mark not in rows.index:
             continue
         row = rows.loc[mark].to_dict()

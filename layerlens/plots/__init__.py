@@ -1,6 +1,6 @@
-"""Figures drawn from a run. Each function reads a table, draws on matplotlib axes and hands the axes back.
+"""Figures drawn from a run. Each function reads a table, draws on matplotlib axes and returns the axes.
 
-Pages that are made here say at their lower right through which lens the run was read, where that is not the logit lens.
+Pages that are made here name the lens at their lower right, unless it is the logit lens.
 """
 
 from collections.abc import Sequence
@@ -71,8 +71,8 @@ def entropy_partition(run: Records, axes: Any = None, half_steps: bool = False) 
     Args:
         run: what was traced.
         axes: two axes to draw on; new ones, one above the other, where none are given.
-        half_steps: whether the entropy between attention and MLP of each layer is drawn too; of a run traced with
-            `sublayers`.
+        half_steps: whether the entropy between attention and MLP of each layer is drawn too, which needs a run traced
+            with `sublayers`.
     """
     table = entropy_table(run, half_steps)
     drawn_on = np.asarray(_new_axes(2, run.lens) if axes is None else axes).reshape(2)
@@ -91,12 +91,12 @@ def agreement(run: Records, ax: Axes | None = None) -> Axes:
 
 
 def onset(run: Records, ax: Axes | None = None, rank: int = 1) -> Axes:
-    """The axes with the share of emitted tokens that are among the first `rank` words from each layer on.
+    """The axes with the share of emitted tokens that are among the first `rank` vocabulary entries from each layer on.
 
     Args:
         run: what was traced with `targets`.
         ax: what to draw on; new axes where none are given.
-        rank: how many first words, 1 or more.
+        rank: how many first entries count, 1 or more.
     """
     table = onset_table(run, rank)
     drawn_on = _new_axes(1, run.lens)[0] if ax is None else ax
@@ -148,22 +148,24 @@ def lens_grid(
 ) -> Axes:
     """The axes with the top token of every layer (rows, L on top) for tokens of one prompt (columns).
 
-    They lie on a page of their own, as large as the grid, because the texts are for cells half an inch wide. A column
-    belongs to the state that predicted a token: the token that followed stands above it, the one that was read below.
-    Strong colour means less sure: a greater entropy, a less probable word, a worse rank, a larger divergence. A frame
-    marks the cells whose top token is the one that followed, so that one sees at which layer the model first knew it.
+    The axes are on a page of their own, as large as the grid, because the texts are for cells half an inch wide. A
+    column belongs to the state that predicted a token. The token that followed stands above it, and the token that was
+    read stands below. A strong colour means less sure: a greater entropy, a less probable top token, a worse rank, or a
+    larger divergence. A frame marks the cells whose top token is the one that followed. It shows at which layer the
+    model first knew it.
 
     Args:
         run: what was traced.
-        prompt_id: of the prompt to draw; the run's first one where not given.
-        first, last: which of the prompt's traced tokens are drawn, counted from 1, both included. Where not given, as
-            many as the width has room for (5 or 13), from the first generated one on, or from the first. At most 96.
-        layers: that are drawn, 1..L; all of them where not given, or L and every k-th below it in models of more than
+        prompt_id: the prompt to draw; by default the run's first.
+        first, last: the first and the last of the prompt's traced tokens to draw, counted from 1; at most 96 tokens. By
+            default as many as the width has room for (5 or 13), from the first generated token on, or from the first.
+        layers: the layers to draw, 1..L. By default all of them, or L and every k-th below it in models of more than
             40.
-        colour: "entropy" in nats; "probability" of the layer's top word (runs traced with `top`); "rank" of the token
-            that followed, how many words are before it, on a logarithmic scale (`targets`); "divergence" of the layer's
-            readout from the last one's, Jensen-Shannon's (`js`) or else KL(L ‖ l) (`kl`), in nats.
-        width: "one" or "two" columns of a printed page, 3.3 or 6.9 inches; a page is wider where more tokens are asked
+        colour: "entropy" in nats; "probability" of the layer's top token (runs traced with `top`); "rank" of the token
+            that followed, which is the number of vocabulary entries before it, on a logarithmic scale (`targets`);
+            "divergence" of the layer's readout from the last layer's, in nats: Jensen-Shannon (`js`) or else KL(L ‖ l)
+            (`kl`).
+        width: "one" or "two" columns of a printed page, 3.3 or 6.9 inches. The page is wider if more tokens are asked
             for than it has room for.
 
     Raises:
@@ -186,7 +188,7 @@ def _new_axes(rows: int, lens: str = "logit") -> np.ndarray[Any, Any]:
 
 
 def _new_page(inches: tuple[float, float], **layout: Any) -> Figure:
-    from matplotlib import pyplot  # here, so that drawing on given axes or into files never starts a window system
+    from matplotlib import pyplot  # here, so that drawing on given axes or into files starts no window system
 
     # before the look: a notebook's backend makes settings with its first figure, which leaving the look would undo
     return pyplot.figure(figsize=inches, dpi=style.SCREEN_DPI, **layout)

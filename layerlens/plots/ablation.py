@@ -1,4 +1,4 @@
-"""Which layer should speak, and how often (Figure 3 of arXiv 2606.21906)."""
+"""From which layer tokens should come, and how often (Figure 3 of arXiv 2606.21906)."""
 
 import os
 from typing import Any
@@ -14,7 +14,7 @@ from layerlens.plots import style
 PANELS = (("last", "last-1", "last-2", "last-4", "valley"), ("valley-2", "valley-1", "valley+1", "valley+2", "valley"))
 """The arms of the two panels. Others that were run follow: shifted valleys in the second, the rest in the first."""
 
-_LABEL_SPACE = 0.12  # of p, between two boxes: narrower ones would cover each other
+_LABEL_SPACE = 0.12  # of p, between two boxes: nearer ones would cover each other
 _LEAST_TOP = 5.0  # percent, where nothing is right
 
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -119,7 +119,7 @@ def _title(table: pd.DataFrame, shown: pd.DataFrame) -> str:
 
 
 def _spread(shown: pd.DataFrame) -> float:
-    """How far the bars at one p may lie apart in all: a part of what is between two p."""
+    """The width over which the bars at one p are spread: a part of the distance between two p."""
     p = np.unique(shown["p"])
     return 0.6 * float(np.diff(p).min()) if len(p) > 1 else 0.1
 

@@ -1,4 +1,4 @@
-"""Boxes with a token's text in them, coloured by a number: what grids are drawn of."""
+"""The cells of grids: boxes with a token's text, coloured by a number."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -36,7 +36,7 @@ def label_beside(text: str, other: str) -> str:
 
 
 def fitted(label: str, inches: float) -> tuple[str, float]:
-    """A label and its size in points so that it is no wider than that: first smaller, then cut and ended with …"""
+    """A label, and its size in points so that it is at most so wide: first smaller, then cut and ended with …"""
     room = inches * 72
     if width(label) * _SMALLEST <= room:
         return label, min(_LARGEST, room / max(width(label), 1e-9))
@@ -84,8 +84,8 @@ def colour_cells(
     """The colours of a grid's cells, [rows, columns, 4], which are drawn from the left upper corner of the axes on.
 
     Args:
-        values: a number for each cell, [rows, columns]; NaN has the colour that the scale has for what is missing.
-        norm, colours: which number has which colour.
+        values: a number for each cell, [rows, columns]. NaN has the scale's colour for missing values.
+        norm, colours: the colour of each number.
         ax: to draw on.
         bar: other axes for a bar of the colours; none where not given.
         of_the_bar: what matplotlib's colour bar takes.
@@ -104,7 +104,7 @@ def colour_cells(
 
 
 def say_beside(bar: Axes, lines: Sequence[str]) -> None:
-    """What the colours and frames of a grid mean, to the right of the bar, broken into as many lines as it takes."""
+    """Write what the colours and frames of a grid mean, to the right of the bar, in as many lines as it takes."""
     page = bar.get_figure(root=True)
     assert page is not None
     room = page.get_figwidth() * (1 - bar.get_position().x1) - 0.27
@@ -123,9 +123,9 @@ def write(
     of_the_box: tuple[float, float] = (0, 1),
     **more: Any,
 ) -> None:
-    """A token's label in a box of a colour that is so many inches wide, beyond which nothing of it shows.
+    """Write a token's label into a box of a colour that is so many inches wide. Nothing of it shows outside of the box.
 
-    Of the box it has the part between two shares of the height, the whole where not given.
+    The label has the part of the box between two shares of its height; by default the whole box.
     """
     column, row = corner
     above, below = of_the_box

@@ -23,7 +23,7 @@ BLUE, RED, DARK, PALE = "#0072B2", "#D55E00", "0.2", "0.58"
 
 _CLOUD = (3.2, 1.9)  # inches
 _PIXELS = 100  # an inch of the canvas on which labels are placed
-_GAP = (5, 3)  # of these pixels, across and down, between two labels: nobody reads them as one
+_GAP = (5, 3)  # of these pixels, across and down, between two labels: so that nobody reads them as one
 _SMALLEST = 6.5  # points
 _LARGEST = (34.0, 28.0, 23.0, 19.0, 16.0, 13.0)  # points of the most frequent label, the first at which all have room
 _LONGEST = 24  # characters of a label
@@ -32,22 +32,22 @@ _LONGEST = 24  # characters of a label
 def figure1(run: Records, width: str = "two") -> tuple[Figure, pd.DataFrame]:
     """Two clouds of substituted tokens over the entropy by layer, and the table drawn; see `clouds_table`.
 
-    The first, in blue, has what the valley ranks first at the substitutions; the second what the last layer does, by
-    `word_class`: function words and punctuation in red, content words nearly black, numbers, signs and special tokens
-    in pale grey. The more substitutions, the larger a label, as far as there is room; at most 60 labels a cloud, each
-    no longer than 24 characters. Below, the mean entropy by layer of the substituted tokens with its 95 % interval, and
-    that of all generated tokens. The legend gives V* of the substituted tokens' curve (by the rule of `valleys` the
-    lowest layer of the final rise), the lowest layer of the curve where that is not V*, and the last layer. V* of the
-    perturbed tokens, which `valleys` and Figure 4 give, can be another layer, because most perturbed tokens are not
-    substituted. Substituted tokens are among those whose last layer is less sure than the one before: that their curve
-    rises there is what was selected for.
+    The first cloud, in blue, has the tokens that the valley ranks first at the substitutions. The second has those that
+    the last layer ranks first, coloured by `word_class`: function words and punctuation in red, content words nearly
+    black, numbers, signs and special tokens in pale grey. A label is the larger, the more substitutions it has, as far
+    as there is room. A cloud has at most 60 labels, each of at most 24 characters. Below is the mean entropy by layer
+    of the substituted tokens with its 95 % interval, and that of all generated tokens. The legend gives V* of the
+    substituted tokens' curve (by the rule of `valleys` the lowest layer of the final rise), the lowest layer of the
+    curve where that is not V*, and the last layer. V* of the perturbed tokens, which `valleys` and Figure 4 give, can
+    be another layer, because most perturbed tokens are not substituted. The curve of substituted tokens rises at the
+    last layer by selection: they are among the tokens for which the last layer is less sure than the layer before.
 
     Args:
         run: what was traced.
         width: "one" or "two" columns of a page; in one column the clouds stand above each other.
 
     Raises:
-        RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
+        RunError: no token was generated, none is a substitution, or the run does not hold the texts of its tokens.
         OptionError: there is no such width.
     """
     across = style.inches(width)
@@ -72,13 +72,13 @@ def clouds_table(run: Records) -> pd.DataFrame:
     Columns: part ("confident" and "last", the clouds; "substituted" and "generated", the curves); label, what is
     drawn for a token: texts that differ only in spaces around them share one; word_class of the label's most frequent
     token; count, its substitutions; share of all substitutions (0..1); layer; entropy, the mean at that layer in nats;
-    mark, "trough" (V*), "lowest" (where that is not V*) and "last layer" of the curve "substituted"; share_low,
+    mark, "trough" (V*), "lowest" (where it is not V*) and "last layer" of the curve "substituted"; share_low,
     share_high, entropy_low and entropy_high (95 %, prompts resampled); n_tokens on which the row rests; n_prompts that
-    have any of them; n_labels, how many the cloud could have: the 60 most frequent are given, ties in the order of
-    their characters. What does not apply is NA.
+    have any of them; n_labels, how many labels the cloud could have: the 60 most frequent are given, ties in the
+    order of their characters. A value that does not apply is NA.
 
     Raises:
-        RunError: no token was generated, none is a substitution, or the run does not hold what its tokens say.
+        RunError: no token was generated, none is a substitution, or the run does not hold the texts of its tokens.
     """
     pairs = substituted(run)
     refuse_without_texts(run)
@@ -199,10 +199,10 @@ def _curve(totals: Gathered, part: str, n_layers: int) -> pd.DataFrame:
 
 
 def _place(counts: dict[str, float], width: int, height: int) -> list[tuple[str, float, float, float]]:
-    """Label, size in points, and left and upper edge of its ink, in pixels of a canvas; those for which there is room.
+    """The labels for which there is room: label, size in points, left and upper edge of its ink, in pixels of a canvas.
 
     No rectangle around a label's ink comes nearer to another than the gap. Libraries for word clouds do not promise
-    that: they place small words in the free corners of large ones.
+    that, because they place small words in the free corners of large ones.
     """
     layouts = [_placed(counts, largest, width, height) for largest in _LARGEST[:1]]
     for largest in _LARGEST[1:]:
@@ -213,7 +213,7 @@ def _place(counts: dict[str, float], width: int, height: int) -> list[tuple[str,
 
 
 def _placed(counts: dict[str, float], largest: float, width: int, height: int) -> list[tuple[str, float, float, float]]:
-    """The labels for which there is room, in their order, when the first is so many points large."""
+    """The labels for which there is room, in their order, if the first has a size of `largest` points."""
     random = np.random.default_rng(SEED)
     taken = np.zeros((height, width), dtype=np.int32)
     layout: list[tuple[str, float, float, float]] = []

@@ -1,4 +1,4 @@
-"""From which depth on the emitted token is known: shares of tokens by layer, for all words and for each class."""
+"""From which depth on the emitted token is known: shares by layer, of all tokens and of each class of words."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ _CLASSES: dict[str, dict[str, Any]] = {
 def onset_table(run: Records, rank: int = 1) -> pd.DataFrame:
     """One row per class of words and layer with everything the figure of onsets draws.
 
-    Columns: those of `analysis.onset_by_layer`; rank; and of the class, the same in every row, onset_median, at_last
-    and outside of `analysis.onset`.
+    Columns: those of `analysis.onset_by_layer`; rank; and onset_median, at_last and outside of `analysis.onset`, which
+    are the same in every row of a class.
 
     Raises:
         OptionError, RunError: as `analysis.onset`.
@@ -37,10 +37,10 @@ def onset_table(run: Records, rank: int = 1) -> pd.DataFrame:
 
 
 def draw_onset(table: pd.DataFrame, ax: Axes) -> Axes:
-    """The axes with the share of tokens whose onset is at a layer or before it, of all with the 95 % interval.
+    """The axes with the share of tokens whose onset is at a layer or before it. That of all has a 95 % interval.
 
-    What is missing to 1 at the last layer are the tokens that it does not have among its first words itself. A dashed
-    line stands at the layer by which half of the tokens that have an onset have it.
+    At the last layer the share is below 1 by the tokens that this layer does not rank so high itself. A dashed line
+    marks the layer by which half of the tokens with an onset have reached it.
     """
     last = table[table["words"] == ALL].iloc[-1]
     ranked = "ranked first" if last["rank"] == 1 else f"among the first {last['rank']:,}"
@@ -74,9 +74,9 @@ def figure_onset(run: Records, width: str = "one") -> tuple[Figure, pd.DataFrame
 def settling_table(run: Records, g: float = 0.5, rho: float = 0.85) -> pd.DataFrame:
     """One row per threshold, class of words and layer with everything the figure of settling draws.
 
-    The thresholds are `analysis.THRESHOLDS` and g, in bits. Columns: those of `analysis.settling_by_layer`; and of the
-    threshold and class, the same in every row, settling_depth, deep_from and deep_thinking_ratio with `_low` and
-    `_high` of `analysis.settling`; chosen, whether the threshold is g.
+    The thresholds are `analysis.THRESHOLDS` and g, in bits. Columns: those of `analysis.settling_by_layer`;
+    settling_depth, deep_from and deep_thinking_ratio with `_low` and `_high` of `analysis.settling`, which are the same
+    in every row of a threshold and class; chosen, whether the threshold is g.
 
     Raises:
         OptionError, RunError: as `analysis.settling`.
@@ -117,7 +117,7 @@ def draw_settled(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def draw_deep_thinking(table: pd.DataFrame, ax: Axes) -> Axes:
-    """The axes with the deep-thinking ratio against the threshold, of all with the 95 % interval and of each class."""
+    """The axes with the deep-thinking ratio by threshold, of all tokens with a 95 % interval, and of each class."""
     ratios = table[table["layer"] == 1].rename(columns=lambda name: name.replace("deep_thinking_ratio", "ratio"))
     handles = _curves(ratios, "g", "ratio", ax)
     chosen = ratios[ratios["chosen"] & (ratios["words"] == ALL)].iloc[0]
@@ -153,7 +153,7 @@ def _between(row: Any) -> str:
 
 
 def _curves(table: pd.DataFrame, across: str, share: str, ax: Axes) -> list[Any]:
-    """A curve for each class of words, and for all in black with its interval; the legend's entries."""
+    """Draw a curve for each class of words, and a black one with its interval for all; returns legend entries."""
     handles: list[Any] = []
     for words, rows in table.groupby("words", sort=False):
         if words != ALL and rows["n_tokens"].iloc[0]:
@@ -176,7 +176,7 @@ def _share_axis(ax: Axes) -> None:
 
 
 def _upright(ax: Axes, at: float, text: str, n_layers: int) -> None:
-    """A dashed line at a layer, named at its top on the side that has more room."""
+    """Draw a dashed line at a layer, with its name at the top on the side that has more room."""
     ax.axvline(at, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8)
     rightwards = at < 0.55 * n_layers
     ax.annotate(

@@ -1,4 +1,4 @@
-"""How much each layer writes into the stream, and how far it turns it (Figures 2 and 5 of arXiv 2606.21906)."""
+"""How much each layer writes into the stream, and how far it turns the stream (Figures 2 and 5 of arXiv 2606.21906)."""
 
 import math
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def contributions_table(run: Records) -> pd.DataFrame:
 
     Columns: layer; kind; phase (I, II, III by the rule "plateau", NA where it finds none); norm_ratio and
     io_cosine with `_low`, `_high` and `_trend`; norm_ratio_clipped, whether the bar is cut off; attn_ratio;
-    mlp_ratio; n_tokens; n_prompts. The trend is `trend` of the means, over the layers that are not cut off, and NA
-    where there are too few of them for one.
+    mlp_ratio; n_tokens; n_prompts. The trend is `trend` of the means, over the layers that are not cut off. It is
+    NA where there are too few of them.
     """
     layers = by_layer(run)
     clipped = dwarfing(layers["norm_ratio"].to_numpy())
@@ -54,7 +54,7 @@ def phase_of_layers(run: Records) -> list[str | None]:
 def trend(values: Floats) -> Floats:
     """A running mean over layers, [L], weighted by a normal curve of sd max(1, L/30) layers.
 
-    NaN stays NaN; under 8 layers, where such a mean is far from most of the values, all is NaN.
+    NaN stays NaN. Under 8 layers all is NaN, because such a mean is far from most of the values.
     """
     if len(values) < TREND_LAYERS:
         return np.full(len(values), np.nan)
@@ -68,7 +68,7 @@ def trend(values: Floats) -> Floats:
 def dwarfing(values: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which of the first layers, [L], are so tall that they would flatten the bars after them.
 
-    The longest run from layer 1 of values above 1.5 times all that follow; never the whole and at most three layers.
+    They are the longest run from layer 1 of values above 1.5 times all that follow: at most three layers, never all.
     """
     following = np.maximum.accumulate(values[::-1])[::-1]
     dwarfs = np.append(values[:-1] > DWARFS * following[1:], False)

@@ -1,4 +1,4 @@
-"""How sure the model would be after each layer, perturbed tokens or not (Figures 4 and 6 of arXiv 2606.21906)."""
+"""How sure the model would be after each layer, by group of tokens (Figures 4 and 6 of arXiv 2606.21906)."""
 
 from typing import Any
 
@@ -27,11 +27,11 @@ _DASHES: dict[str, Any] = {"V_onset": (0, (1, 1.2)), "V*": (0, (3, 1.5))}
 def entropy_table(run: Records, half_steps: bool = False) -> pd.DataFrame:
     """One row per group (perturbed, unperturbed) and layer 1..L with everything Figure 4 draws.
 
-    Columns: group; layer; kind; entropy in nats with `_low`, `_high` and `_sd`; n_tokens; n_prompts; phase (NA
-    where the rule "plateau" finds none); mark, "V_onset", "V*" (the lowest layer of the final rise) or, where another
-    layer is lower, "lowest", at the layer of the group's own curve that has it, else NA; share of all tokens in the
-    group with share_low and share_high. With half steps also half_entropy, the mean between attention and MLP of the
-    layer in nats, with `_low` and `_high`; NaN where the layer has no such state.
+    Columns: group; layer; kind; entropy in nats with `_low`, `_high` and `_sd`; n_tokens; n_prompts; phase (NA where
+    the rule "plateau" finds none); mark, which is "V_onset", "V*" (the lowest layer of the final rise) or, where
+    another layer is lower, "lowest", at that layer of the group's own curve, and NA elsewhere; share of all tokens in
+    the group with share_low and share_high. With half steps also half_entropy, the mean between attention and MLP of
+    the layer in nats, with `_low` and `_high`; NaN where the layer has no such state.
 
     Raises:
         RunError: no token can be counted, the model has a single layer, or half steps are asked for and the run has
@@ -51,10 +51,10 @@ def entropy_table(run: Records, half_steps: bool = False) -> pd.DataFrame:
 def draw_entropy(table: pd.DataFrame, ax: Axes) -> Axes:
     """The axes with one group's mean entropy against layer; `table` holds the rows of that group only.
 
-    Drawn: the mean, its 95 % interval and one standard deviation over tokens (cut at 0), V_onset, V* and, where that is
-    not V*, the lowest layer, phases and full-attention layers. The legend gives the marks' layers and says which of
-    them the curve lacks. To the right of the axes the last five layers are enlarged, in models of more than seven.
-    Where the table has half steps, circles half a layer before each layer, and a thin line from step to step.
+    It draws the mean, its 95 % interval, one standard deviation over tokens (cut at 0), V_onset, V*, the lowest layer
+    (where it is not V*), phases and full-attention layers. The legend gives the layers of the marks, and says which
+    marks the curve lacks. In models of more than seven layers, the last five are enlarged to the right of the axes. If
+    the table has half steps, they are circles half a layer before each layer, joined by a thin line.
     """
     first = table.iloc[0]
     kinds = list(table["kind"])
@@ -105,7 +105,7 @@ def _curve(table: pd.DataFrame, ax: Axes, *, with_sd: bool = True) -> list[Any]:
 
 
 def _half_steps(table: pd.DataFrame, ax: Axes) -> list[Any]:
-    """Circles between attention and MLP of each layer, and a line through them and the layers; none without any."""
+    """Circles between attention and MLP of each layer, and a line through them and the layers, if there are any."""
     if HALF_ENTROPY.name not in table or table[HALF_ENTROPY.name].isna().all():
         return []
     steps = np.column_stack([table["layer"] - 0.5, table[HALF_ENTROPY.name], table["layer"], table["entropy"]])
@@ -123,7 +123,7 @@ def _tint_phases(table: pd.DataFrame, ax: Axes) -> None:
 
 
 def _draw_marks(table: pd.DataFrame, ax: Axes) -> list[Any]:
-    """Upright lines at V_onset and V*, a ring at the lowest layer where that is not V*; handles for the legend."""
+    """Draw upright lines at V_onset and V*, and a ring at the lowest layer if it is not V*; returns legend entries."""
     group, handles = table["group"].iloc[0], list[Any]()
     for mark, dashes in _DASHES.items():
         layers = _marked(table, mark)["layer"]
@@ -137,7 +137,7 @@ def _draw_marks(table: pd.DataFrame, ax: Axes) -> list[Any]:
 
 
 def _draw_lowest(table: pd.DataFrame, ax: Axes) -> list[Any]:
-    """A ring at the lowest layer where that is not V*."""
+    """Draw a ring at the lowest layer if it is not V*."""
     look: dict[str, Any] = {"markersize": 4, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 4}
     marked = _marked(table, "lowest")
     places = zip(marked["layer"], marked["entropy"], strict=True)
@@ -169,8 +169,10 @@ def _zoom(table: pd.DataFrame, ax: Axes) -> None:
 
 
 def _right_of(ax: Axes) -> Transform:
-    """Inches from the right edge across, shares of the axes upwards: what is placed so has a width before the axes do,
-    which a layout that makes room for it needs to know."""
+    """A transform with inches from the right edge across, and shares of the axes upwards.
+
+    What is placed with it has a width before the axes have one. A layout that makes room for it needs to know this.
+    """
     figure = ax.get_figure(root=True)
     assert figure is not None
     edge = ScaledTranslation(1, 0, ax.transAxes)  # type: ignore[arg-type]  # as matplotlib's own examples do

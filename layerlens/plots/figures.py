@@ -1,4 +1,4 @@
-"""Whole figures, each with the table it draws: those of the paper by their numbers, others by their names."""
+"""Whole figures, each with the table that it draws. Those of the paper have numbers, others have names."""
 
 import os
 from collections.abc import Callable
@@ -72,20 +72,21 @@ def draw(
     width: str | None = None,
     **of_the_figure: Any,
 ) -> list[Path]:
-    """The files of a figure, by the paper's number or by its name: PNG, PDF and the csv they draw.
+    """The files of a figure, by the paper's number or by its name: PNG, PDF, and the csv that they draw.
 
-    Figures 5 and 6 are 2 and 4 for another model; 7 to 12 show the prompts with the most substitutions, one each.
+    Figures 5 and 6 are Figures 2 and 4 of another model. Figures 7 to 12 show the prompts with the most substitutions,
+    one prompt each.
 
     Args:
         number: of the figure, 1 to 12, or its name, one of `NAMED`.
         run: what was traced; not needed for Figure 3.
         out_dir: where the files go.
-        beside: for Figures 7 to 12 the same prompts decoded from the last layer; drawn above.
-        ablation: for Figure 3 the directory that `layerlens ablate` wrote.
+        beside: for Figures 7 to 12, a run of the same prompts decoded from the last layer; it is drawn above.
+        ablation: for Figure 3, the directory that `layerlens ablate` wrote.
         half_steps: whether Figures 4 and 6 show the entropy between attention and MLP of each layer too.
         width: "one" or "two" columns of a page, 3.3 or 6.9 inches; by default two for Figures 1 and 7 to 12 and for the
             grid, one for the others.
-        of_the_figure: what a figure that goes by a name takes beside the run, such as the colour of `lens_grid`.
+        of_the_figure: further options of the figure, such as the colour of `lens_grid`.
 
     Raises:
         OptionError: there is no such figure, what it is drawn from is missing, or the directory cannot be written.
@@ -116,15 +117,15 @@ def draw(
 
 
 def named_for(run: Records) -> list[str]:
-    """The names of the figures of columns that the run was asked for, in the order of `NAMED`."""
+    """The names of the figures whose columns were asked for in the trace, in the order of `NAMED`."""
     there = token_columns(run.manifest)
     return [name for name, one in NAMED.items() if one.option and set(ON_REQUEST[one.option]) <= set(there)]
 
 
 @dataclass(frozen=True)
 class Named:
-    """A figure that goes by a name: what draws it, and the option of a trace that records what it shows; None where
-    every run has that."""
+    """A figure with a name: the function that draws it, and the option of a trace that records what it shows (None if
+    every run has that)."""
 
     drawn: Callable[..., tuple[Figure, pd.DataFrame]]
     option: str | None

@@ -44,29 +44,31 @@ def figure_grid(
 
     - "substitution": what the decoding did. A token of `valley_run` is framed where the first choice of the layer whose
       logits were sampled is not that of the last layer, which read the same text so far. The last layer's first choice
-      stands below it in italics. Strategies that contrast layers sample no layer's logits: there a token is framed that
-      is not the last layer's first choice. Nothing is framed in `last_run`, where nothing was replaced. A run that was
-      decoded from the last layer and is drawn alone has the tokens framed that the valley would replace; the valley's
-      first choice stands below them.
+      stands below it in italics. Strategies that contrast layers sample no layer's logits. For them, a token is framed
+      that is not the last layer's first choice. Nothing is framed in `last_run`, because nothing was replaced in it. In
+      a run that was decoded from the last layer and is drawn alone, the tokens are framed that the valley would
+      replace, and the valley's first choice stands below them.
     - "alignment": tokens of two texts outside the blocks that both have in common, as difflib finds them.
-    - "place": tokens for which the other text has another one at the same place, counted from the first generated
-      token, or has ended. After the first difference two texts rarely meet again, so that nearly all are framed.
+    - "place": tokens for which the other text has another token at the same place, counted from the first generated
+      token, or has ended. After the first difference two texts rarely meet again, so nearly all tokens are framed.
 
     Args:
-        last_run: decoded from the last layer; None to draw the other run alone.
-        valley_run: decoded from the valley, of the same prompts.
-        prompt_id: the prompt to draw. By default that of the common prompts with the most substitutions in
-            `valley_run`, ties by id.
-        choice: 1 for the one with the most, 2 for the next and so on: Figure 7 is choice 1, Figure 12 choice 6.
-        most_tokens: of each text are drawn, 12 rows where not given; how many are left out is said under it.
-        rule: by which tokens are framed, "substitution", "alignment" or "place".
+        last_run: a run decoded from the last layer; None to draw the other run alone.
+        valley_run: a run of the same prompts, decoded from the valley.
+        prompt_id: the prompt to draw. By default the common prompt with the most substitutions in `valley_run`, ties by
+            id.
+        choice: 1 for the prompt with the most substitutions, 2 for the next and so on. Figure 7 is choice 1, Figure 12
+            is choice 6.
+        most_tokens: how many tokens of each text are drawn, by default 12 rows. A line below says how many are left
+            out.
+        rule: the rule by which tokens are framed: "substitution", "alignment" or "place".
         width: "one" or "two" columns of a page, with 7 or 14 tokens in a row.
 
     Raises:
         OptionError: choice or most_tokens is below 1, there is no such rule or width, or a rule that compares two texts
             was given with one run.
-        RunError: a run generated nothing, the runs share no (or not that) prompt, fewer prompts than `choice`, or
-            another text under the same id; they are of two models, or `last_run` is not decoded from the last layer.
+        RunError: a run generated nothing; the runs do not share the prompt, share fewer prompts than `choice`, or have
+            different texts under its id; they are of two models, or `last_run` is not decoded from the last layer.
     """
     across = style.inches(width)
     table = grid_table(
@@ -115,9 +117,9 @@ def grid_table(
 
     Columns: text (0 above, 1 below); decoding, the name of the run's strategy; prompt_id; place, from 0; token_id;
     token, its text; label, as it is drawn; selected_layer; entropy there, in nats; framed; other_token_id, the first
-    choice that was replaced (of a run decoded from the last layer: that would replace the token), NA where the token is
-    no substitution; other_token, its text; other_label, as it is drawn, "" where it is not; shown, whether the token is
-    drawn; rule, by which tokens are framed: "substitution", "alignment" or "place".
+    choice that was replaced (in a run decoded from the last layer, the one that would replace the token), NA where the
+    token is not a substitution; other_token, its text; other_label, as it is drawn, "" where it is not; shown, whether
+    the token is drawn; rule, the rule by which tokens are framed: "substitution", "alignment" or "place".
     """
     for name, value in (("choice", choice), ("most_tokens", most_tokens)):
         if value < 1:
@@ -160,9 +162,9 @@ def draw_grid(
     Args:
         table: of `grid_table`.
         ax: to draw on; text sizes are for boxes half an inch wide.
-        norm: which entropy, in nats, has which place on the colour scale.
+        norm: the place of each entropy, in nats, on the colour scale.
         columns: boxes in a row.
-        bar: other axes for a bar of the colours; none where not given.
+        bar: other axes for a bar of the colours; by default there is no bar.
     """
     shown = table[table["shown"]]
     rows = _n_rows(table, columns)
@@ -195,7 +197,7 @@ _STRATEGIES = {"last": "Standard decoding, last layer", "valley": "Confident dec
 
 
 def _by_place(above: list[int], below: list[int]) -> tuple[list[bool], list[bool]]:
-    """Which tokens of each text differ from the token at the same place of the other, or have none opposite."""
+    """Which tokens of each text differ from the token at the same place of the other text, or have none there."""
     differ = [one != other for one, other in zip_longest(above, below)]
     return differ[: len(above)], differ[: len(below)]
 
@@ -227,8 +229,8 @@ def _row_height(part: pd.DataFrame) -> float:
 
 
 def _kind(run: Records) -> str:
-    """What can be said of a run's decoding: "selected" where it sampled some tokens from an earlier layer, "valley"
-    where every token was sampled from the last layer as it is, "contrast" where a strategy changed its logits."""
+    """The kind of a run's decoding: "selected" if some tokens were sampled from an earlier layer, "valley" if all were
+    sampled from the last layer as it is, "contrast" if a strategy changed its logits."""
     layers = run.positions.loc[run.positions["is_generated"], "selected_layer"]
     if (layers < run.n_layers).any():
         return "selected"
@@ -236,7 +238,7 @@ def _kind(run: Records) -> str:
 
 
 def _first_choices(run: Records) -> Choices:
-    """What the last layer ranked first, and beside it what was decided otherwise, or would be by the valley."""
+    """The last layer's first choices, and beside them what was chosen instead, or what the valley would choose."""
     kind = _kind(run)
     if kind != "contrast":
         return choices(run, kind)
@@ -258,7 +260,7 @@ def _title(part: pd.DataFrame, valley_run: Records) -> str:
 
 
 def _say_colours(table: pd.DataFrame, valley_run: Records, bar: Axes) -> None:
-    """Beside the bar, what the colours mean, and what stands below a framed token."""
+    """Write beside the bar what the colours mean, and what stands below a framed token."""
     said = ["entropy (nats) at the layer whose logits were sampled"]
     if (table["other_label"] != "").any():
         below = "first choice of the valley" if _kind(valley_run) == "valley" else "last layer's first choice"
@@ -318,18 +320,18 @@ def _check(runs: list[Records], choices_by_run: list[Choices], prompt_id: str) -
 def _refuse_unlike(last_run: Records, valley_run: Records) -> None:
     strategy = last_run.manifest["strategy"]["name"]
     if strategy != "last":
-        problem = f"{last_run.path} was decoded by {strategy}, and standard decoding is drawn beside it"
-        raise RunError(problem, "give a run from the last layer", option="last_run", given=last_run.path)
+        problem = f"{last_run.path} was decoded by {strategy}, and not from the last layer"
+        raise RunError(problem, "give a run decoded from the last layer", option="last_run", given=last_run.path)
     ours, theirs = (run.manifest["model"].get("fingerprint") for run in (last_run, valley_run))
     if ours != theirs or last_run.n_layers != valley_run.n_layers:
         problem = f"{last_run.path} and {valley_run.path} are of two models"
-        raise RunError(problem, "trace the same one in both", given=last_run.path)
+        raise RunError(problem, "trace the same model in both", given=last_run.path)
 
 
 def _refuse_other_prompts(runs: list[Records], prompt_id: str) -> None:
     first, second = (run.prompts.set_index("prompt_id")["prompt"][prompt_id] for run in runs)
     if first != second:
-        problem = f"{runs[0].path} and {runs[1].path} asked different things as {prompt_id!r}"
+        problem = f"{runs[0].path} and {runs[1].path} have different prompts with the id {prompt_id!r}"
         raise RunError(problem, "trace the same prompts in both", option="prompt_id", given=prompt_id)
 
 

@@ -18,7 +18,7 @@ from layerlens.records.reader import Records
 from layerlens.records.schema import JS, KL
 
 COLUMNS = {"one": 5, "two": 13}
-"""Tokens that are drawn where none are asked for, by the width of the page: as many as there is room for."""
+"""How many tokens are drawn by default, by the width of the page: as many as there is room for."""
 MOST_COLUMNS = 96
 MOST_ROWS = 40
 KNOWN = "#E69F00"
@@ -30,7 +30,7 @@ _LEFT, _RIGHT, _HEAD, _FOOT, _BAR = 0.62, 0.06, 0.55, 0.96, 0.36
 def figure_lens_grid(
     run: Records, prompt_id: str | None = None, *, width: str = "two", **options: Any
 ) -> tuple[Figure, pd.DataFrame]:
-    """The page of `layerlens.plots.lens_grid`, which has the arguments and errors, and the table drawn."""
+    """The page of `layerlens.plots.lens_grid`, and the table drawn. Arguments and errors are described there."""
     table = lens_grid_table(run, prompt_id, width=width, **options)
     with style.look():
         figure = Figure(figsize=page_inches(table, width))
@@ -52,10 +52,11 @@ def lens_grid_table(
     """One row per cell of `layerlens.plots.lens_grid`, token by token, the deepest layer first; arguments and errors as
     there.
 
-    Columns: prompt_id; place of the token among those traced of the prompt, from 1; position; token_id and token, what
-    was read; next_token_id and next_token, what followed (−1 and "" where nothing did); layer; top_token_id and
+    Columns: prompt_id; place of the token among those traced of the prompt, from 1; position; token_id and token, which
+    was read; next_token_id and next_token, which followed (−1 and "" where nothing did); layer; top_token_id and
     top_token, the layer's; label, as it is drawn; is_next, whether the top token is the one that followed; colour;
-    measure, the column of the run that it shows; value (NaN where the state was not finite or nothing followed); unit.
+    measure, the column of the run that the colour shows; value (NaN where the state was not finite or nothing
+    followed); unit.
     """
     if colour not in COLOURS:
         advice = did_you_mean(colour, COLOURS, f"choose from {', '.join(COLOURS)}")
@@ -124,7 +125,7 @@ def draw_page(table: pd.DataFrame, figure: Figure) -> Axes:
 
 @dataclass(frozen=True)
 class Shading:
-    """What a value's colour is, and what the colour bar says of it."""
+    """The colour of each value, and what the colour bar says about it."""
 
     norm: Normalize
     colours: Colormap
@@ -179,7 +180,7 @@ def _rank(run: Records) -> tuple[str, Any, str]:
 
 
 def _divergence(run: Records) -> tuple[str, Any, str]:
-    """Jensen-Shannon's where the run has it, which a run that has neither is told to ask for."""
+    """The Jensen-Shannon divergence, or KL if the run has only that. A run with neither is told to ask for JS."""
     only_kl = run.has(KL.name) and not run.has(JS.name)
     measure = KL.name if only_kl else JS.name
     return measure, run.layers(measure), "nats"
@@ -193,7 +194,7 @@ def _rows_of(run: Records, prompt_id: str | None) -> tuple[str, Any]:
     """A prompt's id and its rows of `run.positions`, in the order of its positions."""
     ids = run.positions["prompt_id"].to_numpy()
     if not len(ids):
-        advice = "continue it to the end of a prompt, or trace one"
+        advice = "continue it until a prompt is complete, or trace another"
         raise RunError(f"{run.path} holds no complete prompt", advice, given=run.path)
     name = str(ids[0]) if prompt_id is None else prompt_id
     rows = np.flatnonzero(ids == name)
@@ -239,7 +240,7 @@ def _layers(n_layers: int, layers: Sequence[int] | None) -> Any:
 
 
 def _shading(table: pd.DataFrame) -> Shading:
-    """Strong colour where the model is less sure, or farther from what it says at the end."""
+    """A strong colour where the model is less sure, or farther from what it predicts at the end."""
     colour = str(table["colour"].iloc[0])
     finite = table["value"].to_numpy()[np.isfinite(table["value"].to_numpy())]
     top = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0

@@ -52,7 +52,7 @@ def draw_parts_by_layer(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def draw_last_parts(table: pd.DataFrame, ax: Axes) -> Axes:
-    """The axes with the last layer's parts as bars with 95 % intervals, for each group; and who raises it how often."""
+    """The axes with the last layer's parts as bars with 95 % intervals, by group. The title says which raise it."""
     last = table[table["layer"] == table["layer"].max()].set_index("group").loc[list(GROUPS)]
     bars = [*((name, label, colour) for name, (label, colour, _) in _HALVES.items()), _WHOLE]
     places = np.arange(len(GROUPS))

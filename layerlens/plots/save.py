@@ -1,4 +1,4 @@
-"""A figure as files: for the eye, for print, and the numbers it draws."""
+"""A figure as files: PNG for screens, PDF for print, and csv with the numbers drawn."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from layerlens.plots.style import look
 def save(figure: Figure, table: pd.DataFrame, out_dir: Path, stem: str) -> list[Path]:
     """The paths of STEM.png, STEM.pdf and STEM.csv (the table the figure draws) in a directory, made if missing.
 
-    The same figure gives the same bytes: no time of writing is kept in the files. The PNG has 256 colours, which takes
-    a third of the room; in the figures of this project no pixel is off by more than 19 of 255.
+    The same figure gives the same bytes, because no time of writing is kept in the files. The PNG has 256 colours,
+    which takes a third of the room. In the figures of this project no pixel is off by more than 19 of 255.
 
     Raises:
         OptionError: the directory cannot be written.

@@ -1,4 +1,4 @@
-"""One look for every figure: colours that differ for the colour-blind and in grey, text legible in print."""
+"""One look for every figure: colours that differ for the colour-blind and in grey, and text legible in print."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from layerlens.errors import OptionError, did_you_mean
 
-# Okabe and Ito's palette; where two of them meet in grey, line style or position tells them apart.
+# Okabe and Ito's palette. Where two colours are alike in grey, line style or position tells them apart.
 BAR = "#9CCFEF"  # a lighter tint of the palette's sky blue: the step lines over it must show in grey
 TREND = "#000000"
 ATTENTION = "#D55E00"
@@ -57,7 +57,7 @@ _LOOK: dict[str, Any] = {
 
 
 def inches(width: str) -> float:
-    """Inches of a width that goes by a name, one of `WIDTHS`.
+    """The inches of a width by its name, one of `WIDTHS`.
 
     Raises:
         OptionError: there is no such width.
@@ -81,7 +81,7 @@ def page(width: str, n_panels: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def value_axis(ax: Axes, top: float, limit: float) -> None:
-    """A vertical axis from 0 to limit with ticks up to top, the largest value drawn; labels go into the room above."""
+    """A vertical axis from 0 to limit. Its ticks end at top, the largest value drawn; labels go into the room above."""
     ax.set_ylim(0, limit)
     ax.set_yticks(
         [tick for tick in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top) if tick <= 1.001 * top]
@@ -89,14 +89,14 @@ def value_axis(ax: Axes, top: float, limit: float) -> None:
 
 
 def look() -> AbstractContextManager[None]:
-    """A context in which figures are made and saved with this look; the reader's own settings return after it."""
+    """A context in which figures are made and saved with this look. The user's own settings return after it."""
     return mpl.rc_context(_LOOK)  # type: ignore[arg-type]
 
 
 def name_lens(figure: Figure, *lenses: str) -> None:
-    """A line at the lower right of a page: through which lens the runs that it shows were read, as `Records.lens` says.
+    """Write at the lower right of a page through which lenses its runs were read, as `Records.lens` says.
 
-    Two runs stand above each other where there are two. There is no line where all were read through the logit lens.
+    Where there are two runs, they stand above each other. Nothing is written if all were read through the logit lens.
     """
     kinds = [lens.partition(":")[0] for lens in lenses]
     if set(kinds) == {"logit"}:
@@ -128,7 +128,7 @@ def layer_axis(ax: Axes, n_layers: int) -> None:
 
 
 def band_full_attention(ax: Axes, kinds: Sequence[str]) -> None:
-    """Grey vertical bands on full-attention layers, where the model mixes them with others."""
+    """Grey vertical bands on full-attention layers, if the model mixes them with others."""
     if not mixes_kinds(kinds):
         return
     for layer, kind in enumerate(kinds, start=1):

@@ -41,8 +41,8 @@ def theory_table(
     """Everything that `figure_theory` draws, a row per point.
 
     Columns: panel; rule; valley, the V* of the curve; window; noise, the sd at L in nats; descent and rise, in units of
-    the noise; value with low and high (95 % over draws); expected, the value without simulation where there is one;
-    n_draws. What a panel has no use for is NaN. The panels are
+    the noise; value with low and high (95 % over draws); expected, the value without simulation if there is one;
+    n_draws. Columns that a panel does not use are NaN. The panels are
 
     - "inside": the share of draws whose layer is in [V_onset, V*], by Algorithm 1 and by Theorem 1, with the window and
       without, for the curve given and for one that differs by a V* three layers earlier. Expected is the probability of
@@ -53,7 +53,7 @@ def theory_table(
 
     Args:
         parameters: the curve; its V* is the later one.
-        noises, rises, descents: where to look.
+        noises, rises, descents: the values that are tried.
         n_draws, seed: of the simulations.
 
     Raises:
@@ -161,7 +161,7 @@ _COLUMNS = (
 
 
 def _earlier(parameters: Parameters) -> Parameters:
-    """The same descent, of as many layers, that ends earlier; the same rise takes the layers that are left."""
+    """The same descent over as many layers, ending earlier. The same rise takes the layers that are left."""
     return replace(parameters, onset=parameters.onset - EARLIER, valley=parameters.valley - EARLIER)
 
 

@@ -1,11 +1,11 @@
 """The records of an ablation: a manifest beside one table of scored answers per arm and p.
 
     DIR/manifest.json
-    DIR/answers/valley-1_p0.2.parquet       a condition (an arm at a p) whose answers are all there
-    DIR/answers/valley_p0.2/part-*.parquet  one that is being answered, a part for each batch of items
+    DIR/answers/valley-1_p0.2.parquet       all answers of a condition (an arm at a p)
+    DIR/answers/valley_p0.2/part-*.parquet  a condition that is being answered, one part per batch
 
-A batch becomes part of the ablation in one rename, so that a process killed at any moment loses the batch in flight
-alone. Nothing here needs a model.
+A batch becomes part of the ablation in one rename. A process that is killed at any moment loses only the batch that it
+was working on. Nothing here needs a model.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ ANSWERS = (
 
 
 def condition_name(arm: str, p: float) -> str:
-    """What the answers of an arm at a p are filed under; at p = 0 every arm is the last layer."""
+    """The name of the files with the answers of an arm at a p. At p = 0 every arm is the last layer."""
     return f"{arm}_p{p!r}" if p and arm != "last" else "last"
 
 
@@ -48,7 +48,7 @@ class AnswersWriter(files.FolderWriter):
         overwrite: replace the ablation that is there, and nothing but an ablation.
 
     Raises:
-        OptionError: resume and overwrite at once.
+        OptionError: both resume and overwrite are given.
         RunError: the folder holds another ablation or other files, or cannot be written.
     """
 
@@ -58,13 +58,13 @@ class AnswersWriter(files.FolderWriter):
     )
 
     def pending(self, condition: str, n_parts: int) -> list[int]:
-        """Which of a condition's parts 0..n_parts − 1 are missing, in order."""
+        """The missing ones of a condition's parts 0..n_parts − 1, in order."""
         if _joined(self.folder, condition).exists():
             return []
         return [index for index in range(n_parts) if not _part(self.folder, condition, index).exists()]
 
     def write(self, condition: str, index: int, answers: dict[str, Any]) -> None:
-        """Add a part of a condition, one list per column of `ANSWERS`; visible to readers all at once."""
+        """Add a part of a condition, with one list per column of `ANSWERS`. Readers see all of it at once."""
         with files.writing(self.folder):
             part = _part(self.folder, condition, index)
             part.parent.mkdir(exist_ok=True)
@@ -101,8 +101,8 @@ class AnswersWriter(files.FolderWriter):
 
 
 def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -> None:
-    """RunError where the folder holds another ablation, or files that are not an ablation's; OptionError where an
-    ablation that is there is to be continued and to be replaced."""
+    """RunError where the folder holds another ablation, or files that are not an ablation's; OptionError
+    where both `resume` and `overwrite` are given."""
     files.refuse_both(resume=resume, overwrite=overwrite)
     folder = folder.expanduser()
     if _exists(folder / "manifest.json"):
@@ -118,7 +118,7 @@ def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an ablation; RunError where the folder holds none or its format is not this one."""
+    """The manifest of an ablation; RunError where the folder holds none, or one of another format."""
     path = folder / "manifest.json"
     advice = f"give a directory that {spelled_command('ablate')} wrote"
     if not folder.is_dir():
@@ -134,7 +134,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("ablation"), dict):
         raise RunError(f"{folder} is not an ablation", advice, given=folder)
     if manifest.get("format") != FORMAT:
-        problem = f"{folder} is an ablation of format {manifest.get('format')}, this layerlens reads format {FORMAT}"
+        problem = f"{folder} is an ablation of format {manifest.get('format')}, but this layerlens reads {FORMAT}"
         raise RunError(problem, "use the layerlens that wrote it, or run the ablation anew", given=folder)
     return manifest
 
@@ -174,5 +174,5 @@ def _parts(folder: Path, condition: str) -> list[Path]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # such as a name that is too long: for the check of the folder to say
+    except OSError:  # such as a name that is too long, which the check of the folder reports
         return False

@@ -1,4 +1,4 @@
-"""What one generated token costs, as a run's manifest and the tables of costs have it."""
+"""What one generated token costs, for the manifest of a run and for tables of costs."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,13 +10,13 @@ class FlopsRow(NamedTuple):
     name: str
     """A short name."""
     what: str
-    """In words."""
+    """A description."""
     multiply_adds: float
     """Per generated token of one row of the batch."""
     percent_of_forward: float
-    """Of the forward pass without unembedding, which is what the paper's Table 5 divides by."""
+    """Percent of the forward pass without unembedding, by which the paper's Table 5 divides."""
     percent_of_last: float
-    """Of what a token from the last layer costs: the forward pass and one unembedding."""
+    """Percent of the cost of a token from the last layer: the forward pass and one unembedding."""
 
     @property
     def flops(self) -> float:
@@ -28,9 +28,9 @@ class FlopsRow(NamedTuple):
 class DecodingFlops:
     """What one generated token costs, in multiply-adds; FLOPs are twice as many.
 
-    Counted are products with parameters: linear layers, convolutions, routers, and of routed experts the active ones.
-    Looking up an embedding costs nothing, norms and activations are left out. So is what attention does with the
-    cache (and linear attention with its state): that has no parameters, and over a cache it grows with the context.
+    Products with parameters are counted: linear layers, convolutions, routers, and the active ones of routed experts.
+    Looking up an embedding costs nothing. Norms and activations are left out. So is what attention does with the cache,
+    and linear attention with its state: it has no parameters, and over a cache it grows with the context.
 
     Attributes:
         forward: of the forward pass without unembedding.
@@ -48,13 +48,16 @@ class DecodingFlops:
 
     @property
     def worst(self) -> int:
-        """Of the K − 1 unembeddings beside the model's own: the whole window is read out."""
+        """Multiply-adds of the K − 1 unembeddings beside the model's own, where the whole window is read out."""
         return (self.window - 1) * self.unembedding
 
     @property
     def lazy(self) -> float | None:
-        """Of reading one layer after the other; see `analysis.overhead.layers_read`. Where only the mean depth is known
-        this is the most that walks of that depth can read, 1 + depth or K − 1: those to the window's end read less."""
+        """Multiply-adds of reading one layer after the other; see `analysis.overhead.layers_read`.
+
+        Where only the mean depth is known, this is an upper bound: 1 + depth layers, at most K − 1. Walks that end at
+        the window's end read less.
+        """
         if self.mean_read is not None:
             return self.mean_read * self.unembedding
         if self.mean_depth is None:
@@ -63,11 +66,11 @@ class DecodingFlops:
 
     @property
     def depth(self) -> float | None:
-        """The paper's count: the depth of the walk without the layer that ended it."""
+        """Multiply-adds by the paper's count: the depth of the walk, without the layer that ended it."""
         return None if self.mean_depth is None else self.mean_depth * self.unembedding
 
     def rows(self) -> list[FlopsRow]:
-        """Everything as lines of a table; those that need the mean depth only where it is known."""
+        """All costs as lines of a table. Lines that need the mean depth are left out where it is not known."""
         lines = [
             ("forward", "forward pass", self.forward),
             ("unembedding", "one unembedding", self.unembedding),

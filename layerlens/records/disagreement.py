@@ -1,4 +1,4 @@
-"""How a run that is there differs from what is asked for now, spelled for whoever asks."""
+"""How an existing run differs from what is asked for now, in the caller's spelling."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ _OPTIONS = {
     "dataset.rows": "limit",
     "dataset.shard": "shard",
 }
-"""Entries that are options; all of the section "options" are, by their own names."""
+"""The option of each entry that is one. All entries of the section "options" are options, by their own names."""
 
 _OPAQUE = {
     "batches": "other prompts",
@@ -42,7 +42,7 @@ _OPAQUE = {
     "model.fingerprint": "other weights or another config of the model",
     "model.modules": "other modules, forwards or settings of modules in the model",
 }
-"""Entries that say nothing to a user."""
+"""Entries whose values say nothing to a user, and what is said in their place."""
 
 _MODEL = ("model.source", "model.fingerprint")
 _PROMPTS = ("dataset.name", "dataset.sha256", "dataset.revision", "dataset.rows")
@@ -71,11 +71,11 @@ _FOLLOWS = {
     **{f"model.{name}": _MODEL for name in ("family", "n_layers", "d_model", "n_vocab")},
     **{f"model.{name}": _MODEL for name in ("layer_kinds", "mlp_kinds", "multiply_adds")},
 }
-"""What need not be said where one of these differs too, because it follows from that."""
+"""Entries that are not mentioned where one of the listed entries differs too, because they follow from it."""
 
 
 def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """What a run was begun with and what is given now, as "seed 0, not with seed 9"; None where rows would agree.
+    """What a run was begun with and what is given now, as "seed 0, not with seed 9"; None where the rows would agree.
 
     Args:
         ours: the manifest of what is asked for.
@@ -110,12 +110,12 @@ def _follows(key: str) -> tuple[str, ...]:
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    """Whether two values of JSON are equal; a NaN is to a NaN."""
+    """Whether two JSON values are equal. A NaN equals a NaN."""
     return bool(ours == theirs) or json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
 
 
 def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Section and name of every entry that matters to the rows, and its value; what is off is None."""
+    """Every entry that matters to the rows, by section and name. An entry that is off is None."""
     entries = json.loads(json.dumps({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES}))
     counted = entries.get("model", {}).get("n_layers")
     n_layers = counted if isinstance(counted, int) else None
@@ -137,7 +137,7 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_strategy(record: dict[str, Any], n_layers: int | None) -> dict[str, Any]:
-    """The strategy by its name or alias, and the options that matter to the rows."""
+    """The strategy by its name or alias, and those of its options that matter to the rows."""
     options = dict(record)
     name = options.pop("name")
     if name == "fixed":
@@ -184,11 +184,11 @@ def _prompts(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """An entry that is no option."""
+    """The value of an entry that is not an option."""
     text = value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def _shortened(value: Any) -> Any:
-    """The same, cut where it is a long text."""
+    """The value, cut where it is a long text."""
     return f"{value[:56]} ..." if isinstance(value, str) and len(value) > 60 else value

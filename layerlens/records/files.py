@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and a lock against two writers."""
+"""Files that appear whole or not at all, and a lock against two writers."""
 
 import contextlib
 import json
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class DamagedFile(RunError):
-    """A table that is there and does not hold what it should."""
+    """A table exists but does not hold what it should."""
 
     @classmethod
     def at(cls, path: Path, problem: str) -> "DamagedFile":
-        """The table at a path, and what is wrong with it."""
+        """The error for the table at a path, with what is wrong with it."""
         resumed = spelled("resume", True)
         return cls(f"{path} {problem}", f"continue with {resumed}, which sets it aside and makes it again", given=path)
 
@@ -40,7 +40,7 @@ def read_table(path: Path, columns: list[str]) -> pa.Table:
 
 
 def read_batches(path: Path, columns: list[str], n_rows: int) -> Iterator[pa.Table]:
-    """Some columns of a parquet file, in that order, so many rows at a time; RunError where it cannot be read."""
+    """Some columns of a parquet file, in that order, `n_rows` at a time; RunError where it cannot be read."""
     with _opened(path) as parquet:
         lacking = sorted(set(columns) - set(parquet.schema_arrow.names))
         if lacking:
@@ -71,8 +71,10 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def set_aside_damaged(folder: Path, tables: Mapping[Path, list[str]]) -> None:
-    """Move the files that cannot be read, or lack one of their columns, to `folder`/damaged, so that they are made
-    again; what is missing is passed over."""
+    """Move files that cannot be read, or that lack a column, to `folder`/damaged, so that they are made again.
+
+    Missing files are passed over.
+    """
     for path, columns in tables.items():
         try:
             if path.exists():
@@ -84,7 +86,7 @@ def set_aside_damaged(folder: Path, tables: Mapping[Path, list[str]]) -> None:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """What is written inside can fail: RunError that says how to continue."""
+    """Where writing fails inside, a RunError says how to continue."""
     try:
         yield
     except OSError as error:
@@ -98,7 +100,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def refuse_both(*, resume: bool, overwrite: bool) -> None:
-    """OptionError where what is there is to be continued and to be replaced."""
+    """OptionError where both `resume` and `overwrite` are given."""
     if resume and overwrite:
         what = f"contradicts {spelled('resume', True)}"
         raise OptionError.about("overwrite", True, what, "give one of them")
@@ -124,9 +126,9 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file; until all of it is on the disk, `path` is what it was."""
+    """Write a parquet file. Until all of it is on the disk, `path` stays as it was."""
     partial = path.with_name(path.name + ".partial")
-    # hardly a float occurs twice: a dictionary of them takes longer to write and to read, and more room
+    # hardly a float occurs twice: a dictionary of them would take longer to write and to read, and more room
     repeating = [_path(field) for field in table.schema if not _holds_floats(field.type)]
     with partial.open("wb") as handle:
         pq.write_table(table, handle, compression="zstd", use_dictionary=repeating)
@@ -144,7 +146,7 @@ def _holds_floats(kind: pa.DataType) -> bool:
 
 @contextlib.contextmanager
 def published(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; until all of it is written, `path` is what it was."""
+    """A file to write. Until all of it is written, `path` stays as it was."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as handle:
@@ -155,7 +157,7 @@ def published(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file; until all of it is on the disk, `path` is what it was."""
+    """Write a JSON file. Until all of it is on the disk, `path` stays as it was."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _publish(partial, path)
@@ -168,21 +170,21 @@ def _publish(partial: Path, path: Path) -> None:
 
 
 class FolderWriter(ABC):
-    """What writes a folder of records that one process writes at a time; use as a context manager.
+    """Writes a folder of records, which only one process can write at a time; use as a context manager.
 
     Args:
         folder: made if missing.
-        manifest: of what is about to be run.
+        manifest: describes what is about to be run.
         resume: continue what is there.
-        overwrite: remove what is there, of which every file must be one that such a writer writes.
+        overwrite: remove what is there. Every file must be one that such a writer writes.
 
     Raises:
-        OptionError: resume and overwrite at once.
-        RunError: the folder holds something else, is being written, or cannot be.
+        OptionError: both resume and overwrite are given.
+        RunError: the folder holds something else, another process writes it, or it cannot be written.
     """
 
     entries: ClassVar[re.Pattern[str]]
-    """Matches the whole path within the folder of everything that belongs to it; those of folders end with "/"."""
+    """Matches the path, within the folder, of everything that belongs to it. Paths of folders end with "/"."""
 
     def __init__(
         self,
@@ -213,7 +215,7 @@ class FolderWriter(ABC):
         self._lock.close()
 
     def _clear(self) -> None:
-        """Remove what belongs to such a folder, but for the manifest and the lock, which the next one replaces."""
+        """Remove what belongs to such a folder, except the manifest and the lock, which are replaced later."""
         for path in sorted(self.folder.rglob("*"), reverse=True):  # what a folder holds before the folder
             if path.name in ("manifest.json", ".lock") or not _belongs(path, self.folder, self.entries):
                 continue
@@ -225,15 +227,15 @@ class FolderWriter(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Begin, or find out what is there; the folder exists and is locked."""
+        """Begin, or find out what is there. The folder exists and is locked."""
 
 
 def _lock(folder: Path) -> Any:
-    """A handle that keeps other processes from writing the folder until it is closed; RunError where one does."""
+    """A handle that keeps other processes from writing the folder until it is closed; RunError where one writes it."""
     handle = (folder / ".lock").open("w")
     try:
         import fcntl
-    except ImportError:  # no advisory locks on this system: two writers are the user's care
+    except ImportError:  # no advisory locks on this system: the user must not start two writers
         return handle
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The manifest of a run: what made it. Two manifests agree when a resumed run would end with the same rows."""
+"""The manifest of a run: what made it. Two manifests agree if a resumed run would end with the same rows."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def new_manifest(**parts: Any) -> Manifest:
     """A manifest with the given parts beside the format, the time, the command, the versions and the hardware.
 
     Raises:
-        OptionError: something of it is not UTF-8 text.
+        OptionError: a name or an option in it is not UTF-8 text.
     """
     manifest = {
         "format": FORMAT,
@@ -53,7 +53,7 @@ def digest(text: str) -> str:
 
 
 def refuse_disagreement(folder: Path, ours: Manifest, theirs: Manifest) -> None:
-    """RunError where what the folder was begun with would not end with the same rows."""
+    """RunError where the folder was begun with something that would not end with the same rows."""
     difference = disagreement(ours, theirs)
     if difference is not None:
         raise RunError(
@@ -64,7 +64,7 @@ def refuse_disagreement(folder: Path, ours: Manifest, theirs: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a run directory; RunError where the folder is no run or its format is not this one."""
+    """The manifest of a run directory; RunError where the folder is not a run, or has another format."""
     path = folder / "manifest.json"
     advice = f"give a directory that {spelled_command('trace')} wrote"
     if not folder.is_dir():
@@ -81,11 +81,11 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(format_number, int):
         raise RunError(f"{path} was not written by layerlens: it names no format", advice, given=folder)
     if format_number != FORMAT:
-        problem = f"{folder} is a run of format {format_number}, this layerlens reads format {FORMAT}"
+        problem = f"{folder} is a run of format {format_number}, but this layerlens reads {FORMAT}"
         raise RunError(problem, "upgrade layerlens" if format_number > FORMAT else "trace again", given=folder)
     if "ablation" in manifest:
-        advice = f"give another directory, or draw it as figure 3, by {spelled('ablation', folder)}"
-        raise RunError(f"{folder} is an ablation and no run", advice, given=folder)
+        advice = f"give another directory, or draw figure 3 from it with {spelled('ablation', folder)}"
+        raise RunError(f"{folder} is an ablation and not a run", advice, given=folder)
     model, batches = manifest.get("model"), manifest.get("batches")
     if not (isinstance(model, dict) and isinstance(model.get("n_layers"), int) and isinstance(batches, list)):
         problem = f"{path} is damaged: it lacks model.n_layers or batches"

@@ -16,20 +16,21 @@ from layerlens.records.schema import PROMPTS, WORDS, arrow_schema
 from layerlens.records.store import read_prompts_table, refuse_unless_free, token_part
 
 _OF_A_PART = ("shard", "rows", "prompts_sha256")
-"""What the manifests of parts say of their own prompts."""
+"""Entries in which the manifests of parts differ, because they describe the part's own prompts."""
 
 Batch = tuple[Path, int]
 """A run, and the place of the batch in it."""
 
 
 def merge_runs(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
-    """Write one run of the prompts of several, and return where it is; killed, it leaves nothing at `out`.
+    """Write one run with the prompts of several runs, and return its path. If it is killed, nothing is left at `out`.
 
-    Shards of a dataset must all be there, in any order. Their batches take turns, as they were dealt out: with one
-    prompt a batch the rows and their order are those of the run of the whole dataset. Other runs follow one another.
+    All shards of a dataset must be there, in any order. Their batches take turns, in the order in which they were dealt
+    out. With one prompt per batch, the rows and their order are those of a run of the whole dataset. Runs that are not
+    shards follow one another.
 
     Args:
-        runs: complete runs that were traced with the same model, data set and options.
+        runs: complete runs that were traced with the same model, dataset and options.
         out: a new directory.
 
     Raises:
@@ -72,7 +73,7 @@ def _refuse_stranger(folder: Path, manifest: Manifest, first: Path, of_first: Ma
     difference = disagreement(_without_part(of_first), _without_part(manifest))
     if difference is not None:
         problem = f"{folder} was traced with {difference} as {first}"
-        raise RunError(problem, "merge runs of one model, data set and options", option="runs", given=folder)
+        raise RunError(problem, "merge runs of one model, dataset and options", option="runs", given=folder)
 
 
 def _without_part(manifest: Manifest) -> Manifest:
@@ -91,7 +92,7 @@ def _in_turn(manifests: dict[Path, Manifest]) -> list[Batch]:
         if missing or len(shards) != of:
             lacking = f"lacks the shards {', '.join(missing)}" if missing else "has a shard twice"
             advice = "give every shard of the dataset once"
-            raise RunError(f"what is to be merged {lacking}", advice, option="runs", given=list(shards))
+            raise RunError(f"the list of runs {lacking}", advice, option="runs", given=list(shards))
         ordered = [places[f"{number}/{of}"] for number in range(1, of + 1)]
         rounds = zip_longest(*(_batches(folder, manifests) for folder in ordered))
         return [batch for batches in rounds for batch in batches if batch is not None]
@@ -108,7 +109,7 @@ def _refuse_shared_prompts(manifests: dict[Path, Manifest]) -> None:
         for prompt_id in (prompt_id for batch in manifest["batches"] for prompt_id in batch):
             if prompt_id in owner:
                 problem = f"prompt {prompt_id!r} is in {owner[prompt_id]} and in {folder}"
-                raise RunError(problem, "merge runs that share none", option="runs", given=folder)
+                raise RunError(problem, "merge runs that share no prompt", option="runs", given=folder)
             owner[prompt_id] = folder
 
 
@@ -137,7 +138,7 @@ def _words(folders: Sequence[Path]) -> pa.Table:
 
 
 def _manifest(batches: list[list[str]], prompts: list[str], parts: Sequence[Manifest]) -> Manifest:
-    """That of the first part, with what differs from part to part said of all of them."""
+    """The manifest of the first part, in which the entries that differ between parts describe all of them."""
     dataset = {
         name: value for name, value in parts[0]["dataset"].items() if name not in ("shard", "all_rows", "ids_sha256")
     }

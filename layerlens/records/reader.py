@@ -1,4 +1,4 @@
-"""A run directory, opened: its tables as pandas frames, each read when it is first asked for."""
+"""An open run directory. Its tables are pandas frames, each of which is read when it is first asked for."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,12 +17,12 @@ _PIECE = 500_000  # tokens, of which 40 layers of a measure are 80 MB
 
 
 class Records:
-    """What one trace recorded. Reads only what is asked for, and only once.
+    """What one trace recorded. It reads only what is asked for, and only once.
 
     Attributes:
         path: the run directory.
         manifest: what made the run.
-        sums: over prompts, which several analyses need; by name.
+        sums: sums over prompts that several analyses need, by name.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -39,7 +39,7 @@ class Records:
 
     @property
     def lens(self) -> str:
-        """Through which layers were read, as an option says it: "logit", "linear:lens.safetensors", ..."""
+        """The lens through which layers were read, as an option names it: "logit", "linear:lens.safetensors", ..."""
         lens = self.manifest.get("lens", {"kind": "logit"})
         return str(lens["kind"]) if lens["kind"] == "logit" else f"{lens['kind']}:{lens.get('source')}"
 
@@ -58,14 +58,14 @@ class Records:
     def tokens(self) -> pd.DataFrame:
         """One row per traced position; columns as declared in `records.TOKENS`, lists of L values among them.
 
-        `Run.by_token` is what to look at in a notebook, `layers` what to compute with.
+        Look at `Run.by_token` in a notebook, and compute with `layers`.
         """
         frame: pd.DataFrame = store.read_tokens_table(self.path, parts=self._parts).to_pandas()
         return frame
 
     @cached_property
     def words(self) -> "pd.Series[str]":
-        """What each token id that occurs in the run says, by id; empty for a run that is not complete."""
+        """The text of each token id that occurs in the run, by id; empty for a run that is not complete."""
         frame: pd.DataFrame = store.read_words_table(self.path).to_pandas()
         words: pd.Series[str] = frame.set_index("token_id")["text"]
         return words
@@ -82,7 +82,7 @@ class Records:
         return frame
 
     def has(self, column: str) -> bool:
-        """Whether the run holds a column of tokens; those of options that were not asked for it lacks."""
+        """Whether the run has a column of tokens. It lacks the columns of options that were not asked for."""
         return column in {one.name for one in token_columns(self.manifest)}
 
     def text_of(self, token_ids: Iterable[int]) -> list[str]:
@@ -90,16 +90,16 @@ class Records:
         return [str(self._texts.get(int(token_id), f"#{token_id}")) for token_id in token_ids]
 
     def layers(self, column: str) -> np.ndarray[Any, Any]:
-        """A per-layer column as an array [positions, L], or [positions, L, K] where each layer has K words.
+        """A per-layer column as an array [positions, L], or [positions, L, K] where each layer has K tokens.
 
-        Rows as in `positions`. What is absent, such as a part that a block does not have, is NaN, and −1 among whole
-        numbers.
+        Rows are as in `positions`. A value that is absent, such as a part that a block does not have, is NaN, or −1
+        among whole numbers.
         """
         self.read_layers(column)
         return self._layers[column]
 
     def pieces(self, most_tokens: int = _PIECE) -> Iterator["Records"]:
-        """The run itself or, of a long one, runs of whole prompts, one after the other, of about so many tokens."""
+        """The run itself, or a long run in pieces of whole prompts with about `most_tokens` tokens each."""
         groups = store.token_groups(self.path, most_tokens) if self._parts is None else [self._parts]
         if len(groups) == 1:
             yield self
@@ -110,7 +110,7 @@ class Records:
             yield piece
 
     def read_layers(self, *columns: str) -> None:
-        """Read several per-layer columns at once, which is quicker than one after the other as `layers` is asked."""
+        """Read several per-layer columns at once, which is faster than one call of `layers` after the other."""
         missing = [column for column in columns if column not in self._layers]
         if missing:
             self._layers |= store.read_layers(self.path, missing, self.n_layers, self._parts)

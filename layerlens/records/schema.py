@@ -36,7 +36,7 @@ class Column:
 
     @property
     def value_type(self) -> pa.DataType:
-        """Of a single value of a per-layer column."""
+        """The type of a single value of a per-layer column."""
         inner = self.type.value_type
         return inner.value_type if pa.types.is_list(inner) else inner
 
@@ -81,10 +81,10 @@ NEXT_RANK = Column(
     _layer_ids,
     "",
     "0..V-1",
-    "words whose logit is above next_token_id's by more than rounding, in the readout of h(l); null as above",
+    "entries whose logit is above next_token_id's by more than rounding, in the readout of h(l); null as above",
 )
 TOP_K_TOKEN_IDS = Column(
-    "top_k_token_ids", _layer_tops[1], "", "0..V-1", "the K first words of the readout of h(l), the likeliest first"
+    "top_k_token_ids", _layer_tops[1], "", "0..V-1", "the K first tokens of the readout of h(l), the likeliest first"
 )
 TOP_K_PROBS = Column("top_k_probs", _layer_tops[0], "1", "0..1", "their probabilities")
 HALF_ENTROPY = Column(
@@ -92,7 +92,7 @@ HALF_ENTROPY = Column(
     _layer_floats,
     "nats",
     "0..ln V",
-    "entropy of the readout of h(l−1) + what attention adds; null where that is no state of the stream",
+    "entropy of the readout of h(l−1) + what attention adds; null where that is not a state of the stream",
 )
 HALF_TOP_TOKEN_ID = Column(
     "half_top_token_id",
@@ -109,7 +109,7 @@ ON_REQUEST: dict[str, tuple[Column, ...]] = {
     "top": (TOP_K_TOKEN_IDS, TOP_K_PROBS),
     "sublayers": (HALF_ENTROPY, HALF_TOP_TOKEN_ID),
 }
-"""Columns of tokens that a run has where they were asked for, by the option that asks."""
+"""Columns of tokens that a run has only where they were asked for, by the option that asks for them."""
 
 PROMPTS = (
     Column("prompt_id", pa.string(), "", "", "unique in the run"),
@@ -124,7 +124,7 @@ PROMPTS = (
 
 WORDS = (
     Column("token_id", pa.int32(), "", "0..V-1", "an id that occurs in the run"),
-    Column("text", pa.string(), "", "", "what it says within a text, leading space included"),
+    Column("text", pa.string(), "", "", "its text, leading space included"),
 )
 
 FINISH_REASONS = {
@@ -136,7 +136,7 @@ FINISH_REASONS = {
 
 
 def default_window(n_layers: int | None) -> int:
-    """How many candidate layers Eq. 7 has where none are asked for: 10, or all of a model of fewer."""
+    """The default number of candidate layers of Eq. 7: 10, or all layers of a model that has fewer."""
     return _DEFAULT_WINDOW if n_layers is None else min(_DEFAULT_WINDOW, n_layers)
 
 

@@ -1,7 +1,7 @@
-"""Writing and reading a run directory so that nothing complete is ever lost.
+"""Writing and reading a run directory, so that nothing complete is ever lost.
 
 A batch of prompts becomes part of the run in two renames: first its token rows, then its prompt rows, whose
-presence marks the batch as complete. Killed in between, the batch is simply done again. When every batch is there,
+presence marks the batch as complete. A batch that is interrupted in between is done again. When every batch is there,
 the prompt parts are joined into prompts.parquet.
 """
 
@@ -58,7 +58,7 @@ class RunWriter(FolderWriter):
         overwrite: replace the run that is there, and nothing but a run.
 
     Raises:
-        OptionError: resume and overwrite at once.
+        OptionError: both resume and overwrite are given.
         RunError: the folder holds another run or other files, or cannot be written.
     """
 
@@ -77,7 +77,7 @@ class RunWriter(FolderWriter):
         ]
 
     def write(self, index: int, tokens: Columns, prompts: Columns) -> None:
-        """Add batch `index`; visible to readers all at once.
+        """Add batch `index`. Readers see all of it at once.
 
         Args:
             index: place of the batch in `manifest["batches"]`.
@@ -138,8 +138,8 @@ class RunWriter(FolderWriter):
 
 
 def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -> None:
-    """RunError where the folder holds another run, or files that are not a run's; OptionError where a run that is there
-    is to be continued and to be replaced."""
+    """RunError where the folder holds another run, or files that are not a run's; OptionError where both
+    `resume` and `overwrite` are given."""
     refuse_both(resume=resume, overwrite=overwrite)
     folder = folder.expanduser()
     try:
@@ -181,7 +181,7 @@ def read_prompts_table(folder: Path) -> pa.Table:
 
 
 def read_words_table(folder: Path) -> pa.Table:
-    """What the run's token ids say; empty for a run that is not complete."""
+    """The texts of the run's token ids; empty for a run that is not complete."""
     schema, path = arrow_schema(WORDS), folder / "words.parquet"
     return read_table(path, schema.names) if path.exists() else schema.empty_table()
 
@@ -197,8 +197,8 @@ def read_tokens_table(folder: Path, columns: list[str] | None = None, parts: Seq
 def read_layers(
     folder: Path, columns: Sequence[str], n_layers: int, parts: Sequence[Path] | None = None
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Per-layer columns of the rows of `read_tokens_table`: [rows, n_layers] each, or [rows, n_layers, K]. What is null
-    is NaN, and −1 among whole numbers."""
+    """Per-layer columns of the rows of `read_tokens_table`: [rows, n_layers] each, or [rows, n_layers, K]. A null
+    is NaN, or −1 among whole numbers."""
 
     _token_schema(folder, columns)
     declared = {column.name: column for column in all_token_columns()}
@@ -206,7 +206,9 @@ def read_layers(
     if flat:
         known = ", ".join(column.name for column in declared.values() if column.per_layer)
         problem = f"column {flat[0]!r} holds no value per layer"
-        raise OptionError(problem, f"see run.positions; per layer there are {known}", option="column", given=flat[0])
+        raise OptionError(
+            problem, f"see run.positions, or choose a column per layer: {known}", option="column", given=flat[0]
+        )
     n_tops = read_manifest(folder).get("options", {}).get("top") or 0
 
     def shape(column: Column) -> tuple[int, ...]:
@@ -223,8 +225,8 @@ def read_layers(
 
 
 def _token_schema(folder: Path, columns: Sequence[str]) -> pa.Schema:
-    """The schema of the run's token parts; OptionError where no run has one of the columns, RunError where this one was
-    not asked to have it."""
+    """The schema of the run's token parts; OptionError where a column does not exist, RunError where the run was traced
+    without it."""
     known = [column.name for column in all_token_columns()]
     unknown = [name for name in columns if name not in known]
     if unknown:
@@ -256,7 +258,7 @@ def _per_layer(column: pa.ChunkedArray, declared: Column, shape: tuple[int, ...]
 
 
 def to_table(declared: tuple[Column, ...], columns: Columns) -> pa.Table:
-    """An arrow table with exactly the declared columns, in order; what is absent becomes null: NaN in columns that can
+    """An arrow table with exactly the declared columns, in order. An absent value becomes null: NaN in columns that can
     lack a value, and −1 in columns of whole numbers of each layer."""
     undeclared = columns.keys() ^ {column.name for column in declared}
     assert not undeclared, f"columns do not match the declaration: {sorted(undeclared)}"
@@ -277,7 +279,7 @@ def _list_array(column: Column, values: np.ndarray[Any, np.dtype[Any]]) -> pa.Li
 
 
 def token_groups(folder: Path, most_rows: int) -> list[list[Path]]:
-    """The parts of the complete batches in groups of about so many rows, in order; a part is never divided."""
+    """The parts of the complete batches in groups of about `most_rows` rows, in order. A part is never divided."""
     groups: list[list[Path]] = [[]]
     rows = 0
     for part in token_parts(folder):

@@ -1,6 +1,6 @@
-"""A run as one long table, a row for each token and layer, for tools that know nothing of runs.
+"""A run as one long table with a row for each token and layer, for tools that know nothing of runs.
 
-It is written piece by piece: what is held at a time does not grow with the run.
+It is written piece by piece, so that the memory it takes does not grow with the run.
 """
 
 import os
@@ -27,20 +27,20 @@ def write_tidy(run: Records, path: str | os.PathLike[str], kind: str | None = No
     """Write a run with one row per traced token and layer, in the order of `run.positions`, layer 1 first.
 
     Columns: those of `records.TOKENS` and what the run was asked for, with "layer" before those that have a value per
-    layer; after each id its text: token, next_token, top_token. The K first words of a run traced with `top` are
-    top_1_token_id, top_1_token, top_1_prob, top_2_token_id, ... What is absent is null, in csv nothing between the
-    commas; texts of csv are in double quotes.
+    layer. Each id is followed by its text: token, next_token, top_token. The K first tokens of a run traced with `top`
+    are top_1_token_id, top_1_token, top_1_prob, top_2_token_id, ... A value that is absent is null; in csv, nothing
+    stands between the commas. Texts in csv are in double quotes.
 
     Args:
-        run: what was traced; of one that is not complete what is there, with "#123" for texts.
-        path: the file to write; one that is there is replaced when all rows are written.
-        kind: "csv" or "parquet"; None: what the name of the file ends with.
+        run: what was traced. Of an incomplete run, the complete prompts are written, with "#123" for texts.
+        path: the file to write. An existing file is replaced when all rows are written.
+        kind: "csv" or "parquet"; by default what the name of the file ends with.
 
     Returns:
         the path.
 
     Raises:
-        OptionError: the name ends otherwise, or no file can be written there.
+        OptionError: the name has another ending, or no file can be written there.
         RunError: the run cannot be read.
     """
     place = Path(path).expanduser()
@@ -69,7 +69,7 @@ def refuse_unless_tidy(run: Path, place: Path) -> str:
 def refuse_inside(run: Path, place: Path) -> None:
     """OptionError for a file in the run's own folder, whose tables it could replace."""
     if run.expanduser().resolve() in place.expanduser().resolve().parents:
-        raise OptionError.about("out", place, "lies in the run itself", f"give {spelled('out')} elsewhere")
+        raise OptionError.about("out", place, "lies in the run directory", f"give {spelled('out')} elsewhere")
 
 
 def _schema(run: Records) -> pa.Schema:
@@ -84,7 +84,7 @@ def _pieces(run: Records) -> Iterator[pa.Table]:
 
 
 def _long(run: Records, rows: pa.Table) -> pa.Table:
-    """A row per token and layer, of a row per token."""
+    """A table with a row per token and layer, from a table with a row per token."""
     n_layers = run.n_layers
     declared = token_columns(run.manifest)
     repeated = pa.array(np.repeat(np.arange(len(rows)), n_layers))
@@ -118,7 +118,7 @@ def _of_layers(run: Records, column: Column, lists: Any) -> dict[str, Any]:
 
 
 def _with_text(run: Records, name: str, values: Any) -> dict[str, Any]:
-    """A column, and that of its texts where it holds ids."""
+    """A column, and a column of its texts where it holds ids."""
     if not name.endswith("token_id"):
         return {name: values}
     known = pa.array(run.words.index.to_numpy(), pa.int32())

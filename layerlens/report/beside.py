@@ -1,7 +1,8 @@
-"""Two runs on one page: which of their prompts are the same, and which token of one belongs to which of the other.
+"""Two runs on one page: which prompts they share, and which token of one text belongs to which token of the other.
 
-Models cut texts into tokens in different ways, so that tokens are aligned by what they say: a token belongs to the one
-of the other text that begins where it does, or before. Characters count from where the generated text begins.
+Models cut texts into tokens in different ways, so tokens are aligned by their place in the text. A token belongs to the
+token of the other text that begins at the same character, or else to the last one that begins before. Characters count
+from where the generated text begins.
 """
 
 from bisect import bisect_left, bisect_right
@@ -23,8 +24,8 @@ class Text:
     """A text as one run has it.
 
     Attributes:
-        tokens: what each says, in order.
-        n_given: how many of them, from the first on, were given; the others were generated.
+        tokens: the text of each token, in order.
+        n_given: how many of them were given, from the first on. The others were generated.
     """
 
     tokens: Sequence[str]
@@ -37,26 +38,26 @@ class Text:
 
     @property
     def starts(self) -> list[int]:
-        """Where each token begins, in characters from the beginning of the generated text; given ones are below 0."""
+        """Where each token begins, in characters from the beginning of the generated text. Given tokens are below 0."""
         ends = [0, *accumulate(map(len, self.tokens))]
         return [end - ends[self.n_given] for end in ends[:-1]]
 
 
 def pack_beside(run: Records, other: Records, prompt_ids: Sequence[str] | None = None) -> Packed:
-    """`pack` of the prompts of a run that another one has too, with "beside", those of the other in the same order.
+    """`pack` of the prompts that both runs have. "beside" holds those of the other run, in the same order.
 
-    "pairs" holds for each prompt, deflated as int32, the token of the other run that belongs to each of ours ("there")
-    and ours that belong to each of the other's ("back"), and "parting", the first tokens at which the two texts
-    differ, ours and the other's, each null where that text has ended or is cut before; null where they do not differ.
-    "labels" are what the runs are called.
-    "unpaired" counts the prompts of either run that have no partner, of `run` alone where they were chosen.
+    "pairs" holds for each prompt, deflated as int32, the other run's token that belongs to each of our tokens
+    ("there"), and our token that belongs to each of the other's ("back"). It also holds "parting", the first tokens at
+    which the two texts differ, ours and the other's. Each is null where that text has ended or is cut before, and
+    "parting" is null where the texts do not differ. "labels" are the names of the runs. "unpaired" counts the prompts
+    of either run that have no partner, or those of `run` alone if prompts were chosen.
 
     Args:
         run, other: two runs of the same prompts, by whatever models, strategies or lenses.
-        prompt_ids: which prompts of `run` to hold, in this order; all that both have where not given.
+        prompt_ids: which prompts of `run` to hold, in this order; by default all that both runs have.
 
     Raises:
-        OptionError: `run` traced no prompt of such an id, or none is given.
+        OptionError: `run` traced no prompt of such an id, or the list of ids is empty.
         RunError: the runs share no prompt, or a run holds no complete one.
     """
     ours, theirs = rows_by_prompt(run, prompt_ids), rows_by_prompt(other, None)
@@ -76,7 +77,7 @@ def pack_beside(run: Records, other: Records, prompt_ids: Sequence[str] | None =
 
 
 def text_of(run: Records, prompt_id: str) -> Text:
-    """What followed position by position of a prompt; a text that was given alone counts as given to its end."""
+    """The tokens that followed the positions of a prompt. A text that was only given counts as given to its end."""
     rows = np.flatnonzero(run.positions["prompt_id"].to_numpy() == prompt_id)
     frame = run.positions.iloc[rows].sort_values("position", kind="stable")
     following = frame["next_token_id"].fillna(-1).astype(int).tolist()
@@ -86,10 +87,10 @@ def text_of(run: Records, prompt_id: str) -> Text:
 
 
 def counterparts(text: Text, other: Text) -> list[int]:
-    """For each token of a text the one of the other text that begins where it does, or else the last one before.
+    """For each token of a text, the token of the other text that begins at the same place, or else the last one before.
 
-    Tokens that say nothing begin where the next one does; of several that begin at one place the last belong together,
-    so that a text beside itself is aligned token by token. What lies outside of the other text belongs to its end.
+    Tokens with an empty text begin where the next one does. Of several that begin at one place, the last ones belong
+    together, so that a text beside itself is aligned token by token. Tokens beyond the other text belong to its end.
     """
     starts, others = text.starts, other.starts
     found = []
@@ -105,9 +106,9 @@ def counterparts(text: Text, other: Text) -> list[int]:
 
 
 def parting(text: Text, other: Text) -> tuple[int, int] | None:
-    """The tokens, one of each text, with the first character that differs in what was generated; None if none does.
+    """The token of each text with the first character that differs in the generated texts; None if none differs.
 
-    A text that ends there has none, and its number of tokens stands for it. Texts of which one was not generated have
+    If a text ends there, its number of tokens stands for the token. If one of the texts was not generated, there is
     nothing to compare.
     """
     both = (text, other)
@@ -120,7 +121,7 @@ def parting(text: Text, other: Text) -> tuple[int, int] | None:
 
 
 def _token_with(text: Text, character: int) -> int:
-    """The token that a character of the generated text belongs to; the number of tokens behind the last one."""
+    """The token that a character of the generated text belongs to; behind the last token, the number of tokens."""
     ends = [start + len(token) for start, token in zip(text.starts, text.tokens, strict=True)]
     return bisect_right(ends, character)
 

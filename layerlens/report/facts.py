@@ -1,4 +1,4 @@
-"""What was run, as HTML: the model, the data, how tokens were chosen, when and on what."""
+"""What was run, as HTML: the model, the data, how tokens were chosen, when, and on which hardware."""
 
 import json
 from datetime import datetime, timezone
@@ -10,12 +10,12 @@ from layerlens.report.markup import Markup, element, join
 
 
 def heading(run: Records) -> Markup:
-    """The model as title, and one line that says how much of what was traced."""
+    """The model as title, and one line that says what was traced and how much."""
     return join(element("h1", str(run.manifest["model"]["source"])), element("p", summary(run)))
 
 
 def summary(run: Records) -> str:
-    """How much of what was traced, in one line."""
+    """What was traced and how much, in one line."""
     generated = int(run.positions["is_generated"].sum())
     amounts = [
         f"{count(len(run.prompts), 'prompt')} of {run.manifest['dataset']['name']}",
@@ -27,7 +27,7 @@ def summary(run: Records) -> str:
 
 
 def labels(run: Records, other: Records) -> list[str]:
-    """What two runs are called beside each other: their folders, models, strategies, and what else they differ in."""
+    """The names of two runs beside each other: folders, models, strategies, and what else they differ in."""
     pair = [one.manifest for one in (run, other)]
     lenses = [manifest["lens"]["kind"] if "lens" in manifest else "logit" for manifest in pair]
     said = []
@@ -43,12 +43,12 @@ def labels(run: Records, other: Records) -> list[str]:
 
 
 def _lens(run: Records) -> str:
-    """Through what layers were read; "" for a run from before there were others than the logit lens."""
+    """The lens that layers were read through; "" for an old run, from before there were other lenses."""
     return ", ".join(str(value) for key, value in run.manifest.get("lens", {}).items() if key != "sha256")
 
 
 def facts(run: Records) -> Markup:
-    """What the manifest says of the run: what matters at once, the rest to be opened."""
+    """What the manifest says about the run: the main facts at once, and the rest to be opened."""
     manifest = run.manifest
     model, dataset, hardware = manifest["model"], manifest["dataset"], manifest.get("hardware", {})
     options = manifest.get("options", {})
@@ -80,7 +80,7 @@ def facts(run: Records) -> Markup:
 
 
 def _moment(created: str) -> str:
-    """A time of the manifest as people write it; anything else as it is."""
+    """A time of the manifest as people write it; anything that is not a time stays as it is."""
     try:
         return datetime.fromisoformat(created).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:
@@ -103,7 +103,7 @@ def _options(record: dict[str, Any]) -> str:
 
 
 def _counts(record: dict[str, Any]) -> str:
-    """`_options` of a record whose whole numbers are counts: they get separators."""
+    """`_options` of a record whose whole numbers are counts, with separators."""
     return _options({key: f"{value:,}" if type(value) is int else value for key, value in record.items()})
 
 

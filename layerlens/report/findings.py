@@ -21,10 +21,12 @@ Row = dict[Any, Any]
 def findings(run: Records) -> tuple[Markup, Markup]:
     """The numbers that matter most, and the tables they come from, with 95 % intervals.
 
-    One sentence and no tables where the run lacks what they need.
+    If the run lacks what they need, one sentence says so and there are no tables.
     """
     if run.n_layers == 1:
-        return note("The model has a single layer: no phases, and no layer before the last to compare with."), join()
+        return note(
+            "The model has a single layer, so there are no phases and no earlier layer to compare with."
+        ), join()
     try:
         phase_table, partitioned, valley_table = phases(run), partition(run), valleys(run)
     except RunError as error:
@@ -41,7 +43,7 @@ def findings(run: Records) -> tuple[Markup, Markup]:
 
 
 def caveats(run: Records) -> list[str]:
-    """What a reader of the numbers must know, a sentence each; none for a complete run of many sound prompts."""
+    """Sentences that a reader of the numbers must know; none for a complete run of many prompts with finite states."""
     n_broken = int((run.prompts["finish_reason"] == "non_finite").sum())
     counted = len(run.prompts) - n_broken
     said = []
@@ -54,18 +56,18 @@ def caveats(run: Records) -> list[str]:
         advice = (
             "trace it again with this version" if run.is_complete else f"continue it with {spelled('resume', True)}"
         )
-        said.append(f"The run does not hold what its token ids say; {advice} and make the report again.")
+        said.append(f"The run does not hold the texts of its token ids; {advice} and make the report again.")
     if n_broken:
-        said.append(f"{count(n_broken, 'prompt')} with NaN or infinite states left out of the statistics and figures.")
+        said.append(f"The statistics and figures leave out {count(n_broken, 'prompt')} with NaN or infinite states.")
     if counted == 1:
-        said.append("One prompt: the means have no interval, because intervals come from resampling prompts.")
+        said.append("The run has one prompt, so its means have no intervals: intervals come from resampling prompts.")
     elif 1 < counted < 6:
-        said.append(f"{counted} prompts: the intervals are too narrow; six prompts or more give honest ones.")
+        said.append(f"With {counted} prompts the intervals are too narrow. They are right with six prompts or more.")
     return said
 
 
 def with_interval(row: Row, name: str, digits: str = ".2f") -> str:
-    """A mean and its interval, "0.34 [0.33, 0.35]"; the mean alone where it has none, a dash where there is no mean."""
+    """A mean and its interval, "0.34 [0.33, 0.35]"; the mean alone if it has no interval, a dash without a mean."""
     if pd.isna(row[name]):
         return "–"
     values = [row[name], *(row[f"{name}{end}"] for end in ("_low", "_high"))]
@@ -74,7 +76,7 @@ def with_interval(row: Row, name: str, digits: str = ".2f") -> str:
 
 
 def layers_of(row: Row, name: str = "layer") -> str:
-    """A layer and its interval, "28 [27, 28]"; the layer alone where it has none, "none" where there is no such
+    """A layer and its interval, "28 [27, 28]"; the layer alone if it has no interval, and "none" if there is no such
     layer."""
     if pd.isna(row[name]):
         return "none"
@@ -196,13 +198,13 @@ _STATISTICS = {
     "substitution_rate_of_valleys": "substituted, of those with a valley",
     "sure_rate_without_valley": "under 0.01 nats, of those without a valley",
     "entropy": "last layer’s entropy, nats",
-    "entropy_at_substitutions": "the same where substituted",
-    "entropy_at_other_valleys": "the same at other valleys",
-    "entropy_without_valley": "the same without a valley",
+    "entropy_at_substitutions": "the same, where substituted",
+    "entropy_at_other_valleys": "the same, at other valleys",
+    "entropy_without_valley": "the same, without a valley",
     "entropy_drop_mean_of_ratios": "entropy the valley saves where the first choice stays",
     "walk_depth": "layers walked back",
     "walk_depth_of_valleys": "layers walked back to a valley",
-    "substitution_rate_sd": "sd over texts of the share substituted",
+    "substitution_rate_sd": "share substituted, sd over texts",
 }
 
 
@@ -222,12 +224,12 @@ def _valley_table(valleys: pd.DataFrame) -> Markup:
         )
         for row in _rows(valleys)
     ]
-    head = ("Tokens", "Mark", "Layer", "Of resamples", "Entropy there")
+    head = ("Tokens", "Mark", "Layer", "Share of resamples", "Entropy there")
     return _table("Marks of the mean entropy curves, nats", head, rows, _basis(valleys))
 
 
 def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], basis: str) -> Markup:
-    """A table whose first column names its rows; `basis` says what the numbers rest on."""
+    """A table whose first column names its rows. `basis` says which tokens and prompts the numbers rest on."""
     titles = element("tr", *(element("th", title, attributes={"scope": "col"}) for title in head))
     body = [
         element("tr", element("th", row[0], attributes={"scope": "row"}), *(element("td", cell) for cell in row[1:]))

@@ -8,23 +8,23 @@ _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Markup(str):
-    """Text that is HTML already; made by `element` and `join` alone, or from files of this package."""
+    """Text that is HTML already. Only `element` and `join` make it, or it comes from files of this package."""
 
 
 def element(name: str, *content: str, attributes: Mapping[str, str] | None = None) -> Markup:
     """An element around its content: `Markup` stays as it is, any other text is escaped.
 
     Args:
-        name: of the element; written by us, as the attributes' names are.
-        content: what stands inside, in order.
-        attributes: their values are escaped.
+        name: the name of the element. It is written by us, and so are the attributes' names.
+        content: what stands inside, in this order.
+        attributes: attributes by name; their values are escaped.
     """
     given = "".join(f' {key}="{escaped(value)}"' for key, value in (attributes or {}).items())
     return Markup(f"<{name}{given}>{join(*content)}</{name}>")
 
 
 def join(*content: str) -> Markup:
-    """Pieces one after the other; those that are not `Markup` are escaped."""
+    """Pieces one after the other. Those that are not `Markup` are escaped."""
     return Markup("".join(piece if isinstance(piece, Markup) else escaped(piece) for piece in content))
 
 

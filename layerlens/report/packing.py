@@ -1,9 +1,9 @@
-"""What the token explorer needs of a run, small enough to be carried inside a page.
+"""What the token explorer needs of a run, small enough to be part of a page.
 
-Every column of a prompt is an array, deflated and written in base64. Measures are held in a limited number of steps, as
-many as fit: 65,535 for a short run. The steps lie evenly between the smallest and the largest value of each layer, on a
-curve that gives small values the finer ones: the square root for entropies and divergences, ln(1 + 100 x) for norm
-ratios, ln(1 + x) for ranks. The first words of each layer come after everything else, as far as there is room.
+Every column of a prompt is an array, deflated and written in base64. Measures are rounded to a limited number of steps,
+as many as fit: 65,535 for a short run. The steps lie evenly between the smallest and the largest value of each layer,
+on a curve that has finer steps for small values: the square root for entropies and divergences, ln(1 + 100 x) for norm
+ratios, ln(1 + x) for ranks. The first tokens of each layer are added last, as far as there is room.
 """
 
 import base64
@@ -48,20 +48,21 @@ _ZERO_IS_PALE = ("entropy", NEXT_RANK.name, JS.name, KL.name)
 
 
 def pack(run: Records, prompt_ids: Sequence[str] | None = None, budget: float | None = None) -> Packed:
-    """Everything the explorer shows, ready for `json.dumps`, at most about the budget unless one prompt has more.
+    """Everything that the explorer shows, ready for `json.dumps`. It has about the size of the budget at most, unless a
+    single prompt has more.
 
-    Of a prompt the first 4,096 positions are held. Where not all prompts fit even in the fewest steps, the first ones
-    are held that do; "prompts_left_out" counts the others. What a run has on request comes along: the probability of
-    each layer's top word, the rank of the token that followed, a divergence, and the first words of each layer, of
-    which fewer are held, or those of the first prompts alone, where there is no room for all of them.
+    The first 4,096 positions of a prompt are held. If not all prompts fit even with the fewest steps, the first ones
+    are held that do, and "prompts_left_out" counts the others. Measures that the run was asked for are held too: the
+    probability of each layer's top token, the rank of the token that followed, a divergence, and the first tokens of
+    each layer. If there is no room for all first tokens, fewer per layer are held, or only those of the first prompts.
 
     Args:
         run: what was traced.
-        prompt_ids: which prompts to hold, in this order; all of them where not given.
-        budget: in bytes; `BUDGET` where not given.
+        prompt_ids: which prompts to hold, in this order; by default all of them.
+        budget: in bytes; by default `BUDGET`.
 
     Raises:
-        OptionError: no prompt of such an id was traced, or none is given.
+        OptionError: no prompt of such an id was traced, or the list of ids is empty.
         RunError: the run holds no complete prompt.
     """
     budget = BUDGET if budget is None else budget
@@ -72,7 +73,7 @@ def pack(run: Records, prompt_ids: Sequence[str] | None = None, budget: float | 
     rows_of = dict(list(rows_of.items())[:fitting])
     words = _words(run, np.concatenate(list(rows_of.values())))
     for steps in STEPS:
-        # half of the room for the first words, unless everything else takes more
+        # half of the room is for the first tokens, unless everything else takes more
         room = budget / 2 if run.has(TOP_K_PROBS.name) and steps != STEPS[-1] else budget
         if n_cells[fitting - 1] <= _most_cells(steps, len(values), room) or steps == STEPS[-1]:
             packed = _packed(run, rows_of, values, words, steps)
@@ -96,7 +97,7 @@ def rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str, 
     wanted = list(traced) if prompt_ids is None else list(prompt_ids)
     unknown = [name for name in wanted if name not in traced]
     if unknown or not wanted:
-        given = f"no prompt {unknown[0]!r}" if unknown else "none of no prompts"
+        given = f"no prompt {unknown[0]!r}" if unknown else "prompts, but the list of their ids is empty"
         advice = "choose from run.prompts['prompt_id']"
         raise OptionError(f"{run.path} traced {given}", advice, option="prompt_ids", given=prompt_ids)
     position = run.positions["position"].to_numpy()
@@ -116,8 +117,8 @@ def _values(run: Records) -> dict[str, Array]:
 
 
 def _words(run: Records, rows: Array) -> Array:
-    """Every id that occurs in some rows, apart from layers' first words, the frequent ones first: their codes are small
-    and deflate well."""
+    """Every id that occurs in some rows, except the first tokens of layers. Frequent ids come first, because small
+    codes deflate well."""
     ids = [run.layers("top_token_id")[rows].ravel()]
     ids += [run.positions[name].fillna(_NONE).to_numpy(np.int64)[rows] for name in ("token_id", "next_token_id")]
     distinct, counts = np.unique(np.concatenate(ids), return_counts=True)
@@ -127,7 +128,7 @@ def _words(run: Records, rows: Array) -> Array:
 
 
 def _most_cells(steps: int, n_measures: int, room: float) -> float:
-    """How many states of a layer fit at the very most: deflating hardly makes their measures shorter."""
+    """The most states of a layer that can fit. Deflating hardly makes their measures shorter."""
     return room * 0.75 / (n_measures * 0.9 * log2(steps + 1) / 8)
 
 
@@ -179,9 +180,9 @@ def _text(value: object) -> str | None:
 
 
 def distinct_beginnings(texts: Sequence[str]) -> list[str]:
-    """The beginning of each text in one line, at most `BEGINNING` characters and "…", so that texts are told apart.
+    """The beginning of each text in one line of at most `BEGINNING` characters and "…", to tell texts apart.
 
-    What all texts begin with is left out, and a long end that they share: a template, or examples before a question.
+    A beginning that all texts share is left out, and so is a long end: a template, or examples before a question.
     The line in which the texts differ is shown from its first character, unless the shared part of it is long.
     """
     prefix = suffix = ""
@@ -202,7 +203,7 @@ def _shared_beginning(texts: Sequence[str]) -> str:
 
 
 def _codes(words: Array) -> Array:
-    """By token id: its place among the words, from 1, or 0. The last is 0 too: that of no token, whose id is -1."""
+    """For each token id its place in `words`, from 1, or 0. The last code is 0 too, for "no token", whose id is -1."""
     codes = np.zeros(int(words.max(initial=_NONE)) + 2, np.uint16 if len(words) < 2**16 else np.uint32)
     codes[words] = np.arange(1, len(words) + 1)
     return codes
@@ -212,8 +213,8 @@ def _measure(name: str, values: Array, steps: int) -> Packed:
     """How the steps of a measure are read and coloured.
 
     low, high: the ends of its curve, by layer; pale, strong: the values between which colours run, the 2nd and 98th
-    percentile of each layer (0 is the palest entropy, rank and divergence); error: what 99 % of the values are off by
-    at most.
+    percentile of each layer (for entropy, rank and divergence, 0 is the palest); error: the most by which 99 % of the
+    values are off.
     """
     curve, bent, straight = _CURVES[name]
     ends = np.zeros((4, values.shape[1]))
@@ -242,11 +243,11 @@ def _in_steps(name: str, values: Array, measure: Packed, steps: int) -> Array:
 
 
 def _add_first_words(packed: Packed, run: Records, rows_of: list[Array], words: Array, room: float) -> None:
-    """Give every prompt the first words of each layer with their probabilities, as many of them as there is room for.
+    """Give every prompt the first tokens of each layer with their probabilities, as many of them as there is room for.
 
-    "first_words" says how many, k, and which words they need beside the others, whose codes go on from theirs; a
-    prompt's own are the codes and the steps (`PROB_STEPS` where not finite) of the square roots of their probabilities,
-    [tokens, L, k] each. Where three are too many for all prompts, the last ones have none.
+    The page's "first_words" holds their number k, and the texts that are not among the other words, whose codes these
+    continue. A prompt's "first_words" holds the codes, and the steps (`PROB_STEPS` where not finite) of the square
+    roots of the probabilities, [tokens, L, k] each. If three are too many for all prompts, the last prompts have none.
     """
     ids, probs = run.layers(TOP_K_TOKEN_IDS.name), run.layers(TOP_K_PROBS.name)
     n_tops = ids.shape[2]

@@ -51,18 +51,18 @@ def write_report(
     *,
     beside: Records | None = None,
 ) -> Path:
-    """The path of an HTML file about a run: what it found, the token explorer, statistics, two figures, what was run.
+    """Write an HTML file about a run: findings, the token explorer, statistics, two figures, and what was run.
 
     Args:
         run: what was traced; complete or not.
-        path: the file to write; a file of that name is replaced, missing directories are made.
-        prompt_ids: the prompts the explorer holds, in this order; all of them, as far as they fit, where not given.
+        path: the file to write. A file of that name is replaced, and missing directories are made.
+        prompt_ids: the prompts that the explorer holds, in this order; by default all of them, as far as they fit.
         beside: another run of the same prompts, by another strategy, lens or model. The explorer holds the prompts that
             both have, with their texts beside each other.
 
     Raises:
         OptionError: the file cannot be written, or the run traced no prompt of such an id.
-        RunError: a run holds no complete prompt, or the two share none.
+        RunError: a run holds no complete prompt, or the two runs share no prompt.
     """
     out = Path(path).expanduser()
     page = _report_html(run, prompt_ids, beside)
@@ -77,16 +77,16 @@ def write_report(
 
 
 def explorer_html(run: Records, prompt_ids: Sequence[str] | None = None, *, beside: Records | None = None) -> str:
-    """The token explorer alone, as a whole HTML page; it works within an iframe's srcdoc.
+    """The token explorer alone, as a whole HTML page. It works in the srcdoc of an iframe.
 
     Args:
         run: what was traced; complete or not.
-        prompt_ids: the prompts to hold, in this order; all of them, as far as they fit, where not given.
+        prompt_ids: the prompts to hold, in this order; by default all of them, as far as they fit.
         beside: another run of the same prompts, to be explored beside it; see `write_report`.
 
     Raises:
         OptionError: the run traced no prompt of such an id.
-        RunError: a run holds no complete prompt, or the two share none.
+        RunError: a run holds no complete prompt, or the two runs share no prompt.
     """
     return _document(run, _data(run, prompt_ids, beside), _explorer(), alone=True)
 
@@ -166,7 +166,10 @@ def _figures(run: Records) -> list[Markup]:
             run, 2, plots.figure2, "How strongly each layer writes into the residual stream (a), and turns it (b)."
         ),
         _figure(
-            run, 4, plots.figure4, "Entropy by layer of tokens that the last layer makes less sure (a), and others (b)."
+            run,
+            4,
+            plots.figure4,
+            "Entropy by layer, of tokens that the last layer makes less sure (a), and of the others (b).",
         ),
     ]
 

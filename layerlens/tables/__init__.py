@@ -28,10 +28,10 @@ _OF_A_RUN = {"5": table5, "6.1": table6_1, "8": table8}
 
 
 def composed(number: str, run: Records | None, ablations: Sequence[str | PathLike[str]] = ()) -> pd.DataFrame:
-    """One of `TABLES`; its columns are described in `compose.beside` and `analysis.ablation.table7`.
+    """One of `TABLES`. Its columns are described in `compose.beside` and `analysis.ablation.table7`.
 
     Raises:
-        OptionError: what it is made from was not given.
+        OptionError: the run or the ablation that it is made from was not given.
         RunError: the run or the ablation lacks what the table needs.
     """
     if number == "7":

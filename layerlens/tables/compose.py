@@ -30,7 +30,7 @@ class Measured(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Of which model and data numbers are; an empty text where nobody says."""
+    """The model and the data that numbers come from; an empty text where they are not known."""
 
     model: str
     data: str
@@ -55,15 +55,15 @@ def beside(
     """One row per quantity: what was measured, its 95 % interval, what is reported, and the difference.
 
     Columns: quantity; unit; measured with low and high; n_tokens; n_prompts; reported; difference, measured less
-    reported. A cell is empty where nothing was measured or reported; none is ever filled from another.
+    reported. A cell is empty where nothing was measured or reported. No cell is ever filled from another.
 
     Args:
         rows: what was measured.
-        measured_of: of which model and data; with `reported_of` this adds the columns measured_model, measured_data,
-            reported_model and reported_data.
-        reported_of: of which model and data the reported numbers are. Where it is another model, or other data, only
-            shares of tokens have a difference: numbers of tokens, layers and operations and entropies in nats depend on
-            how much text, how deep and how large a model, and which vocabulary it was.
+        measured_of: model and data of the measured numbers. With `reported_of` this adds the columns measured_model,
+            measured_data, reported_model and reported_data.
+        reported_of: model and data of the reported numbers. If the model or the data differ, only shares of tokens have
+            a difference. Numbers of tokens, layers and operations, and entropies in nats, depend on the amount of text,
+            on the depth and size of the model, and on its vocabulary.
     """
     table = pd.DataFrame([row._asdict() for row in rows]).rename(columns={"value": "measured"})
     table["difference"] = table["measured"] - table["reported"]

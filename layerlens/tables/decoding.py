@@ -11,8 +11,8 @@ from layerlens.tables.compose import Measured, beside, of_paper, of_run
 def table6_1(run: Records) -> pd.DataFrame:
     """The statistics of `analysis.valley_statistics` beside those of section 6.1; columns as in `compose.beside`.
 
-    The paper's are of Qwen3.5-35B-A3B decoded from the valley; it does not say on which data. Shares are in percent, as
-    there.
+    The paper's numbers are of Qwen3.5-35B-A3B decoded from the valley. The paper does not say on which data. Shares are
+    in percent, as in the paper.
     """
     rows = []
     for row in valley_statistics(run).to_dict("records"):

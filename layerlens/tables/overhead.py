@@ -18,10 +18,10 @@ _UNITS = {
 def table5(run: Records) -> pd.DataFrame:
     """The costs of `analysis.overhead` beside the paper's; columns as in `compose.beside`.
 
-    The paper counts a multiply-add as one operation, here it is two. Its latency was measured end to end in a
-    server; no run measures it, so that the cell stays empty (`layerlens bench decode` times both ways on one machine).
-    "% of forward" is of the forward pass without unembedding, as in the paper, "% of last" of a token decoded from the
-    last layer, which pays for one unembedding as well.
+    The paper counts a multiply-add as one operation; here it is two. Its latency was measured end to end in a server.
+    No run measures this, so the cell stays empty (`layerlens bench decode` times both ways on one machine). "% of
+    forward" refers to the forward pass without unembedding, as in the paper. "% of last" refers to a token decoded from
+    the last layer, which pays for one unembedding as well.
     """
     costs = overhead(run)
     rows = []

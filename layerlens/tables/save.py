@@ -39,10 +39,10 @@ def save(table: pd.DataFrame, title: str, out_dir: Path, stem: str) -> list[Path
 
 
 def markdown(table: pd.DataFrame, title: str) -> str:
-    """The table under its title as GitHub shows it; numbers to three digits, empty cells where there is none.
+    """The table under its title in GitHub's Markdown. Numbers have three digits, and cells without a number are empty.
 
-    Models and data that are the same in all rows stand in the heads of the numbers that are of them, and a column
-    without any difference is left out.
+    If model and data are the same in all rows, they stand in the head of the column of their numbers. A column of
+    differences without any value is left out.
     """
     table = _for_readers(table)
     heads = [_head(name) for name in table]
@@ -54,7 +54,7 @@ def markdown(table: pd.DataFrame, title: str) -> str:
 
 
 def latex(table: pd.DataFrame, title: str) -> str:
-    """The table as a LaTeX float with booktabs rules and the heads of `markdown`; what LaTeX would read is escaped."""
+    """The table as a LaTeX float with booktabs rules and the heads of `markdown`. Characters of LaTeX are escaped."""
     table = _for_readers(table)
     columns = "".join("r" if _is_number(table[name]) else "l" for name in table)
     heads = " & ".join(_escaped(_head(name)) for name in table)
@@ -66,7 +66,7 @@ def latex(table: pd.DataFrame, title: str) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a reader wants it: whole numbers grouped, others to three digits, nothing where there is none."""
+    """A value as text: whole numbers grouped, other numbers to three digits, and nothing where there is no value."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float):
@@ -78,7 +78,7 @@ def cell(value: Any) -> str:
 
 
 def _for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with models and data in the heads "measured" and "reported" where they are the same in all rows."""
+    """The table with model and data in the heads "measured" and "reported" if they are the same in all rows."""
     heads = {}
     for of in ("measured", "reported"):
         columns = [name for name in (f"{of}_model", f"{of}_data") if name in table]

@@ -16,9 +16,9 @@ _METHODS = {"last": "standard token", "confident": "confident token", "": ""}
 def table8(run: Records) -> pd.DataFrame:
     """The word classes of `substituted_classes` beside the paper's for Qwen3.5-35B-A3B on GPQA-Diamond.
 
-    Columns as in `compose.beside`. The paper gives no rule for its classes, so that a difference can be one of rules:
-    the rows beside its numbers count $ and line breaks as punctuation, as the paper must have done; the rows "our own
-    rule" count them as other, and nothing is reported that they could be held against.
+    Columns as in `compose.beside`. The paper gives no rule for its classes, so a difference can come from the rules.
+    The rows beside its numbers count $ and line breaks as punctuation, as the paper must have done. The rows "our own
+    rule" count them as other, and the paper has no numbers for them.
     """
     in_paper = reported("8")
     in_paper = in_paper[in_paper["model"] == PAPER_MODEL]

@@ -135,7 +135,7 @@ def test_on_the_command_line(tiny_folder, tmp_path, cli):
     assert "2 runs, 3 prompts, 9 positions" in out
     assert ll.open_run(tmp_path / "all").prompts["prompt"].tolist() == ["one", "two", "three"]
     for text, said in {
-        "5": "no shard",
+        "5": "not a shard",
         "0/2": "from 1",
         "3/2": "from 1",
         "4/9": "the dataset has only 3",

@@ -165,7 +165,7 @@ def test_runs_are_named_and_their_prompts_counted(two):
     assert text_of(two, "#run-name") == "ours: made up, last"
     assert text_of(two, "#run-name-beside") == f"theirs: made up, {HOSTILE}"
     assert prompts_listed(two) == [("why is the sky blue?", "sky · 10 tokens"), ("say it", "same · 4 tokens")]
-    assert "1 prompt of only one of the runs" in text_of(two, "#explorer-note")
+    assert "1 prompt that only one of the runs has" in text_of(two, "#explorer-note")
 
 
 def test_a_link_names_the_run_that_was_chosen(two, page):

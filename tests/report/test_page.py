@@ -193,7 +193,7 @@ def test_elements_escape_all_but_markup():
 def test_one_prompt_has_no_interval(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(9), n_prompts=1))
     page = page_of(run, tmp_path)
-    assert "One prompt: the means have no interval" in page.text
+    assert "The run has one prompt, so its means have no intervals" in page.text
     share = run.partition().set_index("group").loc["perturbed", "share"]
     assert f"Perturbed tokens {share:.1%} the last layer" in page.text
     assert "nan" not in page.text.lower()
@@ -201,19 +201,21 @@ def test_one_prompt_has_no_interval(tmp_path):
 
 def test_few_prompts_are_said_to_be_few(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(6), n_prompts=3))
-    assert "3 prompts: the intervals are too narrow" in page_of(run, tmp_path).text
+    assert "With 3 prompts the intervals are too narrow" in page_of(run, tmp_path).text
 
 
 def test_an_incomplete_run_says_so(tmp_path):
     run = write_run(tmp_path / "run", planted(hybrid_curves(6)), finish=False)
     text = page_of(run, tmp_path).text
     assert "This run is not complete: 8 of 8 prompts are in it" in text
-    assert "does not hold what its token ids say; continue it with resume=True and make the report again." in text
+    assert "does not hold the texts of its token ids; continue it with resume=True and make the report again." in text
 
 
 def test_a_complete_run_without_texts_is_to_be_traced_again(tmp_path):
     text = page_of(write_run(tmp_path / "run", planted(hybrid_curves(6))), tmp_path).text
-    assert "does not hold what its token ids say; trace it again with this version and make the report again." in text
+    assert (
+        "does not hold the texts of its token ids; trace it again with this version and make the report again." in text
+    )
 
 
 def test_few_layers_have_no_phases(tmp_path):
@@ -249,7 +251,7 @@ def test_states_that_are_not_finite_are_left_out_of_the_numbers_only(tmp_path):
     prompts["broken"] = {"entropy": np.full((4, 10), np.nan), "norm_ratio": np.full((4, 10), np.inf)}
     run = write_run(tmp_path / "some", prompts, finish_reasons={"broken": "non_finite"})
     page = page_of(run, tmp_path)
-    assert "1 prompt with NaN or infinite states left out" in page.text
+    assert "leave out 1 prompt with NaN or infinite states" in page.text
     assert "broken" in [prompt["id"] for prompt in json.loads(page.all("script")[0].text)["prompts"]]
     run = write_run(tmp_path / "all", {"broken": prompts["broken"]}, finish_reasons={"broken": "non_finite"})
     page = page_of(run, tmp_path)

@@ -104,7 +104,7 @@ def test_a_prompt_is_chosen_with_the_finger(explorer):
 )
 def test_the_list_is_searched_by_text_and_id(explorer, wanted, found):
     search(explorer, wanted)
-    said = f"{len(found)} of 5 found" if found else "no text or id has this"
+    said = f"{len(found)} of 5 found" if found else "no prompt has this in its text or id"
     explorer.until(f"document.querySelector('#prompt-number').textContent === '{said}'")
     assert explorer.evaluate(f"{IS_OPEN} ? {LISTED}.length : 0") == len(found)
     explorer.press("Enter")

@@ -169,7 +169,7 @@ def test_the_command_line(run, cli, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     left_out, lacking = err.splitlines()
     assert left_out == "layerlens: table 7 shows ablations: give --ablation"
-    assert lacking.startswith("layerlens: no table 5: ")  # the run on disk does not say what its model costs
+    assert lacking.startswith("layerlens: left out table 5: ")  # the run on disk does not say what its model costs
 
 
 @pytest.mark.parametrize("number", LATER)

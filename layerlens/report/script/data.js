@@ -95,7 +95,7 @@ class Side {
     return this.differs(token, "valley_layer") ? "differs" : "";
   }
 
-  /** [code, probability or null] of the first words of a layer; none where the page has no room for them. */
+  /** [code, probability or null] of the first tokens of a layer; none where the page has no room for them. */
   firstWords(token, layer) {
     if (!this.shown.firstWords) return [];
     const {codes, steps} = this.shown.firstWords;
@@ -122,7 +122,7 @@ async function inflateArray(kind, base64) {
   return new ARRAYS[kind](await inflate(base64));
 }
 
-/** Inflate the first words of a prompt, which only those that are looked at need. */
+/** Inflate the first tokens of a prompt; only prompts that are looked at need them. */
 async function unpackFirstWords(prompt) {
   if (!prompt.first_words || prompt.firstWords) return;
   const [kind, codes, steps] = prompt.first_words;

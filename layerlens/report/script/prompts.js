@@ -32,7 +32,7 @@ async function openPrompts(wanted = "") {
   byId("prompt").setAttribute("aria-expanded", String(picker.shown.length > 0));
   byId("prompt-number").textContent = picker.shown.length
     ? `${counted(picker.shown.length)} of ${counted(data.prompts.length)} found`
-    : "no text or id has this";
+    : "no prompt has this in its text or id";
   markPrompt(Math.max(0, picker.shown.indexOf(state.prompt)));
 }
 

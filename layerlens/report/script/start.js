@@ -158,8 +158,8 @@ function leftOut() {
   if (data.prompts_left_out) {
     found.push(`The first ${counted(data.prompts.length)} prompts are on this page; ${counted(data.prompts_left_out)} more did not fit.`);
   }
-  if (data.unpaired === 1) found.push("1 prompt of only one of the runs is left out.");
-  if (data.unpaired > 1) found.push(`${counted(data.unpaired)} prompts of only one of the runs are left out.`);
+  if (data.unpaired === 1) found.push("1 prompt that only one of the runs has is left out.");
+  if (data.unpaired > 1) found.push(`${counted(data.unpaired)} prompts that only one of the runs has are left out.`);
   return found;
 }
 
