@@ -488,8 +488,8 @@ MISTYPED = {
     "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper (1 to 12), a name such as onset or "
     "grid, or all) and --out (directory for the PNG, the PDF, and the csv with the numbers drawn); add them, or see "
     "`layerlens figure --help`",
-    "table --run r": "`layerlens table` lacks NUMBER (number of a table of the paper (5, 7, 8), 6.1, or all); add it, "
-    "or see `layerlens table --help`",
+    "table --run r": "`layerlens table` lacks NUMBER (table of the paper: 5, 7, 8, 6.1 (of section 6.1), or "
+    "all); add it, or see `layerlens table --help`",
     "report": "`layerlens report` lacks RUN (run directory); add it, or see `layerlens report --help`",
     "compare": "`layerlens compare` lacks RUN (run directory) and RUN (run directory of the same prompts); add them, "
     "or see `layerlens compare --help`",

@@ -81,7 +81,7 @@ def ablate(
             **settings,
         )
     except KeyboardInterrupt:
-        typer.echo(f"layerlens: interrupted; the answers so far are in {out}, continue with --resume", err=True)
+        typer.echo(f"layerlens: interrupted; the answers so far are in {out}; continue with --resume", err=True)
         return 130
     _print(table)
     typer.echo(f"answers  {out}")

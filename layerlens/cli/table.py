@@ -10,7 +10,7 @@ from layerlens.errors import OptionError
 
 
 def table(
-    number: Annotated[str, typer.Argument(help="Number of a table of the paper (5, 7, 8), 6.1, or all.")],
+    number: Annotated[str, typer.Argument(help="Table of the paper: 5, 7, 8, 6.1 (of section 6.1), or all.")],
     run: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     ablation: Annotated[
         list[Path] | None,

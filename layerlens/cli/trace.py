@@ -151,7 +151,7 @@ def _interrupted(out: Path, n_prompts: int) -> int:
 
     done = len(ll.open_run(out).prompts) if (out.expanduser() / "manifest.json").exists() else 0
     typer.echo(
-        f"layerlens: interrupted; {done} of {n_prompts} prompts are complete in {out}, continue with --resume", err=True
+        f"layerlens: interrupted; {done} of {n_prompts} prompts are complete in {out}; continue with --resume", err=True
     )
     return 130
 

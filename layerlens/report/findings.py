@@ -62,7 +62,7 @@ def caveats(run: Records) -> list[str]:
     if counted == 1:
         said.append("The run has one prompt, so its means have no intervals: intervals come from resampling prompts.")
     elif 1 < counted < 6:
-        said.append(f"With {counted} prompts the intervals are too narrow. They are right with six prompts or more.")
+        said.append(f"With {counted} prompts the intervals are too narrow; trace at least six.")
     return said
 
 
