@@ -149,7 +149,8 @@ def draw_lens_grid(table: pd.DataFrame, ax: Axes, shading: Shading, bar: Axes | 
     known = [corner for corner, is_next in zip(corners, table["is_next"], strict=True) if is_next]
     twice = [corner for corner in known for _ in range(2)]  # on black, so that it shows on pale boxes and in grey
     look: dict[str, Any] = {"facecolors": "none", "edgecolors": ["black", KNOWN], "linewidths": [1.8, 1.1]}
-    ax.add_collection(boxes(twice, (0.035, 0.08, 0.965, 0.92), zorder=3, **look), autolim=False)
+    frames = boxes(twice, (0.035, 0.08, 0.965, 0.92), zorder=3, clip_on=False, **look)  # or the lowest lacks an edge
+    ax.add_collection(frames, autolim=False)
     for column, (_, cells) in enumerate(table.groupby("place", sort=False)):
         read, followed = cells[["token", "next_token"]].iloc[0]
         alike = (top for top in cells["top_token"] if top != followed and label(top) == label(followed))
