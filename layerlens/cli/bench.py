@@ -128,9 +128,13 @@ def analysis(
 
 
 def _refuse_unwritable(json: Path | None) -> None:
-    """OptionError where no file can be written there. This is checked before anything is measured."""
-    if json is not None and (json.is_dir() or not json.expanduser().absolute().parent.is_dir()):
-        raise OptionError.about("json", json, "cannot be written", "give a file in a folder that exists")
+    """OptionError where no such file can be written. This is checked before anything is measured."""
+    if json is not None:
+        from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
+
+        refuse_other_suffix(json, (".json",), "json")
+        refuse_inside(json, option="json")
+        refuse_no_folder(json.expanduser(), "json")
 
 
 def _write(report: dict[str, Any], json: Path | None) -> None:

@@ -109,9 +109,8 @@ class Workplace(FolderWriter):
             self.remove()  # nothing to continue
 
     def _refuse_unless_free(self, *, resume: bool, overwrite: bool) -> None:
-        if overwrite:
-            refuse_foreign(self.folder, self.entries)
-        elif self._has_begun and not resume:
+        refuse_foreign(self.folder, self.entries)  # always, because the folder is removed in the end
+        if self._has_begun and not (resume or overwrite):
             what = f"was begun before, in {self.folder}"
             continued, anew = spelled("resume", True), spelled("overwrite", True)
             advice = f"give {continued} to continue that fit, {anew} to begin anew, or another file"

@@ -64,7 +64,7 @@ class RunWriter(FolderWriter):
 
     entries = re.compile(
         r"(manifest\.json|(prompts|words)\.parquet|(tokens|prompts)/part-\d+\.parquet|damaged/[\w-]+\.parquet)(\.partial)?"
-        r"|tokens/|prompts/|damaged/|report\.html|\.lock"
+        r"|tokens/|prompts/|damaged/|report\.html(\.partial)?|\.lock"
     )
 
     def pending(self) -> list[int]:

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from layerlens.errors import OptionError, RunError, spelled
+from layerlens.errors import OptionError, RunError
 from layerlens.records import store
 from layerlens.records.files import published, read_batches
+from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
 from layerlens.records.reader import Records
 from layerlens.records.schema import TOP_K_PROBS, TOP_K_TOKEN_IDS, Column, token_columns
 
@@ -40,12 +41,12 @@ def write_tidy(run: Records, path: str | os.PathLike[str], kind: str | None = No
         the path.
 
     Raises:
-        OptionError: the name has another ending, or no file can be written there.
+        OptionError: the name has another ending, the file lies in the directory of a run, or no file can be written
+            there.
         RunError: the run cannot be read.
     """
     place = Path(path).expanduser()
-    write = _WRITERS[kind or refuse_unless_tidy(run.path, place)]
-    refuse_inside(run.path, place)
+    write = _WRITERS[refuse_unless_tidy(run.path, place, kind)]
     try:
         with published(place) as handle:
             write(handle, _pieces(run), _schema(run))
@@ -55,21 +56,12 @@ def write_tidy(run: Records, path: str | os.PathLike[str], kind: str | None = No
     return place
 
 
-def refuse_unless_tidy(run: Path, place: Path) -> str:
-    """The kind that a file's name stands for; OptionError where it stands for none, or the file lies in the run."""
-    kind = place.suffix.lower().removeprefix(".")
-    if kind not in _WRITERS:
-        raise OptionError.about(
-            "out", place, f"ends with {place.suffix!r}", "give a name that ends with .csv or .parquet"
-        )
-    refuse_inside(run, place)
-    return kind
-
-
-def refuse_inside(run: Path, place: Path) -> None:
-    """OptionError for a file in the run's own folder, whose tables it could replace."""
-    if run.expanduser().resolve() in place.expanduser().resolve().parents:
-        raise OptionError.about("out", place, "lies in the run directory", f"give {spelled('out')} elsewhere")
+def refuse_unless_tidy(run: Path, place: Path, kind: str | None = None) -> str:
+    """The kind that a file's name stands for; OptionError where it is not `kind`, or where the file cannot be there."""
+    refuse_other_suffix(place, [f".{one}" for one in ([kind] if kind else _WRITERS)])
+    refuse_inside(place, run)
+    refuse_no_folder(place.expanduser())
+    return place.suffix.lower().removeprefix(".")
 
 
 def _schema(run: Records) -> pa.Schema:

@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from layerlens import plots
 from layerlens.errors import OptionError, RunError
 from layerlens.plots.style import look
+from layerlens.records.files import published
+from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
 from layerlens.records.reader import Records
 from layerlens.report.beside import pack_beside
 from layerlens.report.facts import facts, heading, summary
@@ -55,25 +57,45 @@ def write_report(
 
     Args:
         run: what was traced; complete or not.
-        path: the file to write. A file of that name is replaced, and missing directories are made.
+        path: the file to write, .html or .htm, in a folder that exists. A page of that name is replaced. In the
+            directory of a run, only report.html can be written.
         prompt_ids: the prompts that the explorer holds, in this order; by default all of them, as far as they fit.
         beside: another run of the same prompts, by another strategy, lens or model. The explorer holds the prompts that
             both have, with their texts beside each other.
 
     Raises:
-        OptionError: the file cannot be written, or the run traced no prompt of such an id.
+        OptionError: the file cannot be written or would replace another kind of file, or the run traced no prompt of
+            such an id.
         RunError: a run holds no complete prompt, or the two runs share no prompt.
     """
     out = Path(path).expanduser()
+    _refuse_no_page(out, run.path)
     page = _report_html(run, prompt_ids, beside)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
+        with published(out.resolve()) as handle:
+            handle.write(page.encode())
     except OSError as error:
         reason = error.strerror or str(error)
         problem = f"the report cannot be written to {out} ({reason})"
         raise OptionError(problem, "name another file", option="out", given=out) from error
     return out
+
+
+def _refuse_no_page(out: Path, run: Path) -> None:
+    """OptionError where a page cannot be written there, or where it would replace anything but a page."""
+    refuse_other_suffix(out, (".html", ".htm"))
+    refuse_no_folder(out)
+    if out.absolute() != (run / "report.html").absolute():
+        refuse_inside(out, run)
+    if os.path.exists(out) and not _is_page(out):  # noqa: PTH110 - False also for a name that is too long
+        raise OptionError.about("out", out, "exists and is not an HTML file", "give another file")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file begins as a page of HTML does."""
+    with path.open("rb") as handle:
+        beginning = handle.read(1000).lower()
+    return b"<!doctype html" in beginning or b"<html" in beginning
 
 
 def explorer_html(run: Records, prompt_ids: Sequence[str] | None = None, *, beside: Records | None = None) -> str:

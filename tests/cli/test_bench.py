@@ -88,6 +88,7 @@ def test_a_text_of_ones_own(folder, capsys):
         (["--max-new-tokens", "128"], 128),
         (["--max-new-tokens", "126", "--prompt", "hello"], 126),
         (["--json", "nowhere/at/all.json"], Path("nowhere/at/all.json")),
+        (["--json", "report.txt"], Path("report.txt")),
         (["--device", "moon"], "moon"),
     ],
 )
@@ -138,6 +139,16 @@ def test_the_statistics_of_a_run(cli, tmp_path):
     assert (report["tokens"], report["layers"]) == (8 * 40, 40)
     assert "class_shares is left" in err
     assert f"{report['seconds']['by_layer']:.2f} s" in out
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "report.json", "tokens/report.json", "prompts.parquet"])
+def test_no_part_of_a_run_is_replaced_by_measurements(cli, tmp_path, name):
+    run = write_run(tmp_path / "run", planted(hybrid_curves(6)))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    code, out, err = cli("bench", "analysis", "--run", run.path, "--json", run.path / name)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"--json {run.path / name}" in err
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 def test_a_long_run_is_not_read_as_a_whole(cli, tmp_path, monkeypatch):

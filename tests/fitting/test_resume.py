@@ -107,3 +107,12 @@ def test_resuming_a_fit_that_is_complete_changes_nothing(tmp_path):
     assert again.gain.equals(first.gain)
     with refused(ll.OptionError, "out", first.path, problem="skip_first 1"):
         fitted(tiny("llama"), tmp_path, resume=True, skip_first=2)
+
+
+def test_what_lies_where_a_fit_would_work_is_kept(tmp_path):
+    notes = workplace.folder_of(tmp_path / "lens.safetensors") / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with refused(ll.RunError, "out", notes.parent):
+        fitted(tiny("llama"), tmp_path, texts(20), name="lens")
+    assert notes.read_text() == "mine"

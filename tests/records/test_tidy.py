@@ -95,7 +95,7 @@ def test_the_command_line_writes_the_same(run, tmp_path, cli, name):
     code, out, err = cli("export", run.path, "--out", tmp_path / name)
     assert (code, out, err) == (0, f"{tmp_path / name}\n", "")
     write = run.to_csv if name.endswith("csv") else run.to_parquet
-    assert (tmp_path / name).read_bytes() == write(tmp_path / "again").read_bytes()
+    assert (tmp_path / name).read_bytes() == write(tmp_path / f"again-{name}").read_bytes()
 
 
 def test_what_cannot_be_written_is_refused_and_nothing_is_left(run, tmp_path, cli):
@@ -134,6 +134,17 @@ def test_a_table_to_look_at_has_a_row_per_token_and_no_lists(run):
         followed = token["next_token_id"]
         assert shown["next_token"] == (None if pd.isna(followed) else texts[int(followed)])
         assert not any(isinstance(value, list | np.ndarray) for value in shown)
+
+
+@pytest.mark.parametrize("name", ["run.cvs", "run", "", "run.parquet", "nowhere/run.csv", "run/run.csv"])
+def test_a_csv_is_written_to_a_csv_file_outside_the_runs(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(run.path.parent)
+    before = sorted(run.path.parent.rglob("*"))
+    with refused(ll.OptionError, "out"):
+        run.to_csv(name)
+    with refused(ll.OptionError, "out"):
+        run.to_parquet(name.replace(".parquet", ".csv"))
+    assert sorted(run.path.parent.rglob("*")) == before
 
 
 def test_a_run_writes_its_own_report(run, tmp_path):

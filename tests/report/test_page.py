@@ -63,7 +63,7 @@ def run(tmp_path):
 
 
 def page_of(run, tmp_path):
-    return Page(write_report(run, tmp_path / "out" / "page.html").read_text(encoding="utf-8"))
+    return Page(write_report(run, tmp_path / "page.html").read_text(encoding="utf-8"))
 
 
 def numbers(row, name, digits=".2f"):
@@ -282,7 +282,7 @@ def test_what_cannot_be_reported_is_one_sentence(tmp_path):
 
 def test_the_command_writes_into_the_run_or_where_told(run, tmp_path, cli):
     assert cli("report", run.path) == (0, f"{run.path / 'report.html'}\n", "")
-    told = tmp_path / "deep" / "page.html"
+    told = tmp_path / "page.html"
     assert cli("report", run.path, "--out", told) == (0, f"{told}\n", "")
     # the same run gives the same bytes
     assert (run.path / "report.html").read_bytes() == told.read_bytes()
@@ -291,6 +291,45 @@ def test_the_command_writes_into_the_run_or_where_told(run, tmp_path, cli):
     assert (code, out) == (2, "")
     assert "no run" in err
     assert str(tmp_path / "nowhere") in err
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "prompts.parquet", "tokens/part-00000.parquet", "page.html", "tokens/report.html"]
+)
+def test_a_page_replaces_no_part_of_a_run(run, tmp_path, cli, name):
+    other = write_run(tmp_path / "other", planted(hybrid_curves(6)), finish=False)
+    (other.path / "manifest.json").write_text("damaged")
+    for path in (run.path / name, other.path / name, other.path / "report.html"):
+        before = content(tmp_path)
+        with refused(OptionError, "out", path):
+            run.report(path)
+        code, out, err = cli("report", run.path, "--out", path)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"--out {path}" in err
+        assert content(tmp_path) == before
+
+
+def test_a_page_replaces_a_page_and_no_other_file(run, tmp_path, monkeypatch):
+    page, notes, link = tmp_path / "page.html", tmp_path / "notes.html", run.path / "report.html"
+    run.report(page)
+    first = page.read_bytes()
+    run.report(page)
+    assert page.read_bytes() == first
+    notes.write_text("mine")
+    link.symlink_to(run.path / "manifest.json")
+    before = content(tmp_path)
+    for path in (notes, link, tmp_path / "page.txt", tmp_path / "page", tmp_path / "nowhere" / "page.html"):
+        with refused(OptionError, "out", path):
+            run.report(path)
+    assert content(tmp_path) == before
+    assert not (tmp_path / "nowhere").exists()
+    link.unlink()
+    monkeypatch.chdir(run.path)
+    assert open_run(".").report("report.html").exists()
 
 
 def test_the_command_says_that_a_run_is_not_complete(tmp_path, cli):
