@@ -165,11 +165,13 @@ def test_what_is_refused_in_json_lines(tmp_path, refused, line, pieces):
         ld.read_prompts(path, limit=1)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf\n"])
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "is empty"), (b"\n \n", "only blank lines"), (b"\xef\xbb\xbf\n", "only blank lines")]
+)
 @pytest.mark.parametrize("name", ["mine.txt", "mine.jsonl"])
-def test_an_empty_file(tmp_path, refused, name, content):
+def test_an_empty_file(tmp_path, refused, name, content, said):
     (tmp_path / name).write_bytes(content)
-    with refused(tmp_path / name, "is empty"):
+    with refused(tmp_path / name, said):
         ld.read_prompts(tmp_path / name)
 
 

@@ -346,7 +346,7 @@ def test_a_taken_name_is_refused(registry, name):
 
 def test_a_name_is_taken_once_it_is_registered(registry):
     register_strategy("mine", MeanOfTwo)
-    with pytest.raises(OptionError, match="'mine' already"):
+    with pytest.raises(OptionError, match="already a strategy 'mine'"):
         register_strategy("mine", Last)
 
 
