@@ -10,7 +10,11 @@ from layerlens.cli import options
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pandas as pd
+
+    from layerlens.decode.strategies import Strategy
 
 
 @options.grouped
@@ -63,7 +67,7 @@ def ablate(
     # and what needs torch
     names, grid = _listed(arms), probabilities(p)
     settings = decoding.settings(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    _refuse_what_cannot_be(names, grid, window, repeats, settings)
+    loading.refuse_unfit(model, *_strategies(names, grid, window, repeats, settings))
     options.refuse_no_lens(lens)
 
     try:
@@ -88,16 +92,18 @@ def ablate(
     return 0
 
 
-def _refuse_what_cannot_be(
+def _strategies(
     arms: list[str], p: list[float], window: int | None, repeats: int, settings: dict[str, Any]
-) -> None:
+) -> "Iterable[Strategy]":
+    """The strategies of the arms; OptionError where one of these options has a value that it cannot have."""
     from layerlens.decode.options import GenerateOptions, whole
     from layerlens.evaluation import plan
 
-    plan.arm_strategies(arms, window)
+    strategies = plan.arm_strategies(arms, window)
     plan.probabilities(p)
     whole("repeats", repeats, 1)
     GenerateOptions(**settings)
+    return strategies.values()
 
 
 _LIST = "give numbers from 0 to 1, separated by commas"

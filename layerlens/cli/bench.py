@@ -55,6 +55,7 @@ def decode(
     loading.refuse_unloadable(model, window)
     # and what needs torch
     chosen = strategy_options.strategy(strategy, window)
+    loading.refuse_unfit(model, chosen)
 
     from layerlens.bench.decoding import measure_decoding, prompts_of
     from layerlens.decode.generation_config import with_generation_config

@@ -31,10 +31,16 @@ def doctor(
         _print_versions()
         return 0
     from layerlens.decode.options import whole
-    from layerlens.support.estimate import estimate
+    from layerlens.models.locate import located
 
     whole("batch_size", batch_size, 1)
     whole("tokens", tokens, 1)
+    loading.refuse_unknown()
+    located(model)
+    # and what needs torch
+
+    from layerlens.support.estimate import estimate
+
     estimated = estimate(model, loading.place(), batch_size=batch_size, n_tokens=tokens, **loading.sizing())
     _print_estimate(estimated)
     return 1 if estimated.fits is False else 0

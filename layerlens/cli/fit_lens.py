@@ -12,7 +12,7 @@ from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
     from layerlens.datasets import Dataset
-    from layerlens.fitting import Fitted
+    from layerlens.fitting.fitted import Fitted
 
 fit_lens = typer.Typer(
     help="Fit a lens to a model. A lens maps states of early layers to states that the head can read.",
@@ -173,12 +173,11 @@ def _fit(
     overwrite: bool,
 ) -> int:
     # refused before torch is imported
-    asked = texts.read(settings["seed"])
-    loading.refuse_unloadable(model)
-    # and before the model is loaded
-    from layerlens.fitting.fit import options_of, refuse_unless_free
+    from layerlens.fitting.options import options_of, refuse_unless_free
 
     refuse_unless_free(out, options_of(kind, settings), resume=resume, overwrite=overwrite)
+    asked = texts.read(settings["seed"])
+    loading.refuse_unloadable(model)
 
     import layerlens as ll
 

@@ -40,6 +40,7 @@ def generate(
     loading.refuse_unloadable(model, window)
     # and what needs torch
     chosen = strategy_options.strategy(strategy, window)
+    loading.refuse_unfit(model, chosen)
     options.refuse_no_lens(lens)
 
     import layerlens as ll

@@ -37,6 +37,11 @@ def models(
     if json and markdown:
         both = f"{spelled('json', True)} and {spelled('markdown', True)}"
         raise OptionError(f"{both} are two ways to print the same", "give one of them", option="json", given=True)
+    from layerlens.support.families import refuse_unknown
+
+    for name in names or []:
+        refuse_unknown(name)
+
     from layerlens.support.coverage import as_table, check_families
 
     shown = _as_json if json else as_table if markdown else _as_lines

@@ -105,8 +105,33 @@ class Loading:
         """
         from layerlens.models import locate
 
+        self.refuse_unknown()
         if self.backend != "nnsight-remote":
             locate.refuse_unloadable(model, self.revision, window)
+
+    def refuse_unknown(self) -> None:
+        """OptionError where an option has a value that it cannot have."""
+        from layerlens.models import choices
+
+        choices.refuse_unknown("dtype", self.dtype, choices.DTYPES)
+        for option, known in (
+            ("backend", choices.BACKENDS),
+            ("quantize", choices.QUANTIZED),
+            ("device_map", choices.DEVICE_MAPS),
+        ):
+            if (given := getattr(self, option)) is not None:
+                choices.refuse_unknown(option, given, known)
+        if self.device is not None:
+            choices.refuse_misspelt_device(self.device)
+
+    def refuse_unfit(self, model: str, *strategies: "Strategy") -> None:
+        """OptionError where the model's config shows that a strategy does not fit the model."""
+        from layerlens.models import locate
+
+        depths = [] if self.backend == "nnsight-remote" else set(locate.depths(locate.located(model)))
+        if len(depths) == 1:  # else the config does not say which of them is the decoder's
+            for strategy in strategies:
+                _refuse_unfit(strategy, *depths)
 
     def load(self, model: str) -> "LoadedModel":
         """The model of that name."""
@@ -276,12 +301,22 @@ class Readings:
         return {name: value for name, value in asdict(self).items() if name != "lens"}
 
 
-def refuse_no_lens(lens: str | None) -> None:
-    """OptionError where there is no such lens."""
-    if lens is not None:
-        from layerlens.lens.files import parsed
+def _refuse_unfit(strategy: "Strategy", n_layers: int) -> None:
+    """OptionError where the strategy fits no model of so many layers, whether its embedding is tied or not."""
+    try:
+        strategy.fit(n_layers, False)
+    except OptionError:
+        strategy.fit(n_layers, True)
 
-        parsed(lens)
+
+def refuse_no_lens(lens: str | None) -> None:
+    """OptionError where there is no such lens, or its file holds none."""
+    if lens is not None:
+        from layerlens.lens.files import parsed, refuse_unreadable
+
+        kind, path = parsed(lens)
+        if path is not None:
+            refuse_unreadable(kind, path)
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -104,6 +104,7 @@ def trace(
     loading.refuse_unloadable(model, window)
     # and what needs torch
     chosen = strategy_options.strategy(strategy, window, window_has_other_use=True)
+    loading.refuse_unfit(model, chosen)
     options.refuse_no_lens(readings.lens)
 
     import layerlens as ll

@@ -3,17 +3,17 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from layerlens.datasets import Dataset, Prompt, from_prompts
-from layerlens.errors import OptionError, did_you_mean, spelled
+from layerlens.errors import OptionError, spelled
 from layerlens.fitting.fitted import Fitted
 from layerlens.fitting.gain import gain
 from layerlens.fitting.jacobian import fit_jacobian, refuse_without_transformer_lens, write_jacobian
 from layerlens.fitting.linear import Affinities, fit_linear
-from layerlens.fitting.options import FitOptions, JacobianOptions, LinearOptions, TunedOptions
+from layerlens.fitting.options import options_of, refuse_unless_free
 from layerlens.fitting.texts import Split, split_texts
 from layerlens.fitting.tuned import fit_tuned
 from layerlens.fitting.workplace import Workplace, refuse_other
@@ -23,24 +23,12 @@ from layerlens.lens.transport import Affine
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 from layerlens.models.use import uses_model
-from layerlens.records.files import refuse_both
 from layerlens.tracing.progress import Progress
 
 Fit = Callable[[Model, Split, Any, Workplace, Progress], Affinities]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    options: type[FitOptions]
-    fit: Fit
-    write: Callable[[Path, Stored], None] = write_lens
-
-
-KINDS = {
-    "linear": _Kind(LinearOptions, fit_linear),
-    "tuned": _Kind(TunedOptions, fit_tuned),
-    "jacobian": _Kind(JacobianOptions, fit_jacobian, write=write_jacobian),
-}
+_FITS: dict[str, Fit] = {"linear": fit_linear, "tuned": fit_tuned, "jacobian": fit_jacobian}
 
 
 @uses_model()
@@ -77,6 +65,8 @@ def fit_lens(
         RunError: the files that a fit keeps beside `out` cannot be written.
     """
     asked = options_of(kind, options)
+    if kind == "jacobian":
+        refuse_without_transformer_lens()
     path = refuse_unless_free(out, asked, resume=resume, overwrite=overwrite)
     if is_spread(model.hf):
         what = "is on several devices, and a lens is fitted on one"
@@ -89,7 +79,7 @@ def fit_lens(
     with ExitStack() as stack:
         place = stack.enter_context(Workplace(path, manifest, resume=resume, overwrite=overwrite))
         shown = stack.enter_context(Progress(shown=progress))
-        found = KINDS[kind].fit(model, split, asked, place, shown)
+        found = _FITS[kind](model, split, asked, place, shown)
         stored = Stored(kind, found.weights, found.biases, model.d_model, model.n_layers, made_for(model))
         transport = Affine(kind, stored.weights, stored.biases, model.n_layers, adds=stored.adds, source=str(path))
         seconds = place.seconds
@@ -106,45 +96,10 @@ def fit_lens(
             "seconds": round(seconds, 1),
             "gain": table.to_dict("list"),
         }
-        KINDS[kind].write(path, replace(stored, fit=said))
+        write = write_jacobian if kind == "jacobian" else write_lens
+        write(path, replace(stored, fit=said))
         place.remove()
     return Fitted(path, kind, table, said)
-
-
-def options_of(kind: str, given: dict[str, Any]) -> FitOptions:
-    """The options of a fit; OptionError where there is no such kind or option, or a value is not possible."""
-    if kind not in KINDS:
-        advice = did_you_mean(kind, KINDS, f"give {', '.join(KINDS)}")
-        raise OptionError.about("kind", kind, "is not a kind of lens that can be fitted", advice)
-    known = [field.name for field in fields(KINDS[kind].options)]
-    for name, value in given.items():
-        if name not in known:
-            problem = f"a {kind} lens has no option {name!r}"
-            advice = did_you_mean(name, known, f"there are {', '.join(known)}")
-            raise OptionError(problem, advice, option=name, given=value)
-    if kind == "jacobian":
-        refuse_without_transformer_lens()
-    return KINDS[kind].options(**given)
-
-
-def refuse_unless_free(
-    out: str | os.PathLike[str], asked: FitOptions, *, resume: bool, overwrite: bool = False
-) -> Path:
-    """Where the lens is to be written; OptionError where it cannot be, or where there is a file already that is not to
-    be replaced or was written by no fit."""
-    refuse_both(resume=resume, overwrite=overwrite)
-    path = Path(out).expanduser()
-    if path.suffix != asked.suffix:
-        what = f"ends with {path.suffix!r}, and a {asked.kind} lens is a {asked.suffix} file"
-        raise OptionError.about("out", path, what, f"give {path.with_suffix(asked.suffix)}")
-    if not path.absolute().parent.is_dir():
-        raise OptionError.about("out", path, "cannot be written there", "give a file in a folder that exists")
-    if path.is_dir() or (path.exists() and not resume and not overwrite):
-        others = f"give another file, or {spelled('overwrite', True)} to replace a lens"
-        raise OptionError.about("out", path, "already exists", others)
-    if path.exists() and overwrite and not read_lens(asked.kind, path).fit:
-        raise OptionError.about("out", path, "was written by no fit of layerlens", "give another file")
-    return path
 
 
 def _made_before(path: Path, kind: str, manifest: dict[str, Any]) -> Fitted:

@@ -13,7 +13,7 @@ import torch
 
 from layerlens.errors import ModelError, OptionError, first_sentence, spelled
 from layerlens.fitting.linear import Affinities
-from layerlens.fitting.options import JacobianOptions
+from layerlens.fitting.options import JacobianOptions, lacks_transformer_lens
 from layerlens.fitting.texts import Split
 from layerlens.fitting.workplace import Workplace
 from layerlens.lens.files import Stored
@@ -72,8 +72,7 @@ def _transformer_lens() -> Any:
     try:
         from transformer_lens.tools.analysis import JacobianLens
     except ImportError as error:
-        advice = "get it with: pip install 'layerlens[backends]'"
-        raise OptionError.about("kind", "jacobian", "needs TransformerLens 4.3", advice) from error
+        raise lacks_transformer_lens() from error
     return JacobianLens
 
 

@@ -1,10 +1,15 @@
-"""The options of a fit."""
+"""The options of a fit, and where its lens can be written. What cannot be is refused before torch is loaded."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+import os
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
 
 from layerlens.decode.options import whole
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, did_you_mean, spelled
+from layerlens.records.files import refuse_both
+from layerlens.records.places import refuse_no_folder
 
 
 @dataclass(frozen=True)
@@ -90,3 +95,57 @@ class JacobianOptions(FitOptions):
         super().__post_init__()
         whole("dim_batch", self.dim_batch, 1)
         whole("most_texts", self.most_texts, 1)
+
+
+KINDS: dict[str, type[FitOptions]] = {"linear": LinearOptions, "tuned": TunedOptions, "jacobian": JacobianOptions}
+
+
+def options_of(kind: str, given: dict[str, Any]) -> FitOptions:
+    """The options of a fit; OptionError where there is no such kind or option, or a value is not possible."""
+    if kind not in KINDS:
+        advice = did_you_mean(kind, KINDS, f"give {', '.join(KINDS)}")
+        raise OptionError.about("kind", kind, "is not a kind of lens that can be fitted", advice)
+    known = [field.name for field in fields(KINDS[kind])]
+    for name, value in given.items():
+        if name not in known:
+            problem = f"a {kind} lens has no option {name!r}"
+            advice = did_you_mean(name, known, f"there are {', '.join(known)}")
+            raise OptionError(problem, advice, option=name, given=value)
+    if kind == "jacobian" and find_spec("transformer_lens") is None:
+        raise lacks_transformer_lens()
+    return KINDS[kind](**given)
+
+
+def lacks_transformer_lens() -> OptionError:
+    """The error where TransformerLens is not installed."""
+    advice = "get it with: pip install 'layerlens[backends]'"
+    return OptionError.about("kind", "jacobian", "needs TransformerLens 4.3", advice)
+
+
+def refuse_unless_free(
+    out: str | os.PathLike[str], asked: FitOptions, *, resume: bool, overwrite: bool = False
+) -> Path:
+    """Where the lens is to be written; OptionError where it cannot be, or where there is a file already that is not to
+    be replaced or was written by no fit."""
+    refuse_both(resume=resume, overwrite=overwrite)
+    path = Path(out).expanduser()
+    if path.suffix != asked.suffix:
+        what = f"ends with {path.suffix!r}, and a {asked.kind} lens is a {asked.suffix} file"
+        raise OptionError.about("out", path, what, f"give {path.with_suffix(asked.suffix)}")
+    refuse_no_folder(path)
+    if path.exists() and not resume and not overwrite:
+        others = f"give another file, or {spelled('overwrite', True)} to replace a lens"
+        raise OptionError.about("out", path, "already exists", others)
+    if path.exists() and overwrite and not _is_fitted(asked.kind, path):
+        what = f"is no {asked.kind} lens that a fit of layerlens wrote"
+        raise OptionError.about("out", path, what, "give another file")
+    return path
+
+
+def _is_fitted(kind: str, path: Path) -> bool:
+    from layerlens.lens.files import read_lens  # here, because it needs torch
+
+    try:
+        return bool(read_lens(kind, path).fit)
+    except OptionError:  # about another option, by which no lens was given
+        return False

@@ -101,6 +101,18 @@ def read_lens(kind: str, path: Path) -> Stored:
     raise _unreadable(kind, path, "it is not a .safetensors file")
 
 
+def refuse_unreadable(kind: str, path: Path) -> None:
+    """OptionError as `read_lens`, as far as that can be seen in a moment: the tensors of our own files are not read."""
+    if path.suffix != ".safetensors" or path.is_dir():
+        read_lens(kind, path)
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            _refuse_other_kind(kind, path, file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(kind, path, first_sentence(error)) from error
+
+
 def write_lens(path: Path, stored: Stored) -> None:
     """Write a lens as our own file, in float32; it appears whole or not at all."""
     tensors = {f"layers.{layer}.weight": one.float().contiguous() for layer, one in stored.weights.items()}
@@ -132,12 +144,7 @@ def sha256_of(path: Path) -> str:
 def _own(kind: str, path: Path) -> Stored:
     with safe_open(path, framework="pt") as file:
         said = file.metadata() or {}
-        if said.get("format") != FORMAT:
-            raise _unreadable(kind, path, "it was not written by a fit of layerlens")
-        if (stored := said.get("kind")) != kind:
-            if stored not in KINDS:
-                raise _unreadable(kind, path, f"it calls itself a {stored!r} lens")
-            raise OptionError.about("lens", f"{kind}:{path}", f"is a {stored} lens", f"give {stored}:{path}")
+        _refuse_other_kind(kind, path, said)
         named = _by_layer({name.removeprefix("layers."): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     entries = {name: said.get(name, "") for name in ("d_model", "made_for", "fit")}
     try:
@@ -152,6 +159,16 @@ def _own(kind: str, path: Path) -> Stored:
     if named["bias"] and (lacking := set(named["weight"]) ^ set(named["bias"])):
         raise _unreadable(kind, path, f"layer {min(lacking)} has a matrix or a vector, but not both")
     return Stored(kind, named["weight"], named["bias"], width, n_layers, made_for, fit)
+
+
+def _refuse_other_kind(kind: str, path: Path, said: Mapping[str, str]) -> None:
+    """OptionError where the metadata of a .safetensors file are not those of a lens of this kind."""
+    if said.get("format") != FORMAT:
+        raise _unreadable(kind, path, "it was not written by a fit of layerlens")
+    if (stored := said.get("kind")) != kind:
+        if stored not in KINDS:
+            raise _unreadable(kind, path, f"it calls itself a {stored!r} lens")
+        raise OptionError.about("lens", f"{kind}:{path}", f"is a {stored} lens", f"give {stored}:{path}")
 
 
 def _by_layer(tensors: Mapping[Any, Tensor]) -> dict[str, dict[int, Tensor]]:

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 
-BACKENDS = ("transformers", "transformer-lens", "nnsight", "nnsight-remote", "nnsight-simulated")
-
 
 @dataclass(frozen=True, eq=False)
 class Connection:
     """What runs a model's passes.
 
     Attributes:
-        name: one of BACKENDS.
+        name: one of `choices.BACKENDS`.
         is_here: whether the weights are in this process, so that any strategy can decode from them.
     """
 

@@ -9,15 +9,14 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import BITSANDBYTES_LOG
-from layerlens.errors import ModelError, OptionError, did_you_mean, first_sentence, spelled
+from layerlens.errors import ModelError, OptionError, first_sentence, spelled
 from layerlens.models import memory, sizes
 from layerlens.models.causal import loader_of, refuse_other_kinds
+from layerlens.models.choices import QUANTIZED, refuse_unknown
 from layerlens.models.locate import OTHER_SOURCES, refuse_without_tokenizer
 from layerlens.models.placement import Place
 from layerlens.models.refusals import refuse_dropped_weights
 from layerlens.sources import hub
-
-_BITS = ("4bit", "8bit")
 
 
 def load_checkpoint(
@@ -105,9 +104,7 @@ def scheme_for(source: str, config: Any, quantize: Any, dtype: torch.dtype | Non
     """
     if not isinstance(quantize, str):
         return quantize
-    if quantize not in _BITS:
-        advice = did_you_mean(quantize, _BITS, f"give {' or '.join(_BITS)}")
-        raise OptionError.about("quantize", quantize, "is unknown", advice)
+    refuse_unknown("quantize", quantize, QUANTIZED)
     own = getattr(config, "quantization_config", None)
     if own is not None:
         problem = f"{source} is quantised already ({sizes.method_of(own)})"

@@ -10,12 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import module_in
-from layerlens.errors import OptionError, did_you_mean, spelled
+from layerlens.errors import OptionError, spelled
 from layerlens.models import checkpoints, gguf, memory, nnsight, packed_gguf, sizes, transformer_lens
 from layerlens.models.adapter import adapt
-from layerlens.models.backend import BACKENDS, TRANSFORMER_LENS, TRANSFORMERS
+from layerlens.models.backend import TRANSFORMER_LENS, TRANSFORMERS
 from layerlens.models.causal import is_known, refuse_other_kinds
 from layerlens.models.check import checked
+from layerlens.models.choices import BACKENDS, DTYPES, refuse_unknown
 from layerlens.models.locate import located, refuse_no_name
 from layerlens.models.model import Model
 from layerlens.models.placement import Place, place_for
@@ -81,9 +82,8 @@ def load(
         ModelError: not found, not loadable, not a causal decoder, or it failed a check; or inside torch.autocast.
         OptionError: the arguments contradict each other.
     """
-    if backend not in (None, *BACKENDS):
-        advice = f"give {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
-        raise OptionError.about("backend", backend, "is unknown", did_you_mean(backend, BACKENDS, advice))
+    if backend is not None:
+        refuse_unknown("backend", backend, BACKENDS)
     if not isinstance(model, str | os.PathLike):
         places = (device, device_map, max_memory, offload_folder)
         if dtype != "auto" or keep_quantized or any(given is not None for given in (*places, quantize, revision)):
@@ -100,7 +100,7 @@ def load(
             option="tokenizer",
             given=tokenizer,
         )
-    _refuse_unknown_dtype(dtype)
+    refuse_unknown("dtype", dtype, DTYPES)
     place = place_for(device, device_map, max_memory, offload_folder)
     _refuse_other_backends(backend, {"device_map": device_map, "quantize": quantize, "keep_quantized": keep_quantized})
     source = os.fspath(model)
@@ -150,7 +150,7 @@ def sized(
     trust_remote_code: bool = False,
 ) -> Sized:
     """What `load` would load, from its config and the headers of its files; the arguments are those of `load`."""
-    _refuse_unknown_dtype(dtype)
+    refuse_unknown("dtype", dtype, DTYPES)
     _, folder, gguf_file = located(source)
     _refuse_other_formats(source, gguf_file, quantize, keep_quantized)
     if gguf_file is not None:
@@ -165,12 +165,6 @@ def sized(
     scheme = checkpoints.scheme_for(source, config, quantize, given)
     weights = sizes.of_checkpoint(source, config, loader, given, scheme, revision or "main", place)
     return Sized(config, loader, given or sizes.dtype_of(config) or torch.float32, weights)
-
-
-def _refuse_unknown_dtype(dtype: str) -> None:
-    if dtype != "auto" and dtype not in _DTYPES:
-        advice = did_you_mean(dtype, ("auto", *_DTYPES), f"give auto, {', '.join(_DTYPES)}")
-        raise OptionError.about("dtype", dtype, "is unknown", advice)
 
 
 def _refuse_other_formats(source: str, gguf_file: str | None, quantize: Any, keep_quantized: bool) -> None:

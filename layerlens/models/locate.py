@@ -100,7 +100,7 @@ def refuse_unloadable(source: str, revision: str | None = None, window: int | No
         raise ModelError(f"{source!r} is not a model that can be loaded ({why})", OTHER_SOURCES, given=source)
     if not place.is_hub_id and place.gguf_file is None:
         refuse_without_tokenizer(source, place.folder)
-    n_layers = None if window is None else most_layers(place)
+    n_layers = None if window is None else max(depths(place), default=None)
     if window is not None and n_layers is not None:
         refuse_deeper(window, n_layers)
 
@@ -115,14 +115,15 @@ def refuse_without_tokenizer(source: str, folder: Path) -> None:
         )
 
 
-def most_layers(place: Located) -> int | None:
-    """The most layers that the model can have, as its config says; None where that cannot be told in a moment."""
+def depths(place: Located) -> list[int]:
+    """Every number of layers in the model's config, that of the decoder among them; none where it cannot be told in a
+    moment."""
     if place.gguf_file is not None:
-        return gguf_header.n_layers(place.folder / place.gguf_file)
+        n_layers = gguf_header.n_layers(place.folder / place.gguf_file)
+        return [] if n_layers is None else [n_layers]
     with contextlib.suppress(OSError, ValueError):
-        config = json.loads((place.folder / "config.json").read_text(encoding="utf-8"))
-        return max(_depths(config), default=None)
-    return None
+        return _depths(json.loads((place.folder / "config.json").read_text(encoding="utf-8")))
+    return []
 
 
 def _depths(config: Any) -> list[int]:

@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from layerlens.compat import mover_of
-from layerlens.errors import OptionError, did_you_mean, first_sentence, spelled
-
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+from layerlens.errors import OptionError, first_sentence, spelled
+from layerlens.models.choices import DEVICE_MAPS, refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Place:
     """Where a model is to be put.
 
     Attributes:
-        device_map: one of DEVICE_MAPS, or devices by module; {"": device} for one device.
+        device_map: one of `choices.DEVICE_MAPS`, or devices by module; {"": device} for one device.
         max_memory: the most to use of each device; None for what is free.
         offload_folder: where weights are kept that fit nowhere else; None where there are none.
     """
@@ -80,10 +79,8 @@ def place_for(
     if device is not None:
         what = f"and {spelled('device_map', device_map)} both say where to put the model"
         raise OptionError.about("device", device, what, "give one of them")
-    if not isinstance(device_map, Mapping) and device_map not in DEVICE_MAPS:
-        advice = f"give {', '.join(DEVICE_MAPS)}, or {spelled('device')} for one device"
-        advice = did_you_mean(device_map, DEVICE_MAPS, advice)
-        raise OptionError.about("device_map", device_map, "is unknown", advice)
+    if not isinstance(device_map, Mapping):
+        refuse_unknown("device_map", device_map, DEVICE_MAPS, f", or {spelled('device')} for one device")
     chosen = device_map if isinstance(device_map, str) else dict(device_map)
     limits = None if max_memory is None else dict(max_memory)
     return Place(chosen, limits, None if offload_folder is None else os.fspath(offload_folder))

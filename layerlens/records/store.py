@@ -151,6 +151,15 @@ def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -
     if is_file:
         raise RunError.about("out", folder, "is a file", "give a directory")
     advice = "give a new directory"
+    for path in (folder, *folder.parents):  # none of which is a folder up to the first that exists
+        if path.is_symlink() and not path.exists():
+            lost = "a link to a directory that does not exist"
+            what = f"is {lost}" if path == folder else f"lies in {path}, which is {lost}"
+            raise RunError.about("out", folder, what, f"make that directory, or {advice}")
+        if path.is_file():
+            raise RunError.about("out", folder, f"cannot be made: {path} is a file", advice)
+        if path.exists():
+            break
     if "manifest.json" in present:
         read_manifest(folder)
         if overwrite:

@@ -4,7 +4,6 @@ The results of tracing and decoding are compared with a plain reading that share
 layer come from the model itself, run with a last block that hands on the state of that layer.
 """
 
-import difflib
 import re
 import tempfile
 import time
@@ -20,10 +19,6 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
 
 from layerlens.decode.loop import generate
 from layerlens.decode.padding import padding_fault
@@ -33,6 +28,7 @@ from layerlens.models import Model, load, tiny_model, tiny_tokenizer
 from layerlens.models.check_readout import UnknownHead
 from layerlens.models.hooks import replaced, watch_blocks
 from layerlens.models.quiet import quiet
+from layerlens.support.families import families, refuse_unknown
 from layerlens.tracing.tracer import trace
 
 VERDICTS = ("works", "refused", "not tried", "fails")
@@ -89,16 +85,6 @@ class _Disagreement(Exception):
     """Two ways to compute the same numbers gave different ones."""
 
 
-def families() -> list[str]:
-    """Every model type of the installed transformers' mapping of causal language models, sorted."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-
-
-def picture_families() -> list[str]:
-    """Every other model type of transformers' mapping of models for images and text, sorted."""
-    return sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-
-
 def check_families(names: Sequence[str] = ()) -> Iterator[Coverage]:
     """The result of checking each of these families, or all of `families()`, each as soon as it is known.
 
@@ -106,7 +92,7 @@ def check_families(names: Sequence[str] = ()) -> Iterator[Coverage]:
         OptionError: transformers has no such family. It is raised before anything is checked.
     """
     for name in names:
-        _refuse_unknown(name)
+        refuse_unknown(name)
     return map(check_family, names or families())
 
 
@@ -119,7 +105,7 @@ def check_family(name: str) -> Coverage:
     Raises:
         OptionError: transformers has no such family.
     """
-    _refuse_unknown(name)
+    refuse_unknown(name)
     started = time.perf_counter()
     with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
@@ -160,19 +146,6 @@ def _cells(one: Coverage) -> list[str]:
         one.kinds,
         f"{one.seconds:.1f}",
     ]
-
-
-def _refuse_unknown(name: str) -> None:
-    known = [*families(), *picture_families()]
-    if name not in known:
-        asked = re.split(r"[/_-]*\d", name.rpartition("/")[2].lower().replace("-", "_"))[0]
-        meant = difflib.get_close_matches(name.lower(), known) or [
-            one for one in known if asked and one.startswith(asked)
-        ]
-        meant = meant[:3]
-        problem = f"transformers {transformers.__version__} has no causal language model of type {name!r}"
-        advice = f"did you mean {' or '.join(meant)}?" if meant else f"give one such as {', '.join(families()[:3])}"
-        raise OptionError(problem, advice, option="names", given=name)
 
 
 def _checked(name: str) -> Coverage:

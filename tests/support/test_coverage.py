@@ -23,9 +23,8 @@ from layerlens.support.coverage import (
     as_table,
     check_families,
     check_family,
-    families,
-    picture_families,
 )
+from layerlens.support.families import families, picture_families
 from layerlens.tracing import engines, meter, tracer
 from tests.refusals import refused
 
