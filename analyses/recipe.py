@@ -30,11 +30,6 @@ LENSES = {"logit": "", "linear": ".safetensors", "tuned": ".safetensors", "jacob
 """Kinds of lenses, and the endings of their files in RUNS/lenses, such as smollm2-linear.safetensors. docs/lenses.md
 has the fits."""
 
-READ = {"smollm2": ("logit", "linear", "tuned", "jacobian"), "gemma3": ("logit", "linear")}
-"""The lenses through which each model is read."""
-ANSWERED, GIVEN = ("logit", "tuned"), ("logit",)
-"""The lenses through which SmolLM2 answers from the valley, and reads texts written by people."""
-
 
 def through(model: str, lens: str) -> str:
     """The option that reads a model through a lens."""
@@ -65,21 +60,22 @@ RUNS = {
     **{
         f"smollm2-lens-{lens}": f"trace {SMOLLM2} {SAMPLE} --max-new-tokens 128 --batch-size 20"
         f"{through('smollm2', lens)} --targets --kl --sublayers"
-        for lens in READ["smollm2"]
+        for lens in LENSES
     },
     **{
         f"smollm2-ablation-{lens}": f"ablate {SMOLLM2} {SAMPLE} --arms valley --p 1{through('smollm2', lens)} "
         "--batch-size 20 --max-new-tokens 128"
-        for lens in ANSWERED
+        for lens in LENSES
     },
     **{
         f"smollm2-given-{lens}": f"trace {SMOLLM2} --prompts {{runs}}/lenses/held-out.jsonl --no-chat-template "
         f"--max-new-tokens 0 --batch-size 4{through('smollm2', lens)} --targets"
-        for lens in GIVEN
+        for lens in LENSES
     },
     **{
-        f"gemma3-lens-{lens}": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 16 --batch-size 60{through('gemma3', lens)}"
-        for lens in READ["gemma3"]
+        f"gemma3-lens-{lens}": f"trace {GEMMA3} {SAMPLE} --max-new-tokens 48 --batch-size 30{through('gemma3', lens)} "
+        "--sublayers"
+        for lens in LENSES
     },
 }
 """The arguments of `layerlens`, by the name of the run's folder in RUNS."""
@@ -124,14 +120,13 @@ def compared(one: str, other: str) -> list[str]:
 def by_lens(model: str, answered: tuple[str, ...] = ()) -> list[str]:
     """The commands for the same tokens of a model under each lens, as it is and at its temperature, and for answers
     from the valley."""
-    lenses = READ[model]
-    runs = [f"{{runs}}/{model}-lens-{lens}" for lens in lenses]
+    runs = [f"{{runs}}/{model}-lens-{lens}" for lens in LENSES]
     ablations = [f"{model}-ablation-{lens}" for lens in answered]
     asked = "".join(f" --ablation {{runs}}/{ablation}" for ablation in ablations)
     return [
         f"analyses/lenses.py {' '.join(runs)} {{folder}}{asked}",
         *(f"analyses/temperature.py {run} {{folder}}" for run in runs),
-        *(kept(f"{model}-lens-{lens}", f"{lens}/manifest.json") for lens in lenses),
+        *(kept(f"{model}-lens-{lens}", f"{lens}/manifest.json") for lens in LENSES),
         *(kept(name, f"{lens}/manifest-ablation.json") for name, lens in zip(ablations, answered, strict=True)),
     ]
 
@@ -159,9 +154,9 @@ FOLDERS = {
     "gemma3-sample/texts": compared("smollm2-sample-texts", "gemma3-sample-texts"),
     "gemma3-sample/texts/gsm8k": compared("smollm2-gsm8k-texts", "gemma3-gsm8k-texts"),
     "smollm2-lenses": [
-        *by_lens("smollm2", ANSWERED),
-        f"analyses/given.py {' '.join(f'{{runs}}/smollm2-given-{lens}' for lens in GIVEN)} {{folder}}",
-        *(kept(f"smollm2-given-{lens}", f"{lens}/manifest-given.json") for lens in GIVEN),
+        *by_lens("smollm2", tuple(LENSES)),
+        f"analyses/given.py {' '.join(f'{{runs}}/smollm2-given-{lens}' for lens in LENSES)} {{folder}}",
+        *(kept(f"smollm2-given-{lens}", f"{lens}/manifest-given.json") for lens in LENSES),
     ],
     "gemma3-lenses": by_lens("gemma3"),
     "lenses": ["analyses/lens_figure.py SmolLM2={out}/smollm2-lenses 'Gemma 3={out}/gemma3-lenses' {folder}"],
