@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from layerlens import analysis, records
+from layerlens.errors import OptionError
 from layerlens.notebook import Framed, as_html
 from layerlens.records.reader import Records
 from layerlens.records.tidy import write_tidy
@@ -33,26 +34,29 @@ class Run(Records):
     def _repr_html_(self) -> str:
         return as_html(repr(self))
 
-    def show(self, height: int = 720, beside: "Run | None" = None) -> Framed:
+    def show(self, height: int = 720, beside: "Run | str | os.PathLike[str] | None" = None) -> Framed:
         """The token explorer of `layerlens report`, for the last line of a notebook's cell.
 
         Args:
             height: in pixels.
-            beside: another run of the same prompts, to explore beside this one.
+            beside: another run of the same prompts, or its path, to explore beside this one.
 
         Raises:
             RunError: a run holds no complete prompt, or the two runs share no prompt.
         """
         from layerlens.report import explorer_html
 
-        return Framed(explorer_html(self, beside=beside), height)
+        other = None if beside is None else _run("beside", beside)
+        return Framed(explorer_html(self, beside=other), height)
 
-    def report(self, path: str | os.PathLike[str] | None = None, beside: "Run | None" = None) -> Path:
+    def report(
+        self, path: str | os.PathLike[str] | None = None, beside: "Run | str | os.PathLike[str] | None" = None
+    ) -> Path:
         """Write the findings of the run, and an explorer of its tokens, as one HTML file; see docs/report.md.
 
         Args:
-            path: the file to write; by default report.html in the run directory.
-            beside: another run of the same prompts, to explore beside this one.
+            path: the file to write, .html; by default report.html in the run directory.
+            beside: another run of the same prompts, or its path, to explore beside this one.
 
         Returns:
             the path.
@@ -62,7 +66,8 @@ class Run(Records):
         """
         from layerlens.report import write_report
 
-        return write_report(self, self.path / "report.html" if path is None else Path(path), beside=beside)
+        other = None if beside is None else _run("beside", beside)
+        return write_report(self, self.path / "report.html" if path is None else Path(path), beside=other)
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write a row per token and layer as csv, and return the path; see `records.tidy.write_tidy`."""
@@ -160,13 +165,22 @@ class Run(Records):
         """What walking back costs beside the forward pass; see `analysis.overhead`."""
         return analysis.overhead(self)
 
-    def compare(self, other: "Run") -> pd.DataFrame:
-        """Another run of the same prompts beside this one, paired by prompt; see `analysis.compare`."""
-        return analysis.compare(self, other)
+    def compare(self, other: "Run | str | os.PathLike[str]") -> pd.DataFrame:
+        """Another run of the same prompts, or its path, beside this one, paired by prompt; see `analysis.compare`."""
+        return analysis.compare(self, _run("other", other))
 
-    def compare_outputs(self, other: "Run") -> pd.DataFrame:
+    def compare_outputs(self, other: "Run | str | os.PathLike[str]") -> pd.DataFrame:
         """How far the outputs of two runs of the same prompts are the same; see `analysis.compare_outputs`."""
-        return analysis.compare_outputs(self, other)
+        return analysis.compare_outputs(self, _run("other", other))
+
+
+def _run(option: str, given: object) -> Records:
+    """The run itself, or the run at that path; OptionError where it is neither."""
+    if isinstance(given, Records):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return open_run(given)
+    raise OptionError.about(option, given, "is not a run", "give a run, or the path of one")
 
 
 def merge(runs: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[str]) -> Run:

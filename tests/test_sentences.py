@@ -338,9 +338,9 @@ SENTENCES = [
     # models
     Refusal(
         lambda at: ll.load("m", dtype="int3"),
-        "dtype 'int3' is unknown; give auto, float32, bfloat16, float16",
+        "dtype 'int3' is unknown; give auto, float32, bfloat16 or float16",
         f"{GENERATE} --dtype int3",
-        "--dtype int3 is unknown; give auto, float32, bfloat16, float16",
+        "--dtype int3 is unknown; give auto, float32, bfloat16 or float16",
     ),
     Refusal(
         lambda at: ll.load("m", device="cpu", device_map="auto"),

@@ -16,7 +16,7 @@ def export(
     import layerlens as ll
     from layerlens.records.tidy import refuse_unless_tidy, write_tidy
 
-    refuse_unless_tidy(run, out)
     opened = ll.open_run(run)
+    refuse_unless_tidy(opened.path, out)
     say_incomplete(opened)
     typer.echo(write_tidy(opened, out))

@@ -123,7 +123,7 @@ def _refuse_without_effect(number: str, **given: object) -> None:
             continue
         numbers = [one for one in ("7 to 12",) if set(texts) <= set(of)] + [one for one in of if one not in texts]
         what = f"is an option of figure{'' if len(of) == 1 else 's'} {' and '.join(numbers)}"
-        raise OptionError.about(name, value, what, f"leave it out, or give {of[0]} in place of {number}")
+        raise OptionError.about(name, value, what, f"leave it out of figure {number}, or draw figure {of[0]}")
 
 
 def _say_left_out(ablation: Path | None) -> None:

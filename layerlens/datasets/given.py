@@ -16,7 +16,7 @@ from layerlens.datasets.prompt import (
     checked_text,
     kind,
 )
-from layerlens.errors import PromptError
+from layerlens.errors import PromptError, did_you_mean
 
 
 def from_prompts(items: Iterable[str | Sequence[Message] | Prompt], limit: int | None = None) -> Dataset:
@@ -56,8 +56,11 @@ def _checked_content(value: object, where: str) -> Content:
     if isinstance(value, (list, tuple)):
         return checked_messages(value, where)
     if isinstance(value, dict):
-        advice = "give a chat as a list of messages, even if it has only one"
-        raise PromptError(f"{where} is a dict", advice, given=value)
+        advice = (
+            "give a text, a list of messages such as [{'role': 'user', 'content': 'some text'}], or a layerlens Prompt"
+        )
+        problem = f"{where} is a dict with {named_keys(value)}, and a dict is one message of a chat"
+        raise PromptError(problem, advice, given=value)
     advice = "give a text, a list of messages, or a layerlens Prompt"
     raise PromptError(f"{where} is {kind(value)}", advice, given=value)
 
@@ -96,12 +99,23 @@ def _from_text(line: str, number: int, where: str) -> Prompt:
 
 def _from_json(line: str, number: int, where: str) -> Prompt:
     row = files.json_object(line, where)
-    if ("prompt" in row) == ("messages" in row):
-        there = "both a prompt and messages" if "prompt" in row else "neither a prompt nor messages"
-        raise PromptError(f"{where}: {there}", "give one of them: a text as prompt, or a chat as messages", given=row)
+    if "prompt" in row and "messages" in row:
+        advice = "give one of them: a text as prompt, or a chat as messages"
+        raise PromptError(f"{where}: both a prompt and messages", advice, given=row)
+    if "prompt" not in row and "messages" not in row:
+        problem = f"{where}: neither a prompt nor messages, but {named_keys(row)}"
+        hints = [did_you_mean(key, ("prompt", "messages"), "") for key in row]
+        advice = next(filter(None, hints), 'write the text under "prompt", or a list of messages under "messages"')
+        raise PromptError(problem, advice, given=row)
     content = checked_text(row["prompt"], where) if "prompt" in row else checked_messages(row["messages"], where)
     prompt_id = _optional(row, "id", where)
     return Prompt(str(number) if prompt_id is None else prompt_id, content, _optional(row, "reference", where))
+
+
+def named_keys(row: dict[str, object]) -> str:
+    """The keys of an object as part of a sentence."""
+    shown = [f'"{key}"' for key in row]
+    return ", ".join(shown[:4]) + (" and others" if len(shown) > 4 else "") or "no key"
 
 
 def _optional(row: dict[str, object], key: str, where: str) -> str | None:

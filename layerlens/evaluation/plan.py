@@ -16,7 +16,7 @@ from layerlens.decode.registry import (
     takes_option,
 )
 from layerlens.decode.strategies import Last, Strategy, is_number
-from layerlens.errors import OptionError, did_you_mean
+from layerlens.errors import OptionError, did_you_mean, spelled
 from layerlens.evaluation.scoring import check_references, way_of_scoring
 from layerlens.records.answers import condition_name
 from layerlens.records.manifest import digest
@@ -135,8 +135,12 @@ def arm_strategies(arms: Sequence[str], window: int | None = None) -> dict[str, 
     Raises:
         OptionError: an arm is unknown, has no p, or is given twice; or no arm takes the window.
     """
-    if isinstance(arms, str) or not arms:
-        raise OptionError.about("arms", arms, "is not a list of names", f"give some, such as {','.join(ARMS[:5])}")
+    if isinstance(arms, str):
+        listed = [arm.strip() for arm in arms.split(",")]
+        raise OptionError.about("arms", arms, "is a text and not a list", f"write it as a list: arms={listed}")
+    if not arms:
+        advice = f"give some, such as {spelled('arms', list(ARMS[:5]))}"
+        raise OptionError.about("arms", arms, "names no strategy", advice)
     strategies: dict[str, Strategy] = {}
     for arm in arms:
         strategy = _strategy_of(arm, window)

@@ -1,5 +1,6 @@
 """Using a model: as it was loaded, by one thread at a time, whatever torch's settings are."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -42,11 +43,15 @@ def in_use(model: object, *, may_be_compiled: bool = False, may_be_remote: bool 
         ModelError, OptionError: this is not a model from `load`; see also `still_as_loaded` and `own_terms`.
     """
     if not isinstance(model, Model):
+        name = type(model).__name__
+        if isinstance(model, str | os.PathLike):
+            advice = f"load it first: ll.load({os.fspath(model)!r})"
+            raise OptionError.about("model", os.fspath(model), "is a name and not a loaded model", advice)
         raise OptionError(
-            f"a {type(model).__name__} is not a loaded model",
+            f"a {name} is not a loaded model",
             "load it: ll.load(model, tokenizer=tokenizer)",
             option="model",
-            given=type(model).__name__,
+            given=name,
         )
     with own_terms(), alone(model.hf):
         still_as_loaded(model, may_be_compiled=may_be_compiled, may_be_remote=may_be_remote)

@@ -1,5 +1,6 @@
 """From which depth on the emitted token is known: shares by layer, of all tokens and of each class of words."""
 
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +21,12 @@ _CLASSES: dict[str, dict[str, Any]] = {
     "other": {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1))},
 }
 """How each class of words is drawn; dashes tell them apart in grey."""
+
+_DASHES = tuple(
+    (0, dashes)
+    for dashes in ((1.2, 1), (4, 1.2), (4, 1, 1, 1), (4, 1, 1, 1, 1, 1), (8, 1.5), (8, 1.5, 2, 1.5), (2.5, 2.5))
+)
+"""The curves of thresholds, from the smallest on; the chosen one is solid."""
 
 
 def onset_table(run: Records, rank: int = 1) -> pd.DataFrame:
@@ -101,7 +108,7 @@ def draw_settled(table: pd.DataFrame, ax: Axes) -> Axes:
     _share_axis(ax)
     ax.axvspan(every["deep_from"].iloc[0] - 0.5, n_layers + 0.6, color=style.FULL_ATTENTION, linewidth=0, zorder=0)
     thresholds = every["g"].unique()
-    colours = mpl.colormaps["viridis"](np.linspace(0.9, 0.1, len(thresholds)))
+    colours, dashes = mpl.colormaps["viridis"](np.linspace(0.9, 0.1, len(thresholds))), cycle(_DASHES)
     lines: list[Any] = []
     bands: list[Any] = []
     for colour, (g, rows) in zip(colours, every.groupby("g"), strict=True):
@@ -109,7 +116,8 @@ def draw_settled(table: pd.DataFrame, ax: Axes) -> Axes:
             line, *bands = _curve_of_all(rows, "layer", "share", ax, f"{g:g}")
             lines.append(line)
         else:
-            lines += ax.plot(rows["layer"], rows["share"], label=f"{g:g}", linewidth=0.9, color=colour)
+            look = {"label": f"{g:g}", "linewidth": 0.9, "color": colour, "linestyle": next(dashes)}
+            lines += ax.plot(rows["layer"], rows["share"], **look)
     ax.set_ylabel("share settled by this layer")
     ax.set_title(f"{every['n_tokens'].iloc[0]:,} emitted tokens; grey: deep-thinking regime", loc="left")
     ax.legend(handles=lines + bands, title="g (bits)", loc="upper center", bbox_to_anchor=(0.47, -0.2), ncols=4)

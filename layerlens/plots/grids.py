@@ -311,9 +311,10 @@ def _holding(runs: list[Records], n_texts: int) -> str:
 def _check(runs: list[Records], choices_by_run: list[Choices], prompt_id: str) -> str:
     for run, first_choices in zip(runs, choices_by_run, strict=True):
         if prompt_id not in _with_text([run], [first_choices]):
-            few = ", ".join(sorted(_with_text([run], [first_choices]))[:4])
+            known = sorted(_with_text([run], [first_choices]))
             problem = f"{run.path} generated nothing for prompt {prompt_id!r}"
-            raise RunError(problem, f"choose another, such as {few}", option="prompt_id", given=prompt_id)
+            advice = did_you_mean(prompt_id, known, f"choose another, such as {', '.join(known[:4])}")
+            raise RunError(problem, advice, option="prompt_id", given=prompt_id)
     return prompt_id
 
 

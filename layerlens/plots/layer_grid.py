@@ -200,9 +200,9 @@ def _rows_of(run: Records, prompt_id: str | None) -> tuple[str, Any]:
     name = str(ids[0]) if prompt_id is None else prompt_id
     rows = np.flatnonzero(ids == name)
     if not len(rows):
-        few = ", ".join(map(str, run.prompts["prompt_id"][:4]))
-        problem = f"{run.path} traced no prompt {name!r}"
-        raise OptionError(problem, f"choose another, such as {few}", option="prompt_id", given=prompt_id)
+        known = [str(one) for one in run.prompts["prompt_id"]]
+        advice = did_you_mean(name, known, f"choose another, such as {', '.join(known[:4])}")
+        raise OptionError(f"{run.path} traced no prompt {name!r}", advice, option="prompt_id", given=prompt_id)
     return name, rows[np.argsort(run.positions["position"].to_numpy()[rows], kind="stable")]
 
 

@@ -14,6 +14,10 @@ from layerlens.records.reader import Records
 
 _HALVES = {"attention": ("attention", style.ATTENTION, "-"), "mlp": ("MLP", style.MLP, (0, (3, 1.2)))}
 _WHOLE = ("change", "sum of the two", style.BAR)
+_HATCHED: dict[str, dict[str, Any]] = {
+    "mlp": {"facecolor": style.MLP, "edgecolor": "white", "hatch": "/////", "linewidth": 0}
+}
+"""What tells bars apart in grey, in which attention and MLP are the same."""
 
 
 def parts_table(run: Records) -> pd.DataFrame:
@@ -57,7 +61,8 @@ def draw_last_parts(table: pd.DataFrame, ax: Axes) -> Axes:
     bars = [*((name, label, colour) for name, (label, colour, _) in _HALVES.items()), _WHOLE]
     places = np.arange(len(GROUPS))
     for shift, (name, label, colour) in zip((-0.27, 0.0, 0.27), bars, strict=True):
-        ax.bar(places + shift, last[name].fillna(0), width=0.25, color=colour, label=label, zorder=2)
+        look = {"zorder": 2} | _HATCHED.get(name, {"color": colour})
+        ax.bar(places + shift, last[name].fillna(0), width=0.25, label=label, **look)
         _whiskers(places + shift, last[name], last[f"{name}_low"], last[f"{name}_high"], ax)
     ax.axhline(0, color=style.GREY, linewidth=0.6, zorder=1)
     ax.set_xticks(places, [f"{group}\n{n:,}" for group, n in last["n_tokens"].items()])

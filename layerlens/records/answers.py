@@ -106,7 +106,8 @@ def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -
     files.refuse_both(resume=resume, overwrite=overwrite)
     folder = folder.expanduser()
     if _exists(folder / "manifest.json"):
-        read_manifest(folder)
+        with files.not_replaced(folder):
+            read_manifest(folder)
         if overwrite:
             files.refuse_foreign(folder, AnswersWriter.entries)
         elif not resume and _has_begun(folder):

@@ -24,8 +24,8 @@ class DamagedFile(RunError):
     @classmethod
     def at(cls, path: Path, problem: str) -> "DamagedFile":
         """The error for the table at a path, with what is wrong with it."""
-        resumed = spelled("resume", True)
-        return cls(f"{path} {problem}", f"continue with {resumed}, which sets it aside and makes it again", given=path)
+        again = f"repeat the command that wrote it with {spelled('resume', True)}"
+        return cls(f"{path} {problem}", f"{again}, which sets the file aside and makes it again", given=path)
 
 
 def read_table(path: Path, columns: list[str]) -> pa.Table:
@@ -61,7 +61,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         with path.open("rb") as handle:  # pyarrow takes a path for an address, and can read fewer names than the system
             yield pq.ParquetFile(handle)
     except FileNotFoundError as error:
-        advice = f"continue with {spelled('resume', True)} to make it again"
+        advice = f"repeat the command that wrote it with {spelled('resume', True)} to make it again"
         raise RunError(f"{path} is missing", advice, given=path) from error
     except (OSError, pa.ArrowException) as error:
         problem = f"cannot be read ({first_sentence(error)})"
@@ -104,6 +104,15 @@ def refuse_both(*, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         what = f"contradicts {spelled('resume', True)}"
         raise OptionError.about("overwrite", True, what, "give one of them")
+
+
+@contextlib.contextmanager
+def not_replaced(folder: Path) -> Iterator[None]:
+    """Where what is read inside is not what belongs to the folder, the RunError says to write into another one."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(error.problem, "give a new directory", option="out", given=folder) from error
 
 
 def refuse_foreign(folder: Path, entries: re.Pattern[str]) -> None:

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from layerlens.errors import OptionError, RunError, spelled
 from layerlens.records.disagreement import disagreement
-from layerlens.records.files import read_table, write_json, write_table
+from layerlens.records.files import read_table, refuse_foreign, write_json, write_table
 from layerlens.records.manifest import Manifest, circumstances, digest, read_manifest
 from layerlens.records.schema import PROMPTS, WORDS, arrow_schema
-from layerlens.records.store import read_prompts_table, refuse_unless_free, token_part
+from layerlens.records.store import RunWriter, read_prompts_table, refuse_unless_free, token_part
 
 _OF_A_PART = ("shard", "rows", "prompts_sha256")
 """Entries in which the manifests of parts differ, because they describe the part's own prompts."""
@@ -51,6 +51,7 @@ def merge_runs(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) ->
     _refuse_shared_prompts(manifests)
     refuse_unless_free(out, resume=False)
     unfinished = out.with_name(f"{out.name}.partial")
+    refuse_foreign(unfinished, RunWriter.entries)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         _write(unfinished, batches, manifests)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from layerlens.errors import OptionError
 from layerlens.records import store
 from layerlens.records.manifest import read_manifest
 from layerlens.records.schema import TOKENS, token_columns
@@ -95,6 +96,8 @@ class Records:
         Rows are as in `positions`. A value that is absent, such as a part that a block does not have, is NaN, or −1
         among whole numbers.
         """
+        if not isinstance(column, str):
+            raise OptionError.about("column", column, "is not the name of a column", "ask for one column at a time")
         self.read_layers(column)
         return self._layers[column]
 

@@ -19,6 +19,7 @@ from layerlens.errors import OptionError, RunError, did_you_mean, spelled
 from layerlens.records.files import (
     FolderWriter,
     n_rows_in,
+    not_replaced,
     read_table,
     refuse_both,
     refuse_foreign,
@@ -161,7 +162,8 @@ def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -
         if path.exists():
             break
     if "manifest.json" in present:
-        read_manifest(folder)
+        with not_replaced(folder):
+            read_manifest(folder)
         if overwrite:
             refuse_foreign(folder, RunWriter.entries)
         elif not resume and _has_begun(folder):

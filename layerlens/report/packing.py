@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from layerlens.analysis.layers import layer_kinds
-from layerlens.errors import OptionError, RunError, spelled
+from layerlens.errors import OptionError, RunError, did_you_mean, spelled, spelled_command
 from layerlens.records.reader import Records
 from layerlens.records.schema import JS, KL, NEXT_RANK, TOP_K_PROBS, TOP_K_TOKEN_IDS
 
@@ -92,13 +92,14 @@ def rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str, 
     """The rows of `run.positions` of every prompt, in the order of its positions."""
     traced: dict[str, Array] = run.positions.groupby("prompt_id", sort=False).indices  # type: ignore[assignment]
     if not traced:
-        advice = f"continue it with {spelled('resume', True)}, or trace one to its end"
+        advice = f"continue {spelled_command('trace')} with {spelled('resume', True)} until a prompt is complete"
         raise RunError(f"{run.path} holds no complete prompt", advice, given=run.path)
     wanted = list(traced) if prompt_ids is None else list(prompt_ids)
     unknown = [name for name in wanted if name not in traced]
     if unknown or not wanted:
         given = f"no prompt {unknown[0]!r}" if unknown else "prompts, but the list of their ids is empty"
         advice = "choose from run.prompts['prompt_id']"
+        advice = did_you_mean(unknown[0], traced, advice) if unknown else advice
         raise OptionError(f"{run.path} traced {given}", advice, option="prompt_ids", given=prompt_ids)
     position = run.positions["position"].to_numpy()
     return {name: traced[name][np.argsort(position[traced[name]], kind="stable")][:TOKENS_SHOWN] for name in wanted}

@@ -101,6 +101,8 @@ def test_the_figure_of_settling_draws_the_tables_shares_and_ratios(tmp_path):
         expected = curves.loc[np.isclose(curves["g"], g) & (curves["words"] == "all"), "share"].tolist()
         assert np.asarray(curve(above, f"{g:g}").get_ydata(), float).tolist() == pytest.approx(expected)
     assert curve(above, "0.3").get_color() == "black"
+    dashes = [repr(curve(above, f"{g:g}")._unscaled_dash_pattern) for g in thresholds]
+    assert len(set(dashes)) == len(thresholds), "the thresholds differ in grey"
     assert legend(above) == [*(f"{g:g}" for g in thresholds), "95 % interval"]
     (regime,) = above.patches
     assert regime.get_x() == 8.5  # ⌈0.7 · 12⌉ = 9
@@ -134,6 +136,7 @@ def test_the_figure_of_parts_draws_the_tables_parts(tmp_path):
         ("attention", "mlp", "change"), (one for one in below.containers if isinstance(one, BarContainer)), strict=True
     ):
         assert [bar.get_height() for bar in bars.patches] == pytest.approx(last[name].tolist())
+        assert {bool(bar.get_hatch()) for bar in bars.patches} == {name == "mlp"}, "the halves differ in grey"
     shares = [100 * last.iloc[0][name] for name in ("attention_alone", "mlp_alone", "both")]
     title = "Raised by attention {:.0f} %, MLP {:.0f} %, both {:.0f} %".format(*shares)
     assert below.get_title(loc="left") == title

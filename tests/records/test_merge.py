@@ -55,6 +55,18 @@ def test_every_prompt_is_in_one_shard_in_its_order(n_prompts, of):
         assert [whole.prompts[part.place_of(index)] for index in range(len(part))] == list(part)
 
 
+def test_a_folder_of_somebody_else_beside_the_merged_run_is_kept(shards, tmp_path):
+    notes = tmp_path / "merged.partial" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with refused(RunError, "out", notes.parent):
+        ll.merge(names(shards, 1, 2, 3), out=tmp_path / "merged")
+    assert notes.read_text() == "mine"
+    notes.unlink()
+    (notes.parent / "manifest.json").write_text("what a killed merge left")
+    assert ll.merge(names(shards, 1, 2, 3), out=tmp_path / "merged").is_complete
+
+
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
 def test_merged_shards_are_the_run_of_the_whole_dataset(shards, tmp_path, order):
     """Row for row, although tokens and layers are drawn; in any order of the runs."""

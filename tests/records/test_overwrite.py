@@ -57,7 +57,7 @@ def test_what_is_no_run_is_refused(tiny_llama, tmp_path):
     assert contents(tmp_path) == {"letter.txt": b"dear"}
     write_ablation(tmp_path / "ablation", {("last", 0.0): {"a": [(True, 5, "stop")]}})
     before = contents(tmp_path / "ablation")
-    with refused(ll.RunError, given=tmp_path / "ablation", problem="ablation"):
+    with refused(ll.RunError, "out", tmp_path / "ablation", problem="ablation"):
         ll.trace(tiny_llama, ["a"], out=tmp_path / "ablation", overwrite=True, **FEW)
     assert contents(tmp_path / "ablation") == before
 

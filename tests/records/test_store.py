@@ -296,12 +296,12 @@ def test_a_directory_of_somebody_else_is_left_alone(tiny_llama, tmp_path):
     for name, text in (("manifest.json", '{"name": "a web app"}'), ("x", ""), ("sub/dl.partial", "half")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    with refused(ll.RunError, given=tmp_path, problem="no format"):
+    with refused(ll.RunError, "out", tmp_path, problem="no format"):
         ll.trace(tiny_llama, ["a"], out=tmp_path, max_new_tokens=1)
     assert (tmp_path / "manifest.json").read_text() == '{"name": "a web app"}'
     assert (tmp_path / "sub" / "dl.partial").read_text() == "half"
     (tmp_path / "manifest.json").write_text('{"format": 2}')
-    with refused(ll.RunError, given=tmp_path, problem="format 2"):
+    with refused(ll.RunError, "out", tmp_path, problem="format 2"):
         ll.trace(tiny_llama, ["a"], out=tmp_path, max_new_tokens=1)
 
 

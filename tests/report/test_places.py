@@ -155,3 +155,18 @@ def test_large_counts_carry_separators(browser, run, page, tmp_path):
     assert _counts({"prompts": 6, "positions": 66000, "seconds": 1234.5, "resumed": False}) == (
         "prompts 6, positions 66,000, seconds 1234.5, resumed false"
     )
+
+
+def test_a_link_to_a_prompt_that_is_not_there_says_so(browser, page):
+    browser.open(f"{page}#{urlencode({'prompt': 'nope<b>'})}", **PHONE)
+    browser.until("document.querySelector('#prompt-number').textContent === '1 of 6'")
+    assert "“nope<b>”" in text_of(browser, "#link-note")
+    note = box_of(browser, "document.querySelector('#link-note')")
+    assert 0 <= note["top"] < note["bottom"] <= PHONE["height"]
+    browser.evaluate("document.querySelector('#prompt-next').click()")
+    browser.until("document.querySelector('#prompt-number').textContent === '2 of 6'")
+    assert text_of(browser, "#link-note") == ""
+    browser.evaluate("location.hash = '#prompt=gone'")
+    browser.until("document.querySelector('#link-note').textContent.includes('gone')")
+    assert text_of(browser, "#prompt-number") == "2 of 6"
+    assert browser.complaints == []

@@ -14,14 +14,18 @@ function linkOf() {
 
 function remember() {
   if (!linking) return;
+  byId("link-note").textContent = "";
   clearTimeout(remembering);
   remembering = setTimeout(() => history.replaceState(null, "", linkOf()), WAIT);
 }
 
-/** What the address asks for, as far as this page has it; null where it asks for nothing. */
+/** What the address asks for, as far as this page has it; null where it asks for no prompt, or for one that is not here. */
 function linked() {
   const link = new URLSearchParams(location.hash.slice(1));
-  const prompt = data.prompts.findIndex(({id}) => id === link.get("prompt"));
+  const asked = link.get("prompt");
+  const prompt = data.prompts.findIndex(({id}) => id === asked);
+  byId("link-note").textContent = asked !== null && prompt < 0
+    ? `The address asks for the prompt “${visibleText(asked)}”, which this page does not have.` : "";
   if (prompt < 0) return null;
   const number = (name) => {
     const value = Number(link.get(name) ?? NaN);

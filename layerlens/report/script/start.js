@@ -183,6 +183,8 @@ async function start() {
   if (link) {
     byId("explorer").scrollIntoView();
     inspect({});
+  } else if (byId("link-note").textContent) {
+    byId("explorer").scrollIntoView();
   } else if (document.documentElement.classList.contains("alone")) {
     openDetail(sides[0]); // a notebook shows them at once, and keeps its focus
     choose({});
