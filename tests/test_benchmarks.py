@@ -88,7 +88,7 @@ def test_start_with_a_tiny_model(tmp_path, tiny_folder):
         ("compare.py", ["--rounds", "0"], ["--rounds:", "'0'", "from 1"]),
         ("decode_cpu.py", ["--prompts", "none"], ["--prompts:", "'none'", "from 1"]),
         ("trace_gpu.py", ["--tokens", "-3"], ["--tokens:", "'-3'", "from 1"]),
-        ("precision.py", ["--model", "nosuch"], ["'nosuch'", "no model"]),
+        ("precision.py", ["--model", "nosuch"], ["'nosuch'", "model"]),
         ("compare.py", ["--ways", "layerlens", "--tokens", "9000"], ["9000", "context"]),
         ("scaling.py", ["/dev/null/x"], ["'/dev/null/x'", "no folder"]),
         ("analysis_large.py", ["/dev/null/x"], ["'/dev/null/x'", "no folder"]),

@@ -214,7 +214,7 @@ def test_what_is_no_ablation_is_left_alone(tiny_llama, tmp_path, resume):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     (tmp_path / "file").write_text("")
-    for name, option in (("run", None), ("other", "out"), ("file", "out")):
+    for name, option in (("run", "out"), ("other", "out"), ("file", "out")):
         with refused(ll.RunError, option, tmp_path / name):
             ablate(tiny_llama, ITEMS, out=tmp_path / name, **options)
     ablate(tiny_llama, ITEMS, out=tmp_path / "ablation", **options)
@@ -307,7 +307,7 @@ def test_the_command_line_runs_shows_and_resumes(cli, tiny_folder, tmp_path):
         (["--p", "0,0.2,..."], "which numbers ..."),
         (["--p", "0,0,...,1"], "which numbers ..."),
         (["--p", ""], "--p ''"),
-        (["--arms", ""], "not a list"),
+        (["--arms", ""], "names no strategy"),
         (["--arms", "valley,nix"], "--arms nix"),
         (["--arms", "last-99"], "--arms last-99"),
         (["--repeats", "0"], "--repeats 0"),

@@ -228,7 +228,7 @@ def test_more_first_words_than_there_are_are_refused(tmp_path):
     hf = deepcopy(tiny("llama").hf)
     hf.resize_token_embeddings(12)
     model = ll.load(hf, tokenizer=tiny("llama").tokenizer)
-    with refused(ll.OptionError, "top", 13, problem="12 words"):
+    with refused(ll.OptionError, "top", 13, problem="12 vocabulary entries"):
         ll.trace(model, ["a"], top=13, out=tmp_path / "run", **GIVEN)
 
 

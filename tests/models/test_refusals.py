@@ -73,7 +73,7 @@ def test_wrappers_say_what_is_inside_and_where(path, family):
 
 @pytest.mark.parametrize("given", [nn.Linear(2, 2), torch.compile(nn.Linear(2, 2), backend="eager"), 3])
 def test_what_holds_no_model(given):
-    with refused(ll.OptionError, "model", type(given).__name__, problem="no model"):
+    with refused(ll.OptionError, "model", type(given).__name__, problem="not a model"):
         ll.load(given, tiny_tokenizer())
 
 

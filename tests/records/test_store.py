@@ -132,7 +132,7 @@ def test_resuming_a_complete_run_changes_nothing(folder, tmp_path, cli):
 
 def test_ctrl_c_keeps_what_is_complete(folder, tmp_path, cli):
     arguments = command(folder, tmp_path / "run", "--max-new-tokens", "100", "--batch-size", "1")  # time for the signal
-    arguments += ["--limit", "12"]
+    arguments += ["--limit", "12", "--min-new-tokens", "100"]
     process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("run/prompts/part-*")):
         time.sleep(0.001)
