@@ -370,7 +370,7 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.load(3),
-        "a int is not a model; give a hub id, a path, or a model of transformers, TransformerLens (a "
+        "an object of type int is not a model; give a hub id, a path, or a model of transformers, TransformerLens (a "
         "TransformerBridge) or nnsight",
         None,
         None,

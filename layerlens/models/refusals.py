@@ -36,7 +36,7 @@ def refuse_no_model(given: object) -> NoReturn:
             given=name,
         )
     raise OptionError(
-        f"a {name} is not a model",
+        f"an object of type {name} is not a model",
         "give a hub id, a path, or a model of transformers, TransformerLens (a TransformerBridge) or nnsight",
         option="model",
         given=name,
