@@ -16,6 +16,7 @@ from layerlens.plots import save
 from layerlens.plots.boxes import FONT
 from layerlens.plots.grids import COLUMNS, FRAME, figure_grid, grid_table
 from tests.made_up_run import write_run
+from tests.plots.heatmaps import cell_colours
 from tests.refusals import refused
 
 WORDS = {token_id: f" w{token_id}" for token_id in range(100)}
@@ -69,19 +70,6 @@ def drawn_boxes(ax):
     return found
 
 
-def boxes(ax):
-    """Colour by cell (row, column), from the left and from above."""
-    (mesh,) = (one for one in ax.collections if isinstance(one, QuadMesh))
-    rows, columns = mesh.get_array().shape
-    colours = mesh.to_rgba(mesh.get_array()).reshape(rows, columns, 4)
-    return {
-        (row, column): to_hex(colours[row, column])
-        for row in range(rows)
-        for column in range(columns)
-        if colours[row, column, 3]
-    }
-
-
 def framed(ax):
     """Places that have a red frame, counted through the rows."""
     red = [bounds for bounds, _, edge, _ in drawn_boxes(ax) if edge == FRAME.lower()]
@@ -113,7 +101,7 @@ def test_boxes_are_tokens_in_order_and_their_colour_is_the_sampled_layers_entrop
         tokens = tokens_of(run, prompt_id)
         cells = [divmod(place, COLUMNS["two"]) for place in range(len(tokens))]
         assert labels(ax) == {cell: f"w{row['next_token_id']}" for cell, row in zip(cells, tokens, strict=True)}
-        drawn = boxes(ax)
+        drawn = cell_colours(ax)
         assert sorted(drawn) == cells
         for cell, row in zip(cells, tokens, strict=True):
             entropy = row["entropy"][row["selected_layer"] - 1]
@@ -130,7 +118,7 @@ def test_one_scale_from_zero_to_the_highest_entropy_serves_both_texts(runs):
 def test_colours_darken_with_entropy(runs):
     figure, table = figure_grid(*runs, "b")
     order = table[table["text"] == 1].sort_values("entropy")["place"]
-    drawn = boxes(grids(figure)[1])
+    drawn = cell_colours(grids(figure)[1])
     grey = [
         mpl.colors.to_rgb(drawn[divmod(place, COLUMNS["two"])]) @ np.array([0.2126, 0.7152, 0.0722]) for place in order
     ]
@@ -281,7 +269,7 @@ def test_figures_choose_the_prompts_with_most_substitutions(runs):
 def test_long_texts_are_cut_and_say_by_how_much(runs, most, left_out):
     figure, table = figure_grid(None, runs[1], "b", most_tokens=most)
     (ax,) = grids(figure)
-    assert len(boxes(ax)) == most == table["shown"].sum()
+    assert len(cell_colours(ax)) == most == table["shown"].sum()
     assert len(table) == 40
     assert [one.get_text() for one in ax.texts if one.get_text().startswith("… ")] == ([left_out] if left_out else [])
     assert figure.axes[-1].get_xlim()[1] == pytest.approx(table["entropy"][:most].max())

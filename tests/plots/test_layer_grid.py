@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection, QuadMesh
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex, to_rgb
 
 from layerlens.errors import OptionError, RunError
 from layerlens.plots import lens_grid, save
 from layerlens.plots.layer_grid import COLUMNS, KNOWN, MOST_COLUMNS, MOST_ROWS, figure_lens_grid
 from tests.made_up_run import write_run
+from tests.plots.heatmaps import cell_colours
 from tests.refusals import refused
 
 WORDS = {token_id: f" w{token_id}" for token_id in range(60)} | {7: "\n", 8: " ", 9: "a$b_c$"}
@@ -56,19 +57,6 @@ def run(tmp_path):
 def rows_of(run, prompt_id):
     rows = [row for row in run.tokens.to_dict("records") if row["prompt_id"] == prompt_id]
     return sorted(rows, key=lambda row: row["position"])
-
-
-def cells(ax):
-    """Colour by (row, column) of every filled box."""
-    (mesh,) = (one for one in ax.collections if isinstance(one, QuadMesh))
-    rows, columns = mesh.get_array().shape
-    colours = mesh.to_rgba(mesh.get_array()).reshape(rows, columns, 4)
-    return {
-        (row, column): to_hex(colours[row, column])
-        for row in range(rows)
-        for column in range(columns)
-        if colours[row, column, 3]
-    }
 
 
 def framed(ax):
@@ -134,7 +122,7 @@ def test_colours_are_those_of_the_bar_and_strong_where_the_model_is_less_sure(ru
     figure, table = figure_lens_grid(run, "one", colour=colour)
     ax, bar = figure.axes
     mesh = next(one for one in bar.collections if one.get_array() is not None and one.get_array().size > 9)
-    drawn = cells(ax)
+    drawn = cell_colours(ax)
     assert len(drawn) == len(table) == COLUMNS["two"] * 5
     shades = []
     for row in table.to_dict("records"):
@@ -161,7 +149,7 @@ def test_ranks_lie_on_a_logarithmic_scale(run):
 def test_what_is_not_finite_is_grey(run):
     figure, table = figure_lens_grid(run, "two", first=1, last=10)
     [broken] = table[table["value"].isna()].to_dict("records")
-    red, green, blue = to_rgb(cells(figure.axes[0])[5 - broken["layer"], broken["place"] - 1])
+    red, green, blue = to_rgb(cell_colours(figure.axes[0])[5 - broken["layer"], broken["place"] - 1])
     assert red == green == blue
 
 
@@ -267,7 +255,7 @@ def test_from_python_it_gives_the_axes_as_every_other_plot_does(run):
     ax = lens_grid(run, "two", first=2, last=9, colour="rank")
     page, _ = figure_lens_grid(run, "two", first=2, last=9, colour="rank")
     assert isinstance(ax, Axes)
-    assert (cells(ax), framed(ax)) == (cells(page.axes[0]), framed(page.axes[0]))
+    assert (cell_colours(ax), framed(ax)) == (cell_colours(page.axes[0]), framed(page.axes[0]))
     assert ax.figure.get_size_inches().tolist() == page.get_size_inches().tolist()
     assert ax.get_window_extent().width == pytest.approx(page.axes[0].get_window_extent().width)
     pyplot.close(ax.figure)
