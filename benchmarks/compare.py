@@ -150,7 +150,7 @@ def draw(report: Numbers, path: Path) -> None:
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.6), sharey=True, layout="constrained")
         for axes, name, scale in ((left, "seconds", 1), (right, "added_bytes", 2**-20)):
             values = [max(one[name] * scale, 0) for one in ways.values()]
-            axes.barh(list(ways), values, color=colours)
+            axes.barh(list(ways), values, color=colours, zorder=1)
             for place, value in enumerate(values):
                 label = f"{value:,.1f}" if scale == 1 else f"{value:,.0f}"
                 axes.annotate(
@@ -164,8 +164,10 @@ def draw(report: Numbers, path: Path) -> None:
                 )
         left.invert_yaxis()
         floor = sum(report["ways"][way]["seconds"] for way in FLOOR[:2] if way in report["ways"])
-        left.axvline(floor, color=style.GREY, linestyle="--")
-        left.text(floor, -0.75, "floor", ha="center", color=style.GREY, fontsize=6.5)
+        left.axvline(floor, color=style.GREY, linestyle="--", zorder=1.5)
+        left.annotate(
+            "floor", (floor, 1), (0, 2), xycoords=left.get_xaxis_transform(), textcoords="offset points", ha="center"
+        ).set(color=style.GREY, fontsize=6.5)
         left.set_xlabel(f"seconds, {report['tokens']} tokens")
         right.set_xlabel("memory on top of a forward pass, MiB")
         figure.savefig(path)
