@@ -1,4 +1,4 @@
-"""How much each layer writes into the stream, and how far it turns the stream (Figures 2 and 5 of arXiv 2606.21906)."""
+"""What each layer writes into the stream, and how much of its direction it keeps; Figures 2, 5 of arXiv 2606.21906."""
 
 import math
 from collections.abc import Sequence
