@@ -5,7 +5,8 @@ python analyses/recipe.py RUNS [FOLDER ...] [--out DIR] [--gsm8k FILE] [--show]
 Everything that is committed in figures/ was made by these commands. RUNS is the folder for runs. A run that is complete
 there is used as it is, and one that was interrupted is continued. Without a FOLDER, all folders are made; their runs
 took four hours on one thread. --show prints the commands and does nothing. On another processor the last digits of
-measured numbers differ; tokens do not.
+measured numbers differ, and the third digit of how deep walks are, because entropies near zero are then ordered
+otherwise. Tokens do not differ.
 """
 
 import argparse
