@@ -2,7 +2,7 @@
 
 A new version may remove such a name or change its meaning. `tests/test_compat.py` has a test for each name, and
 `pyproject.toml` bounds the versions. The names were read from torch 2.13, transformers 5.17 to 5.23, accelerate 1.15,
-bitsandbytes 0.50, gguf 0.10 to 0.19, nnsight 0.8.1 and TransformerLens 4.3.
+bitsandbytes 0.50, gguf 0.10 to 0.19, llvmlite 0.45 to 0.50, nnsight 0.8.1 and TransformerLens 4.3.
 """
 
 import struct
@@ -229,7 +229,7 @@ def set_gguf_kernel(functions: Any) -> None:
     kernels._gguf_kernel = kernels.GgufKernel(functions)  # type: ignore[assignment]
 
 
-# --- accelerate, bitsandbytes, nnsight, TransformerLens ---
+# --- accelerate, bitsandbytes, llvmlite, nnsight, TransformerLens ---
 
 BITSANDBYTES_LOG = "bitsandbytes.autograd._functions"
 """The logger of its products."""
@@ -238,6 +238,17 @@ BITSANDBYTES_LOG = "bitsandbytes.autograd._functions"
 def mover_of(module: nn.Module) -> Any:
     """accelerate's hook that moves the weights and states of a module between devices, or None."""
     return vars(module).get("_hf_hook")
+
+
+def give_llvmlite_attributes() -> None:
+    """Let llvmlite's library say that it has no attributes of its own.
+
+    It makes a function of any name that is asked for, `__dict__` too. vLLM looks through the attributes of everything
+    that was imported when it starts on a CPU, and fails at that function.
+    """
+    from llvmlite.binding import ffi
+
+    ffi.lib._fntab["__dict__"] = {}
 
 
 def module_in(language_model: Any) -> Any:

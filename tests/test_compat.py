@@ -394,6 +394,15 @@ def test_bitsandbytes_says_what_its_products_cast():
     assert functions.logger is logging.getLogger(compat.BITSANDBYTES_LOG)
 
 
+def test_llvmlites_library_has_no_attributes_and_still_compiles():
+    pytest.importorskip("llvmlite")
+    from llvmlite.binding import ffi
+
+    compat.give_llvmlite_attributes()
+    assert vars(ffi.lib) == {}
+    assert callable(ffi.lib.LLVMPY_GetVersionInfo)
+
+
 def test_nnsights_model_holds_transformers_and_tells_its_edits():
     import beartype.door  # noqa: F401  # what nnsight adds to every object would keep it from being imported
 
@@ -489,7 +498,8 @@ def found_in(root: Path) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "package", ["accelerate", "bitsandbytes", "gguf", "nnsight", "torch", "transformer-lens", "transformers"]
+    "package",
+    ["accelerate", "bitsandbytes", "gguf", "llvmlite", "nnsight", "torch", "transformer-lens", "transformers", "vllm"],
 )
 def test_the_versions_are_bounded_and_the_installed_one_is_within(package):
     text = (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from layerlens.compat import give_llvmlite_attributes
 from layerlens.errors import Notice
 from layerlens.native.assembly import TEAM
 
@@ -56,6 +57,7 @@ def processor() -> Processor | None:
             return None
         import llvmlite.binding as llvm
 
+        give_llvmlite_attributes()
         if capability == "AVX2":
             this = Processor(8, 12, "haswell", "")
         else:

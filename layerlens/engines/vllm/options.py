@@ -1,0 +1,151 @@
+"""What an engine and a request can ask for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from layerlens.decode.identity import attributes_of
+from layerlens.decode.registry import is_strategy_name, named_strategy, strategy_names, strategy_record, takes_option
+from layerlens.decode.strategies import Strategy, layers_of, whole_number
+from layerlens.errors import OptionError, did_you_mean
+
+KEY = "layerlens"
+"""The entry of vLLM's additional config, and of a request's extra arguments, that holds our options."""
+
+_PREFIX = f"{KEY}_"
+_OF_REQUEST = ("id", "seed")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is started with."""
+
+    strategy: Strategy
+    """Of requests that name none."""
+    also: tuple[Strategy, ...] = ()
+    """Further strategies that requests may name. Their layers are kept beside those of `strategy`."""
+    record_bytes: int = 2**28
+    """The most memory that records of tokens may take. Where it is full, the oldest request's are dropped."""
+
+    def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
+        """The layers whose states must come out of the model, L among them, ascending."""
+        wanted = {n_layers}
+        for strategy in (self.strategy, *self.also):
+            wanted.update(layers_of(strategy, n_layers, tied))
+        return tuple(sorted(wanted))
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What one request asks for."""
+
+    strategy: Strategy
+    seed: int = 0
+    """With the number of the token it decides the draws of a strategy that acts with a probability."""
+    id: str | None = None
+    """The name under which its records are kept; None: none are kept."""
+
+
+def engine_options(given: object) -> EngineOptions:
+    """The options of an engine.
+
+    Args:
+        given: {"strategy": name, its options ..., "also": [a name, or {"strategy": name, ...}], "record_bytes": n}.
+
+    Raises:
+        OptionError: an option is unknown or out of range.
+    """
+    options = _mapping(given, KEY)
+    also = options.pop("also", [])
+    record_bytes = options.pop("record_bytes", EngineOptions.record_bytes)
+    whole_number("record_bytes", record_bytes, 0)
+    if not isinstance(also, list):
+        raise OptionError.about("also", also, "is not a list", "give a list of strategies")
+    further = [{"strategy": one} if isinstance(one, str) else _mapping(one, "also") for one in also]
+    if "strategy" not in options:
+        advice = f"give one of {', '.join(strategy_names())}"
+        raise OptionError(f"{KEY} has no strategy", advice, option="strategy", given=given)
+    return EngineOptions(_named(options), tuple(_named(one) for one in further), record_bytes)
+
+
+def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed: int | None) -> RequestOptions:
+    """The options of a request.
+
+    Args:
+        extra: its extra arguments: {"layerlens": {"strategy": ..., "id": ...}}, or, as HTTP needs them, one entry for
+            each option: {"layerlens_strategy": ..., "layerlens_id": ...}. Options without a strategy change the
+            engine's.
+        engine: the options of the engine.
+        seed: of the request's sampling.
+
+    Raises:
+        OptionError: an option is unknown or out of range.
+    """
+    options = own_options(extra)
+    if not options:
+        return RequestOptions(engine.strategy, seed or 0)
+    id = options.pop("id", None)
+    if id is not None and not (isinstance(id, str) and id):
+        raise OptionError.about("id", id, "is not a text", "give a name for the request's records")
+    seed = options.pop("seed", seed or 0)
+    whole_number("seed", seed, 0)
+    if "strategy" not in options:
+        return RequestOptions(_changed(engine.strategy, options), seed, id)
+    window = attributes_of(engine.strategy).get("window")
+    return RequestOptions(_named(options, window), seed, id)
+
+
+def own_options(extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entries of a request's extra arguments that are ours, by their names here."""
+    extra = extra or {}
+    found = _mapping(extra[KEY], KEY) if KEY in extra else {}
+    for name, value in extra.items():
+        if name.startswith(_PREFIX):
+            option = name.removeprefix(_PREFIX)
+            if option in found:
+                raise OptionError.about(option, value, f"is given twice, by {KEY} and by {name}", "give it once")
+            found[option] = value
+    return found
+
+
+def refuse_absent_layers(strategy: Strategy, layers: tuple[int, ...], tied: bool) -> None:
+    """OptionError where a strategy reads layers that the engine does not keep; the last of `layers` is L."""
+    n_layers = layers[-1]
+    absent = sorted(set(layers_of(strategy, n_layers, tied)) - set(layers))
+    if absent:
+        window = strategy.window_in(n_layers)
+        kept = f"this engine keeps layers {', '.join(map(str, layers))}"
+        if window is not None:
+            deepest = next(depth for depth in range(1, n_layers + 1) if n_layers - depth not in layers)
+            what = f"is deeper than the candidates with which this engine was started; {kept}"
+            advice = f"give {deepest} or less, or start the engine with window {window}"
+            raise OptionError.about("window", window, what, advice)
+        name = strategy_record(strategy)["name"]
+        what = f"reads layer{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}, but {kept}"
+        raise OptionError.about("strategy", name, what, f'start the engine with it in "also": [{name!r}]')
+
+
+def _mapping(given: object, name: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise OptionError.about(name, given, "is not an object of options", 'give {"strategy": "valley", ...}')
+    return dict(given)
+
+
+def _named(options: dict[str, Any], window: int | None = None) -> Strategy:
+    """The strategy that the options name, with a window of that size where it takes one and none is given."""
+    options = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    name = options.pop("strategy")
+    if window is not None and is_strategy_name(name) and takes_option(name, "window"):
+        options = {"window": window, **options}
+    return named_strategy(name, **options)
+
+
+def _changed(strategy: Strategy, options: dict[str, Any]) -> Strategy:
+    """The strategy with other values of some of its options."""
+    own = attributes_of(strategy)
+    unknown = next((option for option in options if option not in own), None)
+    if unknown is not None:
+        name = strategy_record(strategy)["name"]
+        advice = did_you_mean(unknown, ("strategy", *_OF_REQUEST, *own), "leave it out")
+        raise OptionError.about(unknown, options[unknown], f"has no effect on strategy {name!r}", advice)
+    return type(strategy)(**(own | options))

@@ -1,0 +1,213 @@
+"""The logits of each step of an engine, by the strategy of each request."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from layerlens.decode.log import Decisions
+from layerlens.decode.readouts import Readouts
+from layerlens.decode.strategies import Strategy, layers_of
+from layerlens.engines.vllm.head import StockHead, before_head, behind_norm
+from layerlens.engines.vllm.options import KEY, EngineOptions, RequestOptions, engine_options, request_options
+from layerlens.engines.vllm.store import Store
+from layerlens.lens.sums import arg_max
+
+_LOGITS_AT_ONCE = 2**27  # of candidates that are read out together; 512 MiB in float32
+_MASK = 2**64 - 1
+
+
+class Row(NamedTuple):
+    """A row of a step: a request, and how many tokens it has emitted. The row of a prompt that is still being read in
+    parts has a number below 0, or one that comes again; vLLM does not use its logits."""
+
+    options: RequestOptions
+    place: int
+
+
+class Reads(NamedTuple):
+    """What the logits of states are made with.
+
+    Attributes:
+        norm: the model's final norm.
+        logits_of: the model's own logits of normed states.
+        n_vocab: number of vocabulary entries.
+    """
+
+    norm: Callable[[Tensor], Tensor]
+    logits_of: Callable[[Tensor], Tensor]
+    n_vocab: int
+
+
+class Serving:
+    """What an engine was started with, and which requests the rows of the next step belong to.
+
+    Args:
+        options: of the engine.
+        n_layers: L.
+        tied: whether the unembedding is the embedding.
+
+    Attributes:
+        layers: those whose states come out of the model, ascending; the last is L.
+        store: records, until they are fetched.
+    """
+
+    def __init__(self, options: EngineOptions, n_layers: int, tied: bool) -> None:
+        self.options = options
+        self.n_layers = n_layers
+        self.tied = tied
+        self.layers = options.layers(n_layers, tied)
+        self.store = Store(options.record_bytes)
+        self._rows: Sequence[Row] | None = None
+        self._has_begun = False
+
+    def options_of(self, params: Any) -> RequestOptions:
+        """The options of a request, from vLLM's sampling parameters; those of the engine where it has none."""
+        if params is None:
+            return RequestOptions(self.options.strategy)
+        return request_options(params.extra_args, self.options, params.seed)
+
+    def expect(self, rows: Sequence[Row]) -> None:
+        """The next logits are those of these rows."""
+        self._rows = rows
+        self._has_begun = True
+
+    def logits(self, kept: Tensor, reads: Reads) -> Tensor:
+        """The logits for the sampler.
+
+        Args:
+            kept: the states of the kept layers, and at the end L's after the final norm: [rows, layers + 1, d_model].
+            reads: how they are read.
+
+        The first call of a step is about the rows that were announced. vLLM makes further calls for the
+        log-probabilities of prompts: these get the last layer's logits. Before the first step vLLM measures how much
+        memory it needs; then all rows are read as the engine's strategy reads them.
+        """
+        if not here.is_told:
+            raise RuntimeError("vLLM did not load layerlens.engines.vllm.rows; install layerlens again beside vLLM")
+        rows, self._rows = self._rows, None
+        if rows is None and self._has_begun:
+            return reads.logits_of(kept[:, -1].contiguous())
+        if rows is None:
+            rows = [Row(RequestOptions(self.options.strategy), -1)] * len(kept)
+        if len(rows) != len(kept):
+            raise RuntimeError(f"vLLM asks for logits of {len(kept)} rows, but {len(rows)} requests were announced")
+        return self._chosen(kept, rows, reads)
+
+    def _chosen(self, kept: Tensor, rows: Sequence[Row], reads: Reads) -> Tensor:
+        groups: dict[Strategy, list[int]] = {}
+        for index, row in enumerate(rows):
+            groups.setdefault(row.options.strategy, []).append(index)
+        if len(groups) == 1:
+            return self._by_one(next(iter(groups)), kept, rows, reads)
+        answer = kept.new_empty(len(kept), reads.n_vocab, dtype=torch.float32)
+        for strategy, indices in groups.items():
+            of_group = torch.tensor(indices, device=kept.device)
+            answer[of_group] = self._by_one(strategy, kept[of_group], [rows[index] for index in indices], reads).float()
+        return answer
+
+    def _by_one(self, strategy: Strategy, kept: Tensor, rows: Sequence[Row], reads: Reads) -> Tensor:
+        """The logits of rows with the same strategy."""
+        layers = layers_of(strategy, self.n_layers, self.tied)
+        if not layers:
+            logits = reads.logits_of(kept[:, -1].contiguous())
+            if _recorded(rows):
+                top = arg_max(logits.float())
+                layer = torch.full_like(top, self.n_layers)
+                numbers = torch.stack([top, layer, -torch.ones_like(top), torch.ones_like(top), layer > 0], dim=1)
+                self._record(rows, Decisions(numbers.int(), logits.new_empty(len(rows), 0, dtype=torch.float32)))
+            return logits
+        at_once = max(1, _LOGITS_AT_ONCE // (len(layers) * reads.n_vocab))
+        head = StockHead(reads.logits_of, reads.n_vocab, kept.device)
+        answers = []
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            readouts = self._readouts(layers, kept[part], rows[part], head, reads)
+            choice = strategy.choose(readouts)
+            self._record(rows[part], Decisions.of(choice, readouts.projections))
+            answers.append(choice.logits)
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+    def _readouts(
+        self, layers: Sequence[int], kept: Tensor, rows: Sequence[Row], head: StockHead, reads: Reads
+    ) -> Readouts:
+        place = {layer: index for index, layer in enumerate(self.layers)}
+        states = {
+            layer: behind_norm(kept[:, -1])
+            if layer == self.n_layers
+            else before_head(kept[:, place[layer]], reads.norm)
+            for layer in layers
+        }
+        return Readouts(
+            head,
+            states,
+            self.n_layers,
+            lambda: torch.tensor([uniform(row.options.seed, row.place) for row in rows], device=kept.device),
+            tied=self.tied,
+            # to look at values would make the host wait for the device at every step
+            may_branch=kept.device.type == "cpu",
+        )
+
+    def _record(self, rows: Sequence[Row], decisions: Decisions) -> None:
+        asked = _recorded(rows)
+        if not asked:
+            return
+        if len(asked) < len(rows):
+            index = torch.tensor(asked, device=decisions.numbers.device)
+            decisions = Decisions(decisions.numbers[index], decisions.values[index])
+        self.store.add([(str(rows[index].options.id), rows[index].place) for index in asked], decisions)
+
+
+class Here:
+    """What this process knows of its engine. A process has one engine at a time; vLLM copies its config in places, so
+    that no part of it could serve as a name.
+
+    Attributes:
+        options, layers, tied: of the engine that was configured last, by which the process that takes requests checks
+            them; None where that engine has no layerlens.
+        serving: where the model is in this process, what serves it.
+        is_told: whether a model runner of this process tells which requests are in a step.
+    """
+
+    options: EngineOptions | None = None
+    layers: tuple[int, ...] | None = None
+    tied = False
+    serving: Serving | None = None
+    is_told = False
+
+
+here = Here()
+
+
+def begin(vllm_config: Any) -> Serving:
+    """What serves the model that is made now in this process."""
+    config = vllm_config.model_config
+    tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
+    options = engine_options(vllm_config.additional_config[KEY])
+    here.serving = Serving(options, config.get_total_num_hidden_layers(), tied)
+    return here.serving
+
+
+def is_on(vllm_config: Any) -> bool:
+    """Whether the engine was started with layerlens."""
+    return isinstance(vllm_config.additional_config, dict) and KEY in vllm_config.additional_config
+
+
+def uniform(seed: int, place: int) -> float:
+    """A number 0 <= u < 1 that depends on nothing but the seed of a request and the number of its token.
+
+    Two rounds of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+    """
+    mixed = seed
+    for value in (place, 0x9E3779B97F4A7C15):
+        mixed = (mixed + (value + 1) * 0x9E3779B97F4A7C15) & _MASK
+        mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+    return (mixed >> 40) / 2**24
+
+
+def _recorded(rows: Sequence[Row]) -> list[int]:
+    """Which rows belong to requests that asked for records, and emit a token."""
+    return [index for index, row in enumerate(rows) if row.options.id is not None and row.place >= 0]

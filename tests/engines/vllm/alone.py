@@ -1,0 +1,43 @@
+"""An engine in a process of its own, whose answers are printed as JSON.
+
+python alone.py FOLDER PROMPTS EXTRAS GIVEN [--v2]
+
+The last three are JSON: lists of token ids, options of layerlens for each of them, and arguments of the engine. With
+--v2 by Model Runner V2, whose kernels then run in Triton's interpreter.
+"""
+
+import json
+import os
+import sys
+
+if "--v2" in sys.argv:
+    # at the top, because vLLM's workers execute this file again
+    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1", TORCHDYNAMO_DISABLE="1")
+    from triton.backends import backends
+
+    class Driver:
+        """A driver for processors without an accelerator: vLLM asks whether there is one."""
+
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+    class Backend:
+        driver, compiler = Driver, None
+
+    backends["cpu"] = Backend
+
+
+def main() -> None:
+    from tests.engines.vllm.engines import answers, engine
+
+    folder, prompts, extras, given = sys.argv[1], *map(json.loads, sys.argv[2:5])
+    with engine(folder, {"strategy": "valley", "window": 4}, **given) as llm:
+        config = llm.llm_engine.vllm_config
+        found = answers(llm, prompts, extras, n_tokens=8)
+        of_ranks = [len(one) for one in llm.collective_rpc("layerlens_take")]
+        print(json.dumps({"v2": config.use_v2_model_runner, "ranks": len(of_ranks), **found._asdict()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Two ranks, and the model runner that vLLM uses on GPUs: in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import layerlens as ll
+from tests.engines.vllm.engines import Answers, assert_same, ours, ragged
+
+ROOT = Path(__file__).resolve().parents[3]
+PROMPTS = ragged(6)
+MIX = (
+    ({}, ll.Valley(window=4)),
+    ({"strategy": "last"}, ll.Last()),
+    ({"window": 2}, ll.Valley(window=2)),
+    ({"strategy": "last-1"}, ll.Fixed(1)),
+    ({"p": 0.0}, ll.Last()),
+    ({"strategy": "dola", "candidates": [1, 2], "per": "row"}, ll.DoLa(candidates=(1, 2), per="row")),
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "v2"),
+    [
+        pytest.param({"tensor_parallel_size": 2}, False, id="two ranks"),
+        pytest.param({}, True, id="V2"),
+        pytest.param({"max_num_batched_tokens": 8}, True, id="V2, prompts in parts"),
+        pytest.param({"tensor_parallel_size": 2}, True, id="V2, two ranks"),
+    ],
+)
+def test_tokens_layers_and_entropies_are_those_of_our_own_loop(given, v2, folder_of):
+    folder = folder_of("qwen3")
+    extras = [extra for extra, _ in MIX]
+    arguments = [folder, *map(json.dumps, (PROMPTS, extras, given)), *(["--v2"] if v2 else [])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    program = [sys.executable, str(Path(__file__).with_name("alone.py")), *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["v2"] == v2
+    assert found["ranks"] == given.get("tensor_parallel_size", 1)
+    for row, (_, strategy) in enumerate(MIX):
+        assert_same(Answers(found["token_ids"], found["records"]), ours(folder, PROMPTS, strategy, 8), [row])
