@@ -21,6 +21,7 @@ from layerlens.cli import (
     table,
 )
 from layerlens.cli import generate as generating
+from layerlens.cli import serve as serving
 from layerlens.cli import trace as tracing
 from layerlens.cli.garbage import collect_rarely
 from layerlens.cli.spelling import CommandLine
@@ -67,6 +68,7 @@ app.command("ablate")(ablate.ablate)
 app.add_typer(fit_lens.fit_lens, name="fit-lens")
 app.command("models")(lists.models)
 app.command("datasets")(lists.datasets)
+app.command("serve")(serving.serve)
 app.command("doctor")(doctor.doctor)
 
 _INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""vLLM's own server with layerlens in it: options by HTTP, refusals with status 400, records once."""
+"""The server of `layerlens serve`: options by HTTP, refusals with status 400, records once."""
 
 import json
 import os
@@ -30,14 +30,14 @@ def server(folder_of, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = {"model": folder_of("qwen3"), "served-model-name": "m", "dtype": "float32", "max-model-len": 64}
-    options |= {"max-num-seqs": 8, "port": port, "host": "127.0.0.1"}
-    options |= {"additional-config": json.dumps({"layerlens": {"strategy": "valley", "window": 4}})}
-    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     log = tmp_path_factory.mktemp("server") / "log"
-    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", *arguments]
+    ours = ["serve", "--model", folder_of("qwen3"), "--strategy", "valley", "--window", "4"]
+    options = {"served-model-name": "m", "dtype": "float32", "max-model-len": 64, "max-num-seqs": 8}
+    options |= {"port": port, "host": "127.0.0.1"}
+    theirs = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    program = [sys.executable, "-m", "layerlens", *ours, "--", "--enforce-eager", *theirs]
     # a server has processes of its own, and tells what goes wrong
-    environment = {**os.environ, "VLLM_PLUGINS": "layerlens", "VLLM_LOGGING_LEVEL": "INFO"}
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
     with log.open("w") as output:
         process = subprocess.Popen(program, stdout=output, stderr=output, env=environment)

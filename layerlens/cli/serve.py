@@ -1,0 +1,53 @@
+"""`layerlens serve`: vLLM's server, which decodes from another layer."""
+
+import os
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from layerlens.cli import options
+from layerlens.errors import OptionError
+
+
+@options.grouped
+def serve(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS OF VLLM]", help="What else vLLM's server takes.")
+    ] = None,
+    *,
+    model: Annotated[str, typer.Option(help="A model as vLLM takes it: a hub id or a folder.")],
+    strategy: options.StrategyName = "valley",
+    window: options.Window = None,
+    strategy_options: options.StrategyOptions,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="A further strategy that requests may choose, such as sled; can be given several times."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+) -> None:
+    """Start vLLM's OpenAI-compatible server, and let it decode from another layer.
+
+    Requests can choose another strategy, and fetch a record of each token. Options of vLLM follow after --, such as
+    `layerlens serve --model M --window 10 -- --port 8000 --tensor-parallel-size 8`.
+    """
+    from layerlens.decode.registry import refuse_unknown
+    from layerlens.models import locate
+
+    for name in (strategy, *(also or ())):
+        refuse_unknown(name)
+    locate.refuse_unloadable(model, revision, window)
+    # and what needs torch
+    from layerlens.engines.vllm.server import command, environment, refuse_without_vllm
+
+    given = {option: value for option, value in asdict(strategy_options).items() if value is not None}
+    given |= {"strategy": strategy} | ({} if window is None else {"window": window}) | ({"also": also} if also else {})
+    chosen = strategy_options.strategy(strategy, window)
+    options.Loading().refuse_unfit(model, chosen)
+    refuse_without_vllm()
+    further = [*(arguments or ()), *([] if revision is None else ["--revision", revision])]
+    words = command(model, given, further)
+    try:
+        os.execve(words[0], words, environment(os.environ))
+    except OSError as error:
+        raise OptionError(f"vLLM's server cannot be started ({error})", "start it by hand", option="model") from error

@@ -1,0 +1,60 @@
+"""vLLM's own server, started with layerlens in it."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from layerlens.engines.vllm.options import KEY, engine_options
+from layerlens.engines.vllm.versions import VERSIONS, installed
+from layerlens.errors import OptionError, spelled
+
+_MODULE = "vllm.entrypoints.openai.api_server"
+_OURS = {"--model": "model", "--additional-config": "strategy"}
+_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins", "vllm.io_processor_plugins", "vllm.stat_logger_plugins")
+
+
+def refuse_without_vllm() -> None:
+    """OptionError where this environment has no vLLM, or one of a version that the plugin does not know."""
+    found = installed()
+    if found is None:
+        problem = "vLLM is not installed in this environment"
+    elif found not in SpecifierSet(VERSIONS, prereleases=True):
+        problem = f"vLLM {found} is installed, and layerlens works with {VERSIONS}"
+    else:
+        return
+    raise OptionError(problem, f"install it by `pip install 'vllm{VERSIONS}'`", given=found)
+
+
+def command(model: str, options: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
+    """The command that starts vLLM's server.
+
+    Args:
+        model: as vLLM takes it.
+        options: of the engine, as `engine_options` takes them.
+        arguments: further ones, which vLLM reads.
+
+    Raises:
+        OptionError: an option of the engine is wrong, or an argument says what ours say.
+    """
+    engine_options(dict(options))
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in _OURS:
+            option = _OURS[name]
+            raise OptionError.about(option, argument, "is given to vLLM too", f"leave it out after {spelled(option)}")
+    config = json.dumps({KEY: dict(options)})
+    return [sys.executable, "-m", _MODULE, "--model", model, "--additional-config", config, *arguments]
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """The environment for vLLM's server, in which it gives out records over HTTP.
+
+    vLLM adds routes of plugins only where VLLM_PLUGINS names them, and loads no other plugins then. So all that are
+    installed are named, unless the variable is set.
+    """
+    names = sorted({KEY, *(one.name for group in _GROUPS for one in entry_points(group=group))})
+    return {"VLLM_PLUGINS": ",".join(names), **given}
