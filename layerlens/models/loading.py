@@ -13,6 +13,7 @@ from layerlens.compat import module_in
 from layerlens.errors import OptionError, spelled
 from layerlens.models import checkpoints, gguf, memory, nnsight, packed_gguf, sizes, transformer_lens
 from layerlens.models.adapter import adapt
+from layerlens.models.attention import keep_softcap, notice_lost_softcap
 from layerlens.models.backend import TRANSFORMER_LENS, TRANSFORMERS
 from layerlens.models.causal import is_known, refuse_other_kinds
 from layerlens.models.check import checked
@@ -124,6 +125,7 @@ def load(
             hf, tokenizer = checkpoints.load_checkpoint(
                 source, _DTYPES.get(dtype), safety, allow_pickle, quantize, place
             )
+    keep_softcap(hf)
     is_hub_id = gguf_file is None and not folder.is_dir()
     commit = hub.commit_of(source, "config.json", revision or "main") if is_hub_id else None
     return _backed(hf.eval(), tokenizer, source, commit, backend or TRANSFORMERS.name)
@@ -227,6 +229,7 @@ def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backe
     refuse_other_kinds(source, hf.config, known=is_known(hf))
     refuse_unobservable(hf, source)
     refuse_without_values(hf, source)
+    notice_lost_softcap(hf, source)
     with alone(hf):
         return _backed(hf.eval(), tokenizer, source, None, backend or TRANSFORMERS.name)
 
@@ -251,6 +254,7 @@ def _from_bridge(model: Any, tokenizer: PreTrainedTokenizerBase | None, backend:
     hf = transformer_lens.module_of(model, source)
     refuse_unobservable(hf, source)
     refuse_without_values(hf, source)
+    notice_lost_softcap(hf, source)
     with alone(hf):
         return replace(checked(adapt(hf.eval(), tokenizer, source)), backend=TRANSFORMER_LENS)
 

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from layerlens.compat import built_from
 from layerlens.errors import ModelError, did_you_mean, first_sentence
+from layerlens.models.attention import keep_softcap
 from layerlens.models.tiny_configs import N_VOCAB, tiny_config
 
 _DENSE: dict[str, Any] = {
@@ -187,6 +188,7 @@ def tiny_model(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
         raise ModelError(
             f"this transformers builds no tiny {name} ({first_sentence(error)})", "give another", given=name
         ) from error
+    keep_softcap(model)
     model.eval()
     return model
 
