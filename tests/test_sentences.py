@@ -469,8 +469,8 @@ SENTENCES = [
 ]
 
 MODEL_HELP = "a hub id, a folder, a .gguf file, or a built-in model: smollm2-135m-instruct or gemma3-270m"
-COMMANDS = "trace, generate, figure, table, report, export, merge, compare, ablate, models, datasets, doctor, bench, "
-COMMANDS += "fit-lens"
+COMMANDS = "trace, generate, figure, table, report, export, merge, compare, ablate, models, datasets, serve, doctor, "
+COMMANDS += "bench, fit-lens"
 QUOTES = "leave it out, write its option before it, or put quotes around a text with spaces"
 
 MISTYPED = {
