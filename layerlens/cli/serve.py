@@ -37,6 +37,9 @@ def serve(
     for name in (strategy, *(also or ())):
         refuse_unknown(name)
     locate.refuse_unloadable(model, revision, window)
+    if model in locate.BUILT_IN:
+        what = "is built into layerlens, and vLLM does not know it"
+        raise OptionError.about("model", model, what, "give a hub id or a folder")
     # and what needs torch
     from layerlens.engines.vllm.server import command, environment, refuse_without_vllm
 

@@ -11,7 +11,7 @@ from layerlens.errors import Notice
 def keep_softcap(hf: PreTrainedModel) -> None:
     """Let a model that caps its scores of attention, as Gemma 2 does, run the kernel that caps them.
 
-    transformers 5.17 to 5.19 choose a kernel for such models that leaves the cap out. Newer ones refuse that kernel.
+    transformers 5.17 to 5.20 choose a kernel for such models that leaves the cap out. Newer ones refuse that kernel.
     """
     if _loses_softcap(hf):
         hf.set_attn_implementation("eager")

@@ -40,6 +40,7 @@ def test_all_plugins_are_named_unless_somebody_chose():
         (["--model", "FOLDER", "--window", "9"], "--window 9"),
         (["--model", "no-such-folder/x"], "no-such-folder/x"),
         (["--model", "FOLDER", "--windw", "3"], "--window"),
+        (["--model", "smollm2-135m-instruct"], "give a hub id or a folder"),
         (["--model", "FOLDER", "--strategy", "last", "--p", "0.5"], "--p 0.5"),
     ],
 )

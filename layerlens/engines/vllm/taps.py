@@ -16,12 +16,12 @@ from layerlens.errors import ModelError
 _STREAM, _PENDING = "hidden_states", "residual"
 """What vLLM's blocks call what they read. Their sum is the residual stream; some blocks get it in one tensor."""
 
-_WHOLE = ("CohereDecoderLayer", "LayerNorm")
-"""Blocks and norms whose first tensor is the whole stream, although they are given a second one."""
+_WHOLE = ("CohereDecoderLayer",)
+"""Blocks whose first tensor is the whole stream, although they are given a second one."""
 
 
 def tap(blocks: nn.ModuleList, owner: nn.Module, norm_name: str, layers: Sequence[int], d_model: int) -> None:
-    """Let the model's output have the states of some layers in front of its own, on the feature axis.
+    """Let the model's output have the states of some layers behind its own, on the feature axis.
 
     Args:
         blocks: all blocks of the model.
