@@ -49,9 +49,17 @@ def shapes_only() -> AbstractContextManager[Any]:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies float32 or bfloat16 here; for bfloat16 the processor needs instructions of its own."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def has_fast_bfloat16() -> bool:
-    """Whether this processor has instructions that multiply bfloat16: AVX512-BF16 or AMX."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """Whether oneDNN multiplies bfloat16 with instructions made for it: AVX512-BF16 or AMX."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return fast and onednn_multiplies(torch.bfloat16)
 
 
 def onednn_product(states: Tensor, weight: Tensor) -> Tensor:

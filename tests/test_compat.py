@@ -89,22 +89,33 @@ def test_a_pass_of_shapes_holds_no_numbers_and_says_why_it_failed():
     assert logging.getLogger(compat.SHAPES_ONLY_LOG) is home.log
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux alone lists what a processor can do")
-def test_a_processor_that_multiplies_bfloat16_is_told():
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    assert compat.has_fast_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
-
-
 @pytest.fixture
 def onednn():
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux alone lists what a processor can do")
+def test_a_processor_that_multiplies_bfloat16_is_told(onednn):
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    assert compat.has_fast_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
+
+
 def needs_bfloat16() -> None:
     """Skip where oneDNN has no products of bfloat16: layerlens never asks for them there."""
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        pytest.skip("oneDNN multiplies bfloat16 only with AVX-512")
+    if not compat.onednn_multiplies(torch.bfloat16):
+        pytest.skip("oneDNN does not multiply bfloat16 with this processor")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_onednn_multiplies_is_told(onednn, dtype):
+    states, weight = torch.ones(7, 32, dtype=dtype), torch.ones(90, 32, dtype=dtype)
+    try:
+        compat.onednn_product(states, weight)
+    except RuntimeError:
+        assert not compat.onednn_multiplies(dtype)
+    else:
+        assert compat.onednn_multiplies(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from layerlens.axes import States
-from layerlens.compat import has_fast_bfloat16, onednn_layout
+from layerlens.compat import has_fast_bfloat16, onednn_layout, onednn_multiplies
 from layerlens.errors import OptionError, spelled
 from layerlens.formulas import LOWEST
 from layerlens.lens.reading import Reading
@@ -172,13 +172,11 @@ def refuse_without_bfloat16(device: torch.device) -> None:
         what = "is for a CPU; a GPU multiplies in the type of the weights"
         advice = f"give {spelled('dtype', 'bfloat16')}"
         raise OptionError.about("lens_precision", "bfloat16", what, advice)
-    if not (torch.backends.mkldnn.is_available() and has_fast_bfloat16()):
+    if not has_fast_bfloat16():
         what = "would be slower here: this processor cannot multiply bfloat16 (one with AVX512-BF16 or AMX can)"
         raise OptionError.about("lens_precision", "bfloat16", what, "leave it out")
 
 
 def _packed(weight: Tensor) -> Tensor:
     """The weight in oneDNN's own layout, which saves a fifth of the time of a product."""
-    if torch.backends.mkldnn.is_available():
-        return onednn_layout(weight, _ROWS)
-    return weight
+    return onednn_layout(weight, _ROWS) if onednn_multiplies(weight.dtype) else weight

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerlens.compat import onednn_product
+from layerlens.compat import onednn_multiplies, onednn_product
 from layerlens.formulas import LOWEST, changes, entropy_of, finished, joined_sums, raise_top, tile_sums
 
 Blocks = Sequence[tuple[str, str | None, bool]]
@@ -143,6 +143,6 @@ def _read(
 
 def _product(states: Tensor, weight: Tensor) -> Tensor:
     """As `product` in `models/unembed.py`, for many states."""
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if weight.device.type == "cpu" and onednn_multiplies(states.dtype):
         return onednn_product(states, weight)
     return states @ weight.t()

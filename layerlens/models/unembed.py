@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from layerlens.axes import Logits, States
-from layerlens.compat import onednn_product
+from layerlens.compat import onednn_multiplies, onednn_product
 from layerlens.formulas import finished
 from layerlens.native import products
 
@@ -110,6 +110,6 @@ def product(states: Tensor, weight: Tensor) -> Tensor:
         return few
     if weight.is_cuda and weight.dtype != torch.float32:
         return torch.mm(states, weight.t(), out_dtype=torch.float32)
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if weight.device.type == "cpu" and onednn_multiplies(states.dtype):
         return onednn_product(states, weight.to(states.dtype))
     return torch.mm(states, weight.to(states.dtype).t())
