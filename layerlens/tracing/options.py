@@ -60,9 +60,7 @@ class TraceOptions(GenerateOptions):
                 given, known = getattr(self, name), [choice for choice in choices if choice]
                 advice = did_you_mean(given, known, f"give {' or '.join(known)}")
                 raise OptionError.about(name, given, "is unknown", advice)
-        whole("top", self.top, 0)
-        if self.top > _MOST_TOP:
-            raise OptionError.about("top", self.top, "is too many", f"give {_MOST_TOP} at most")
+        refuse_too_many(self.top)
         for name in ("kl", "js", "targets", "top"):
             if getattr(self, name) and self.lens_precision != "float32":
                 what = f"does not go with {spelled('lens_precision', self.lens_precision)}"
@@ -91,3 +89,10 @@ class TraceOptions(GenerateOptions):
             window=window,
         )
         return settle_chat_template(settled, has_chat_template)
+
+
+def refuse_too_many(top: object) -> None:
+    """OptionError unless so many first tokens of each layer can be recorded."""
+    whole("top", top, 0)
+    if int(top) > _MOST_TOP:  # type: ignore[call-overload]
+        raise OptionError.about("top", top, "is too many", f"give {_MOST_TOP} at most")

@@ -57,7 +57,7 @@ def served(model, states, rows, options=ALL):
         lambda normed: own_logits(model, normed),
         unembed.n_vocab,
     )
-    serving.expect(rows)
+    serving.expect(rows, list)
     with torch.no_grad():
         return serving, serving.logits(kept, reads), (kept, reads)
 
@@ -141,7 +141,7 @@ def test_before_the_first_step_all_rows_are_read_as_the_engine_reads_them(model,
 
 def test_another_number_of_rows_than_announced_is_an_error(model, states):
     serving, _, (kept, reads) = served(model, states, [Row(RequestOptions(Last()), 0)] * 6)
-    serving.expect([Row(RequestOptions(Last()), 0)] * 5)
+    serving.expect([Row(RequestOptions(Last()), 0)] * 5, list)
     with pytest.raises(RuntimeError, match="6 rows, but 5 requests"):
         serving.logits(kept, reads)
 

@@ -41,6 +41,8 @@ def check(vllm_config: Any) -> None:
         ),
         (vllm_config.model_config.runner_type == "pooling", "runner", "a pooling model emits no tokens"),
     ]
+    config = vllm_config.model_config
+    options = engine_options(vllm_config.additional_config[KEY])
     for refused, option, reason in refusals:
         if refused:
             raise OptionError(
@@ -48,8 +50,22 @@ def check(vllm_config: Any) -> None:
                 f"leave out {option}, or {KEY} in additional_config",
                 option=option,
             )
-    config = vllm_config.model_config
-    options = engine_options(vllm_config.additional_config[KEY])
+    if options.traces is not None:
+        _run_the_model_in_each_step(vllm_config.compilation_config)
     tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
     here.layers, here.tied = options.layers(config.get_total_num_hidden_layers(), tied), tied
     here.options = options
+    here.n_engines = parallel.data_parallel_size
+
+
+def _run_the_model_in_each_step(compilation: Any) -> None:
+    """Choose piecewise CUDA graphs where no mode was given; OptionError where whole passes are to be replayed."""
+    from vllm.config import CUDAGraphMode
+
+    mode = compilation.cudagraph_mode
+    if mode is None:
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    elif mode.has_full_cudagraphs():
+        what = "replays whole passes, in which states cannot be traced"
+        advice = "give PIECEWISE or NONE, or leave out traces"
+        raise OptionError.about("cudagraph_mode", mode.name, what, advice)

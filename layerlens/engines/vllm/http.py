@@ -1,7 +1,9 @@
 """Records over HTTP. vLLM's server loads this where VLLM_PLUGINS names layerlens."""
 
+import math
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, HTTPException
 
 
@@ -27,8 +29,22 @@ class Routes:
         found: list[dict[str, dict[str, Any]]] = await self._engine.collective_rpc("layerlens_take", args=([id],))
         for of_rank in found:
             if id in of_rank:
-                return of_rank[id]
+                if "error" in of_rank[id]:
+                    raise HTTPException(409, of_rank[id]["error"])
+                plain: dict[str, Any] = for_json(of_rank[id])
+                return plain
         raise HTTPException(
             404,
             f"layerlens has no records of {id!r}; they are kept for requests with a layerlens_id, and given out once",
         )
+
+
+def for_json(value: Any) -> Any:
+    """Dicts and lists of what JSON has; null for a number that is NaN or infinite."""
+    if isinstance(value, dict):
+        return {name: for_json(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [for_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -33,7 +33,7 @@ def watched(stock: type[nn.Module]) -> type[nn.Module]:
             self._layerlens = Kept(self, vllm_config)
 
         def forward(self, *given: Any, **named: Any) -> Tensor:
-            return self._layerlens.beside(super().forward(*given, **named))
+            return self._layerlens.beside(super().forward(*given, **named), super().compute_logits)
 
         def compute_logits(self, hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
             stock_logits = super().compute_logits
@@ -61,23 +61,26 @@ class Kept:
         self._name = type(model).__name__
         self._is_checked = False
         if hasattr(model, "set_aux_hidden_state_layers"):
-            _ask(model, serving.layers)
+            _ask(model, serving.model_layers)
         else:
             self._norm = copy.copy(self._norm)  # reads candidates, and carries nothing
-            tap(blocks, owner, norm_name, serving.layers, self._d_model)
+            tap(blocks, owner, norm_name, serving.model_layers, self._d_model)
         _announce(model, serving, vllm_config)
 
-    def beside(self, out: Any) -> Tensor:
-        """What the model's forward pass gave, as one tensor: the kept states, then the last one after the norm."""
+    def beside(self, out: Any, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the model's forward pass gave, as one tensor: the states that strategies read, then the last one after
+        the norm. States that are traced are measured here, because the sampler gets only one of each request."""
+        serving = self._serving
         if isinstance(out, tuple):
             last, kept = out
-            wide = torch.cat([*kept, last], dim=-1)
         else:
-            last, kept = out.split([self._d_model, out.shape[-1] - self._d_model], dim=-1)
-            wide = torch.cat([kept, last], dim=-1)
+            last, *kept = out.split(self._d_model, dim=-1)
         if not self._is_checked:
-            self._check(wide)
-        return wide
+            self._check(kept[-1], last)
+        if serving.options.traces is not None:
+            serving.trace(kept, last, Reads(self._normed, logits_of, self._n_vocab))
+            kept = [kept[layer] for layer in serving.layers]
+        return torch.cat([*kept, last], dim=-1)
 
     def logits(self, wide: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
         """The logits for the sampler, from rows of what `beside` gave."""
@@ -89,12 +92,11 @@ class Kept:
         normed: Tensor = out[0] if isinstance(out, tuple) else out
         return normed
 
-    def _check(self, wide: Tensor) -> None:
+    def _check(self, raw: Tensor, last: Tensor) -> None:
         """ModelError unless the final norm of the last layer's state is what the model reads out.
 
         It is looked at in the first pass, with which vLLM measures its memory.
         """
-        *_, raw, last = wide.view(len(wide), -1, self._d_model).unbind(1)
         normed = self._normed(raw.contiguous().clone())
         finite = normed.isfinite().all(1) & last.isfinite().all(1)
         if not finite.any():
@@ -112,8 +114,9 @@ def _ask(model: Any, layers: Sequence[int]) -> None:
     """Have the model hand out the states of these layers; ModelError where it cannot."""
     if layers[0] == 0 and hasattr(model, "check_version"):
         raise ModelError(
-            f"the strategies of this engine read the embeddings, which vLLM's {type(model).__name__} does not hand out",
-            "leave out sled, and give dola candidates from layer 1 on",
+            f"vLLM's {type(model).__name__} does not hand out the embeddings, which the strategies or the traces of "
+            "this engine read",
+            "leave out traces and sled, and give dola candidates from layer 1 on",
         )
     model.set_aux_hidden_state_layers(tuple(layers))
 

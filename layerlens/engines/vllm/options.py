@@ -1,19 +1,24 @@
 """What an engine and a request can ask for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from layerlens.decode.identity import attributes_of
 from layerlens.decode.registry import is_strategy_name, named_strategy, strategy_names, strategy_record, takes_option
-from layerlens.decode.strategies import Strategy, layers_of, whole_number
+from layerlens.decode.strategies import Strategy, layers_of, true_or_false, whole_number
 from layerlens.errors import OptionError, did_you_mean
+from layerlens.tracing.meter import Wanted
+from layerlens.tracing.options import refuse_too_many
 
 KEY = "layerlens"
 """The entry of vLLM's additional config, and of a request's extra arguments, that holds our options."""
 
 _PREFIX = f"{KEY}_"
-_OF_REQUEST = ("id", "seed")
+_OF_REQUEST = ("id", "seed", "trace")
+TRACED = ("generated", "all")
+"""Which states of a request can be traced: those that emitted a token, or all."""
+_READ = tuple(one.name for one in fields(Wanted) if one.name in ("kl", "js", "top"))
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,10 @@ class EngineOptions:
     also: tuple[Strategy, ...] = ()
     """Further strategies that requests may name. Their layers are kept beside those of `strategy`."""
     record_bytes: int = 2**28
-    """The most memory that records of tokens may take. Where it is full, the oldest request's are dropped."""
+    """The most memory that records of tokens may take. Where it is full, the oldest request's are dropped. Traces may
+    take as much again."""
+    traces: Wanted | None = None
+    """What is read of each layer for requests that ask for a trace; None: no request may."""
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
         """The layers whose states must come out of the model, L among them, ascending."""
@@ -44,13 +52,16 @@ class RequestOptions:
     """With the number of the token it decides the draws of a strategy that acts with a probability."""
     id: str | None = None
     """The name under which its records are kept; None: none are kept."""
+    trace: str | None = None
+    """Which of its states are traced, one of `TRACED`; None: none."""
 
 
 def engine_options(given: object) -> EngineOptions:
     """The options of an engine.
 
     Args:
-        given: {"strategy": name, its options ..., "also": [a name, or {"strategy": name, ...}], "record_bytes": n}.
+        given: {"strategy": name, its options ..., "also": [a name, or {"strategy": name, ...}], "record_bytes": n,
+            "traces": true or {"top": k, "kl": true, "js": true}}.
 
     Raises:
         OptionError: an option is unknown or out of range.
@@ -59,13 +70,14 @@ def engine_options(given: object) -> EngineOptions:
     also = options.pop("also", [])
     record_bytes = options.pop("record_bytes", EngineOptions.record_bytes)
     whole_number("record_bytes", record_bytes, 0)
+    traces = _wanted(options.pop("traces", False))
     if not isinstance(also, list):
         raise OptionError.about("also", also, "is not a list", "give a list of strategies")
     further = [{"strategy": one} if isinstance(one, str) else _mapping(one, "also") for one in also]
     if "strategy" not in options:
         advice = f"give one of {', '.join(strategy_names())}"
         raise OptionError(f"{KEY} has no strategy", advice, option="strategy", given=given)
-    return EngineOptions(_named(options), tuple(_named(one) for one in further), record_bytes)
+    return EngineOptions(_named(options), tuple(_named(one) for one in further), record_bytes, traces)
 
 
 def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed: int | None) -> RequestOptions:
@@ -89,10 +101,11 @@ def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed
         raise OptionError.about("id", id, "is not a text", "give a name for the request's records")
     seed = options.pop("seed", seed or 0)
     whole_number("seed", seed, 0)
+    trace = _traced(options.pop("trace", None), id, engine)
     if "strategy" not in options:
-        return RequestOptions(_changed(engine.strategy, options), seed, id)
+        return RequestOptions(_changed(engine.strategy, options), seed, id, trace)
     window = attributes_of(engine.strategy).get("window")
-    return RequestOptions(_named(options, window), seed, id)
+    return RequestOptions(_named(options, window), seed, id, trace)
 
 
 def own_options(extra: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -123,6 +136,37 @@ def refuse_absent_layers(strategy: Strategy, layers: tuple[int, ...], tied: bool
         name = strategy_record(strategy)["name"]
         what = f"reads layer{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}, but {kept}"
         raise OptionError.about("strategy", name, what, f'start the engine with it in "also": [{name!r}]')
+
+
+def _traced(given: object, id: str | None, engine: EngineOptions) -> str | None:
+    """Which states of a request are traced; OptionError where that cannot be."""
+    if given is None:
+        return None
+    if not isinstance(given, str) or given not in TRACED:
+        advice = did_you_mean(given, TRACED, f"give {' or '.join(TRACED)}") if isinstance(given, str) else "give one"
+        raise OptionError.about("trace", given, "is unknown", advice)
+    if id is None:
+        raise OptionError.about("trace", given, "needs a name to be fetched by", "give an id, too")
+    if engine.traces is None:
+        what = "was asked of an engine that does not keep all layers"
+        raise OptionError.about("trace", given, what, f'start the engine with "traces": true in {KEY}')
+    return given
+
+
+def _wanted(given: object) -> Wanted | None:
+    """What is read for traces, from true, false, or an object; OptionError where it cannot be read here."""
+    if isinstance(given, bool):
+        return Wanted() if given else None
+    options = _mapping(given, "traces")
+    for name, value in options.items():
+        if name not in _READ:
+            what = "is not among the readings of a trace in vLLM"
+            raise OptionError.about(name, value, what, did_you_mean(name, _READ, f"there are {', '.join(_READ)}"))
+        if name == "top":
+            refuse_too_many(value)
+        else:
+            true_or_false(name, value)
+    return Wanted(**options)
 
 
 def _mapping(given: object, name: str) -> dict[str, Any]:

@@ -65,4 +65,4 @@ def _take(worker: Any, ids: list[str] | None = None) -> dict[str, Any]:
 
     if here.serving is None or worker.rank != 0 or not is_on(worker.vllm_config):
         return {}
-    return here.serving.store.take(ids)
+    return here.serving.take(ids)

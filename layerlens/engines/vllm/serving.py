@@ -1,6 +1,6 @@
 """The logits of each step of an engine, by the strategy of each request."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from layerlens.decode.strategies import Strategy, layers_of
 from layerlens.engines.vllm.head import StockHead, before_head, behind_norm
 from layerlens.engines.vllm.options import KEY, EngineOptions, RequestOptions, engine_options, request_options
 from layerlens.engines.vllm.store import Store
+from layerlens.engines.vllm.traces import Span, Traces, measured
 from layerlens.lens.sums import arg_max
 
 _LOGITS_AT_ONCE = 2**27  # of candidates that are read out together; 512 MiB in float32
@@ -49,8 +50,9 @@ class Serving:
         tied: whether the unembedding is the embedding.
 
     Attributes:
-        layers: those whose states come out of the model, ascending; the last is L.
-        store: records, until they are fetched.
+        layers: those that the strategies read, ascending; the last is L.
+        model_layers: those whose states come out of the model; all of them where traces can be asked for.
+        store, traces: records and traces, until they are fetched.
     """
 
     def __init__(self, options: EngineOptions, n_layers: int, tied: bool) -> None:
@@ -58,8 +60,11 @@ class Serving:
         self.n_layers = n_layers
         self.tied = tied
         self.layers = options.layers(n_layers, tied)
+        self.model_layers = self.layers if options.traces is None else tuple(range(n_layers + 1))
         self.store = Store(options.record_bytes)
+        self.traces = Traces(options.record_bytes)
         self._rows: Sequence[Row] | None = None
+        self._spans: Callable[[], Sequence[Span]] | None = None
         self._has_begun = False
 
     def options_of(self, params: Any) -> RequestOptions:
@@ -68,10 +73,69 @@ class Serving:
             return RequestOptions(self.options.strategy)
         return request_options(params.extra_args, self.options, params.seed)
 
-    def expect(self, rows: Sequence[Row]) -> None:
-        """The next logits are those of these rows."""
+    def begins(self, id: str | None, running: Container[str | None]) -> None:
+        """A request of that id begins, while others are running. What an earlier one of the same id left is dropped;
+        where that one is still running, the records of both would be mixed, and nobody gets them."""
+        if id is None:
+            return
+        if id in running:
+            self.store.spoil(id)
+        else:
+            self.store.forget(id)
+        self.traces.take(id)
+
+    def take(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """What `Store.take` gives, with the request's trace as `layers` where it has one."""
+        found = self.store.take(ids)
+        for id, record in found.items():
+            if (layers := self.traces.take(id)) is not None:
+                record["layers"] = layers
+        return found
+
+    def expect(self, rows: Sequence[Row], spans: Callable[[], Sequence[Span]]) -> None:
+        """The next logits are those of these rows.
+
+        Args:
+            rows: of the step.
+            spans: gives, while the model runs, the states of the step that belong to each of these requests.
+        """
         self._rows = rows
+        self._spans = spans
         self._has_begun = True
+
+    def trace(self, states: Sequence[Tensor], last: Tensor, reads: "Reads") -> None:
+        """Measure the states of a step that are traced.
+
+        Args:
+            states: of the layers 0..L, [states, d_model] each.
+            last: that of L after the final norm.
+            reads: how they are read.
+        """
+        rows, spans, self._spans = self._rows, self._spans, None
+        assert self.options.traces is not None
+        head = StockHead(reads.logits_of, reads.n_vocab, last.device)
+        if spans is None or rows is None:
+            if not self._has_begun:  # vLLM measures how much memory a step takes
+                measured(states, last, reads.norm, head, self.options.traces)
+            return
+        if all(row.options.trace is None for row in rows):
+            return
+        found = [(span, span.traced) for span in spans()]
+        traced = [(span, range_) for span, range_ in found if range_]
+        if not traced:
+            return
+        index = torch.tensor([row for _, rows in traced for row in rows], device=last.device)
+        columns = measured([one[index] for one in states], last[index], reads.norm, head, self.options.traces)
+        places = [
+            (
+                str(span.options.id),
+                range(
+                    span.position + range_.start - span.start, span.position + len(range_) + range_.start - span.start
+                ),
+            )
+            for span, range_ in traced
+        ]
+        self.traces.add(places, columns)
 
     def logits(self, kept: Tensor, reads: Reads) -> Tensor:
         """The logits for the sampler.
@@ -166,6 +230,7 @@ class Here:
     Attributes:
         options, layers, tied: of the engine that was configured last, by which the process that takes requests checks
             them; None where that engine has no layerlens.
+        n_engines: how many engines share the requests, by data parallelism.
         serving: where the model is in this process, what serves it.
         is_told: whether a model runner of this process tells which requests are in a step.
     """
@@ -173,6 +238,7 @@ class Here:
     options: EngineOptions | None = None
     layers: tuple[int, ...] | None = None
     tied = False
+    n_engines = 1
     serving: Serving | None = None
     is_told = False
 

@@ -9,6 +9,7 @@ from layerlens.decode.log import COLUMNS, Decisions
 Place = tuple[str, int]
 """Id of a request, and number of the token among those that it emitted, from 0."""
 
+_MOST_SPOILT = 1000
 _STEPS_ON_DEVICE = 64  # steps whose records wait on the device; each copy to the host waits for all earlier work
 
 
@@ -24,28 +25,55 @@ class Store:
         self._bytes = 0
         self._by_id: OrderedDict[str, dict[int, tuple[list[int], list[float]]]] = OrderedDict()
         self._waiting: list[tuple[Sequence[Place], Decisions]] = []
+        self._known: set[str] = set()  # with records, here or on the device
+        self._spoilt: OrderedDict[str, None] = OrderedDict()
 
     def add(self, places: Sequence[Place], decisions: Decisions) -> None:
         """Keep the decisions; each row belongs to one place."""
         self._waiting.append((places, decisions))
+        self._known.update(id for id, _ in places)
         if len(self._waiting) >= _STEPS_ON_DEVICE:
             self._settle()
 
-    def take(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, list[Any]]]:
+    def forget(self, id: str) -> None:
+        """Drop the records of that id, if there are any."""
+        if id in self._known:
+            self._settle()
+            self._drop(id)
+        self._spoilt.pop(id, None)
+
+    def spoil(self, id: str) -> None:
+        """Answer for that id, when it is asked for, that two requests had it at once."""
+        self._spoilt[id] = None
+        if len(self._spoilt) > _MOST_SPOILT:
+            self._spoilt.popitem(last=False)
+
+    def take(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         """The records of these requests, or of all, which are then forgotten.
 
         Returns:
             for each request that has any, lists with an entry for each token: `place`, the number of the token, and
-            what `DecodingLog.steps` has of a step. The criterion's values are called `values`.
+            what `DecodingLog.steps` has of a step. The criterion's values are called `values`. For an id that two
+            requests had at once, instead of these, a sentence under `error`.
         """
         self._settle()
-        found = {}
-        for id in list(self._by_id) if ids is None else ids:
-            if id in self._by_id:
-                tokens = self._by_id.pop(id)
-                self._bytes -= sum(map(_size, tokens.values()))
+        found: dict[str, dict[str, Any]] = {}
+        for id in list(self._by_id | self._spoilt) if ids is None else ids:
+            is_spoilt = id in self._spoilt
+            tokens = self._drop(id)
+            self._spoilt.pop(id, None)
+            if is_spoilt:
+                found[id] = {"error": f"id {id!r} was given to two requests at once; give each a name of its own"}
+            elif tokens is not None:
                 found[id] = _columns(tokens)
         return found
+
+    def _drop(self, id: str) -> dict[int, tuple[list[int], list[float]]] | None:
+        tokens = self._by_id.pop(id, None)
+        self._known.discard(id)
+        if tokens is not None:
+            self._bytes -= sum(map(_size, tokens.values()))
+        return tokens
 
     def _settle(self) -> None:
         """Bring to the host what waits on the device."""
@@ -60,8 +88,7 @@ class Store:
                 tokens[place] = (numbers, values)
                 self._bytes += _size(tokens[place])
         while self._bytes > self._most_bytes and self._by_id:
-            _, tokens = self._by_id.popitem(last=False)
-            self._bytes -= sum(map(_size, tokens.values()))
+            self._drop(next(iter(self._by_id)))
 
 
 def _columns(tokens: dict[int, tuple[list[int], list[float]]]) -> dict[str, list[Any]]:

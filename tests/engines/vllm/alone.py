@@ -29,14 +29,15 @@ if "--v2" in sys.argv:
 
 
 def main() -> None:
+    from layerlens.engines.vllm.http import for_json
     from tests.engines.vllm.engines import answers, engine
 
     folder, prompts, extras, given = sys.argv[1], *map(json.loads, sys.argv[2:5])
-    with engine(folder, {"strategy": "valley", "window": 4}, **given) as llm:
+    with engine(folder, {"strategy": "valley", "window": 4, "traces": True}, **given) as llm:
         config = llm.llm_engine.vllm_config
         found = answers(llm, prompts, extras, n_tokens=8)
         of_ranks = [len(one) for one in llm.collective_rpc("layerlens_take")]
-        print(json.dumps({"v2": config.use_v2_model_runner, "ranks": len(of_ranks), **found._asdict()}))
+        print(json.dumps({"v2": config.use_v2_model_runner, "ranks": len(of_ranks), **for_json(found._asdict())}))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import pytest
 
 import layerlens as ll
 from tests.engines.vllm.engines import Answers, assert_same, ours, ragged
+from tests.engines.vllm.test_traces import assert_traced
 
 ROOT = Path(__file__).resolve().parents[3]
-PROMPTS = ragged(6)
+PROMPTS = ragged(8)
 MIX = (
     ({}, ll.Valley(window=4)),
     ({"strategy": "last"}, ll.Last()),
@@ -20,6 +21,8 @@ MIX = (
     ({"strategy": "last-1"}, ll.Fixed(1)),
     ({"p": 0.0}, ll.Last()),
     ({"strategy": "dola", "candidates": [1, 2], "per": "row"}, ll.DoLa(candidates=(1, 2), per="row")),
+    ({"trace": "all"}, ll.Valley(window=4)),
+    ({"trace": "generated"}, ll.Valley(window=4)),
 )
 
 
@@ -43,5 +46,8 @@ def test_tokens_layers_and_entropies_are_those_of_our_own_loop(given, v2, folder
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["v2"] == v2
     assert found["ranks"] == given.get("tensor_parallel_size", 1)
+    by_engine = Answers(found["token_ids"], found["records"])
     for row, (_, strategy) in enumerate(MIX):
-        assert_same(Answers(found["token_ids"], found["records"]), ours(folder, PROMPTS, strategy, 8), [row])
+        assert_same(by_engine, ours(folder, PROMPTS, strategy, 8), [row])
+    assert_traced(by_engine, folder, PROMPTS, [6], first=0)
+    assert_traced(by_engine, folder, PROMPTS, [7])

@@ -1,0 +1,152 @@
+"""What each layer does to the tokens of requests that ask for it: reduced to numbers where the states are, and kept
+until somebody fetches them."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerlens.axes import States
+from layerlens.engines.vllm.head import StockHead, before_head, behind_norm
+from layerlens.engines.vllm.options import RequestOptions
+from layerlens.formulas import changes
+from layerlens.lens import Reading, js_from_last, kl_from_last, tiled
+from layerlens.records.schema import JS, KL, TOP_K_PROBS, TOP_K_TOKEN_IDS
+from layerlens.tracing.meter import Wanted
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_ROWS_AT_ONCE = 256  # whose states of all layers lie side by side for one product
+_LOGITS_AT_ONCE = 2**27  # 512 MiB in float32
+_CHUNKS_ON_DEVICE = 64  # each copy to the host waits for all earlier work
+
+
+class Span(NamedTuple):
+    """The states of a step that belong to one request."""
+
+    options: RequestOptions
+    n_prompt: int
+    """Length of the request's prompt."""
+    start: int
+    """Its first state among those of the step."""
+    stop: int
+    position: int
+    """Of the first state in the request's text, from 0."""
+
+    @property
+    def traced(self) -> range:
+        """The states that are traced, among those of the step."""
+        if self.options.trace is None or self.options.id is None:
+            return range(0)
+        first = self.n_prompt - 1 if self.options.trace == "generated" else 0
+        return range(self.start + max(0, first - self.position), self.stop)
+
+
+@torch.no_grad()
+def measured(states: Sequence[States], last: States, norm: Any, head: StockHead, wanted: Wanted) -> dict[str, Tensor]:
+    """The columns of a trace that can be told from the states of all layers: [rows, L], or [rows, L, K].
+
+    Args:
+        states: of the layers 0..L, [rows, d_model] each.
+        last: that of L after the final norm.
+        norm: the final norm.
+        head: vLLM's own.
+        wanted: what is read beside the changes, the entropy and the top token.
+    """
+    parts = [
+        _measured([layer[rows] for layer in states], last[rows], norm, head, wanted)
+        for rows in (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(last), _ROWS_AT_ONCE))
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _measured(states: Sequence[States], last: States, norm: Any, head: StockHead, wanted: Wanted) -> dict[str, Tensor]:
+    n_rows, n_layers = len(last), len(states) - 1
+    ratio, cosine, *_ = torch.stack([changes(before, None, after, False) for before, after in pairwise(states)], dim=2)
+    whole = max(1, _LOGITS_AT_ONCE // head.n_vocab), head.n_vocab
+    read = [*(before_head(layer, norm) for layer in states[1:-1]), behind_norm(last)]
+    reading = tiled.read(torch.cat(read), head, n_first=wanted.top, tile=whole)
+
+    def by_layer(values: Tensor) -> Tensor:
+        return values.unflatten(0, (n_layers, n_rows)).transpose(0, 1)
+
+    columns = {
+        "norm_ratio": ratio,
+        "io_cosine": cosine,
+        "entropy": by_layer(reading.entropy),
+        "top_token_id": by_layer(reading.top_token_id).int(),
+    }
+    if wanted.top:
+        assert reading.first_ids is not None
+        assert reading.first_log_probs is not None
+        columns[TOP_K_TOKEN_IDS.name] = by_layer(reading.first_ids).int()
+        columns[TOP_K_PROBS.name] = by_layer(reading.first_log_probs.exp())
+    if wanted.from_last:
+        readings = [
+            Reading(*(None if field is None else field[start : start + n_rows] for field in reading))  # type: ignore[arg-type]
+            for start in range(0, n_layers * n_rows, n_rows)
+        ]
+        for column, measure, asked in ((KL, kl_from_last, wanted.kl), (JS, js_from_last, wanted.js)):
+            if asked:
+                columns[column.name] = measure(read, readings, head, tile=whole).t()
+    return columns
+
+
+class Traces:
+    """Rows of traces by request. A row that is computed again, after a preemption, replaces the first one.
+
+    Args:
+        most_bytes: what the rows may take. The request that is longest without a new row is dropped first.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._by_id: OrderedDict[str, list[dict[str, Array]]] = OrderedDict()
+        self._waiting: list[tuple[Sequence[tuple[str, range]], Mapping[str, Tensor]]] = []
+
+    def add(self, places: Sequence[tuple[str, range]], columns: Mapping[str, Tensor]) -> None:
+        """Keep rows; each request's are in order of their positions, one request after the other."""
+        self._waiting.append((places, columns))
+        if len(self._waiting) >= _CHUNKS_ON_DEVICE:
+            self._settle()
+
+    def take(self, id: str) -> dict[str, Array] | None:
+        """The rows of a request by column, with their `position`, in its order; they are then forgotten. None where
+        there are none."""
+        self._settle()
+        chunks = self._by_id.pop(id, [])
+        self._bytes -= sum(map(_size, chunks))
+        if not chunks:
+            return None
+        whole = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        # the last one of each position
+        _, from_end = np.unique(whole["position"][::-1], return_index=True)
+        rows = len(whole["position"]) - 1 - from_end
+        return {name: values[rows] for name, values in whole.items()}
+
+    def _settle(self) -> None:
+        """Bring to the host what waits on the device."""
+        waiting, self._waiting = self._waiting, []
+        for places, columns in waiting:
+            on_host = {name: values.cpu().numpy() for name, values in columns.items()}
+            start = 0
+            for id, positions in places:
+                rows = slice(start, start + len(positions))
+                chunk = {name: values[rows] for name, values in on_host.items()}
+                chunk["position"] = np.array(positions, dtype=np.int32)
+                start += len(positions)
+                self._by_id.setdefault(id, []).append(chunk)
+                self._by_id.move_to_end(id)
+                self._bytes += _size(chunk)
+        while self._bytes > self._most_bytes and self._by_id:
+            _, chunks = self._by_id.popitem(last=False)
+            self._bytes -= sum(map(_size, chunks))
+
+
+def _size(chunk: Mapping[str, Array]) -> int:
+    return sum(values.nbytes for values in chunk.values())
