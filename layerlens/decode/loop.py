@@ -1,14 +1,14 @@
 """`generate`: text by a decoding loop of our own, in which a step never waits for the host."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import pandas as pd
 
 from layerlens.datasets import Dataset, Prompt, from_prompts
-from layerlens.decode.batch import decode_batch
+from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.chooser import Chooser
 from layerlens.decode.dropin import criterion_name
 from layerlens.decode.generation_config import with_generation_config
@@ -71,7 +71,7 @@ def generate(
     lens: str | Transport | None = ...,
     **options: Any,
 ) -> list[Generation]: ...
-@uses_model()
+@uses_model(may_decode_elsewhere=True)
 def generate(
     model: Model,
     prompts: str | Dataset | Iterable[str | Messages | Prompt],
@@ -112,12 +112,13 @@ def generate(
     batches = by_length(tokenized, settled.batch_size)
     if any(len({len(tokenized[index].token_ids) for index in batch}) > 1 for batch in batches):
         refuse_ignored_padding(model)
+    jobs = [
+        Job([tokenized[index] for index in batch], strategy, batch_seed(settled.seed, number))
+        for number, batch in enumerate(batches)
+    ]
     by_index: dict[int, Generation] = {}
-    for number, batch in enumerate(batches):
-        seed = batch_seed(settled.seed, number)
-        texts = [tokenized[index] for index in batch]
-        for index, generation in zip(batch, _generated(model, texts, strategy, transport, settled, seed), strict=True):
-            by_index[index] = generation
+    for number, generations in answered(model, jobs, transport, settled):
+        by_index.update(zip(batches[number], generations, strict=True))
     in_order = [by_index[index] for index in range(len(tokenized))]
     _tell_broken(model, tokenized, in_order)
     return in_order[0] if isinstance(prompts, str) else in_order
@@ -156,28 +157,54 @@ def batch_seed(seed: int, batch: int) -> int:
     return int(digest(f"{seed}/{batch}")[:8], 16) if batch else seed
 
 
-def _generated(
-    model: Model,
-    prompts: Sequence[TokenizedPrompt],
-    strategy: Strategy,
-    transport: Transport,
-    options: GenerateOptions,
-    seed: int,
-) -> list[Generation]:
-    log = DecodingLog(criterion_name(strategy))
-    ids = [list(prompt.token_ids) for prompt in prompts]
-    emitted = decode_batch(model, ids, Chooser(model, strategy, seed, transport), options, seed)
-    log.add_call(emitted.outputs, [len(prompt) - 1 for prompt in ids], emitted.decisions)
-    steps = dict(tuple(log.steps.groupby("row", sort=False)))
-    return [
-        Generation(
-            prompt.text,
-            decoded(model.tokenizer, output, skip_special_tokens=True),
-            output,
-            reason,
-            steps.get(row, log.steps.iloc[:0]).reset_index(drop=True),
+class Job(NamedTuple):
+    """A batch of prompts to answer."""
+
+    prompts: Sequence[TokenizedPrompt]
+    strategy: Strategy
+    seed: int
+
+
+def answered(
+    model: Model, jobs: Sequence[Job], transport: Transport, options: GenerateOptions
+) -> Iterator[tuple[int, list[Generation]]]:
+    """The number of each job, with the answers to its prompts, as they are made.
+
+    Args:
+        model: in use.
+        jobs: what to answer.
+        transport: that of the lens.
+        options: settled, with what the model's generation config says.
+    """
+    for number, emitted in _decoded(model, jobs, transport, options):
+        prompts, strategy, _ = jobs[number]
+        log = DecodingLog(criterion_name(strategy))
+        firsts = [len(prompt.token_ids) - 1 for prompt in prompts]
+        log.add_call(emitted.outputs, firsts, emitted.decisions)
+        steps = dict(tuple(log.steps.groupby("row", sort=False)))
+        rows = enumerate(zip(prompts, emitted.outputs, emitted.finish_reasons, strict=True))
+        yield (
+            number,
+            [
+                Generation(
+                    prompt.text,
+                    decoded(model.tokenizer, output, skip_special_tokens=True),
+                    output,
+                    reason,
+                    steps.get(row, log.steps.iloc[:0]).reset_index(drop=True),
+                )
+                for row, (prompt, output, reason) in rows
+            ],
         )
-        for row, (prompt, output, reason) in enumerate(
-            zip(prompts, emitted.outputs, emitted.finish_reasons, strict=True)
-        )
-    ]
+
+
+def _decoded(
+    model: Model, jobs: Sequence[Job], transport: Transport, options: GenerateOptions
+) -> Iterator[tuple[int, Decoded]]:
+    """By our own loop one after the other; by an engine elsewhere in the order in which it ends them."""
+    if model.backend.home is not None:
+        yield from model.backend.elsewhere.decoded(model, jobs, transport, options)
+        return
+    for number, (prompts, strategy, seed) in enumerate(jobs):
+        chooser = Chooser(model, strategy, seed, transport)
+        yield number, decode_batch(model, [list(prompt.token_ids) for prompt in prompts], chooser, options, seed)

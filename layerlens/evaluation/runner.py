@@ -14,7 +14,7 @@ from layerlens.analysis.ablation import ablation_table
 from layerlens.datasets import Dataset
 from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.identity import code_of
-from layerlens.decode.loop import batch_seed, generate, non_finite
+from layerlens.decode.loop import Generation, Job, answered, batch_seed, non_finite
 from layerlens.decode.modules import model_record
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template
 from layerlens.decode.padding import refuse_ignored_padding
@@ -31,8 +31,11 @@ from layerlens.records import Manifest, new_manifest
 from layerlens.records.answers import AnswersWriter
 from layerlens.records.manifest import digest
 
+Done = tuple[int, list[Generation]]
+"""The number of a job, and the answers to its prompts."""
 
-@uses_model()
+
+@uses_model(may_decode_elsewhere=True)
 def ablate(
     model: Model,
     dataset: Dataset,
@@ -81,11 +84,21 @@ def ablate(
     for strategy in plan.strategies.values():
         layers = strategy.layers(model.n_layers, model.tied)
         refuse_lacking(transport, layers, strategy_record(strategy)["name"])
-    manifest = _manifest(plan, model, transport, _tokenized(plan, model))
+    tokenized = _tokenized(plan, model)
+    manifest = _manifest(plan, model, transport, tokenized)
     with AnswersWriter(out, manifest, resume=resume, overwrite=overwrite) as writer:
-        started = time.perf_counter()
-        for condition, part in _shown(_pending(plan, writer), progress=progress):
-            writer.write(condition.name, part, _answers(model, plan, transport, condition, part))
+        started = last = time.perf_counter()
+        pending = _pending(plan, writer)
+        jobs = [_job(plan, tokenized, condition, part) for condition, part in pending]
+        done = answered(model, jobs, transport, plan.options)
+        for number, generations in _shown(done, len(jobs), progress=progress):
+            condition, part = pending[number]
+            now = time.perf_counter()
+            answers = _answers(model, plan, part, jobs[number], generations)
+            writer.write(
+                condition.name, part, answers | {"seconds": [(now - last) / len(generations)] * len(generations)}
+            )
+            last = time.perf_counter()
         for condition in plan.conditions:
             writer.join(condition.name)
         seconds = round(time.perf_counter() - started, 3)
@@ -135,28 +148,30 @@ def _pending(plan: Plan, writer: AnswersWriter) -> list[tuple[Condition, int]]:
     ]
 
 
-def _shown(pending: Sequence[tuple[Condition, int]], *, progress: bool) -> Iterable[tuple[Condition, int]]:
+def _shown(done: Iterable[Done], total: int, *, progress: bool) -> Iterable[Done]:
     """The same, with a progress bar on a terminal."""
     console = Console(stderr=True)
     hidden = not (progress and console.is_terminal)
-    return track(pending, "answering", console=console, transient=True, disable=hidden)
+    return track(done, "answering", total, console=console, transient=True, disable=hidden)
 
 
-def _answers(model: Model, plan: Plan, transport: Transport, condition: Condition, part: int) -> dict[str, Any]:
-    """The columns of `ANSWERS` for a part of a condition: one batch of items, answered for one of the repeats."""
+def _job(plan: Plan, tokenized: Sequence[TokenizedPrompt], condition: Condition, part: int) -> Job:
+    """A part of a condition: one batch of items, for one of the repeats."""
     repeat, index = divmod(part, len(plan.batches))
-    batch = plan.batches[index]
-    started = time.perf_counter()
-    seed = batch_seed(repeat_seed(plan.options.seed, repeat), index)
-    settings = {name: value for name, value in asdict(plan.options).items() if name not in ("seed", "do_sample")}
-    generations = generate(model, batch, strategy=condition.strategy, lens=transport, seed=seed, **settings)
+    size = plan.options.batch_size
+    prompts = tokenized[index * size : (index + 1) * size]
+    return Job(prompts, condition.strategy, batch_seed(repeat_seed(plan.options.seed, repeat), index))
+
+
+def _answers(model: Model, plan: Plan, part: int, job: Job, generations: Sequence[Generation]) -> dict[str, Any]:
+    """The columns of `ANSWERS` for a part of a condition, without the seconds."""
+    repeat, batch = part // len(plan.batches), job.prompts
     broken = [
         prompt.prompt_id for prompt, one in zip(batch, generations, strict=True) if one.finish_reason == "non_finite"
     ]
     if broken:  # an unfinished answer is neither right nor wrong
         problem, advice = non_finite(model, broken)
         raise ModelError(problem, f"{advice}, or leave them out of the dataset", given=broken)
-    seconds = (time.perf_counter() - started) / len(batch)
     outputs, references = [one.text for one in generations], [str(prompt.reference) for prompt in batch]
     return {
         "prompt_id": [prompt.prompt_id for prompt in batch],
@@ -166,5 +181,4 @@ def _answers(model: Model, plan: Plan, transport: Transport, condition: Conditio
         "is_correct": [WAYS[plan.scoring](*pair) for pair in zip(outputs, references, strict=True)],
         "n_generated_tokens": [len(one.token_ids) for one in generations],
         "finish_reason": [one.finish_reason for one in generations],
-        "seconds": [seconds] * len(batch),
     }

@@ -1,6 +1,8 @@
 """Where a model's weights are, and what runs its passes; `tracing/engines.py` uses it for traces."""
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -10,10 +12,19 @@ class Connection:
     Attributes:
         name: one of `choices.BACKENDS`.
         is_here: whether the weights are in this process, so that any strategy can decode from them.
+        home: the name of the module that decodes in place of our own loop, and has the `Engine` of traces; None: the
+            loop decodes. A name, because such a module stands above those that use it.
     """
 
     name: str
     is_here: bool = True
+    home: str | None = None
+
+    @property
+    def elsewhere(self) -> Any:
+        """The module of that name."""
+        assert self.home is not None
+        return import_module(self.home)
 
 
 TRANSFORMERS = Connection("transformers")

@@ -15,7 +15,9 @@ from layerlens.models.probing import Streams, probe
 from layerlens.models.refusals import refuse_unobservable
 
 
-def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remote: bool = False) -> None:
+def still_as_loaded(
+    model: Model, *, may_be_compiled: bool = False, may_be_remote: bool = False, may_decode_elsewhere: bool = False
+) -> None:
     """Refuse a model whose readings would not be its own. Such a model was changed, after it was loaded and checked, in
     something that its readings depend on, or it is in training mode or compiled. Where weights are needed, also refuse
     a model whose weights are not here.
@@ -28,7 +30,7 @@ def still_as_loaded(model: Model, *, may_be_compiled: bool = False, may_be_remot
         OptionError: the weights are on a server.
     """
     if not model.backend.is_here:
-        if may_be_remote:
+        if may_be_remote or (may_decode_elsewhere and model.backend.home is not None):
             return
         what = f"leaves the weights of {model.source} on a server, and this decodes here"
         advice = f"load it with {spelled('backend', 'transformers')}"

@@ -21,13 +21,14 @@ _locks: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
 _making_locks = threading.Lock()
 
 
-def uses_model(*, may_be_remote: bool = False) -> Callable[[Door], Door]:
+def uses_model(*, may_be_remote: bool = False, may_decode_elsewhere: bool = False) -> Callable[[Door], Door]:
     """A function whose first argument is a model, with the model `in_use` while it runs."""
+    remote = {"may_be_remote": may_be_remote, "may_decode_elsewhere": may_decode_elsewhere}
 
     def of(door: Door) -> Door:
         @wraps(door)
         def used(*args: Any, **kwargs: Any) -> Any:
-            with in_use(args[0] if args else kwargs.get("model"), may_be_remote=may_be_remote):
+            with in_use(args[0] if args else kwargs.get("model"), **remote):
                 return door(*args, **kwargs)
 
         return used  # type: ignore[return-value]
@@ -36,7 +37,9 @@ def uses_model(*, may_be_remote: bool = False) -> Callable[[Door], Door]:
 
 
 @contextmanager
-def in_use(model: object, *, may_be_compiled: bool = False, may_be_remote: bool = False) -> Iterator[None]:
+def in_use(
+    model: object, *, may_be_compiled: bool = False, may_be_remote: bool = False, may_decode_elsewhere: bool = False
+) -> Iterator[None]:
     """While open, only this thread uses the model, which is as it was loaded; another thread that asks for it waits.
 
     Raises:
@@ -54,7 +57,12 @@ def in_use(model: object, *, may_be_compiled: bool = False, may_be_remote: bool 
             given=name,
         )
     with own_terms(), alone(model.hf):
-        still_as_loaded(model, may_be_compiled=may_be_compiled, may_be_remote=may_be_remote)
+        still_as_loaded(
+            model,
+            may_be_compiled=may_be_compiled,
+            may_be_remote=may_be_remote,
+            may_decode_elsewhere=may_decode_elsewhere,
+        )
         yield
 
 

@@ -2,8 +2,10 @@
 things."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from typing import NamedTuple
 
 import torch
 
@@ -17,12 +19,28 @@ from layerlens.lens import IDENTITY, CoarseHead, Transport, refuse_without_bfloa
 from layerlens.models import Model
 from layerlens.models.nnsight import Nnsight, refuse_edits
 from layerlens.records.schema import ON_REQUEST
-from layerlens.tracing.meter import FLOATS, Measured, Meter, Wanted
+from layerlens.tracing.meter import FLOATS, NOTHING, Measured, Meter, Wanted
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows, generate, replay
 
 Prompts = Sequence[Sequence[int]]
 OnTokens = Callable[[int], None]
+
+
+class Batch(NamedTuple):
+    """Prompts of a part of a run, as token ids, and the seed of what is drawn for them."""
+
+    prompts: Prompts
+    seed: int
+
+
+class Recorded(NamedTuple):
+    """What was emitted and measured for a batch; nothing is emitted for given texts."""
+
+    decoded: Decoded | None
+    measured: Measured
+    rows: Rows
+    seconds: float
 
 
 class Engine(ABC):
@@ -37,20 +55,54 @@ class Engine(ABC):
     modes: tuple[str, ...] = ("replay",)
     takes_lens = False
 
+    def __init__(self, model: Model, options: TraceOptions, transport: Transport = IDENTITY) -> None:
+        self._model = model
+        self._options = options
+        self._transport = transport
+
     @abstractmethod
     def refuse_unable(self, strategy: Strategy) -> None:
         """OptionError for options, or a strategy, that this engine cannot follow."""
 
     @abstractmethod
-    def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
-        """What is emitted for each prompt of a batch, when the strategy chooses the logits; nothing is measured.
+    def recorded(
+        self, batches: Sequence[Batch], strategy: Strategy, on_tokens: OnTokens
+    ) -> Iterator[tuple[int, Recorded]]:
+        """The number of each batch, with what was emitted and measured for it, as the batches are completed.
 
         Args:
-            prompts: token ids.
+            batches: of prompts.
             strategy: of the trace.
-            seed: of the batch.
             on_tokens: called with the number of tokens as they come.
         """
+
+
+class _InTurn(Engine):
+    """One batch after the other. Tokens come from our decoding loop."""
+
+    def recorded(
+        self, batches: Sequence[Batch], strategy: Strategy, on_tokens: OnTokens
+    ) -> Iterator[tuple[int, Recorded]]:
+        """In the order of the batches."""
+        for number, batch in enumerate(batches):
+            started = time.perf_counter()
+            decoded, measured, rows = self._recorded(batch, strategy, on_tokens)
+            yield number, Recorded(decoded, measured, rows, time.perf_counter() - started)
+
+    def _recorded(self, batch: Batch, strategy: Strategy, on_tokens: OnTokens) -> tuple[Decoded | None, Measured, Rows]:
+        options, (prompts, seed) = self._options, batch
+        if options.mode == "generate":
+            return self.generated_and_measured(prompts, strategy, seed, on_tokens)
+        decoded = self.generated(prompts, strategy, seed, on_tokens) if options.max_new_tokens else None
+        outputs = [[] for _ in prompts] if decoded is None else decoded.outputs
+        # the state of the last emitted token emits nothing, and generating never computes it
+        sequences = [[*prompt, *output[:-1]] for prompt, output in zip(prompts, outputs, strict=True)]
+        firsts = [0 if options.positions == "all" else len(prompt) - 1 for prompt in prompts]
+        next_ids = [output[-1] if output else NOTHING for output in outputs]
+        measured, rows = self.measured(sequences, firsts, next_ids)
+        if decoded is None:
+            on_tokens(len(rows.position))
+        return decoded, measured, rows
 
     @abstractmethod
     def measured(self, sequences: Prompts, firsts: Sequence[int], next_ids: Sequence[int]) -> tuple[Measured, Rows]:
@@ -71,22 +123,13 @@ class Engine(ABC):
         Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
         """
 
-
-class _DecodingHere(Engine):
-    """Tokens come from our decoding loop."""
-
-    def __init__(self, model: Model, options: TraceOptions, transport: Transport = IDENTITY) -> None:
-        self._model = model
-        self._options = options
-        self._transport = transport
-
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
-        """By the decoding loop."""
+        """What is emitted for each prompt of a batch, when the strategy chooses the logits; nothing is measured."""
         chooser = Chooser(self._model, strategy, seed, self._transport)
         return decode_batch(self._model, prompts, chooser, self._options, seed, on_tokens=on_tokens)
 
 
-class InProcess(_DecodingHere):
+class InProcess(_InTurn):
     """transformers, or TransformerLens's components in a model of transformers: blocks are watched as it runs here."""
 
     modes = ("generate", "replay")
@@ -121,7 +164,7 @@ class InProcess(_DecodingHere):
         return Meter(self._model, wanted, self._transport, self._coarse)
 
 
-class WithNnsight(_DecodingHere):
+class WithNnsight(_InTurn):
     """nnsight with the weights here: nnsight runs full passes, and our own loop decodes."""
 
     modes = ("replay",)
@@ -212,8 +255,11 @@ _KINDS: dict[str, type[InProcess] | type[WithNnsight]] = {
 }
 
 
-def engine_of(model: Model) -> type[InProcess] | type[WithNnsight]:
+def engine_of(model: Model) -> type[Engine]:
     """The engine that runs the passes of this model."""
+    if model.backend.home is not None:
+        kind: type[Engine] = model.backend.elsewhere.Tracing
+        return kind
     return _KINDS[model.backend.name]
 
 

@@ -17,8 +17,8 @@ from layerlens.decode.strategies import Strategy
 from layerlens.decode.texts import decoded as text_of
 from layerlens.records import Manifest, RunWriter, token_columns
 from layerlens.run import Run, open_run
-from layerlens.tracing.engines import Engine
-from layerlens.tracing.meter import NOTHING, Measured
+from layerlens.tracing.engines import Batch, Engine, Recorded
+from layerlens.tracing.meter import Measured
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.passes import Rows
 from layerlens.tracing.progress import Progress
@@ -68,10 +68,14 @@ def record(
         with Progress(shown=progress) as bar:
             n_done = sum(len(batch) for index, batch in enumerate(batches) if index not in pending)
             bar.begin("tracing", sum(len(batch) for batch in batches), "prompts", n_done)
-            for index in sorted(pending):
-                seed = batch_seed(options.seed, places[index])
-                tokens, rows = _record_batch(engine, tokenizer, batches[index], options, strategy, seed, bar)
-                writer.write(index, tokens, rows)
+            order = sorted(pending)
+            asked = [
+                Batch([list(one.token_ids) for one in batches[index]], batch_seed(options.seed, places[index]))
+                for index in order
+            ]
+            for number, recorded in engine.recorded(asked, strategy, bar.advance_tokens):
+                index = order[number]
+                writer.write(index, *_columns(tokenizer, batches[index], options, recorded))
                 bar.advance(len(batches[index]))
         run = open_run(out)
         totals = _totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches))
@@ -84,40 +88,19 @@ def record(
     return open_run(out)
 
 
-def _record_batch(
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: Sequence[TokenizedPrompt],
-    options: TraceOptions,
-    strategy: Strategy,
-    seed: int,
-    bar: Progress,
+def _columns(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[TokenizedPrompt], options: TraceOptions, recorded: Recorded
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The token columns and the prompt columns of one batch."""
-    started = time.perf_counter()
-    prompts = [list(prompt.token_ids) for prompt in batch]
-    decoded = None
-    if options.mode == "generate":
-        decoded, measured, rows = engine.generated_and_measured(prompts, strategy, seed, bar.advance_tokens)
-    elif options.max_new_tokens:
-        decoded = engine.generated(prompts, strategy, seed, bar.advance_tokens)
+    decoded, measured, rows, seconds = recorded
     outputs = [[] for _ in batch] if decoded is None else decoded.outputs
-    if options.mode == "replay":
-        # the state of the last emitted token emits nothing, and generating never computes it
-        sequences = [prompt + output[:-1] for prompt, output in zip(prompts, outputs, strict=True)]
-        firsts = [0 if options.positions == "all" else len(prompt) - 1 for prompt in prompts]
-        next_ids = [output[-1] if output else NOTHING for output in outputs]
-        measured, rows = engine.measured(sequences, firsts, next_ids)
-        if decoded is None:
-            bar.advance_tokens(len(rows.position))
     tokens, finite = _token_columns(batch, decoded, rows, measured, options)
-    seconds = time.perf_counter() - started
     return tokens, {
         "prompt_id": [prompt.prompt_id for prompt in batch],
         "prompt": [prompt.text for prompt in batch],
         "reference": [prompt.reference for prompt in batch],
         "output": [text_of(tokenizer, output, skip_special_tokens=True) for output in outputs],
-        "n_prompt_tokens": [len(prompt) for prompt in prompts],
+        "n_prompt_tokens": [len(prompt.token_ids) for prompt in batch],
         "n_generated_tokens": [len(output) for output in outputs],
         "finish_reason": _finish_reasons(decoded, finite),
         "seconds": [seconds / len(batch)] * len(batch),

@@ -127,15 +127,16 @@ def test_resume_redoes_only_what_is_missing(tiny_llama, tmp_path, monkeypatch):
     ablate(tiny_llama, ITEMS, out=tmp_path / "whole", **options)
     whole = answers(tmp_path / "whole")
     asked = []
-    generate = runner.generate
+    answered = runner.answered
 
-    def counted(model, batch, **more):
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        asked.append([prompt.prompt_id for prompt in batch])
-        return generate(model, batch, **more)
+    def counted(model, jobs, *more):
+        for number, generations in answered(model, jobs, *more):
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+            asked.append([prompt.prompt_id for prompt in jobs[number].prompts])
+            yield number, generations
 
-    monkeypatch.setattr(runner, "generate", counted)
+    monkeypatch.setattr(runner, "answered", counted)
     with pytest.raises(KeyboardInterrupt):
         ablate(tiny_llama, ITEMS, out=tmp_path / "a", **options)
     assert asked.pop() == ["q2", "q3"]

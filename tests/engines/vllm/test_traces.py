@@ -60,7 +60,7 @@ def assert_traced(found, folder, prompts, rows, *, first=None):
         begin = len(prompts[row]) - 1 if first is None else first
         n = len(ids) - begin
         # the engine may have begun a step beyond the end of a text
-        assert layers["position"][:n].tolist() == list(range(begin, len(ids)))
+        assert list(layers["position"][:n]) == list(range(begin, len(ids)))
         assert len(layers["position"]) <= n + 1
         wanted = {name: values for name, values in plain(model, ids).items() if name in layers}
         assert {"norm_ratio", "io_cosine", "entropy", "top_token_id"} <= set(wanted)
