@@ -60,7 +60,7 @@ class Loading:
     backend: Annotated[
         str | None,
         typer.Option(
-            help="Library that runs the model: transformers, transformer-lens, nnsight or nnsight-remote. "
+            help="Library that runs the model: transformers, transformer-lens, nnsight, nnsight-remote or vllm. "
             "[default: transformers]"
         ),
     ] = None
@@ -97,6 +97,14 @@ class Loading:
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")] = (
         False
     )
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="With --backend vllm: an argument of vLLM's LLM, such as tensor_parallel_size=8; can be given several "
+            "times.",
+        ),
+    ] = None
 
     def refuse_unloadable(self, model: str, window: int | None = None) -> None:
         """ModelError or OptionError where the model cannot be loaded or the window is too deep for it.
@@ -140,7 +148,9 @@ class Loading:
         import layerlens as ll
 
         logging.set_verbosity_error()  # of the models, while they run: what a user must know is said by layerlens
-        return ll.load(model, **asdict(self))
+        given = asdict(self)
+        options = variables_of(given.pop("engine_option") or [], "engine_options", "tensor_parallel_size=8")
+        return ll.load(model, **given, engine_options=options or None)
 
     def place(self) -> "Place":
         """On which devices the model is put."""
@@ -333,8 +343,10 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def variables_of(words: Sequence[str]) -> dict[str, Any]:
-    """The variables of a chat template, from texts such as "enable_thinking=false".
+def variables_of(
+    words: Sequence[str], option: str = "chat_template_args", example: str = "enable_thinking=false"
+) -> dict[str, Any]:
+    """Values in JSON by name, from texts such as "enable_thinking=false"; the last two arguments are for messages.
 
     Raises:
         OptionError: a text is not a name with a value in JSON, or a name is given twice.
@@ -343,15 +355,14 @@ def variables_of(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, sign, value = word.partition("=")
         if not (name and sign):
-            advice = "write it like enable_thinking=false"
-            raise OptionError.about("chat_template_args", word, "is not of the form KEY=VALUE", advice)
+            raise OptionError.about(option, word, "is not of the form KEY=VALUE", f"write it like {example}")
         if name in variables:
-            raise OptionError.about("chat_template_args", word, f"gives {name} a second time", "give it once")
+            raise OptionError.about(option, word, f"gives {name} a second time", "give it once")
         try:
             variables[name] = json.loads(value)
         except ValueError as error:
             advice = f"write true, false, a number, or a text in double quotes: '{name}=\"text\"'"
-            raise OptionError.about("chat_template_args", word, "has a value that is not JSON", advice) from error
+            raise OptionError.about(option, word, "has a value that is not JSON", advice) from error
     return variables
 
 

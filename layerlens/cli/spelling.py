@@ -13,6 +13,7 @@ _IN_PYTHON = {
     "no_chat_template": "chat_template",
     "no_generation_config": "generation_config",
     "chat_template_arg": "chat_template_args",
+    "engine_option": "engine_options",
 }
 """What Python calls the options that the command line has under another name."""
 _IN_A_NAME = {"offset": "last-{}", "shift": "valley{:+d}"}

@@ -110,7 +110,8 @@ def generate(
     )
     tokenized = tokenize(model, dataset.prompts, settled)
     batches = by_length(tokenized, settled.batch_size)
-    if any(len({len(tokenized[index].token_ids) for index in batch}) > 1 for batch in batches):
+    ragged = any(len({len(tokenized[index].token_ids) for index in batch}) > 1 for batch in batches)
+    if model.backend.is_here and ragged:
         refuse_ignored_padding(model)
     jobs = [
         Job([tokenized[index] for index in batch], strategy, batch_seed(settled.seed, number))

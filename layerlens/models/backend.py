@@ -14,11 +14,18 @@ class Connection:
         is_here: whether the weights are in this process, so that any strategy can decode from them.
         home: the name of the module that decodes in place of our own loop, and has the `Engine` of traces; None: the
             loop decodes. A name, because such a module stands above those that use it.
+        identity: what tells weights that are not in this process from others of the same shapes.
     """
 
     name: str
     is_here: bool = True
     home: str | None = None
+    identity: str = ""
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """What a manifest says of the hardware where the weights are, if that is not this process."""
+        return {"processor": "remote"}
 
     @property
     def elsewhere(self) -> Any:

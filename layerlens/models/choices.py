@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from layerlens.errors import OptionError, did_you_mean
 
-BACKENDS = ("transformers", "transformer-lens", "nnsight", "nnsight-remote", "nnsight-simulated")
+BACKENDS = ("transformers", "transformer-lens", "nnsight", "nnsight-remote", "nnsight-simulated", "vllm")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 QUANTIZED = ("4bit", "8bit")

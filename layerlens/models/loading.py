@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from layerlens.compat import module_in
 from layerlens.errors import OptionError, spelled
-from layerlens.models import checkpoints, gguf, memory, nnsight, packed_gguf, sizes, transformer_lens
+from layerlens.models import checkpoints, gguf, memory, nnsight, packed_gguf, sizes, transformer_lens, vllm
 from layerlens.models.adapter import adapt
 from layerlens.models.attention import keep_softcap, notice_lost_softcap
 from layerlens.models.backend import TRANSFORMER_LENS, TRANSFORMERS
@@ -53,6 +53,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> Model:
     """A causal language model in the shape of `Model`, in eval mode, checked: its last readout is its own logits.
 
@@ -63,7 +64,8 @@ def load(
             own may put a begin token before every text where the model's does not.
         backend: what runs the passes: "transformers"; "transformer-lens" (which puts its own components into the model,
             in place); "nnsight"; "nnsight-remote", where the weights stay on nnsight's server and only scalars come
-            back; or "nnsight-simulated", nnsight's own simulation of a server. None: what the given model belongs to.
+            back; "nnsight-simulated", nnsight's own simulation of a server; or "vllm", whose engine `trace`, `generate`
+            and `ablate` start when they need it. None: what the given model belongs to.
         dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
         device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
         device_map: spreads the model over several devices; what does not fit on GPUs goes to memory, and the rest to
@@ -78,6 +80,7 @@ def load(
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
         allow_pickle: read pickled weights, which can run code while they load.
+        engine_options: with backend "vllm": further arguments of vLLM's `LLM`, such as {"tensor_parallel_size": 8}.
 
     Raises:
         ModelError: not found, not loadable, not a causal decoder, or it failed a check; or inside torch.autocast.
@@ -85,6 +88,9 @@ def load(
     """
     if backend is not None:
         refuse_unknown("backend", backend, BACKENDS)
+    if engine_options and backend != vllm.NAME:
+        what = f"are for {spelled('backend', vllm.NAME)}"
+        raise OptionError.about("engine_options", engine_options, what, "leave them out, or give that backend")
     if not isinstance(model, str | os.PathLike):
         places = (device, device_map, max_memory, offload_folder)
         if dtype != "auto" or keep_quantized or any(given is not None for given in (*places, quantize, revision)):
@@ -109,6 +115,14 @@ def load(
         what = f"belongs to a hub id, and {source} is a local path"
         raise OptionError.about("revision", revision, what, "leave it out")
     refuse_no_name(source)
+    if backend == vllm.NAME:
+        _refuse_placed({"device": device, "allow_pickle": allow_pickle})
+        with quiet():
+            _, _, gguf_file = located(source)
+            if gguf_file is not None:
+                what = f"does not run GGUF files, and {source} is one"
+                raise OptionError.about("backend", backend, what, "give a hub id or a folder, or another backend")
+            return vllm.loaded(source, _DTYPES.get(dtype), revision, trust_remote_code, engine_options or {})
     if backend == "nnsight-remote":
         with quiet():
             return nnsight.loaded(nnsight.named(source, revision), None, source, backend)
@@ -187,6 +201,14 @@ def _refuse_other_backends(backend: str | None, given: dict[str, Any]) -> None:
         raise OptionError.about(name, given[name], what, "leave one of them out")
 
 
+def _refuse_placed(given: dict[str, Any]) -> None:
+    """OptionError for options that vLLM has under names of its own."""
+    name = next((name for name, value in given.items() if value), None)
+    if name is not None:
+        what = f"does not work with {spelled('backend', vllm.NAME)}"
+        raise OptionError.about(name, given[name], what, f"leave it out; {spelled('engine_options')} are vLLM's own")
+
+
 def _backed(
     hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, commit: str | None, backend: str
 ) -> Model:
@@ -203,6 +225,9 @@ def _backed(
 
 
 def _from_memory(model: object, tokenizer: PreTrainedTokenizerBase | None, backend: str | None) -> Model:
+    if backend == vllm.NAME:
+        what = "loads a model by its name, and this one is in memory"
+        raise OptionError.about("backend", backend, what, "give a hub id or a folder")
     if transformer_lens.is_bridge(model):
         return _from_bridge(model, tokenizer, backend)
     if nnsight.is_language_model(model):

@@ -135,13 +135,14 @@ class Model:
     def fingerprint(self) -> str:
         """SHA-256 over the config and over names, shapes and 16 evenly spaced values of every parameter.
 
-        Values are left out where the weights are on a server.
+        Where the weights are not in this process, what the backend knows of them takes the place of the values.
         """
         digest = hashlib.sha256(json.dumps(told_by_config(self.hf.config), sort_keys=True, default=str).encode())
         for name, parameter in placement.parameters(self.hf):
             digest.update(f"{name}{tuple(parameter.shape)}{_sample(parameter)}".encode())
         for name, buffer in self.hf.named_buffers() if self.quantization else ():
             digest.update(f"{name}{tuple(buffer.shape)}{_sample(buffer)}".encode())  # some schemes keep weights there
+        digest.update(self.backend.identity.encode())
         return digest.hexdigest()
 
     def record(self) -> dict[str, str | int | None]:
@@ -163,7 +164,7 @@ class Model:
 
     def hardware(self) -> dict[str, Any]:
         """What a manifest says of the hardware that computes: the model's devices, or that it is a server's."""
-        return machine.hardware(self._places.split(", ")) if self.backend.is_here else {"processor": "remote"}
+        return machine.hardware(self._places.split(", ")) if self.backend.is_here else self.backend.hardware
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{self.layer_kinds.count(kind)} {kind}" for kind in dict.fromkeys(self.layer_kinds))

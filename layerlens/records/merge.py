@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -145,10 +146,7 @@ def _manifest(batches: list[list[str]], prompts: list[str], parts: Sequence[Mani
     }
     dataset |= {"rows": len(prompts), "prompts_sha256": digest("\0".join(prompts))}
     numbers = [part["totals"] for part in parts]
-    totals = {
-        name: any(of[name] for of in numbers) if isinstance(value, bool) else round(sum(of[name] for of in numbers), 3)
-        for name, value in numbers[0].items()
-    }
+    totals = {name: _total([of[name] for of in numbers if name in of]) for name in numbers[0]}
     said = {
         "dataset": dataset,
         "batches": batches,
@@ -156,3 +154,12 @@ def _manifest(batches: list[list[str]], prompts: list[str], parts: Sequence[Mani
         "merged_from": [{name: part[name] for name in ("created", "command", "hardware", "totals")} for part in parts],
     }
     return parts[0] | circumstances() | said
+
+
+def _total(values: Sequence[Any]) -> Any:
+    """What an entry of the totals is for all parts: whether it holds for any, each text once, the sum of numbers."""
+    if isinstance(values[0], bool):
+        return any(values)
+    if isinstance(values[0], str):
+        return ", ".join(dict.fromkeys(values))
+    return round(sum(values), 3)

@@ -1,11 +1,11 @@
 """What runs the passes of a trace: this process, nnsight in it, or nnsight's server. Each engine does the same
 things."""
 
-from abc import ABC, abstractmethod
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,6 +59,11 @@ class Engine(ABC):
         self._model = model
         self._options = options
         self._transport = transport
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the totals of a run say of the engine, once it has run."""
+        return {}
 
     @abstractmethod
     def refuse_unable(self, strategy: Strategy) -> None:

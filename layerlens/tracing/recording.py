@@ -78,7 +78,7 @@ def record(
                 writer.write(index, *_columns(tokenizer, batches[index], options, recorded))
                 bar.advance(len(batches[index]))
         run = open_run(out)
-        totals = _totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches))
+        totals = _totals(run, time.perf_counter() - started, resumed=len(pending) < len(batches)) | engine.told
         occurring = ids_in(
             run.positions["token_id"],
             run.positions["next_token_id"],

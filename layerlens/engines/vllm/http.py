@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, HTTPException
+
+from layerlens.engines.vllm.traces import unpacked
 
 
 class Routes:
@@ -31,20 +32,22 @@ class Routes:
             if id in of_rank:
                 if "error" in of_rank[id]:
                     raise HTTPException(409, of_rank[id]["error"])
-                plain: dict[str, Any] = for_json(of_rank[id])
-                return plain
+                return for_json(of_rank[id])
         raise HTTPException(
             404,
             f"layerlens has no records of {id!r}; they are kept for requests with a layerlens_id, and given out once",
         )
 
 
-def for_json(value: Any) -> Any:
-    """Dicts and lists of what JSON has; null for a number that is NaN or infinite."""
-    if isinstance(value, dict):
-        return {name: for_json(one) for name, one in value.items()}
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+def for_json(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with lists in place of arrays, and null in place of numbers that are NaN or infinite."""
+    if "layers" in record:
+        layers = {name: values.tolist() for name, values in unpacked(record["layers"]).items()}
+        record = {**record, "layers": {name: _plain(values) for name, values in layers.items()}}
+    return {**record, "values": _plain(record["values"])}
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return [for_json(one) for one in value]
+        return [_plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

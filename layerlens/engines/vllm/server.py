@@ -6,27 +6,12 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
 from layerlens.engines.vllm.options import KEY, engine_options
-from layerlens.engines.vllm.versions import VERSIONS, installed
 from layerlens.errors import OptionError, spelled
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 _OURS = {"--model": "model", "--additional-config": "strategy"}
 _GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins", "vllm.io_processor_plugins", "vllm.stat_logger_plugins")
-
-
-def refuse_without_vllm() -> None:
-    """OptionError where this environment has no vLLM, or one of a version that the plugin does not know."""
-    found = installed()
-    if found is None:
-        problem = "vLLM is not installed in this environment"
-    elif found not in SpecifierSet(VERSIONS, prereleases=True):
-        problem = f"vLLM {found} is installed, and layerlens works with {VERSIONS}"
-    else:
-        return
-    raise OptionError(problem, f"install it by `pip install 'vllm{VERSIONS}'`", given=found)
 
 
 def command(model: str, options: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:

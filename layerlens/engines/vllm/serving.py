@@ -12,7 +12,7 @@ from layerlens.decode.strategies import Strategy, layers_of
 from layerlens.engines.vllm.head import StockHead, before_head, behind_norm
 from layerlens.engines.vllm.options import KEY, EngineOptions, RequestOptions, engine_options, request_options
 from layerlens.engines.vllm.store import Store
-from layerlens.engines.vllm.traces import Span, Traces, measured
+from layerlens.engines.vllm.traces import Span, Traces, measured, packed
 from layerlens.lens.sums import arg_max
 
 _LOGITS_AT_ONCE = 2**27  # of candidates that are read out together; 512 MiB in float32
@@ -85,11 +85,11 @@ class Serving:
         self.traces.take(id)
 
     def take(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-        """What `Store.take` gives, with the request's trace as `layers` where it has one."""
+        """What `Store.take` gives, with the request's trace as `layers`, packed, where it has one."""
         found = self.store.take(ids)
         for id, record in found.items():
             if (layers := self.traces.take(id)) is not None:
-                record["layers"] = layers
+                record["layers"] = packed(layers)
         return found
 
     def expect(self, rows: Sequence[Row], spans: Callable[[], Sequence[Span]]) -> None:
@@ -179,7 +179,8 @@ class Serving:
             if _recorded(rows):
                 top = arg_max(logits.float())
                 layer = torch.full_like(top, self.n_layers)
-                numbers = torch.stack([top, layer, -torch.ones_like(top), torch.ones_like(top), layer > 0], dim=1)
+                finite = logits.gather(1, top.unsqueeze(1))[:, 0].abs() < torch.inf
+                numbers = torch.stack([top, layer, -torch.ones_like(top), torch.ones_like(top), finite], dim=1)
                 self._record(rows, Decisions(numbers.int(), logits.new_empty(len(rows), 0, dtype=torch.float32)))
             return logits
         at_once = max(1, _LOGITS_AT_ONCE // (len(layers) * reads.n_vocab))
@@ -189,7 +190,9 @@ class Serving:
             part = slice(start, start + at_once)
             readouts = self._readouts(layers, kept[part], rows[part], head, reads)
             choice = strategy.choose(readouts)
-            self._record(rows[part], Decisions.of(choice, readouts.projections))
+            if _recorded(rows[part]):
+                greatest = choice.logits.amax(1)  # a NaN counts as the greatest
+                self._record(rows[part], Decisions.of(choice, readouts.projections, greatest))
             answers.append(choice.logits)
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 

@@ -97,6 +97,7 @@ def _columns(tokens: dict[int, tuple[list[int], list[float]]]) -> dict[str, list
     # the same names and order as in the log of our own loop, whose first columns say which token it is
     for index, name in enumerate(COLUMNS[4:]):
         columns[name] = [tokens[place][0][index] for place in places]
+    columns["is_finite"] = [tokens[place][0][len(COLUMNS) - 4] == 1 for place in places]
     columns["values"] = [tokens[place][1] for place in places]
     return columns
 

@@ -72,7 +72,8 @@ def _measured(states: Sequence[States], last: States, norm: Any, head: StockHead
     reading = tiled.read(torch.cat(read), head, n_first=wanted.top, tile=whole)
 
     def by_layer(values: Tensor) -> Tensor:
-        return values.unflatten(0, (n_layers, n_rows)).transpose(0, 1)
+        by_row: Tensor = values.unflatten(0, (n_layers, n_rows)).transpose(0, 1)
+        return by_row
 
     columns = {
         "norm_ratio": ratio,
@@ -146,6 +147,19 @@ class Traces:
         while self._bytes > self._most_bytes and self._by_id:
             _, chunks = self._by_id.popitem(last=False)
             self._bytes -= sum(map(_size, chunks))
+
+
+def packed(columns: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+    """The columns as what vLLM hands from one process to another: numbers, texts, lists and bytes."""
+    return {
+        name: {"dtype": str(values.dtype), "shape": list(values.shape), "data": values.tobytes()}
+        for name, values in columns.items()
+    }
+
+
+def unpacked(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, Array]:
+    """The arrays of packed columns."""
+    return {name: np.frombuffer(one["data"], one["dtype"]).reshape(one["shape"]) for name, one in columns.items()}
 
 
 def _size(chunk: Mapping[str, Array]) -> int:

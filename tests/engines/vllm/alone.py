@@ -29,7 +29,8 @@ if "--v2" in sys.argv:
 
 
 def main() -> None:
-    from layerlens.engines.vllm.http import for_json
+    import numpy as np
+
     from tests.engines.vllm.engines import answers, engine
 
     folder, prompts, extras, given = sys.argv[1], *map(json.loads, sys.argv[2:5])
@@ -37,7 +38,8 @@ def main() -> None:
         config = llm.llm_engine.vllm_config
         found = answers(llm, prompts, extras, n_tokens=8)
         of_ranks = [len(one) for one in llm.collective_rpc("layerlens_take")]
-        print(json.dumps({"v2": config.use_v2_model_runner, "ranks": len(of_ranks), **for_json(found._asdict())}))
+        said = {"v2": config.use_v2_model_runner, "ranks": len(of_ranks), **found._asdict()}
+        print(json.dumps(said, default=np.ndarray.tolist))
 
 
 if __name__ == "__main__":

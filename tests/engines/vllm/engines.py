@@ -14,6 +14,7 @@ from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.chooser import Chooser
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.strategies import Strategy
+from layerlens.engines.vllm.traces import unpacked
 from layerlens.models import tiny_model, tiny_tokenizer
 
 N_TOKENS = 16
@@ -99,6 +100,9 @@ def answers(
     given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
     out = llm.generate(given, params, use_tqdm=False)
     records = llm.collective_rpc("layerlens_take")[0]
+    for record in records.values():
+        if "layers" in record:
+            record["layers"] = unpacked(record["layers"])
     return Answers(
         [list(one.outputs[0].token_ids) for one in out], [records.get(str(number)) for number in range(len(prompts))]
     )

@@ -1,0 +1,124 @@
+"""vLLM in place of our own loop: `generate`, `ablate` and `trace` of a model that was loaded with backend "vllm"."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from layerlens.decode.batch import Decoded
+from layerlens.decode.loop import Job
+from layerlens.decode.options import GenerateOptions
+from layerlens.decode.strategies import Strategy
+from layerlens.engines.vllm.offline import Answer, Asked, Offline, named
+from layerlens.errors import OptionError, spelled
+from layerlens.lens import IDENTITY, Transport
+from layerlens.models import Model
+from layerlens.models.vllm import NAME, Vllm
+from layerlens.tracing.engines import Batch, Engine, OnTokens, Recorded
+from layerlens.tracing.meter import FLOATS, Wanted
+from layerlens.tracing.passes import Rows
+
+_CONFIG = "generation_config"
+
+
+def decoded(
+    model: Model, jobs: Sequence[Job], transport: Transport, options: GenerateOptions
+) -> Iterator[tuple[int, Decoded]]:
+    """What is emitted for the prompts of each job, in the order in which jobs are completed."""
+    _refuse(options, transport)
+    strategies = [job.strategy for job in jobs]
+    engine = ready(model, strategies, None)
+    asked = [Asked([prompt.token_ids for prompt in job.prompts], job.strategy, job.seed) for job in jobs]
+    for number, answers in engine.answered(asked, options):
+        yield number, _as_decoded(answers)
+
+
+def ready(model: Model, strategies: Sequence[Strategy], wanted: Wanted | None) -> Offline:
+    """The model's engine, started anew where the one that runs lacks a strategy's layers or the traces."""
+    backend = model.backend
+    assert isinstance(backend, Vllm)
+    for strategy in strategies:
+        named(strategy)
+    if backend.running and not backend.running[0].fits(strategies, wanted):
+        backend.running.pop().close()
+    if not backend.running:
+        backend.running.append(Offline(model, strategies, wanted))
+    engine: Offline = backend.running[0]
+    return engine
+
+
+class Tracing(Engine):
+    """vLLM's engine, which measures all layers of each step."""
+
+    modes = ("generate", "replay")
+
+    def refuse_unable(self, strategy: Strategy) -> None:
+        """It records while it runs, and reads what its workers have at hand."""
+        options = self._options
+        _refuse(options, self._transport)
+        named(strategy)
+        for option in ("targets", "sublayers"):
+            if given := getattr(options, option):
+                what = f"does not work with {spelled('backend', NAME)}"
+                raise OptionError.about(option, given, what, "leave it out, or give another backend")
+        if options.lens_precision != "float32":
+            what = f"is for a model in this process, and not for {spelled('backend', NAME)}"
+            raise OptionError.about("lens_precision", options.lens_precision, what, "leave it out")
+        if options.mode == "replay" and options.max_new_tokens:
+            what = f"is not needed with {spelled('backend', NAME)}, which records every state while it generates"
+            raise OptionError.about("mode", options.mode, what, "leave it out")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Which of vLLM's model runners ran."""
+        backend = self._model.backend
+        assert isinstance(backend, Vllm)
+        return {"runner": backend.running[0].runner} if backend.running else {}
+
+    def recorded(
+        self, batches: Sequence[Batch], strategy: Strategy, on_tokens: OnTokens
+    ) -> Iterator[tuple[int, Recorded]]:
+        """In the order in which batches are completed. The seconds of a batch are those since the last one was."""
+        options = self._options
+        wanted = Wanted(**{one.name: getattr(options, one.name) for one in fields(Wanted)})
+        engine = ready(self._model, [strategy], wanted)
+        asked = [Asked(batch.prompts, strategy, batch.seed) for batch in batches]
+        started = time.perf_counter()
+        for number, answers in engine.answered(asked, options, options.positions):
+            on_tokens(sum(len(one.token_ids) for one in answers))
+            emitted = _as_decoded(answers) if options.max_new_tokens else None
+            measured, rows = _measured(answers, self._model.n_layers)
+            now = time.perf_counter()
+            yield number, Recorded(emitted, measured, rows, now - started)
+            started = now
+
+
+def _refuse(options: GenerateOptions, transport: Transport) -> None:
+    """OptionError for what vLLM's sampler or layerlens inside it cannot do."""
+    if transport is not IDENTITY:
+        what = f"does not work with {spelled('backend', NAME)}"
+        given = transport.record().get("source")
+        raise OptionError.about("lens", given, what, "leave it out, or give another backend")
+    if isinstance(options.generation_config, Mapping) and options.generation_config:
+        names = ", ".join(options.generation_config)
+        what = f"of this model asks for {names}, which {spelled('backend', NAME)} does not follow"
+        raise OptionError.about(_CONFIG, True, what, f"give {spelled(_CONFIG, False)}, or another backend")
+
+
+def _as_decoded(answers: Sequence[Answer]) -> Decoded:
+    return Decoded(
+        [one.token_ids for one in answers], [one.finish_reason for one in answers], [one.decisions for one in answers]
+    )
+
+
+def _measured(answers: Sequence[Answer], n_layers: int) -> tuple[dict[str, Any], Rows]:
+    """The columns of all answers one after the other; what vLLM does not tell is NaN."""
+    layers = [one.layers for one in answers if one.layers is not None]
+    names = [name for name in layers[0] if name != "position"]
+    columns: dict[str, Any] = {name: np.concatenate([one[name] for one in layers]) for name in names}
+    n_rows = len(columns["entropy"])
+    columns |= {name: np.full((n_rows, n_layers), np.nan, dtype=np.float32) for name in FLOATS if name not in columns}
+    batch_row = np.repeat(np.arange(len(layers)), [len(one["position"]) for one in layers])
+    return columns, Rows(batch_row, np.concatenate([one["position"] for one in layers]).astype(np.int64))

@@ -1,0 +1,239 @@
+"""An engine of vLLM that answers the prompts of a trace, an ablation or a generation, all together."""
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from layerlens.decode.identity import attributes_of
+from layerlens.decode.log import Decisions
+from layerlens.decode.options import GenerateOptions
+from layerlens.decode.prompts import end_token_ids
+from layerlens.decode.registry import strategy_record
+from layerlens.decode.strategies import Strategy, layers_of
+from layerlens.engines.vllm.options import KEY
+from layerlens.engines.vllm.traces import unpacked
+from layerlens.engines.vllm.versions import refuse_without_vllm
+from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
+from layerlens.models import Model
+from layerlens.models.vllm import Vllm
+from layerlens.records.manifest import digest
+from layerlens.tracing.meter import Wanted
+
+_NO_LIMIT = 2**50  # of the records, which are fetched as soon as a text has ended
+
+
+class Asked(NamedTuple):
+    """A batch of prompts, as token ids, that are asked together."""
+
+    prompts: Sequence[Sequence[int]]
+    strategy: Strategy
+    seed: int
+
+
+class Answer(NamedTuple):
+    """What came back for one prompt."""
+
+    token_ids: list[int]
+    finish_reason: str
+    decisions: Decisions
+    layers: Mapping[str, Any] | None
+
+
+class Offline:
+    """A running engine, and what it was started for.
+
+    Args:
+        model: of this backend.
+        strategies: those that requests will name.
+        wanted: what is read of each layer; None where nothing is traced.
+    """
+
+    def __init__(self, model: Model, strategies: Sequence[Strategy], wanted: Wanted | None) -> None:
+        self._model = model
+        self._strategies = list(dict.fromkeys(strategies))
+        self._wanted = wanted
+        self._count = 0
+        options: dict[str, Any] = {"strategy": "last", "also": list(map(named, self._strategies))}
+        options["record_bytes"] = _NO_LIMIT
+        if wanted is not None:
+            options["traces"] = {name: getattr(wanted, name) for name in ("kl", "js", "top")}
+        self._llm = _started(model, options)
+
+    def fits(self, strategies: Sequence[Strategy], wanted: Wanted | None) -> bool:
+        """Whether these strategies can be asked for, with such traces."""
+        kept = {layer for one in self._strategies for layer in self._layers(one)} | {self._model.n_layers}
+        needed = {layer for one in strategies for layer in self._layers(one)}
+        return needed <= kept and (wanted is None or wanted == self._wanted)
+
+    def _layers(self, strategy: Strategy) -> tuple[int, ...]:
+        return layers_of(strategy, self._model.n_layers, self._model.tied)
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    @property
+    def runner(self) -> str:
+        """Which of vLLM's model runners it has."""
+        return "V2" if self._llm.llm_engine.vllm_config.use_v2_model_runner else "V1"
+
+    def answered(
+        self, batches: Sequence[Asked], options: GenerateOptions, trace: str | None = None
+    ) -> Iterator[tuple[int, list[Answer]]]:
+        """The number of each batch, with the answers to its prompts, in the order in which batches are completed.
+
+        Args:
+            batches: of prompts.
+            options: settled; with `max_new_tokens` 0 nothing is emitted.
+            trace: which states are traced, if any.
+        """
+        engine = self._llm.llm_engine
+        room = 2 * engine.vllm_config.scheduler_config.max_num_seqs  # so that the engine never waits for requests
+        waiting, open_batches = list(enumerate(batches))[::-1], dict[int, dict[int, Any]]()
+        of_request: dict[str, tuple[int, int]] = {}
+        try:
+            while waiting or of_request:
+                while waiting and len(of_request) < room:
+                    number, batch = waiting.pop()
+                    open_batches[number] = {}
+                    for row, prompt in enumerate(batch.prompts):
+                        id = self._new_id()
+                        params = self._params(batch, row, options, id, trace)
+                        engine.add_request(id, {"prompt_token_ids": list(prompt)}, params)
+                        of_request[id] = number, row
+                for out in engine.step():
+                    if not out.finished:
+                        continue
+                    number, row = of_request.pop(out.request_id)
+                    open_batches[number][row] = out
+                    if len(open_batches[number]) == len(batches[number].prompts):
+                        outs = open_batches.pop(number)
+                        yield number, self._answers([outs[row] for row in sorted(outs)], options, trace)
+        finally:
+            if of_request:
+                engine.abort_request(list(of_request))
+                with contextlib.suppress(Exception):  # the engine may be what failed
+                    self._llm.collective_rpc("layerlens_take")
+
+    def _new_id(self) -> str:
+        self._count += 1
+        return f"layerlens-{self._count}"
+
+    def _params(self, batch: Asked, row: int, options: GenerateOptions, id: str, trace: str | None) -> Any:
+        from vllm import SamplingParams
+
+        seed = int(digest(f"{batch.seed}/{row}")[:8], 16)
+        given = named(batch.strategy) | {"id": id, "seed": seed}
+        if trace is not None:
+            given["trace"] = trace
+        drawn = {"temperature": options.temperature, "seed": seed} if options.samples else {"temperature": 0.0}
+        drawn |= {"top_p": options.top_p or 1.0, "top_k": options.top_k or 0} if options.samples else {}
+        ends = end_token_ids(self._model, options)
+        emits = options.max_new_tokens > 0
+        return SamplingParams(
+            max_tokens=max(1, options.max_new_tokens),
+            min_tokens=(options.min_new_tokens or 0) if emits else 0,
+            repetition_penalty=options.repetition_penalty or 1.0,
+            stop=options.stops if emits else None,
+            stop_token_ids=ends if emits else None,
+            ignore_eos=True,  # the ends are those of the options
+            detokenize=bool(options.stops) and emits,
+            skip_special_tokens=False,
+            extra_args={KEY: given},
+            **drawn,
+        )
+
+    def _answers(self, outs: Sequence[Any], options: GenerateOptions, trace: str | None) -> list[Answer]:
+        ids = [out.request_id for out in outs]
+        found = self._llm.collective_rpc("layerlens_take", args=(ids,))[0]
+        return [_answer(out, found.get(out.request_id), options, trace) for out in outs]
+
+
+def named(strategy: Strategy) -> dict[str, Any]:
+    """The strategy as an engine's options name it; OptionError for one that engines in other processes lack."""
+    name = strategy_record(strategy)["name"]
+    if type(strategy).__module__.split(".")[0] != __name__.split(".")[0]:
+        what = "is of your own making, and vLLM's processes do not have it"
+        raise OptionError.about("strategy", name, what, "decode with backend transformers")
+    values = {option: list(one) if isinstance(one, tuple) else one for option, one in attributes_of(strategy).items()}
+    return {"strategy": name, **values}
+
+
+def _started(model: Model, options: dict[str, Any]) -> Any:
+    refuse_without_vllm()
+    backend = model.backend
+    assert isinstance(backend, Vllm)
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and KEY not in plugins.split(","):
+        what = f"does not name {KEY}, so that vLLM leaves it out"
+        raise OptionError.about("VLLM_PLUGINS", plugins, what, f"add {KEY} to it, or unset it")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm import LLM
+
+    defaults = {"max_model_len": -1, "generation_config": "vllm", "disable_log_stats": True}
+    try:
+        return LLM(**{**defaults, **backend.arguments}, additional_config={KEY: options})
+    except Exception as error:
+        ours = _cause(error)
+        if ours is not None:
+            raise ours from error
+        raise ModelError(
+            f"vLLM could not start {model.source} ({first_sentence(error)})",
+            "see what vLLM said above; its arguments are given as engine_options",
+            given=model.source,
+        ) from error
+
+
+def _cause(error: BaseException | None) -> LayerlensError | None:
+    while error is not None:
+        if isinstance(error, LayerlensError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _answer(out: Any, record: Mapping[str, Any] | None, options: GenerateOptions, trace: str | None) -> Answer:
+    completion = out.outputs[0]
+    token_ids = list(completion.token_ids)
+    n_prompt = len(out.prompt_token_ids)
+    reason = "stop" if completion.finish_reason == "stop" else "length"
+    if record is None or "error" in record or record["place"][: len(token_ids)] != list(range(len(token_ids))):
+        raise ModelError(
+            f"vLLM's records of {out.request_id} are not complete",
+            "report this with the versions that `layerlens doctor` shows",
+            given=out.request_id,
+        )
+    finite = record["is_finite"][: len(token_ids)]
+    if False in finite:
+        token_ids, reason = token_ids[: finite.index(False)], "non_finite"
+    if options.max_new_tokens == 0:
+        token_ids = []
+    n = len(token_ids)
+    numbers = [record[name][:n] for name in ("last_token_id", "selected_layer", "valley_layer", "projections")]
+    decided = torch.tensor([*numbers, [1] * n], dtype=torch.int32).reshape(5, n).t()
+    values = torch.tensor(record["values"][:n], dtype=torch.float32).reshape(n, len(record["values"][0]))
+    if trace is None:
+        return Answer(token_ids, reason, Decisions(decided, values), None)
+    layers = unpacked(record.get("layers", {}))
+    first = n_prompt - 1 if trace == "generated" else 0
+    last = n_prompt + max(0, n - 1)
+    place = layers.get("position", np.zeros(0, dtype=int))
+    layers = {name: column[place < last] for name, column in layers.items()}
+    if list(place[place < last]) != list(range(first, last)):
+        missing = sorted(set(range(first, last)) - set(place.tolist()))
+        raise ModelError(
+            f"vLLM did not trace positions {missing[:5]} of {out.request_id}",
+            "report this with the versions that `layerlens doctor` shows",
+            given=out.request_id,
+        )
+    return Answer(token_ids, reason, Decisions(decided, values), layers)

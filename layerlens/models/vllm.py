@@ -1,0 +1,117 @@
+"""A model that vLLM runs: its config and its tokenizer are here, its weights are in vLLM's engine."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+
+from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.models import machine, sizes
+from layerlens.models.adapter import adapt
+from layerlens.models.backend import Connection
+from layerlens.models.checkpoints import config_and_loader
+from layerlens.models.locate import refuse_without_tokenizer
+from layerlens.models.model import Model
+from layerlens.sources import hub
+
+NAME = "vllm"
+_OURS = ("model", "tokenizer", "additional_config", "dtype", "revision", "trust_remote_code", "hf_overrides")
+
+
+@dataclass(frozen=True, eq=False)
+class Vllm(Connection):
+    """vLLM as a backend.
+
+    Attributes:
+        arguments: of vLLM's `LLM`, without those about layerlens.
+        running: the engine, once it has been started.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    running: list[Any] = field(default_factory=list)
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """The hardware of this machine, and the engine with its version and arguments."""
+        place = "cuda:0" if torch.cuda.is_available() else "cpu"
+        package = packages_distributions().get("vllm", [NAME])[0]
+        given = {name: value for name, value in self.arguments.items() if name != "model"}
+        return machine.hardware([place]) | {"engine": NAME, "engine_version": version(package), "engine_options": given}
+
+
+def loaded(
+    source: str, dtype: torch.dtype | None, revision: str | None, trust: bool, options: Mapping[str, Any]
+) -> Model:
+    """The model in the shape of `Model`, whose parameters have shapes and no numbers. No engine is started yet.
+
+    Args:
+        source: a folder or a hub id.
+        dtype: the type to load it in; None for the type that the checkpoint names.
+        revision: branch, tag or commit of a hub id.
+        trust: run code that comes with the checkpoint.
+        options: further arguments of vLLM's `LLM`.
+
+    Raises:
+        ModelError: its config or its tokenizer cannot be read.
+        OptionError: an option is layerlens' own to give.
+    """
+    for name, value in options.items():
+        if name in _OURS:
+            what = f"gives {name}, which layerlens gives to vLLM itself"
+            raise OptionError.about("engine_options", {name: value}, what, "leave it out")
+    config, loader, safety = config_and_loader(source, {"trust_remote_code": trust, "revision": revision or "main"})
+    if loader is None:
+        raise ModelError(
+            f"transformers knows no class for {source}, by which its layers could be counted",
+            "give another model, or `layerlens serve` it",
+            given=source,
+        )
+    if (folder := Path(source).expanduser()).is_dir():
+        refuse_without_tokenizer(source, folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **safety)
+    except Exception as error:
+        problem = f"{source} has no tokenizer that can be loaded ({first_sentence(error)})"
+        raise ModelError(problem, "add tokenizer.json", given=source) from error
+    kind = dtype or sizes.dtype_of(config) or torch.float32
+    with torch.device("meta"):
+        hf = loader.from_config(config, dtype=kind, trust_remote_code=trust)
+    with contextlib.suppress(OSError):  # it has none, and transformers' default stays
+        hf.generation_config = GenerationConfig.from_pretrained(source, **{**safety, "trust_remote_code": None})
+    arguments = {"model": source, "dtype": str(kind).removeprefix("torch."), "trust_remote_code": trust, **options}
+    if revision is not None:
+        arguments["revision"] = revision
+    commit = None if folder.is_dir() else hub.commit_of(source, "config.json", revision or "main")
+    backend = Vllm(
+        NAME,
+        is_here=False,
+        home="layerlens.engines.vllm.backend",
+        identity=commit or _identity(folder),
+        arguments=arguments,
+    )
+    return replace(adapt(hf.eval(), tokenizer, source, commit), backend=backend)
+
+
+def _identity(folder: Path) -> str:
+    """A digest of some bytes of every weight file, 16 pieces evenly spaced over each of its tensors."""
+    told = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            for name, entry in sorted(header.items()):
+                if name == "__metadata__":
+                    continue
+                begin, end = entry["data_offsets"]
+                told.update(f"{name}{entry['dtype']}{entry['shape']}".encode())
+                for piece in range(16):
+                    file.seek(8 + size + begin + (end - begin) * piece // 16)
+                    told.update(file.read(min(4, end - begin)))
+    return told.hexdigest()

@@ -1,0 +1,199 @@
+"""`generate`, `trace` and `ablate` of a model that vLLM runs give what they give with transformers."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import layerlens as ll
+from layerlens.engines.vllm import backend
+from tests.refusals import refused
+
+TEXTS = [
+    "Hello there, you",
+    "a b c d e f g h i",
+    "The capital of France is the",
+    "x",
+    "once more, a longer text of words",
+]
+ENGINE = {"enforce_eager": True, "max_model_len": 128, "max_num_seqs": 3}
+OPTIONS = {"max_new_tokens": 10, "eos_token_id": -1}
+
+
+@contextmanager
+def both(folder, **engine):
+    """The model in transformers, and in vLLM."""
+    by_vllm = ll.load(folder, backend="vllm", dtype="float32", engine_options=ENGINE | engine)
+    try:
+        yield ll.load(folder, dtype="float32"), by_vllm
+    finally:
+        if by_vllm.backend.running:
+            by_vllm.backend.running.pop().close()
+
+
+@pytest.fixture(scope="module")
+def models(folder_of):
+    with both(folder_of("qwen3")) as pair:
+        yield pair
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        (ll.Valley(window=4), {}),
+        (ll.Last(), {"repetition_penalty": 1.3}),
+        (ll.Valley(window=3, criterion="margin"), {"min_new_tokens": 4}),
+        (ll.Valley(window=4, shift=-1, entropy_floor=4.0), {}),
+        (ll.DoLa(candidates=(1, 2), per="row"), {}),
+        (ll.Fixed(1), {}),
+    ],
+)
+def test_texts_and_decisions(models, strategy, options):
+    ours, theirs = (ll.generate(model, TEXTS, strategy=strategy, batch_size=5, **OPTIONS | options) for model in models)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
+        exact = ["position", "next_token_id", "last_token_id", "selected_layer", "valley_layer"]
+        pd.testing.assert_frame_equal(one.steps[exact], other.steps[exact])
+
+
+def test_what_ends_a_text(models):
+    """A token, and a string that is complete in the middle of a text."""
+    ours, _ = models
+    free = ll.generate(ours, TEXTS, strategy="last", batch_size=5, **OPTIONS)
+    ends = [one.token_ids[3] for one in free]
+    stop = free[0].text[2:4]
+    for options in ({"eos_token_id": ends}, {"stop_strings": [stop]}, {"eos_token_id": ends, "min_new_tokens": 6}):
+        one, other = (ll.generate(model, TEXTS, strategy="last", batch_size=5, **OPTIONS | options) for model in models)
+        assert [text.token_ids for text in one] == [text.token_ids for text in other]
+        assert [text.finish_reason for text in one] == [text.finish_reason for text in other]
+        assert "stop" in {text.finish_reason for text in other}
+
+
+def test_what_is_drawn_depends_on_the_seed_and_not_on_the_other_prompts(models):
+    _, model = models
+    drawn = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, **OPTIONS}
+    whole = [one.token_ids for one in ll.generate(model, TEXTS, strategy="last", batch_size=5, seed=3, **drawn)]
+    again = [one.token_ids for one in ll.generate(model, TEXTS, strategy="last", batch_size=5, seed=3, **drawn)]
+    other = [one.token_ids for one in ll.generate(model, TEXTS, strategy="last", batch_size=5, seed=4, **drawn)]
+    assert whole == again
+    assert whole != other
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"kl": True, "js": True, "top": 3}, id="generated"),
+        pytest.param({"positions": "all", "batch_size": 2}, id="all positions"),
+        pytest.param({"max_new_tokens": 0, "batch_size": 2}, id="given texts"),
+    ],
+)
+def test_traces(models, options, tmp_path):
+    settings = {"strategy": "last", "progress": False, **OPTIONS, **options}
+    if not settings["max_new_tokens"]:
+        settings.pop("eos_token_id")
+    ours, theirs = (
+        ll.trace(model, TEXTS, out=tmp_path / name, **settings)
+        for model, name in zip(models, ("ours", "theirs"), strict=True)
+    )
+    pd.testing.assert_frame_equal(ours.positions, theirs.positions)
+    pd.testing.assert_frame_equal(ours.prompts.drop(columns="seconds"), theirs.prompts.drop(columns="seconds"))
+    names = ["norm_ratio", "io_cosine", "entropy"]
+    names += ["kl_last_to_layer", "js_from_last", "top_k_probs"] if "top" in options else []
+    for name in names:
+        np.testing.assert_allclose(ours.layers(name), theirs.layers(name), atol=1e-3, err_msg=name)
+    np.testing.assert_array_equal(ours.layers("top_token_id"), theirs.layers("top_token_id"))
+    assert np.isnan(theirs.layers("attn_ratio")).all()
+    assert theirs.manifest["model"]["backend"] == "vllm"
+    assert theirs.manifest["totals"]["runner"] == "V1"
+    assert theirs.manifest["hardware"]["engine_version"].startswith("0.3")
+    assert theirs.manifest["hardware"]["engine_options"]["max_num_seqs"] == 3
+
+
+def test_a_trace_that_was_interrupted_is_resumed_and_shards_are_merged(models, tmp_path, monkeypatch):
+    _, model = models
+    settings = {"strategy": "valley", "window": 4, "progress": False, **OPTIONS}
+    whole = ll.trace(model, TEXTS, out=tmp_path / "whole", **settings)
+    recorded = backend.Tracing.recorded
+
+    def interrupted(self, *given):
+        for count, found in enumerate(recorded(self, *given)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend.Tracing, "recorded", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ll.trace(model, TEXTS, out=tmp_path / "part", **settings)
+    assert len(ll.open_run(tmp_path / "part").prompts) == 2
+    asked = []
+
+    def counted(self, batches, *more):
+        asked.extend(batches)
+        return recorded(self, batches, *more)
+
+    monkeypatch.setattr(backend.Tracing, "recorded", counted)
+    part = ll.trace(model, TEXTS, out=tmp_path / "part", resume=True, **settings)
+    assert len(asked) == 3
+    assert_equal(part, whole)
+    data = ll.read_prompts(prompt_file(tmp_path))
+    whole = ll.trace(model, data, out=tmp_path / "of file", **settings)
+    for number in (1, 2):
+        ll.trace(model, data.shard(number, 2), out=tmp_path / f"shard{number}", **settings)
+    assert_equal(ll.merge([tmp_path / "shard1", tmp_path / "shard2"], out=tmp_path / "merged"), whole)
+
+
+def prompt_file(folder):
+    path = folder / "texts.txt"
+    path.write_text("\n".join(TEXTS), encoding="utf-8")
+    return path
+
+
+def assert_equal(one, other):
+    order = ["prompt_id", "position"]
+    frames = (run.positions.sort_values(order).reset_index(drop=True) for run in (one, other))
+    pd.testing.assert_frame_equal(*frames)
+    places = [run.positions.reset_index(drop=True).sort_values(order).index for run in (one, other)]
+    for name in ("norm_ratio", "entropy", "top_token_id"):
+        np.testing.assert_allclose(one.layers(name)[places[0]], other.layers(name)[places[1]], atol=1e-5)
+
+
+def test_another_model_of_the_same_shapes_is_not_resumed(models, folder_of, tmp_path):
+    import shutil
+
+    import torch
+
+    _, model = models
+    settings = {"progress": False, **OPTIONS}
+    ll.trace(model, TEXTS[:2], out=tmp_path / "run", **settings)
+    changed = tmp_path / "changed"
+    shutil.copytree(folder_of("qwen3"), changed)
+    other = ll.load(str(changed), dtype="float32")
+    with torch.no_grad():
+        other.hf.model.layers[0].mlp.up_proj.weight *= 1.01
+    other.hf.save_pretrained(changed)
+    again = ll.load(str(changed), backend="vllm", dtype="float32", engine_options=ENGINE)
+    with refused(ll.RunError, given=tmp_path / "run"):
+        ll.trace(again, TEXTS[:2], out=tmp_path / "run", resume=True, **settings)
+    assert not again.backend.running
+
+
+def test_an_ablation(models, tmp_path):
+    items = ll.dataset("sample", limit=4)
+    options = {"arms": ["valley", "last-1"], "p": [0, 1], "window": 4, "progress": False, **OPTIONS}
+    ours, theirs = (
+        ll.ablate(model, items, out=tmp_path / name, **options)
+        for model, name in zip(models, ("ours", "theirs"), strict=True)
+    )
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_what_vllm_does_not_do_is_refused_before_an_engine_starts(folder_of, tmp_path):
+    model = ll.load(folder_of("llama"), backend="vllm", dtype="float32", engine_options=ENGINE)
+    out = {"out": tmp_path / "run", "max_new_tokens": 4}
+    for options in ({"targets": True}, {"sublayers": True}, {"mode": "replay"}, {"lens_precision": "bfloat16"}):
+        with refused(ll.OptionError, *next(iter(options.items()))):
+            ll.trace(model, TEXTS, **out, **options)
+    assert not model.backend.running
+    assert not (tmp_path / "run").exists()
