@@ -42,7 +42,7 @@ def serve(
         raise OptionError.about("model", model, what, "give a hub id or a folder")
     # and what needs torch
     from layerlens.engines.vllm.server import command, environment
-    from layerlens.engines.vllm.versions import refuse_without_vllm
+    from layerlens.models.vllm_versions import refuse_without_vllm
 
     given = {option: value for option, value in asdict(strategy_options).items() if value is not None}
     given |= {"strategy": strategy} | ({} if window is None else {"window": window}) | ({"also": also} if also else {})

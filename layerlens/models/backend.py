@@ -22,6 +22,9 @@ class Connection:
     home: str | None = None
     identity: str = ""
 
+    def refuse_absent(self) -> None:
+        """OptionError where what runs the passes is not installed."""
+
     @property
     def hardware(self) -> dict[str, Any]:
         """What a manifest says of the hardware where the weights are, if that is not this process."""

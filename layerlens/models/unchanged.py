@@ -31,6 +31,7 @@ def still_as_loaded(
     """
     if not model.backend.is_here:
         if may_be_remote or (may_decode_elsewhere and model.backend.home is not None):
+            model.backend.refuse_absent()
             return
         what = f"leaves the weights of {model.source} on a server, and this decodes here"
         advice = f"load it with {spelled('backend', 'transformers')}"

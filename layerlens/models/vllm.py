@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from layerlens.models.backend import Connection
 from layerlens.models.checkpoints import config_and_loader
 from layerlens.models.locate import refuse_without_tokenizer
 from layerlens.models.model import Model
+from layerlens.models.vllm_versions import installed, refuse_without_vllm
 from layerlens.sources import hub
 
 NAME = "vllm"
@@ -37,13 +37,16 @@ class Vllm(Connection):
     arguments: Mapping[str, Any] = field(default_factory=dict)
     running: list[Any] = field(default_factory=list)
 
+    def refuse_absent(self) -> None:
+        """OptionError where vLLM is not installed, or in a version that the plugin does not know."""
+        refuse_without_vllm()
+
     @property
     def hardware(self) -> dict[str, Any]:
         """The hardware of this machine, and the engine with its version and arguments."""
         place = "cuda:0" if torch.cuda.is_available() else "cpu"
-        package = packages_distributions().get("vllm", [NAME])[0]
         given = {name: value for name, value in self.arguments.items() if name != "model"}
-        return machine.hardware([place]) | {"engine": NAME, "engine_version": version(package), "engine_options": given}
+        return machine.hardware([place]) | {"engine": NAME, "engine_version": installed(), "engine_options": given}
 
 
 def loaded(
@@ -82,7 +85,7 @@ def loaded(
         raise ModelError(problem, "add tokenizer.json", given=source) from error
     kind = dtype or sizes.dtype_of(config) or torch.float32
     with torch.device("meta"):
-        hf = loader.from_config(config, dtype=kind, trust_remote_code=trust)
+        hf = loader.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust)  # which all layers can follow
     with contextlib.suppress(OSError):  # it has none, and transformers' default stays
         hf.generation_config = GenerationConfig.from_pretrained(source, **{**safety, "trust_remote_code": None})
     arguments = {"model": source, "dtype": str(kind).removeprefix("torch."), "trust_remote_code": trust, **options}
@@ -96,7 +99,9 @@ def loaded(
         identity=commit or _identity(folder),
         arguments=arguments,
     )
-    return replace(adapt(hf.eval(), tokenizer, source, commit), backend=backend)
+    model = replace(adapt(hf.eval(), tokenizer, source, commit), backend=backend)
+    hf.to(kind)
+    return model
 
 
 def _identity(folder: Path) -> str:

@@ -12,8 +12,10 @@ other engine the model's class, its graphs and its logits are vLLM's own.
     rows        which request each row of a step belongs to, in both of vLLM's model runners
     taps        states of layers of a model that does not hand them out
     store       what was decided about each token, until it is fetched
+    traces      what each layer did to each token, likewise
     http        records over HTTP
-    versions    which vLLM this works with
+    offline     an engine that answers many prompts
+    backend     what `generate`, `trace` and `ablate` get from such an engine
 """
 
 

@@ -17,7 +17,6 @@ from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Strategy, layers_of
 from layerlens.engines.vllm.options import KEY
 from layerlens.engines.vllm.traces import unpacked
-from layerlens.engines.vllm.versions import refuse_without_vllm
 from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
 from layerlens.models import Model
 from layerlens.models.vllm import Vllm
@@ -170,7 +169,6 @@ def named(strategy: Strategy) -> dict[str, Any]:
 
 
 def _started(model: Model, options: dict[str, Any]) -> Any:
-    refuse_without_vllm()
     backend = model.backend
     assert isinstance(backend, Vllm)
     plugins = os.environ.get("VLLM_PLUGINS")

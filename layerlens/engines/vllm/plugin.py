@@ -10,7 +10,7 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.v1.worker.worker_base import WorkerBase
 
-from layerlens.engines.vllm.versions import VERSIONS, installed
+from layerlens.models.vllm_versions import VERSIONS, installed
 
 _logger = logging.getLogger("vllm.layerlens")
 
