@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from layerlens.axes import Logits, Scalars, States
+from layerlens.axes import Logits, Scalars, States, TokenIds
 from layerlens.decode.criteria import Criterion, shannon
 from layerlens.errors import OptionError
 from layerlens.lens.head import Head
+from layerlens.lens.sums import arg_max
 from layerlens.lens.tiled import fused
 from layerlens.lens.transport import IDENTITY, Transport, at_head
 from layerlens.models.unembed import Unembed
@@ -139,6 +140,10 @@ class Readouts:
         reading = read_fused(stack.flatten(0, 1), self._fused(), n_live=wanted.sum() * len(layers))
         entropies = reading.entropy.view(stack.shape[:2])
         return torch.empty_like(entropies).index_copy_(0, order, entropies)
+
+    def first_choice(self, logits: Logits) -> TokenIds:
+        """The token with the greatest logit of each row of what `logits`, `measured` or `logits_at` gave."""
+        return arg_max(logits)
 
     def logits_at(self, layer: Int[Tensor, " rows"]) -> Logits:
         """Float32 logits of one layer per row; each layer must be one that the strategy's `layers` named."""

@@ -47,6 +47,12 @@ class Strategy(ABC):
     """Whether the model's own logits are always left as they are, whatever the model and the options."""
 
     @property
+    def by_shards(self) -> bool:
+        """Whether `choose` only selects among rows of logits, by entropy and `Readouts.first_choice`. Then parts of the
+        vocabulary can lie in different processes, and each process chooses its part."""
+        return False
+
+    @property
     def label(self) -> str | None:
         """The name in figures, such as "valley+1"; None: the name by which it was registered."""
         return None
@@ -138,6 +144,11 @@ class Fixed(Strategy):
             return None
         return f"last-{self.offset}" if self != Fixed(0) else "last"
 
+    @property
+    def by_shards(self) -> bool:
+        """Always, unless a subclass chooses in another way."""
+        return type(self) is Fixed
+
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """L − offset, and L to compare with; none where L − offset is L."""
         if self.offset >= n_layers:
@@ -154,7 +165,7 @@ class Fixed(Strategy):
         return Choice(
             torch.where(acts.unsqueeze(1), logits[:, 0], logits[:, 1]),
             torch.where(acts, n_layers - self.offset, n_layers),
-            arg_max(logits[:, 1]),
+            readouts.first_choice(logits[:, 1]),
         )
 
 
@@ -203,6 +214,11 @@ class Valley(Strategy):
             return None
         return f"valley{self.shift:+d}" if self.shift else "valley"
 
+    @property
+    def by_shards(self) -> bool:
+        """Where it compares entropies, unless a subclass chooses in another way."""
+        return type(self) is Valley and self.criterion == "shannon"
+
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """The window's layers; none where only L can be chosen."""
         window = self.window_in(n_layers)
@@ -218,7 +234,7 @@ class Valley(Strategy):
         n_layers, window = readouts.n_layers, self.window_in(readouts.n_layers)
         walk = walk_back(readouts, window, CRITERIA[self.criterion], self.scan, self.entropy_floor)
         valley = n_layers - walk.steps
-        last_token_id = arg_max(walk.last_logits)
+        last_token_id = readouts.first_choice(walk.last_logits)
         if self.p == 1 and self.shift == 0:
             return Choice(walk.valley_logits, valley, last_token_id, valley, walk.values)
         acts = readouts.uniform < self.p

@@ -8,8 +8,9 @@ from scipy import stats
 from layerlens import SLED, DoLa, Fixed, Last, Valley
 from layerlens.decode.readouts import Readouts
 from layerlens.engines.vllm import serving as module
+from layerlens.engines.vllm.head import Reads
 from layerlens.engines.vllm.options import EngineOptions, RequestOptions
-from layerlens.engines.vllm.serving import Reads, Row, Serving, uniform
+from layerlens.engines.vllm.serving import Row, Serving, uniform
 from tests.conftest import tiny
 
 

@@ -23,6 +23,7 @@ def test_records_come_out_by_request_and_in_the_order_of_tokens_and_once():
             "selected_layer": [1, 2],
             "valley_layer": [1, 2],
             "projections": [3, 3],
+            "is_finite": [True, True],
             "values": [[0.25, 0.0], [0.5, 0.0]],
         }
     }
@@ -56,3 +57,26 @@ def test_a_bound_of_nothing_keeps_nothing():
     store = Store(0)
     store.add([("a", 0)], decisions((1, 1, 0.0)))
     assert store.take() == {}
+
+
+def test_what_an_earlier_request_of_the_same_id_left_is_forgotten():
+    store = Store(10**6)
+    store.add([("a", 0), ("a", 1), ("a", 2)], decisions((1, 1, 0.0), (2, 1, 0.0), (3, 1, 0.0)))
+    store.forget("a")
+    store.add([("a", 0)], decisions((9, 2, 0.0)))
+    assert store.take(["a"])["a"]["last_token_id"] == [9]
+
+
+def test_an_id_that_two_requests_had_at_once_is_answered_with_a_sentence_once():
+    store = Store(10**6)
+    store.add([("a", 0)], decisions((1, 1, 0.0)))
+    store.spoil("a")
+    store.add([("a", 1)], decisions((2, 1, 0.0)))
+    found = store.take()["a"]
+    assert set(found) == {"error"}
+    assert "'a'" in found["error"]
+    assert store.take() == {}
+    store.spoil("a")
+    store.forget("a")  # a third request, which has the name alone
+    store.add([("a", 0)], decisions((3, 1, 0.0)))
+    assert store.take()["a"]["last_token_id"] == [3]

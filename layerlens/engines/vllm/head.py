@@ -1,12 +1,30 @@
 """vLLM's own head."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from layerlens.axes import Logits, States
+from layerlens.engines.vllm.shards import Shards
 from layerlens.models.unembed import Unembed
+
+
+class Reads(NamedTuple):
+    """What the logits of states are made with.
+
+    Attributes:
+        norm: the model's final norm.
+        logits_of: the model's own logits of normed states.
+        n_vocab: number of vocabulary entries.
+        shards: the ranks' parts of the vocabulary; None where this process has all of it.
+    """
+
+    norm: Callable[[Tensor], Tensor]
+    logits_of: Callable[[Tensor], Tensor]
+    n_vocab: int
+    shards: Shards | None = None
 
 
 class StockHead:

@@ -1,18 +1,27 @@
 """A model of vLLM whose states of some layers come out beside the last one."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
 
+from layerlens.engines.vllm.head import Reads
 from layerlens.engines.vllm.rows import watching
-from layerlens.engines.vllm.serving import Reads, Serving, begin, is_on
+from layerlens.engines.vllm.serving import Serving, begin, is_on
+from layerlens.engines.vllm.shards import Shards
 from layerlens.engines.vllm.taps import tap
 from layerlens.errors import ModelError
 
+_logger = logging.getLogger("vllm.layerlens")
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm")
 _LIKE = 0.05  # of the greatest component; in bfloat16 the norm of a rounded sum differs by a hundredth
 
@@ -59,7 +68,9 @@ class Kept:
         owner, blocks, norm_name = _parts(model, serving.n_layers)
         self._norm: Any = getattr(owner, norm_name)
         self._name = type(model).__name__
-        self._is_checked = False
+        self._processor = _language_model(model).logits_processor
+        self._shards: Shards | None = None
+        self._is_checked = self._has_shards = False
         if hasattr(model, "set_aux_hidden_state_layers"):
             _ask(model, serving.model_layers)
         else:
@@ -78,14 +89,51 @@ class Kept:
         if not self._is_checked:
             self._check(kept[-1], last)
         if serving.options.traces is not None:
-            serving.trace(kept, last, Reads(self._normed, logits_of, self._n_vocab))
+            serving.trace(kept, last, self._reads(logits_of, last))
             kept = [kept[layer] for layer in serving.layers]
         return torch.cat([*kept, last], dim=-1)
 
     def logits(self, wide: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
         """The logits for the sampler, from rows of what `beside` gave."""
         kept = wide.unflatten(1, (len(self._serving.layers) + 1, self._d_model))
-        return self._serving.logits(kept, Reads(self._normed, logits_of, self._n_vocab))
+        return self._serving.logits(kept, self._reads(logits_of, kept[:, -1]))
+
+    def _reads(self, logits_of: Callable[[Tensor], Tensor], normed: Tensor) -> Reads:
+        if not self._has_shards and get_tensor_model_parallel_world_size() > 1:
+            self._shards = self._split(logits_of, normed[:2].contiguous())
+        self._has_shards = True
+        return Reads(self._normed, logits_of, self._n_vocab, self._shards)
+
+    def _split(self, logits_of: Callable[[Tensor], Tensor], normed: Tensor) -> Shards | None:
+        """The ranks' parts of the vocabulary; None, with a warning, where they do not make up the model's own logits.
+
+        Args:
+            logits_of: the model's own logits.
+            normed: states to compare with.
+        """
+
+        def own(states: Tensor) -> Tensor:
+            processor = self._processor
+            processor._gather_logits = lambda logits: logits
+            try:
+                return logits_of(states)
+            finally:
+                del processor._gather_logits
+
+        def gather(values: Tensor) -> Tensor:
+            every: Tensor = tensor_model_parallel_all_gather(values.unsqueeze(0), dim=0)
+            return every
+
+        shards = Shards(own, gather, self._n_vocab, get_tensor_model_parallel_rank(), own(normed).shape[1])
+        parts, whole = shards.whole(shards.logits_of(normed)), logits_of(normed).float()
+        if parts.shape == whole.shape and torch.equal(parts.isnan() | (parts == whole), torch.ones_like(parts).bool()):
+            return shards
+        _logger.warning(
+            "%s: the logits of all candidates are exchanged between ranks, because the parts that ranks "
+            "have do not make up the model's own.",
+            self._name,
+        )
+        return None
 
     def _normed(self, states: Tensor) -> Tensor:
         out = self._norm(states)

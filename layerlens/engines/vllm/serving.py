@@ -1,6 +1,7 @@
 """The logits of each step of an engine, by the strategy of each request."""
 
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from layerlens.decode.log import Decisions
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.strategies import Strategy, layers_of
-from layerlens.engines.vllm.head import StockHead, before_head, behind_norm
+from layerlens.engines.vllm.head import Reads, StockHead, before_head, behind_norm
 from layerlens.engines.vllm.options import KEY, EngineOptions, RequestOptions, engine_options, request_options
+from layerlens.engines.vllm.shards import ShardReadouts, Shards
 from layerlens.engines.vllm.store import Store
 from layerlens.engines.vllm.traces import Span, Traces, measured, packed
 from layerlens.lens.sums import arg_max
@@ -25,20 +27,6 @@ class Row(NamedTuple):
 
     options: RequestOptions
     place: int
-
-
-class Reads(NamedTuple):
-    """What the logits of states are made with.
-
-    Attributes:
-        norm: the model's final norm.
-        logits_of: the model's own logits of normed states.
-        n_vocab: number of vocabulary entries.
-    """
-
-    norm: Callable[[Tensor], Tensor]
-    logits_of: Callable[[Tensor], Tensor]
-    n_vocab: int
 
 
 class Serving:
@@ -112,30 +100,20 @@ class Serving:
             reads: how they are read.
         """
         rows, spans, self._spans = self._rows, self._spans, None
-        assert self.options.traces is not None
-        head = StockHead(reads.logits_of, reads.n_vocab, last.device)
+        wanted = self.options.traces
+        assert wanted is not None
         if spans is None or rows is None:
             if not self._has_begun:  # vLLM measures how much memory a step takes
-                measured(states, last, reads.norm, head, self.options.traces)
+                measured(states, last, reads, wanted)
             return
         if all(row.options.trace is None for row in rows):
             return
-        found = [(span, span.traced) for span in spans()]
-        traced = [(span, range_) for span, range_ in found if range_]
+        traced = [span for span in spans() if span.traced]
         if not traced:
             return
-        index = torch.tensor([row for _, rows in traced for row in rows], device=last.device)
-        columns = measured([one[index] for one in states], last[index], reads.norm, head, self.options.traces)
-        places = [
-            (
-                str(span.options.id),
-                range(
-                    span.position + range_.start - span.start, span.position + len(range_) + range_.start - span.start
-                ),
-            )
-            for span, range_ in traced
-        ]
-        self.traces.add(places, columns)
+        index = torch.tensor([row for span in traced for row in span.traced], device=last.device)
+        columns = measured([one[index] for one in states], last[index], reads, wanted)
+        self.traces.add([(str(span.options.id), span.positions) for span in traced], columns)
 
     def logits(self, kept: Tensor, reads: Reads) -> Tensor:
         """The logits for the sampler.
@@ -184,12 +162,14 @@ class Serving:
                 self._record(rows, Decisions(numbers.int(), logits.new_empty(len(rows), 0, dtype=torch.float32)))
             return logits
         at_once = max(1, _LOGITS_AT_ONCE // (len(layers) * reads.n_vocab))
-        head = StockHead(reads.logits_of, reads.n_vocab, kept.device)
+        shards = reads.shards if strategy.by_shards else None
         answers = []
         for start in range(0, len(rows), at_once):
             part = slice(start, start + at_once)
-            readouts = self._readouts(layers, kept[part], rows[part], head, reads)
+            readouts = self._readouts(layers, kept[part], rows[part], reads, shards)
             choice = strategy.choose(readouts)
+            if shards is not None:
+                choice = choice._replace(logits=shards.whole(choice.logits))
             if _recorded(rows[part]):
                 greatest = choice.logits.amax(1)  # a NaN counts as the greatest
                 self._record(rows[part], Decisions.of(choice, readouts.projections, greatest))
@@ -197,8 +177,11 @@ class Serving:
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
     def _readouts(
-        self, layers: Sequence[int], kept: Tensor, rows: Sequence[Row], head: StockHead, reads: Reads
+        self, layers: Sequence[int], kept: Tensor, rows: Sequence[Row], reads: Reads, shards: Shards | None
     ) -> Readouts:
+        logits_of = reads.logits_of if shards is None else shards.logits_of
+        n_columns = reads.n_vocab if shards is None else shards.width
+        head = StockHead(logits_of, n_columns, kept.device)
         place = {layer: index for index, layer in enumerate(self.layers)}
         states = {
             layer: behind_norm(kept[:, -1])
@@ -206,7 +189,8 @@ class Serving:
             else before_head(kept[:, place[layer]], reads.norm)
             for layer in layers
         }
-        return Readouts(
+        kind = Readouts if shards is None else partial(ShardReadouts, shards)
+        return kind(
             head,
             states,
             self.n_layers,

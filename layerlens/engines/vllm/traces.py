@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from layerlens.axes import States
-from layerlens.engines.vllm.head import StockHead, before_head, behind_norm
+from layerlens.engines.vllm.head import Reads, StockHead, before_head, behind_norm
 from layerlens.engines.vllm.options import RequestOptions
+from layerlens.engines.vllm.shards import Shards
 from layerlens.formulas import changes
 from layerlens.lens import Reading, js_from_last, kl_from_last, tiled
 from layerlens.records.schema import JS, KL, TOP_K_PROBS, TOP_K_TOKEN_IDS
@@ -45,39 +46,48 @@ class Span(NamedTuple):
         first = self.n_prompt - 1 if self.options.trace == "generated" else 0
         return range(self.start + max(0, first - self.position), self.stop)
 
+    @property
+    def positions(self) -> range:
+        """Their positions in the request's text."""
+        first = self.traced.start + self.position - self.start
+        return range(first, first + len(self.traced))
+
 
 @torch.no_grad()
-def measured(states: Sequence[States], last: States, norm: Any, head: StockHead, wanted: Wanted) -> dict[str, Tensor]:
+def measured(states: Sequence[States], last: States, reads: Reads, wanted: Wanted) -> dict[str, Tensor]:
     """The columns of a trace that can be told from the states of all layers: [rows, L], or [rows, L, K].
 
     Args:
         states: of the layers 0..L, [rows, d_model] each.
         last: that of L after the final norm.
-        norm: the final norm.
-        head: vLLM's own.
+        reads: how they are read.
         wanted: what is read beside the changes, the entropy and the top token.
     """
     parts = [
-        _measured([layer[rows] for layer in states], last[rows], norm, head, wanted)
+        _measured([layer[rows] for layer in states], last[rows], reads, wanted)
         for rows in (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(last), _ROWS_AT_ONCE))
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _measured(states: Sequence[States], last: States, norm: Any, head: StockHead, wanted: Wanted) -> dict[str, Tensor]:
+def _measured(states: Sequence[States], last: States, reads: Reads, wanted: Wanted) -> dict[str, Tensor]:
     n_rows, n_layers = len(last), len(states) - 1
     ratio, cosine, *_ = torch.stack([changes(before, None, after, False) for before, after in pairwise(states)], dim=2)
-    whole = max(1, _LOGITS_AT_ONCE // head.n_vocab), head.n_vocab
-    read = [*(before_head(layer, norm) for layer in states[1:-1]), behind_norm(last)]
-    reading = tiled.read(torch.cat(read), head, n_first=wanted.top, tile=whole)
+    read = [*(before_head(layer, reads.norm) for layer in states[1:-1]), behind_norm(last)]
 
     def by_layer(values: Tensor) -> Tensor:
         by_row: Tensor = values.unflatten(0, (n_layers, n_rows)).transpose(0, 1)
         return by_row
 
+    changed = {"norm_ratio": ratio, "io_cosine": cosine}
+    if reads.shards is not None and not (wanted.top or wanted.from_last):
+        entropy, top = by_shards(torch.cat(read), reads.shards)
+        return {**changed, "entropy": by_layer(entropy), "top_token_id": by_layer(top).int()}
+    head = StockHead(reads.logits_of, reads.n_vocab, last.device)
+    whole = max(1, _LOGITS_AT_ONCE // head.n_vocab), head.n_vocab
+    reading = tiled.read(torch.cat(read), head, n_first=wanted.top, tile=whole)
     columns = {
-        "norm_ratio": ratio,
-        "io_cosine": cosine,
+        **changed,
         "entropy": by_layer(reading.entropy),
         "top_token_id": by_layer(reading.top_token_id).int(),
     }
@@ -95,6 +105,16 @@ def _measured(states: Sequence[States], last: States, norm: Any, head: StockHead
             if asked:
                 columns[column.name] = measure(read, readings, head, tile=whole).t()
     return columns
+
+
+def by_shards(states: States, shards: Shards) -> tuple[Tensor, Tensor]:
+    """Entropy and top token of states on both sides of the norm, from the ranks' parts of the vocabulary."""
+    head = StockHead(shards.logits_of, shards.width, states.device)
+    parts = states.split(max(1, _LOGITS_AT_ONCE // shards.width))
+    logits = (head.logits(part) for part in parts)
+    found = [(shards.entropy(one), shards.first_choice(one)) for one in logits]
+    entropies, tops = zip(*found, strict=True)
+    return torch.cat(entropies), torch.cat(tops)
 
 
 class Traces:
