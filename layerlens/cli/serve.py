@@ -24,6 +24,16 @@ def serve(
         list[str] | None,
         typer.Option(help="A further strategy that requests may choose, such as sled; can be given several times."),
     ] = None,
+    traces: Annotated[
+        bool,
+        typer.Option(
+            "--traces", help="Keep all layers, so that requests can ask for a trace of what each of them does."
+        ),
+    ] = False,
+    record_bytes: Annotated[
+        int | None,
+        typer.Option(help="The most memory for records that nobody has fetched yet. [default: 268,435,456]"),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
 ) -> None:
     """Start vLLM's OpenAI-compatible server, and let it decode from another layer.
@@ -45,7 +55,8 @@ def serve(
     from layerlens.models.vllm_versions import refuse_without_vllm
 
     given = {option: value for option, value in asdict(strategy_options).items() if value is not None}
-    given |= {"strategy": strategy} | ({} if window is None else {"window": window}) | ({"also": also} if also else {})
+    own = {"window": window, "also": also or None, "traces": traces or None, "record_bytes": record_bytes}
+    given |= {"strategy": strategy} | {name: value for name, value in own.items() if value is not None}
     chosen = strategy_options.strategy(strategy, window)
     options.Loading().refuse_unfit(model, chosen)
     refuse_without_vllm()

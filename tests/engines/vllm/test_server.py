@@ -1,18 +1,14 @@
-"""The server of `layerlens serve`: options by HTTP, refusals with status 400, records once."""
+"""The server of `layerlens serve`: options by HTTP, refusals with status 400, records and traces once."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 
 import pytest
 
 import layerlens as ll
+from tests.engines.vllm import servers
 from tests.engines.vllm.engines import Answers, assert_same, ours, ragged
+from tests.engines.vllm.servers import call
+from tests.engines.vllm.test_traces import assert_traced
 
 PROMPTS = ragged(6)
 MIX = (
@@ -27,44 +23,9 @@ MIX = (
 
 @pytest.fixture(scope="module")
 def server(folder_of, tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    ours = ["serve", "--model", folder_of("qwen3"), "--strategy", "valley", "--window", "4"]
-    options = {"served-model-name": "m", "dtype": "float32", "max-model-len": 64, "max-num-seqs": 8}
-    options |= {"port": port, "host": "127.0.0.1"}
-    theirs = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    program = [sys.executable, "-m", "layerlens", *ours, "--", "--enforce-eager", *theirs]
-    # a server has processes of its own, and tells what goes wrong
-    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
-    with log.open("w") as output:
-        process = subprocess.Popen(program, stdout=output, stderr=output, env=environment)
-    try:
-        deadline = time.monotonic() + 600
-        while True:
-            assert process.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
-                break
-            except OSError:
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def call(url, body=None):
-    """Status and answer."""
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"})) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+    with servers.server(folder_of("qwen3"), log, "--traces") as (address, _):
+        yield address
 
 
 def complete(server, prompt, **options):
@@ -85,6 +46,25 @@ def test_a_request_has_the_tokens_and_the_records_of_its_own_strategy(server, fo
         assert_same(Answers(tokens, records), ours(folder_of("qwen3"), PROMPTS, strategy, 12), [row])
 
 
+def test_a_trace_comes_with_the_records(server, folder_of):
+    for trace, first in (("all", 0), ("generated", None)):
+        status, answer = complete(server, PROMPTS[1], layerlens_id=trace, layerlens_trace=trace)
+        assert status == 200
+        status, record = call(f"{server}/layerlens/records/{trace}")
+        assert status == 200
+        found = Answers([answer["choices"][0]["token_ids"]], [record])
+        assert_traced(found, folder_of("qwen3"), [PROMPTS[1]], [0], first=first)
+
+
+def test_numbers_that_were_not_read_are_null(server):
+    """With a floor that no entropy reaches, only the last layer is read."""
+    assert complete(server, PROMPTS[0], layerlens_id="floor", layerlens_entropy_floor=20.0)[0] == 200
+    status, record = call(f"{server}/layerlens/records/floor")
+    assert status == 200
+    assert {tuple(values[:-1]) for values in record["values"]} == {(None, None, None)}
+    assert all(values[-1] > 0 for values in record["values"])
+
+
 def test_records_are_given_out_once_and_only_where_they_were_asked_for(server):
     assert call(f"{server}/layerlens/records/never")[0] == 404
     assert complete(server, PROMPTS[0], layerlens_id="once")[0] == 200
@@ -102,6 +82,8 @@ def test_records_are_given_out_once_and_only_where_they_were_asked_for(server):
         ({"layerlens_strategy": "sled"}, "reads layer 0"),
         ({"layerlens_windw": 2}, "did you mean window"),
         ({"layerlens_p": 2}, "p 2 is not a probability"),
+        ({"layerlens_trace": "all"}, "needs a name"),
+        ({"layerlens_trace": "every", "layerlens_id": "a"}, "trace 'every' is unknown"),
     ],
 )
 def test_a_bad_option_has_status_400_and_the_server_goes_on(server, options, said):
