@@ -2,12 +2,12 @@
 
 A new version may remove such a name or change its meaning. `tests/test_compat.py` has a test for each name, and
 `pyproject.toml` bounds the versions. The names were read from torch 2.13, transformers 5.17 to 5.23, accelerate 1.15,
-bitsandbytes 0.50, gguf 0.10 to 0.19, llvmlite 0.45 to 0.50, nnsight 0.8.1 and TransformerLens 4.3.
+bitsandbytes 0.50, gguf 0.10 to 0.19, llvmlite 0.45 to 0.50, nnsight 0.8.1, TransformerLens 4.3 and vLLM 0.32.
 """
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, TypeGuard
 
@@ -106,6 +106,19 @@ def written_forward(forward: Any) -> Any:
 def is_compiled_in_place(module: nn.Module) -> bool:
     """Whether `module.compile()` was called."""
     return getattr(module, "_compiled_call_impl", None) is not None
+
+
+# --- vLLM ---
+
+
+@contextmanager
+def left_in_ranks(processor: Any) -> Iterator[None]:
+    """While open, vLLM's LogitsProcessor gives the logits of this rank's part of the vocabulary, and gathers nothing."""
+    processor._gather_logits = lambda logits: logits
+    try:
+        yield
+    finally:
+        del processor._gather_logits
 
 
 # --- transformers ---

@@ -219,6 +219,19 @@ def test_a_compiled_wrapper_keeps_its_module():
     assert compat.children_of(compiled)[compat.COMPILED_ATTRIBUTE] is module
 
 
+# --- vLLM ---
+
+
+def test_the_logits_of_a_rank_stay_there_while_that_is_asked_for():
+    home = pytest.importorskip("vllm.model_executor.layers.logits_processor")
+    processor = home.LogitsProcessor.__new__(home.LogitsProcessor)
+    nn.Module.__init__(processor)
+    logits = torch.ones(2, 3)
+    with compat.left_in_ranks(processor):
+        assert processor._gather_logits(logits) is logits
+    assert processor._gather_logits.__func__ is home.LogitsProcessor._gather_logits
+
+
 # --- transformers ---
 
 

@@ -356,11 +356,11 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.load("m", backend="tensorflow"),
-        "backend 'tensorflow' is unknown; give transformers, transformer-lens, nnsight, nnsight-remote or "
-        "nnsight-simulated",
+        "backend 'tensorflow' is unknown; give transformers, transformer-lens, nnsight, nnsight-remote, "
+        "nnsight-simulated or vllm",
         f"{GENERATE} --backend tensorflow",
-        "--backend tensorflow is unknown; give transformers, transformer-lens, nnsight, nnsight-remote or "
-        "nnsight-simulated",
+        "--backend tensorflow is unknown; give transformers, transformer-lens, nnsight, nnsight-remote, "
+        "nnsight-simulated or vllm",
     ),
     Refusal(
         lambda at: ll.load(at / "nix.gguf"),

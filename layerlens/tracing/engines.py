@@ -50,15 +50,16 @@ class Engine(ABC):
         modes: the modes in which it can record: "generate" (while tokens are emitted), "replay" (in one pass
             afterwards).
         takes_lens: whether it can read through a lens other than the logit lens.
+        model, options, transport: what is traced, how, and through which lens.
     """
 
     modes: tuple[str, ...] = ("replay",)
     takes_lens = False
 
     def __init__(self, model: Model, options: TraceOptions, transport: Transport = IDENTITY) -> None:
-        self._model = model
-        self._options = options
-        self._transport = transport
+        self.model = model
+        self.options = options
+        self.transport = transport
 
     @property
     def told(self) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class _InTurn(Engine):
             yield number, Recorded(decoded, measured, rows, time.perf_counter() - started)
 
     def _recorded(self, batch: Batch, strategy: Strategy, on_tokens: OnTokens) -> tuple[Decoded | None, Measured, Rows]:
-        options, (prompts, seed) = self._options, batch
+        options, (prompts, seed) = self.options, batch
         if options.mode == "generate":
             return self.generated_and_measured(prompts, strategy, seed, on_tokens)
         decoded = self.generated(prompts, strategy, seed, on_tokens) if options.max_new_tokens else None
@@ -130,8 +131,8 @@ class _InTurn(Engine):
 
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
         """What is emitted for each prompt of a batch, when the strategy chooses the logits; nothing is measured."""
-        chooser = Chooser(self._model, strategy, seed, self._transport)
-        return decode_batch(self._model, prompts, chooser, self._options, seed, on_tokens=on_tokens)
+        chooser = Chooser(self.model, strategy, seed, self.transport)
+        return decode_batch(self.model, prompts, chooser, self.options, seed, on_tokens=on_tokens)
 
 
 class InProcess(_InTurn):
@@ -153,7 +154,7 @@ class InProcess(_InTurn):
     def measured(self, sequences: Prompts, firsts: Sequence[int], next_ids: Sequence[int]) -> tuple[Measured, Rows]:
         """By a meter on every block."""
         meter = self._meter()
-        rows = replay(self._model, sequences, firsts, meter, next_ids if self._options.targets else None)
+        rows = replay(self.model, sequences, firsts, meter, next_ids if self.options.targets else None)
         return meter.collect(), rows
 
     def generated_and_measured(
@@ -161,12 +162,12 @@ class InProcess(_InTurn):
     ) -> tuple[Decoded, Measured, Rows]:
         """By the decoding loop, with a meter on every block."""
         meter = self._meter()
-        decoded, rows = generate(self._model, prompts, self._options, strategy, seed, meter, on_tokens, self._transport)
+        decoded, rows = generate(self.model, prompts, self.options, strategy, seed, meter, on_tokens, self.transport)
         return decoded, meter.collect(), rows
 
     def _meter(self) -> Meter:
-        wanted = Wanted(**{one.name: getattr(self._options, one.name) for one in fields(Wanted)})
-        return Meter(self._model, wanted, self._transport, self._coarse)
+        wanted = Wanted(**{one.name: getattr(self.options, one.name) for one in fields(Wanted)})
+        return Meter(self.model, wanted, self.transport, self._coarse)
 
 
 class WithNnsight(_InTurn):
@@ -181,7 +182,7 @@ class WithNnsight(_InTurn):
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """It records in one pass, from which entropies come back, but no states."""
-        options, name = self._options, self._connection.name
+        options, name = self.options, self._connection.name
         if options.mode not in self.modes:
             raise self._in_one_pass(options.mode)
         for option, off in [("lens_precision", "float32"), *((name, 0) for name in ON_REQUEST)]:
@@ -193,14 +194,14 @@ class WithNnsight(_InTurn):
                     "leave it out, or give another backend",
                 )
         if options.max_new_tokens:
-            refuse_edits(self._model)
+            refuse_edits(self.model)
 
     def measured(self, sequences: Prompts, firsts: Sequence[int], next_ids: Sequence[int]) -> tuple[Measured, Rows]:
         """By the formulas, where nnsight has the states."""
-        ids, mask = pad(sequences, pad_token_id(self._model), left=False)
+        ids, mask = pad(sequences, pad_token_id(self.model), left=False)
         kept = Rows.from_on(firsts, sequences)
         flat = torch.from_numpy(kept.batch_row * ids.shape[1] + kept.position)
-        floats, tops = self._connection.measured(self._model, ids, mask, flat)
+        floats, tops = self._connection.measured(self.model, ids, mask, flat)
         return {**dict(zip(FLOATS, floats, strict=True)), "top_token_id": tops}, kept
 
     def generated_and_measured(
@@ -224,7 +225,7 @@ class OnNnsightServer(WithNnsight):
     def refuse_unable(self, strategy: Strategy) -> None:
         """It generates greedily from the last layer."""
         super().refuse_unable(strategy)
-        if self._options.max_new_tokens and not (strategy.is_untouched and _is_plain(self._options)):
+        if self.options.max_new_tokens and not (strategy.is_untouched and _is_plain(self.options)):
             raise OptionError.about(
                 "backend",
                 self._connection.name,
@@ -235,7 +236,7 @@ class OnNnsightServer(WithNnsight):
 
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
         """By transformers' greedy generation on the server, one prompt after the other."""
-        model, options, ends = self._model, self._options, end_token_ids(self._model, self._options)
+        model, options, ends = self.model, self.options, end_token_ids(self.model, self.options)
         outputs = []
         for prompt in prompts:
             least = options.min_new_tokens or 0

@@ -47,7 +47,7 @@ def test_a_run_begun_through_another_library_is_not_continued(trace, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "vllm"], "--backend vllm"),
+        (["--backend", "tensorflow"], "--backend tensorflow"),
         (["--backend", "nnsight", "--mode", "generate"], "--mode generate"),
         (["--backend", "nnsight", "--kl"], "--kl"),
         (["--backend", "nnsight-remote"], "NDIF_API_KEY"),

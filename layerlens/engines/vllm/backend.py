@@ -56,8 +56,8 @@ class Tracing(Engine):
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """It records while it runs, and reads what its workers have at hand."""
-        options = self._options
-        _refuse(options, self._transport)
+        options = self.options
+        _refuse(options, self.transport)
         named(strategy)
         for option in ("targets", "sublayers"):
             if given := getattr(options, option):
@@ -73,7 +73,7 @@ class Tracing(Engine):
     @property
     def told(self) -> dict[str, Any]:
         """Which of vLLM's model runners ran."""
-        backend = self._model.backend
+        backend = self.model.backend
         assert isinstance(backend, Vllm)
         return {"runner": backend.running[0].runner} if backend.running else {}
 
@@ -81,15 +81,15 @@ class Tracing(Engine):
         self, batches: Sequence[Batch], strategy: Strategy, on_tokens: OnTokens
     ) -> Iterator[tuple[int, Recorded]]:
         """In the order in which batches are completed. The seconds of a batch are those since the last one was."""
-        options = self._options
+        options = self.options
         wanted = Wanted(**{one.name: getattr(options, one.name) for one in fields(Wanted)})
-        engine = ready(self._model, [strategy], wanted)
+        engine = ready(self.model, [strategy], wanted)
         asked = [Asked(batch.prompts, strategy, batch.seed) for batch in batches]
         started = time.perf_counter()
         for number, answers in engine.answered(asked, options, options.positions):
             on_tokens(sum(len(one.token_ids) for one in answers))
             emitted = _as_decoded(answers) if options.max_new_tokens else None
-            measured, rows = _measured(answers, self._model.n_layers)
+            measured, rows = _measured(answers, self.model.n_layers)
             now = time.perf_counter()
             yield number, Recorded(emitted, measured, rows, now - started)
             started = now

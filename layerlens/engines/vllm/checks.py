@@ -66,6 +66,9 @@ def _run_the_model_in_each_step(compilation: Any) -> None:
     if mode is None:
         compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
     elif mode.has_full_cudagraphs():
-        what = "replays whole passes, in which states cannot be traced"
-        advice = "give PIECEWISE or NONE, or leave out traces"
-        raise OptionError.about("cudagraph_mode", mode.name, what, advice)
+        raise OptionError(
+            f"cudagraph_mode {mode.name} replays whole passes, in which states cannot be traced",
+            "give PIECEWISE or NONE, or leave out traces",
+            option="traces",
+            given=mode.name,
+        )

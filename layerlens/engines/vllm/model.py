@@ -14,6 +14,7 @@ from vllm.distributed import (
     tensor_model_parallel_all_gather,
 )
 
+from layerlens.compat import left_in_ranks
 from layerlens.engines.vllm.head import Reads
 from layerlens.engines.vllm.rows import watching
 from layerlens.engines.vllm.serving import Serving, begin, is_on
@@ -113,12 +114,8 @@ class Kept:
         """
 
         def own(states: Tensor) -> Tensor:
-            processor = self._processor
-            processor._gather_logits = lambda logits: logits
-            try:
+            with left_in_ranks(self._processor):
                 return logits_of(states)
-            finally:
-                del processor._gather_logits
 
         def gather(values: Tensor) -> Tensor:
             every: Tensor = tensor_model_parallel_all_gather(values.unsqueeze(0), dim=0)

@@ -1,7 +1,6 @@
 """An engine of vLLM that answers the prompts of a trace, an ablation or a generation, all together."""
 
 import contextlib
-import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -78,7 +77,6 @@ class Offline:
 
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-        gc.collect()
         cleanup_dist_env_and_memory()
 
     @property
@@ -173,8 +171,8 @@ def _started(model: Model, options: dict[str, Any]) -> Any:
     assert isinstance(backend, Vllm)
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and KEY not in plugins.split(","):
-        what = f"does not name {KEY}, so that vLLM leaves it out"
-        raise OptionError.about("VLLM_PLUGINS", plugins, what, f"add {KEY} to it, or unset it")
+        problem = f"the variable VLLM_PLUGINS is {plugins!r} and does not name {KEY}, so that vLLM leaves it out"
+        raise OptionError(problem, f"add {KEY} to it, or unset it", given=plugins)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
