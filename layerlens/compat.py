@@ -113,7 +113,7 @@ def is_compiled_in_place(module: nn.Module) -> bool:
 
 @contextmanager
 def left_in_ranks(processor: Any) -> Iterator[None]:
-    """While open, vLLM's LogitsProcessor gives the logits of this rank's part of the vocabulary, and gathers nothing."""
+    """While open, vLLM's LogitsProcessor gives the logits of this rank's part of the vocabulary and gathers nothing."""
     processor._gather_logits = lambda logits: logits
     try:
         yield
