@@ -1,5 +1,5 @@
-"""Qwen3.5, whose kernel of linear attention on a CPU is for bfloat16 alone: the numbers of given tokens are near those of
-float32 weights, and tokens may differ."""
+"""Qwen3.5, whose kernel of linear attention on a CPU is for bfloat16 alone: numbers of given tokens are near those that
+transformers has in float32."""
 
 from importlib.util import find_spec
 
