@@ -26,6 +26,11 @@ class Connection:
         """OptionError where what runs the passes is not installed."""
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of it beside its name, in which the sessions of a run must agree."""
+        return {}
+
+    @property
     def hardware(self) -> dict[str, Any]:
         """What a manifest says of the hardware where the weights are, if that is not this process."""
         return {"processor": "remote"}

@@ -145,7 +145,7 @@ class Model:
         digest.update(self.backend.identity.encode())
         return digest.hexdigest()
 
-    def record(self) -> dict[str, str | int | None]:
+    def record(self) -> dict[str, Any]:
         """What a manifest says of it."""
         return {
             "source": self.source,
@@ -160,6 +160,7 @@ class Model:
             "n_layers": self.n_layers,
             "d_model": self.d_model,
             "n_vocab": self.n_vocab,
+            **self.backend.record,
         }
 
     def hardware(self) -> dict[str, Any]:

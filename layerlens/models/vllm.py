@@ -24,6 +24,14 @@ from layerlens.sources import hub
 NAME = "vllm"
 _OURS = ("model", "tokenizer", "additional_config", "dtype", "revision", "trust_remote_code", "hf_overrides")
 
+_HARMLESS = (
+    *("tensor_parallel_size", "data_parallel_size", "distributed_executor_backend", "max_num_seqs", "seed"),
+    *("max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager", "max_model_len"),
+    *("enable_prefix_caching", "enable_chunked_prefill", "disable_log_stats", "download_dir", "block_size"),
+    *("num_gpu_blocks_override", "compilation_config", "swap_space", "cpu_offload_gb"),
+)
+"""Arguments of `LLM` that may differ between the sessions of a run."""
+
 
 @dataclass(frozen=True, eq=False)
 class Vllm(Connection):
@@ -40,6 +48,12 @@ class Vllm(Connection):
     def refuse_absent(self) -> None:
         """OptionError where vLLM is not installed, or in a version that the plugin does not know."""
         refuse_without_vllm()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The arguments that can change numbers: all but those that say how much is done where and at once."""
+        given = {name: value for name, value in self.arguments.items() if name not in (*_OURS, *_HARMLESS)}
+        return {"engine_options": given}
 
     @property
     def hardware(self) -> dict[str, Any]:
@@ -65,6 +79,9 @@ def loaded(
         ModelError: its config or its tokenizer cannot be read.
         OptionError: an option is layerlens' own to give.
     """
+    if not isinstance(options, Mapping):
+        what = "is not a mapping of arguments"
+        raise OptionError.about("engine_options", options, what, 'give {"tensor_parallel_size": 8}')
     for name, value in options.items():
         if name in _OURS:
             what = f"gives {name}, which layerlens gives to vLLM itself"

@@ -70,6 +70,9 @@ class Engine(ABC):
     def refuse_unable(self, strategy: Strategy) -> None:
         """OptionError for options, or a strategy, that this engine cannot follow."""
 
+    def prepare(self, batches: Sequence[Batch], strategy: Strategy) -> None:  # noqa: B027
+        """Do what can fail, before anything is written or replaced; most engines have nothing to do."""
+
     @abstractmethod
     def recorded(
         self, batches: Sequence[Batch], strategy: Strategy, on_tokens: OnTokens

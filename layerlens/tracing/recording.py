@@ -63,16 +63,19 @@ def record(
         RunError: `out` holds another run, or cannot be written. Complete parts are kept.
     """
     started = time.perf_counter()
+    every = [
+        Batch([list(one.token_ids) for one in batch], batch_seed(options.seed, place))
+        for batch, place in zip(batches, places, strict=True)
+    ]
+    if not resume:  # which replaces nothing, and may have nothing left to do
+        engine.prepare(every, strategy)
     with RunWriter(out, manifest, resume=resume, overwrite=overwrite) as writer:
         pending = set(writer.pending())
         with Progress(shown=progress) as bar:
             n_done = sum(len(batch) for index, batch in enumerate(batches) if index not in pending)
             bar.begin("tracing", sum(len(batch) for batch in batches), "prompts", n_done)
             order = sorted(pending)
-            asked = [
-                Batch([list(one.token_ids) for one in batches[index]], batch_seed(options.seed, places[index]))
-                for index in order
-            ]
+            asked = [every[index] for index in order]
             for number, recorded in engine.recorded(asked, strategy, bar.advance_tokens):
                 index = order[number]
                 writer.write(index, *_columns(tokenizer, batches[index], options, recorded))

@@ -61,6 +61,7 @@ def test_its_generation_config_is_followed(tiny_folder, tmp_path):
         ({"allow_pickle": True}, "allow_pickle"),
         ({"engine_options": {"additional_config": {}}}, "engine_options"),
         ({"engine_options": {"model": "other"}}, "engine_options"),
+        ({"engine_options": ["a"]}, "engine_options"),
     ],
 )
 def test_options_that_vllm_has_under_other_names_are_refused(options, option, tiny_folder):

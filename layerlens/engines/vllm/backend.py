@@ -23,6 +23,10 @@ from layerlens.tracing.passes import Rows
 _CONFIG = "generation_config"
 
 
+_running: list[Offline] = []
+"""The engine of this process, whichever model it is of."""
+
+
 def decoded(
     model: Model, jobs: Sequence[Job], transport: Transport, options: GenerateOptions
 ) -> Iterator[tuple[int, Decoded]]:
@@ -41,12 +45,14 @@ def ready(model: Model, strategies: Sequence[Strategy], wanted: Wanted | None) -
     assert isinstance(backend, Vllm)
     for strategy in strategies:
         named(strategy)
-    if backend.running and not backend.running[0].fits(strategies, wanted):
-        backend.running.pop().close()
-    if not backend.running:
-        backend.running.append(Offline(model, strategies, wanted))
-    engine: Offline = backend.running[0]
-    return engine
+    is_ours = bool(backend.running) and backend.running[0] in _running
+    if not is_ours or not backend.running[0].fits(strategies, wanted):
+        while _running:  # a process has one engine at a time
+            _running.pop().close()
+        backend.running.clear()
+        _running.append(Offline(model, strategies, wanted))
+        backend.running.append(_running[0])
+    return _running[0]
 
 
 class Tracing(Engine):
@@ -77,13 +83,21 @@ class Tracing(Engine):
         assert isinstance(backend, Vllm)
         return {"runner": backend.running[0].runner} if backend.running else {}
 
+    def prepare(self, batches: Sequence[Batch], strategy: Strategy) -> None:
+        """Start the engine; an error where it does not start, or would not take a prompt as it is."""
+        asked = [Asked(batch.prompts, strategy, batch.seed) for batch in batches]
+        ready(self.model, [strategy], self._wanted).refuse_unfit(asked, self.options)
+
+    @property
+    def _wanted(self) -> Wanted:
+        return Wanted(**{one.name: getattr(self.options, one.name) for one in fields(Wanted)})
+
     def recorded(
         self, batches: Sequence[Batch], strategy: Strategy, on_tokens: OnTokens
     ) -> Iterator[tuple[int, Recorded]]:
         """In the order in which batches are completed. The seconds of a batch are those since the last one was."""
         options = self.options
-        wanted = Wanted(**{one.name: getattr(options, one.name) for one in fields(Wanted)})
-        engine = ready(self.model, [strategy], wanted)
+        engine = ready(self.model, [strategy], self._wanted)
         asked = [Asked(batch.prompts, strategy, batch.seed) for batch in batches]
         started = time.perf_counter()
         for number, answers in engine.answered(asked, options, options.positions):
@@ -101,10 +115,19 @@ def _refuse(options: GenerateOptions, transport: Transport) -> None:
         what = f"does not work with {spelled('backend', NAME)}"
         given = transport.record().get("source")
         raise OptionError.about("lens", given, what, "leave it out, or give another backend")
+    if options.stops and options.min_new_tokens:
+        what = (
+            f"does not go with {spelled('min_new_tokens', options.min_new_tokens)} in vLLM, which does not stop before"
+        )
+        raise OptionError.about("stop_strings", options.stops, what, "leave one of them out, or give another backend")
     if isinstance(options.generation_config, Mapping) and options.generation_config:
-        names = ", ".join(options.generation_config)
-        what = f"of this model asks for {names}, which {spelled('backend', NAME)} does not follow"
-        raise OptionError.about(_CONFIG, True, what, f"give {spelled(_CONFIG, False)}, or another backend")
+        raise OptionError(
+            f"the generation config asks for {', '.join(options.generation_config)}, which {spelled('backend', NAME)} "
+            "does not follow",
+            f"give {spelled(_CONFIG, False)}, or another backend",
+            option=_CONFIG,
+            given=options.generation_config,
+        )
 
 
 def _as_decoded(answers: Sequence[Answer]) -> Decoded:

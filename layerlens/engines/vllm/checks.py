@@ -47,7 +47,7 @@ def check(vllm_config: Any) -> None:
         if refused:
             raise OptionError(
                 f"layerlens does not work with {option}: {reason}",
-                f"leave out {option}, or {KEY} in additional_config",
+                f"leave out {option}, or start an engine without {KEY}",
                 option=option,
             )
     if options.traces is not None:

@@ -19,7 +19,7 @@ class Routes:
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the route."""
-        app.add_api_route("/layerlens/records/{id}", self.records, methods=["GET"])
+        app.add_api_route("/layerlens/records/{id:path}", self.records, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the client of the engine, by which workers are asked."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Strategy, layers_of
 from layerlens.engines.vllm.options import KEY
 from layerlens.engines.vllm.traces import unpacked
-from layerlens.errors import LayerlensError, ModelError, OptionError, first_sentence
+from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, first_sentence, spelled
 from layerlens.models import Model
 from layerlens.models.vllm import Vllm
 from layerlens.records.manifest import digest
@@ -56,6 +56,7 @@ class Offline:
         self._strategies = list(dict.fromkeys(strategies))
         self._wanted = wanted
         self._count = 0
+        self._has_failed = False
         options: dict[str, Any] = {"strategy": "last", "also": list(map(named, self._strategies))}
         options["record_bytes"] = _NO_LIMIT
         if wanted is not None:
@@ -66,7 +67,7 @@ class Offline:
         """Whether these strategies can be asked for, with such traces."""
         kept = {layer for one in self._strategies for layer in self._layers(one)} | {self._model.n_layers}
         needed = {layer for one in strategies for layer in self._layers(one)}
-        return needed <= kept and (wanted is None or wanted == self._wanted)
+        return not self._has_failed and needed <= kept and (wanted is None or wanted == self._wanted)
 
     def _layers(self, strategy: Strategy) -> tuple[int, ...]:
         return layers_of(strategy, self._model.n_layers, self._model.tied)
@@ -75,7 +76,8 @@ class Offline:
         """End the engine and its processes."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-        self._llm.llm_engine.engine_core.shutdown()
+        with contextlib.suppress(Exception):  # of an engine that has failed
+            self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         cleanup_dist_env_and_memory()
 
@@ -83,6 +85,14 @@ class Offline:
     def runner(self) -> str:
         """Which of vLLM's model runners it has."""
         return "V2" if self._llm.llm_engine.vllm_config.use_v2_model_runner else "V1"
+
+    def refuse_unfit(self, batches: Sequence[Asked], options: GenerateOptions) -> None:
+        """PromptError or OptionError for what this engine would cut off or not take."""
+        room = self._llm.llm_engine.vllm_config.model_config.max_model_len
+        refuse_too_long((batch.prompts for batch in batches), options, room)
+        for batch in batches[:1]:
+            with _told(self._model):
+                self._params(batch, 0, options, "", None)
 
     def answered(
         self, batches: Sequence[Asked], options: GenerateOptions, trace: str | None = None
@@ -95,6 +105,7 @@ class Offline:
             trace: which states are traced, if any.
         """
         engine = self._llm.llm_engine
+        self.refuse_unfit(batches, options)
         room = 2 * engine.vllm_config.scheduler_config.max_num_seqs  # so that the engine never waits for requests
         waiting, open_batches = list(enumerate(batches))[::-1], dict[int, dict[int, Any]]()
         of_request: dict[str, tuple[int, int]] = {}
@@ -105,22 +116,23 @@ class Offline:
                     open_batches[number] = {}
                     for row, prompt in enumerate(batch.prompts):
                         id = self._new_id()
-                        params = self._params(batch, row, options, id, trace)
-                        engine.add_request(id, {"prompt_token_ids": list(prompt)}, params)
+                        with _told(self._model):
+                            params = self._params(batch, row, options, id, trace)
+                            engine.add_request(id, {"prompt_token_ids": list(prompt)}, params)
                         of_request[id] = number, row
-                for out in engine.step():
+                with _told(self._model):
+                    outs = engine.step()
+                for out in outs:
                     if not out.finished:
                         continue
                     number, row = of_request.pop(out.request_id)
                     open_batches[number][row] = out
                     if len(open_batches[number]) == len(batches[number].prompts):
-                        outs = open_batches.pop(number)
-                        yield number, self._answers([outs[row] for row in sorted(outs)], options, trace)
+                        by_row = open_batches.pop(number)
+                        yield number, self._answers([by_row[row] for row in sorted(by_row)], options, trace)
         finally:
-            if of_request:
-                engine.abort_request(list(of_request))
-                with contextlib.suppress(Exception):  # the engine may be what failed
-                    self._llm.collective_rpc("layerlens_take")
+            # an interrupt ends vLLM's processes too, and an answer would be waited for in vain
+            self._has_failed |= bool(of_request)
 
     def _new_id(self) -> str:
         self._count += 1
@@ -154,6 +166,44 @@ class Offline:
         ids = [out.request_id for out in outs]
         found = self._llm.collective_rpc("layerlens_take", args=(ids,))[0]
         return [_answer(out, found.get(out.request_id), options, trace) for out in outs]
+
+
+def refuse_too_long(batches: Iterable[Sequence[Sequence[int]]], options: GenerateOptions, room: int) -> None:
+    """PromptError where a prompt and its new tokens are longer than an engine's texts can be; vLLM would cut it off."""
+    longest = max((len(prompt) for prompts in batches for prompt in prompts), default=0)
+    new = max(1, options.max_new_tokens)
+    if longest + new > room:
+        raise PromptError(
+            f"a prompt of {longest:,} tokens and {new:,} new one{'s' * (new > 1)} do not fit into the engine's "
+            f"max_model_len of {room:,}",
+            f"give a larger max_model_len in {spelled('engine_options')}, shorten the prompt, or lower "
+            f"{spelled('max_new_tokens')}",
+            option="engine_options",
+            given=room,
+        )
+
+
+@contextlib.contextmanager
+def _told(model: Model) -> Iterator[None]:
+    """One sentence in place of what vLLM raises."""
+    try:
+        yield
+    except LayerlensError:
+        raise
+    except ValueError as error:  # of vLLM's own check of a request
+        raise OptionError(
+            f"vLLM does not take this request ({first_sentence(error)})", "change the option that it names"
+        ) from error
+    except Exception as error:
+        advice = "see what vLLM said above"
+        if "does not use offset" in str(error):
+            advice = (
+                "vLLM cannot draw with a seed on a CPU while it reads a prompt in parts; give "
+                f"enable_chunked_prefill=false and a larger max_num_batched_tokens in {spelled('engine_options')}"
+            )
+        raise ModelError(
+            f"vLLM failed on {model.source} ({first_sentence(error)})", advice, given=model.source
+        ) from error
 
 
 def named(strategy: Strategy) -> dict[str, Any]:

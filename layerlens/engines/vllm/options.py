@@ -15,6 +15,7 @@ KEY = "layerlens"
 """The entry of vLLM's additional config, and of a request's extra arguments, that holds our options."""
 
 _PREFIX = f"{KEY}_"
+_LONGEST_ID = 500  # it is part of an address
 _OF_REQUEST = ("id", "seed", "trace")
 TRACED = ("generated", "all")
 """Which states of a request can be traced: those that emitted a token, or all."""
@@ -97,8 +98,10 @@ def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed
     if not options:
         return RequestOptions(engine.strategy, seed or 0)
     id = options.pop("id", None)
-    if id is not None and not (isinstance(id, str) and id):
-        raise OptionError.about("id", id, "is not a text", "give a name for the request's records")
+    if id is not None and not (isinstance(id, str) and 0 < len(id) <= _LONGEST_ID):
+        what = f"is not a text of 1 to {_LONGEST_ID} characters"
+        given = f"{id[:40]}..." if isinstance(id, str) and id else id
+        raise OptionError.about("id", given, what, "give a name for the request's records")
     seed = options.pop("seed", seed or 0)
     whole_number("seed", seed, 0)
     trace = _traced(options.pop("trace", None), id, engine)
@@ -143,7 +146,8 @@ def _traced(given: object, id: str | None, engine: EngineOptions) -> str | None:
     if given is None:
         return None
     if not isinstance(given, str) or given not in TRACED:
-        advice = did_you_mean(given, TRACED, f"give {' or '.join(TRACED)}") if isinstance(given, str) else "give one"
+        either = f"give {' or '.join(TRACED)}"
+        advice = did_you_mean(given, TRACED, either) if isinstance(given, str) else either
         raise OptionError.about("trace", given, "is unknown", advice)
     if id is None:
         raise OptionError.about("trace", given, "needs a name to be fetched by", "give an id, too")

@@ -28,8 +28,8 @@ def both(folder, **engine):
     try:
         yield ll.load(folder, dtype="float32"), by_vllm
     finally:
-        if by_vllm.backend.running:
-            by_vllm.backend.running.pop().close()
+        while backend._running:
+            backend._running.pop().close()
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +189,61 @@ def test_an_ablation(models, tmp_path):
     pd.testing.assert_frame_equal(ours, theirs)
 
 
+def test_a_text_that_the_engine_would_cut_off_is_refused(models, folder_of, tmp_path):
+    _, model = models
+    short = ll.load(folder_of("qwen3"), backend="vllm", engine_options=ENGINE | {"max_model_len": 32})
+    with refused(ll.PromptError, "engine_options", 32, advice="max_model_len"):
+        ll.trace(short, ["a b c"], out=tmp_path / "run", max_new_tokens=31, progress=False)
+    assert not (tmp_path / "run").exists()
+    with refused(ll.PromptError, "engine_options", 32):
+        ll.generate(short, "a b c", max_new_tokens=31)
+    assert len(ll.generate(model, "a", **OPTIONS).token_ids) == 10
+
+
+@pytest.mark.parametrize(("options", "engine"), [({"temperature": 3.0}, {}), ({}, {"max_model_length": 3})])
+def test_a_run_is_replaced_only_once_the_engine_runs_and_takes_the_options(folder_of, tmp_path, options, engine):
+    model = ll.load(folder_of("qwen3"), backend="vllm", dtype="float32", engine_options=ENGINE)
+    before = ll.trace(model, TEXTS[:2], out=tmp_path / "run", progress=False, **OPTIONS).positions
+    other = ll.load(folder_of("qwen3"), backend="vllm", dtype="float32", engine_options=ENGINE | engine)
+    with pytest.raises(ll.LayerlensError):
+        ll.trace(other, TEXTS, out=tmp_path / "run", overwrite=True, progress=False, **OPTIONS | options)
+    pd.testing.assert_frame_equal(ll.open_run(tmp_path / "run").positions, before)
+
+
+def test_a_run_is_not_resumed_with_engine_options_that_change_numbers(models, folder_of, tmp_path):
+    _, model = models
+    settings = {"out": tmp_path / "run", "progress": False, **OPTIONS}
+    ll.trace(model, TEXTS[:2], **settings)
+    same = ll.load(folder_of("qwen3"), backend="vllm", dtype="float32", engine_options=ENGINE | {"max_num_seqs": 2})
+    ll.trace(same, TEXTS[:2], resume=True, **settings)
+    dummy = ENGINE | {"load_format": "dummy"}
+    other = ll.load(folder_of("qwen3"), backend="vllm", dtype="float32", engine_options=dummy)
+    with refused(ll.RunError, given=tmp_path / "run"):
+        ll.trace(other, TEXTS[:2], resume=True, **settings)
+
+
+def test_what_vllm_itself_does_not_take_is_one_sentence(models):
+    _, model = models
+    with refused(ll.OptionError, None, problem="temperature"):
+        ll.generate(model, "a", temperature=3.0, **OPTIONS)
+    assert len(ll.generate(model, "a", **OPTIONS).token_ids) == 10
+
+
+def test_two_models_in_one_process(models, folder_of):
+    """The engine of the one ends where the other's begins, and each has its own answers."""
+    ours, theirs = models
+    other = ll.load(folder_of("llama"), backend="vllm", dtype="float32", engine_options=ENGINE)
+    wanted = [ll.generate(ours, TEXTS[0], **OPTIONS).token_ids]
+    wanted += [ll.generate(ll.load(folder_of("llama"), dtype="float32"), TEXTS[0], **OPTIONS).token_ids]
+    for _ in range(2):
+        assert [ll.generate(one, TEXTS[0], **OPTIONS).token_ids for one in (theirs, other)] == wanted
+
+
 def test_what_vllm_does_not_do_is_refused_before_an_engine_starts(folder_of, tmp_path):
     model = ll.load(folder_of("llama"), backend="vllm", dtype="float32", engine_options=ENGINE)
     out = {"out": tmp_path / "run", "max_new_tokens": 4}
+    with refused(ll.OptionError, "stop_strings", ["B"]):
+        ll.generate(model, "a", stop_strings="B", min_new_tokens=3, max_new_tokens=4)
     for options in ({"targets": True}, {"sublayers": True}, {"mode": "replay"}, {"lens_precision": "bfloat16"}):
         with refused(ll.OptionError, *next(iter(options.items()))):
             ll.trace(model, TEXTS, **out, **options)
