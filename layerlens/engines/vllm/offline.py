@@ -186,11 +186,13 @@ def refuse_too_long(batches: Iterable[Sequence[Sequence[int]]], options: Generat
 @contextlib.contextmanager
 def _told(model: Model) -> Iterator[None]:
     """One sentence in place of what vLLM raises."""
+    from vllm.exceptions import VLLMValidationError
+
     try:
         yield
     except LayerlensError:
         raise
-    except ValueError as error:  # of vLLM's own check of a request
+    except (ValueError, VLLMValidationError) as error:
         raise OptionError(
             f"vLLM does not take this request ({first_sentence(error)})", "change the option that it names"
         ) from error
