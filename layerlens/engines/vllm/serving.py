@@ -76,7 +76,8 @@ class Serving:
         """What `Store.take` gives, with the request's trace as `layers`, packed, where it has one."""
         found = self.store.take(ids)
         for id, record in found.items():
-            if (layers := self.traces.take(id)) is not None:
+            layers = self.traces.take(id)
+            if layers is not None and "error" not in record:
                 record["layers"] = packed(layers)
         return found
 
