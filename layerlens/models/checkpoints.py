@@ -42,16 +42,7 @@ def load_checkpoint(
     weights = sizes.of_checkpoint(source, config, loader, dtype, scheme, safety["revision"], place)
     memory.refuse_unfit(weights, place)
     place = memory.with_room_for_head(place, weights, config)
-    if (folder := Path(source).expanduser()).is_dir():
-        refuse_without_tokenizer(source, folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safety)
-    except Exception as error:
-        raise ModelError(
-            f"{source} has no tokenizer that can be loaded ({first_sentence(error)})",
-            "add tokenizer.json",
-            given=source,
-        ) from error
+    tokenizer = tokenizer_of(source, safety)
     try:
         loaded: Any = loader.from_pretrained(
             source,
@@ -70,6 +61,26 @@ def load_checkpoint(
     hf, loading = loaded
     refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
     return hf, tokenizer
+
+
+def tokenizer_of(source: str, safety: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; ModelError where it has none that can be loaded.
+
+    Args:
+        source: a folder or hub id.
+        safety: for `from_pretrained`, as `config_and_loader` gives it.
+    """
+    if (folder := Path(source).expanduser()).is_dir():
+        refuse_without_tokenizer(source, folder)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **safety)
+        return tokenizer
+    except Exception as error:
+        raise ModelError(
+            f"{source} has no tokenizer that can be loaded ({first_sentence(error)})",
+            "add tokenizer.json",
+            given=source,
+        ) from error
 
 
 def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:

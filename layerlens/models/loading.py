@@ -89,8 +89,8 @@ def load(
     if backend is not None:
         refuse_unknown("backend", backend, BACKENDS)
     if engine_options and backend != vllm.NAME:
-        what = f"are for {spelled('backend', vllm.NAME)}"
-        raise OptionError.about("engine_options", engine_options, what, "leave them out, or give that backend")
+        what = f"belongs to {spelled('backend', vllm.NAME)}"
+        raise OptionError.about("engine_options", engine_options, what, "leave it out, or give that backend")
     if not isinstance(model, str | os.PathLike):
         places = (device, device_map, max_memory, offload_folder)
         if dtype != "auto" or keep_quantized or any(given is not None for given in (*places, quantize, revision)):
@@ -206,7 +206,7 @@ def _refuse_placed(given: dict[str, Any]) -> None:
     name = next((name for name, value in given.items() if value), None)
     if name is not None:
         what = f"does not work with {spelled('backend', vllm.NAME)}"
-        raise OptionError.about(name, given[name], what, f"leave it out; {spelled('engine_options')} are vLLM's own")
+        raise OptionError.about(name, given[name], what, f"give vLLM's own by {spelled('engine_options')}")
 
 
 def _backed(

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
-from layerlens.errors import ModelError, OptionError, first_sentence
+from layerlens.errors import ModelError, OptionError
 from layerlens.models import machine, sizes
 from layerlens.models.adapter import adapt
 from layerlens.models.backend import Connection
-from layerlens.models.checkpoints import config_and_loader
-from layerlens.models.locate import refuse_without_tokenizer
+from layerlens.models.checkpoints import config_and_loader, tokenizer_of
 from layerlens.models.model import Model
 from layerlens.models.vllm_versions import installed, refuse_without_vllm
 from layerlens.sources import hub
@@ -93,13 +92,7 @@ def loaded(
             "give another model, or `layerlens serve` it",
             given=source,
         )
-    if (folder := Path(source).expanduser()).is_dir():
-        refuse_without_tokenizer(source, folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safety)
-    except Exception as error:
-        problem = f"{source} has no tokenizer that can be loaded ({first_sentence(error)})"
-        raise ModelError(problem, "add tokenizer.json", given=source) from error
+    tokenizer = tokenizer_of(source, safety)
     kind = dtype or sizes.dtype_of(config) or torch.float32
     with torch.device("meta"):
         hf = loader.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust)  # which all layers can follow
@@ -108,6 +101,7 @@ def loaded(
     arguments = {"model": source, "dtype": str(kind).removeprefix("torch."), "trust_remote_code": trust, **options}
     if revision is not None:
         arguments["revision"] = revision
+    folder = Path(source).expanduser()
     commit = None if folder.is_dir() else hub.commit_of(source, "config.json", revision or "main")
     backend = Vllm(
         NAME,
@@ -122,7 +116,8 @@ def loaded(
 
 
 def _identity(folder: Path) -> str:
-    """A digest of some bytes of every weight file, 16 pieces evenly spaced over each of its tensors."""
+    """A digest of some bytes of every weight file: 16 pieces evenly spaced over each tensor of safetensors, and 4,096
+    over each file of another kind."""
     told = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -136,4 +131,10 @@ def _identity(folder: Path) -> str:
                 for piece in range(16):
                     file.seek(8 + size + begin + (end - begin) * piece // 16)
                     told.update(file.read(min(4, end - begin)))
+    for path in sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for piece in range(4096):
+                file.seek(size * piece // 4096)
+                told.update(file.read(4))
     return told.hexdigest()

@@ -213,7 +213,7 @@ def named(strategy: Strategy) -> dict[str, Any]:
     name = strategy_record(strategy)["name"]
     if type(strategy).__module__.split(".")[0] != __name__.split(".")[0]:
         what = "is of your own making, and vLLM's processes do not have it"
-        raise OptionError.about("strategy", name, what, "decode with backend transformers")
+        raise OptionError.about("strategy", name, what, f"give {spelled('backend', 'transformers')}")
     values = {option: list(one) if isinstance(one, tuple) else one for option, one in attributes_of(strategy).items()}
     return {"strategy": name, **values}
 
@@ -237,7 +237,7 @@ def _started(model: Model, options: dict[str, Any]) -> Any:
             raise ours from error
         raise ModelError(
             f"vLLM could not start {model.source} ({first_sentence(error)})",
-            "see what vLLM said above; its arguments are given as engine_options",
+            f"see what vLLM said above, and what you gave as {spelled('engine_options')}",
             given=model.source,
         ) from error
 
