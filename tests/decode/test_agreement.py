@@ -58,19 +58,19 @@ def test_a_trace_records_what_was_decoded(family, mode, run_of):
 
 def test_batched_and_resumed_traces_of_a_valley(run_of, tmp_path, monkeypatch):
     """The draws belong to a batch, so a run that was cut off ends with the same rows."""
-    from layerlens.tracing import recording
+    from layerlens.tracing import engines
 
     model = tiny("llama")
     options = {"strategy": ll.Valley(window=3, p=0.5), "max_new_tokens": 8, "temperature": 0.9, "batch_size": 2}
     whole = run_of(model, TEXTS, **options)
-    right, calls = recording._record_batch, iter(range(9))
+    right, calls = engines.generate, iter(range(9))
 
     def failing(*arguments):
         if next(calls) == 1:
             raise KeyboardInterrupt
         return right(*arguments)
 
-    monkeypatch.setattr(recording, "_record_batch", failing)
+    monkeypatch.setattr(engines, "generate", failing)
     with pytest.raises(KeyboardInterrupt):
         ll.trace(model, TEXTS, out=tmp_path / "cut", progress=False, **options)
     monkeypatch.undo()

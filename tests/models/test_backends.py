@@ -297,7 +297,7 @@ def test_a_backend_that_is_not_installed(package, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "backend", "advice"),
     [
-        (lambda: tiny_model("llama"), "vllm", "transformers, transformer-lens"),
+        (lambda: tiny_model("llama"), "tensorflow", "transformers, transformer-lens"),
         (lambda: boot("llama"), "nnsight", "leave"),
         (lambda: tiny_model("llama"), "nnsight-remote", "hub id"),
         (lambda: backed("llama", "nnsight").backend.language_model, "transformers", "itself"),
