@@ -201,7 +201,7 @@ def _told(model: Model) -> Iterator[None]:
         if "does not use offset" in str(error):
             advice = (
                 "vLLM cannot draw with a seed on a CPU while it reads a prompt in parts; give "
-                f"enable_chunked_prefill=false and a larger max_num_batched_tokens in {spelled('engine_options')}"
+                f"enable_chunked_prefill=false, and max_num_batched_tokens of max_model_len, in {spelled('engine_options')}"
             )
         raise ModelError(
             f"vLLM failed on {model.source} ({first_sentence(error)})", advice, given=model.source
