@@ -201,7 +201,8 @@ def _told(model: Model) -> Iterator[None]:
         if "does not use offset" in str(error):
             advice = (
                 "vLLM cannot draw with a seed on a CPU while it reads a prompt in parts; give "
-                f"enable_chunked_prefill=false, and max_num_batched_tokens of max_model_len, in {spelled('engine_options')}"
+                "enable_chunked_prefill=false, and max_num_batched_tokens of max_model_len, in "
+                f"{spelled('engine_options')}"
             )
         raise ModelError(
             f"vLLM failed on {model.source} ({first_sentence(error)})", advice, given=model.source
