@@ -129,7 +129,7 @@ def test_an_ablation_counts_no_answer_that_is_none(tmp_path):
     broken = poisoned(tiny_tokenizer()("y").input_ids[0])[1]
     prompts = (ll.Prompt(str(place), text, "1") for place, text in enumerate(["abc", "xyz"]))
     items = ll.Dataset("gsm8k", "main", "test", None, None, tuple(prompts))
-    with pytest.warns(Notice), refused(ModelError, problem="prompt 1"):
+    with refused(ModelError, problem="prompt 1"):
         ll.ablate(broken, items, out=tmp_path / "run", arms=["last"], max_new_tokens=2, progress=False)
 
 
