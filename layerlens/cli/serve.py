@@ -27,9 +27,12 @@ def serve(
     traces: Annotated[
         bool,
         typer.Option(
-            "--traces", help="Keep all layers, so that requests can ask for a trace of what each of them does."
+            "--traces",
+            help="Keep all layers, so that requests can ask for a trace of what each of them does; "
+            "--targets, --top, --kl and --js do so too.",
         ),
     ] = False,
+    readings: options.Readings,
     record_bytes: Annotated[
         int | None,
         typer.Option(help="The most memory for records that nobody has fetched yet. [default: 268,435,456]"),
@@ -46,6 +49,7 @@ def serve(
 
     for name in (strategy, *(also or ())):
         refuse_unknown(name)
+    options.refuse_no_lens(readings.lens)
     locate.refuse_unloadable(model, revision, window)
     if model in locate.BUILT_IN:
         what = "is built into layerlens, and vLLM does not know it"
@@ -55,7 +59,9 @@ def serve(
     from layerlens.models.vllm_versions import refuse_without_vllm
 
     given = {option: value for option, value in asdict(strategy_options).items() if value is not None}
-    own = {"window": window, "also": also or None, "traces": traces or None, "record_bytes": record_bytes}
+    asked = {name: value for name, value in readings.numbers().items() if value}
+    own = {"window": window, "also": also or None, "record_bytes": record_bytes, "lens": readings.lens}
+    given |= {"traces": asked or traces} if asked or traces else {}
     given |= {"strategy": strategy} | {name: value for name, value in own.items() if value is not None}
     chosen = strategy_options.strategy(strategy, window)
     options.Loading().refuse_unfit(model, chosen)

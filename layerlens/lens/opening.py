@@ -4,15 +4,19 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from layerlens.errors import Notice, OptionError, spelled, spelled_command
 from layerlens.lens.files import ADVICE, Stored, parsed, read_lens, sha256_of
-from layerlens.lens.transport import IDENTITY, Affine, Transport, Watched
+from layerlens.lens.transport import IDENTITY, Affine, Identity, Transport, Watched
 from layerlens.models import Model
 from layerlens.models.placement import parameters
 
@@ -38,21 +42,53 @@ def open_lens(lens: str | Transport | None, model: Model) -> Transport:
             return lens
         _refuse_unfit(lens, model)
         return lens if isinstance(lens, Affine | Watched) else Watched(lens)
+    if model.backend.home is not None:
+        found = opened_for_checkpoint(lens, model.source, model.d_model, model.n_layers)
+        return found if isinstance(found, Identity) else found.opened(model.hf, torch.device("cpu"), torch.float32)
+    owner = _Owner(
+        model.source,
+        model.d_model,
+        model.n_layers,
+        set(identity_of(model).split()),
+        has_name=not Path(model.source).expanduser().exists() and model.source != type(model.hf).__name__,
+        unembed_hash=partial(_unembed_hash, model),
+    )
+    found = _of_file(lens, owner)
+    return found if isinstance(found, Identity) else found.opened(model.hf, model.unembed.device, model.hf.dtype)
+
+
+def opened_for_checkpoint(lens: str, source: str, d_model: int, n_layers: int) -> Affine | Identity:
+    """The transport that `lens` names, for a model whose weights are not in this process, on the host.
+
+    Args:
+        lens: as `open_lens` takes it.
+        source: a folder, whose safetensors are held against what the lens was made for; or a hub id.
+        d_model: width of the states.
+        n_layers: L.
+
+    Raises:
+        OptionError: as `open_lens`.
+    """
+    folder = Path(source).expanduser()
+    owner = _Owner(source, d_model, n_layers, digests_of(folder), has_name=not folder.exists(), are_parameters=False)
+    return _of_file(lens, owner)
+
+
+def _of_file(lens: str, owner: "_Owner") -> Affine | Identity:
     kind, path = parsed(lens)
     if path is None:
         return IDENTITY
     stored = read_lens(kind, path)
-    _refuse_other_model(lens, stored, model)
-    transport = Affine(
+    _refuse_other_model(lens, stored, owner)
+    return Affine(
         kind,
         stored.weights,
         stored.biases,
-        model.n_layers,
+        owner.n_layers,
         adds=stored.adds,
         source=str(path),
         sha256=sha256_of(path),
     )
-    return transport.opened(model.hf, model.unembed.device, model.hf.dtype)
 
 
 def made_for(model: Model) -> dict[str, str]:
@@ -68,20 +104,52 @@ def identity_of(model: Model) -> str:
     which a model is loaded does not matter. Nor do the names that a backend gives: TransformerLens has the parameters
     of the model under other names, and beside some of them parts that it cut from them.
     """
-    digests = set()
-    for name, parameter in parameters(model.hf):
-        said = f"{re.findall('[0-9]+', name)}{tuple(parameter.shape)}"
-        if not parameter.is_meta and parameter.is_floating_point():
-            values = parameter.detach().flatten()
-            said += repr(values[:: max(1, len(values) // 16)][:16].bfloat16().float().cpu().tolist())
-        digests.add(hashlib.sha256(said.encode()).hexdigest()[:8])
-    return " ".join(sorted(digests))
+    return " ".join(sorted({_digest(name, parameter.detach()) for name, parameter in parameters(model.hf)}))
 
 
-def _are_alike(one: str, other: str) -> bool:
-    """Whether two identities are of the same weights: one of them has every parameter of the other."""
-    ours, theirs = set(one.split()), set(other.split())
-    return bool(ours and theirs) and (ours <= theirs or theirs <= ours)
+def digests_of(folder: Path) -> set[str]:
+    """The digests of `identity_of`, of the tensors of a checkpoint's safetensors. None where there are none, or where
+    weights are stored in another form than numbers."""
+    found = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+                    return set()
+                found.add(_digest(name, tensor))
+    return found
+
+
+def _digest(name: str, parameter: Tensor) -> str:
+    said = f"{re.findall('[0-9]+', name)}{tuple(parameter.shape)}"
+    if not parameter.is_meta and parameter.is_floating_point():
+        values = parameter.flatten()
+        said += repr(values[:: max(1, len(values) // 16)][:16].bfloat16().float().cpu().tolist())
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
+class _Owner(NamedTuple):
+    """What is known of the model that a lens is held against."""
+
+    source: str
+    d_model: int
+    n_layers: int
+    digests: set[str]
+    """Of its parameters; none where they are not known."""
+    has_name: bool
+    """Whether the source is a name that others know it by, and neither a path nor a class."""
+    unembed_hash: Callable[[], str] | None = None
+    are_parameters: bool = True
+    """Whether the digests are of parameters, and not of a checkpoint's tensors, some of which transformers joins."""
+
+    def has(self, identity: str) -> bool:
+        """Whether a lens with this identity was made for these weights: of two sets of parameters one has all of the
+        other, and a checkpoint has at least half of the parameters. Of other weights it has at most some norms."""
+        theirs = set(identity.split())
+        if not self.are_parameters:
+            return 2 * len(self.digests & theirs) >= len(theirs) > 0
+        return bool(theirs) and (self.digests <= theirs or theirs <= self.digests)
 
 
 def _refuse_unfit(transport: Transport, model: Model) -> None:
@@ -121,7 +189,7 @@ def _refuse_unfit(transport: Transport, model: Model) -> None:
             raise OptionError(problem, advice, option="lens", given=name) from error
 
 
-def _refuse_other_model(lens: str, stored: Stored, model: Model) -> None:
+def _refuse_other_model(lens: str, stored: Stored, model: _Owner) -> None:
     """OptionError where the lens was made for a model of another width or depth, or for other weights."""
     advice = f"{_ANOTHER}; {spelled_command('fit_lens')} fits one"
     if stored.d_model != model.d_model:
@@ -135,19 +203,20 @@ def _refuse_other_model(lens: str, stored: Stored, model: Model) -> None:
         raise OptionError.about("lens", lens, what, advice)
     said = stored.made_for
     named = said.get("model", "")
-    if "identity" in said:
-        if not _are_alike(said["identity"], identity_of(model)):
+    if "identity" in said and model.digests:
+        if not model.has(said["identity"]):
             what = f"was made for other weights ({named}) than those of {model.source}"
             raise OptionError.about("lens", lens, what, advice)
         return
-    if said.get("unembed_hash") == _unembed_hash(model) or not named:
+    theirs = said.get("unembed_hash")
+    ours = theirs and model.unembed_hash and model.unembed_hash()
+    if not named or (theirs and theirs == ours):
         return
     same_name = named.rsplit("/", 1)[-1].lower() == model.source.rsplit("/", 1)[-1].lower()
-    tells = not Path(model.source).expanduser().exists() and model.source != type(model.hf).__name__
-    if tells and not same_name:
+    if model.has_name and not same_name:
         raise OptionError.about("lens", lens, f"was made for {named}, and the model is {model.source}", advice)
-    if not same_name or "unembed_hash" in said:
-        why = "whose unembedding is different" if "unembed_hash" in said else "which may be another model"
+    if not same_name or ours:
+        why = "whose unembedding is different" if ours else "which may be another model"
         problem = f"{spelled('lens', lens)} was made for {named}, and is used with {model.source}, {why}"
         warnings.warn(f"{problem}; compare its readings with those of the logit lens", Notice, stacklevel=3)
 

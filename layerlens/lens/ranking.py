@@ -31,8 +31,10 @@ class Chosen:
             words: number of tokens of a tile.
         """
         self._ids = ids
-        self._least = _least_above(normed, ids, head)
-        self.logits = torch.full_like(self._least[:, 0], -torch.inf)
+        # of logits that are made all at once the token's own is among them
+        self._normed = normed if head.whole is None and words >= head.n_vocab else None
+        self._least = normed.new_empty(0) if self._normed is not None else _least_above(normed, ids, head)
+        self.logits = normed.new_full((len(ids),), -torch.inf, dtype=torch.float32)
         self._above = torch.zeros_like(ids)
         # which rows have their token in which tile: on an accelerator the host would have to wait to learn that
         self._rows: list[Tensor] | None = None
@@ -44,6 +46,8 @@ class Chosen:
 
     def add(self, logits: Logits, start: int) -> None:
         """Take in a tile of the vocabulary, tile after tile; `start` is the id of its first token."""
+        if self._normed is not None:
+            self._least = _above_rounding(logits.gather(1, self._ids.unsqueeze(1)), self._normed)
         if not count_above(logits, self._least[:, 0], self._above):
             self._above += (logits > self._least).sum(1)
         if self._rows is None:
@@ -67,9 +71,7 @@ def _least_above(normed: Tensor, chosen: Tensor, head: Head) -> Float[Tensor, "r
     whole = head.whole
     if whole is None:
         pairs = zip(normed.split(1), chosen.tolist(), strict=True)
-        logit = torch.cat([head.logits_tile(state, word, word + 1) for state, word in pairs])
-        length: Tensor = torch.linalg.vector_norm(normed.float(), dim=1, keepdim=True)
-        return logit + _ROUNDING * length * logit.abs().clamp_min(1)
+        return _above_rounding(torch.cat([head.logits_tile(state, word, word + 1) for state, word in pairs]), normed)
     states, weight = whole.operand(normed).float(), whole.weight[chosen].float()
     product = torch.linalg.vecdot(states, weight).unsqueeze(1)
     bias = None if whole.bias is None else whole.bias[chosen].float().unsqueeze(1)
@@ -82,6 +84,12 @@ def _least_above(normed: Tensor, chosen: Tensor, head: Head) -> Float[Tensor, "r
         rounding = rounding * (1 - (logit / whole.softcap).square()) + _ROUNDING * whole.softcap
     least: Tensor = (logit + rounding).clamp(min=LOWEST)  # as for banned tokens in tiles
     return least
+
+
+def _above_rounding(logit: Float[Tensor, "rows 1"], normed: Tensor) -> Float[Tensor, "rows 1"]:
+    """The same bound, where the unembedding's rows are not at hand."""
+    length: Tensor = torch.linalg.vector_norm(normed.float(), dim=1, keepdim=True)
+    return logit + _ROUNDING * length * logit.abs().clamp_min(1)
 
 
 class FirstWords:

@@ -107,11 +107,16 @@ class Affine:
         return {layer: (weight, self._biases.get(layer)) for layer, weight in self._weights.items()}
 
     def opened(self, hf: nn.Module, device: torch.device, dtype: torch.dtype) -> "Affine":
-        """The lens for a model, with its tensors on the device of the head: on a CPU in float32, else in that type."""
+        """The lens for a model, with its tensors on the device of the head."""
+        moved = self.moved(device, dtype)
+        moved._opened_for = ref(hf)
+        return moved
+
+    def moved(self, device: torch.device, dtype: torch.dtype) -> "Affine":
+        """The lens with its tensors on a device: on a CPU in float32, else in that type."""
         wanted = torch.float32 if device.type == "cpu" else dtype
         moved = type(self).__new__(type(self))
         moved.__dict__ |= self.__dict__
-        moved._opened_for = ref(hf)
         moved._weights = {layer: one.to(device, wanted).contiguous() for layer, one in self._weights.items()}
         moved._biases = {layer: one.to(device, torch.float32) for layer, one in self._biases.items()}
         return moved

@@ -42,6 +42,7 @@ def test_all_plugins_are_named_unless_somebody_chose():
         (["--model", "FOLDER", "--windw", "3"], "--window"),
         (["--model", "smollm2-135m-instruct"], "give a hub id or a folder"),
         (["--model", "FOLDER", "--strategy", "last", "--p", "0.5"], "--p 0.5"),
+        (["--model", "FOLDER", "--lens", "linear:nothing.safetensors"], "--lens linear:nothing.safetensors"),
     ],
 )
 def test_mistakes_are_answered_before_vllm_is_looked_for(arguments, said, cli, tiny_folder):

@@ -41,6 +41,10 @@ def test_an_engine_keeps_the_layers_of_all_its_strategies(given, n_layers, layer
         ({"strategy": "valley", "also": [3]}, "also"),
         ({"strategy": "valley", "record_bytes": -1}, "record_bytes"),
         ({"strategy": 3}, "strategy"),
+        ({"strategy": "valley", "lens": 3}, "lens"),
+        ({"strategy": "valley", "lens": "linear"}, "lens"),
+        ({"strategy": "valley", "lens": "tuned:no-such-folder"}, "lens"),
+        ({"strategy": "valley", "traces": {"targets": "yes"}}, "targets"),
         ("valley", "layerlens"),
     ],
 )

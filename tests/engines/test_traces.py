@@ -5,7 +5,7 @@ import torch
 
 from layerlens import Last
 from layerlens.engines.vllm.options import RequestOptions
-from layerlens.engines.vllm.traces import Span, Traces, packed, unpacked
+from layerlens.engines.vllm.traces import Span, Traces, Unread, packed, unpacked
 
 
 def rows(*values):
@@ -47,6 +47,26 @@ def test_memory_is_bounded_and_the_request_that_waits_longest_is_dropped():
     traces.add([("new", range(1))], rows(2.0))
     assert traces.take("old") is None
     assert traces.take("new")["position"].tolist() == [0]
+
+
+def test_a_row_that_waits_for_its_token_is_one_of_each_request_and_counts_in_memory():
+    traces = Traces(1000)
+    for position in (3, 4):
+        traces.keep("a", Unread(position, torch.full((4, 8), float(position))))
+    assert traces.unread("a", 3) is None
+    assert traces.unread("b") is None
+    found = traces.unread("a", 4)
+    assert (found.position, found.states.unique().tolist()) == (4, [4.0])
+    assert traces.unread("a") is None
+    traces.keep("old", Unread(0, torch.zeros(100)))
+    for id in ("new", "newer", "newest"):
+        traces.keep(id, Unread(0, torch.zeros(100)))
+    traces.add([("newest", range(1))], rows(1.0))
+    assert traces.take("newest")["entropy"].tolist() == [[1.0, 1.5]]
+    assert [traces.unread(id) is not None for id in ("old", "new", "newer")] == [False, False, True]
+    traces.keep("gone", Unread(0, torch.zeros(8)))
+    assert traces.take("gone") is None
+    assert traces.unread("gone") is None
 
 
 def test_what_crosses_processes_is_the_same_afterwards():

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 import layerlens as ll
 from layerlens.errors import Notice
 from layerlens.lens.files import Stored, read_lens, write_lens
-from layerlens.lens.opening import identity_of, made_for, open_lens
+from layerlens.lens.opening import identity_of, made_for, open_lens, opened_for_checkpoint
 from layerlens.lens.transport import IDENTITY, Affine, refuse_lacking
+from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from tests.conftest import tiny
 from tests.refusals import refused
 
@@ -429,3 +430,19 @@ def test_a_layer_that_a_lens_lacks_is_said_with_who_reads_it(model, tmp_path):
     refuse_lacking(lens, [1, 2, model.n_layers], "a trace")
     with refused_lens(f"jacobian:{tmp_path / 'j.pt'}", "layer 0", "SLED"):
         refuse_lacking(lens, [0, 1], "SLED")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", "gpt_oss", "gpt2"])
+def test_a_checkpoint_tells_its_own_lens_from_one_of_other_weights(family, tmp_path):
+    """Experts lie one by one in some checkpoints, and a tied head is in none."""
+    own, other = (ll.load(tiny_model(family, seed=seed), tokenizer=tiny_tokenizer()) for seed in (0, 1))
+    own.hf.save_pretrained(tmp_path / "model")
+    for name, model in (("own", own), ("other", other)):
+        own_file(model, tmp_path / f"{name}.safetensors")
+    place, size = str(tmp_path / "model"), (own.d_model, own.n_layers)
+    found = opened_for_checkpoint(f"linear:{tmp_path}/own.safetensors", place, *size)
+    assert found.record()["kind"] == "linear"
+    with refused(ll.OptionError, "lens", f"linear:{tmp_path}/other.safetensors", problem="other weights"):
+        opened_for_checkpoint(f"linear:{tmp_path}/other.safetensors", place, *size)
+    with refused(ll.OptionError, "lens", problem=f"layers, and {place} has"):
+        opened_for_checkpoint(f"linear:{tmp_path}/own.safetensors", place, own.d_model, own.n_layers + 1)

@@ -13,7 +13,8 @@ from layerlens.decode.options import GenerateOptions
 from layerlens.decode.strategies import Strategy
 from layerlens.engines.vllm.offline import Answer, Asked, Offline, named
 from layerlens.errors import OptionError, spelled
-from layerlens.lens import IDENTITY, Transport
+from layerlens.lens import IDENTITY, Affine, Transport
+from layerlens.lens.transport import Identity
 from layerlens.models import Model
 from layerlens.models.vllm import NAME, Vllm
 from layerlens.tracing.engines import Batch, Engine, OnTokens, Recorded
@@ -33,24 +34,27 @@ def decoded(
     """What is emitted for the prompts of each job, in the order in which jobs are completed."""
     _refuse(options, transport)
     strategies = [job.strategy for job in jobs]
-    engine = ready(model, strategies, None)
+    engine = ready(model, strategies, None, transport)
     asked = [Asked([prompt.token_ids for prompt in job.prompts], job.strategy, job.seed) for job in jobs]
     for number, answers in engine.answered(asked, options):
         yield number, _as_decoded(answers)
 
 
-def ready(model: Model, strategies: Sequence[Strategy], wanted: Wanted | None) -> Offline:
-    """The model's engine, started anew where the one that runs lacks a strategy's layers or the traces."""
+def ready(
+    model: Model, strategies: Sequence[Strategy], wanted: Wanted | None, transport: Transport = IDENTITY
+) -> Offline:
+    """The model's engine, started anew where the one that runs lacks a strategy's layers, the traces or the lens."""
     backend = model.backend
     assert isinstance(backend, Vllm)
     for strategy in strategies:
         named(strategy)
+    lens = transport.spec if isinstance(transport, Affine) else None
     is_ours = bool(backend.running) and backend.running[0] in _running
-    if not is_ours or not backend.running[0].fits(strategies, wanted):
+    if not is_ours or not backend.running[0].fits(strategies, wanted, lens):
         while _running:  # a process has one engine at a time
             _running.pop().close()
         backend.running.clear()
-        _running.append(Offline(model, strategies, wanted))
+        _running.append(Offline(model, strategies, wanted, lens))
         backend.running.append(_running[0])
     return _running[0]
 
@@ -59,16 +63,16 @@ class Tracing(Engine):
     """vLLM's engine, which measures all layers of each step."""
 
     modes = ("generate", "replay")
+    takes_lens = True
 
     def refuse_unable(self, strategy: Strategy) -> None:
         """It records while it runs, and reads what its workers have at hand."""
         options = self.options
         _refuse(options, self.transport)
         named(strategy)
-        for option in ("targets", "sublayers"):
-            if given := getattr(options, option):
-                what = f"does not work with {spelled('backend', NAME)}"
-                raise OptionError.about(option, given, what, "leave it out, or give another backend")
+        if options.sublayers:
+            what = f"does not work with {spelled('backend', NAME)}, which hands out what leaves a block alone"
+            raise OptionError.about("sublayers", True, what, "leave it out, or give another backend")
         if options.lens_precision != "float32":
             what = f"is for a model in this process, and not for {spelled('backend', NAME)}"
             raise OptionError.about("lens_precision", options.lens_precision, what, "leave it out")
@@ -86,7 +90,7 @@ class Tracing(Engine):
     def prepare(self, batches: Sequence[Batch], strategy: Strategy) -> None:
         """Start the engine; an error where it does not start, or would not take a prompt as it is."""
         asked = [Asked(batch.prompts, strategy, batch.seed) for batch in batches]
-        ready(self.model, [strategy], self._wanted).refuse_unfit(asked, self.options)
+        ready(self.model, [strategy], self._wanted, self.transport).refuse_unfit(asked, self.options)
 
     @property
     def _wanted(self) -> Wanted:
@@ -97,7 +101,7 @@ class Tracing(Engine):
     ) -> Iterator[tuple[int, Recorded]]:
         """In the order in which batches are completed. The seconds of a batch are those since the last one was."""
         options = self.options
-        engine = ready(self.model, [strategy], self._wanted)
+        engine = ready(self.model, [strategy], self._wanted, self.transport)
         asked = [Asked(batch.prompts, strategy, batch.seed) for batch in batches]
         started = time.perf_counter()
         for number, answers in engine.answered(asked, options, options.positions):
@@ -111,10 +115,10 @@ class Tracing(Engine):
 
 def _refuse(options: GenerateOptions, transport: Transport) -> None:
     """OptionError for what vLLM's sampler or layerlens inside it cannot do."""
-    if transport is not IDENTITY:
-        what = f"does not work with {spelled('backend', NAME)}"
-        given = transport.record().get("source")
-        raise OptionError.about("lens", given, what, "leave it out, or give another backend")
+    if not isinstance(transport, Affine | Identity):
+        what = "is of your own making, and vLLM's processes do not have it"
+        given = transport.record()["kind"]
+        raise OptionError.about("lens", given, what, f"give {spelled('backend', 'transformers')}")
     if options.stops and options.min_new_tokens:
         what = (
             f"does not go with {spelled('min_new_tokens', options.min_new_tokens)} in vLLM, which does not stop before"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from layerlens.engines.vllm.lenses import lens_of
 from layerlens.engines.vllm.options import KEY, engine_options
 from layerlens.engines.vllm.serving import here, is_on
 from layerlens.errors import OptionError
@@ -52,6 +53,7 @@ def check(vllm_config: Any) -> None:
             )
     if options.traces is not None:
         _run_the_model_in_each_step(vllm_config.compilation_config)
+    lens_of(options, vllm_config)
     tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
     here.layers, here.tied = options.layers(config.get_total_num_hidden_layers(), tied), tied
     here.options = options

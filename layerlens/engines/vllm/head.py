@@ -8,6 +8,7 @@ from torch import Tensor
 
 from layerlens.axes import Logits, States
 from layerlens.engines.vllm.shards import Shards
+from layerlens.lens import IDENTITY, Transport
 from layerlens.models.unembed import Unembed
 
 
@@ -19,12 +20,18 @@ class Reads(NamedTuple):
         logits_of: the model's own logits of normed states.
         n_vocab: number of vocabulary entries.
         shards: the ranks' parts of the vocabulary; None where this process has all of it.
+        transport: that of the lens, which maps states of layers before L to states that the head can read.
     """
 
     norm: Callable[[Tensor], Tensor]
     logits_of: Callable[[Tensor], Tensor]
     n_vocab: int
     shards: Shards | None = None
+    transport: Transport = IDENTITY
+
+    def at_head(self, raw: States, layer: int) -> States:
+        """The states of a layer before L as `StockHead` reads them."""
+        return before_head(self.transport(raw.contiguous(), layer), self.norm)
 
 
 class StockHead:

@@ -16,11 +16,13 @@ from vllm.distributed import (
 
 from layerlens.compat import left_in_ranks
 from layerlens.engines.vllm.head import Reads
+from layerlens.engines.vllm.lenses import lens_of
 from layerlens.engines.vllm.rows import watching
 from layerlens.engines.vllm.serving import Serving, begin, is_on
 from layerlens.engines.vllm.shards import Shards
 from layerlens.engines.vllm.taps import tap
 from layerlens.errors import ModelError
+from layerlens.lens import Affine, Transport
 
 _logger = logging.getLogger("vllm.layerlens")
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm")
@@ -43,7 +45,8 @@ def watched(stock: type[nn.Module]) -> type[nn.Module]:
             self._layerlens = Kept(self, vllm_config)
 
         def forward(self, *given: Any, **named: Any) -> Tensor:
-            return self._layerlens.beside(super().forward(*given, **named), super().compute_logits)
+            token_ids = given[0] if given else named.get("input_ids")
+            return self._layerlens.beside(super().forward(*given, **named), super().compute_logits, token_ids)
 
         def compute_logits(self, hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
             stock_logits = super().compute_logits
@@ -72,6 +75,8 @@ class Kept:
         self._processor = _language_model(model).logits_processor
         self._shards: Shards | None = None
         self._is_checked = self._has_shards = False
+        self._lens_on_host = lens_of(serving.options, vllm_config)
+        self._lens: Transport | None = None
         if hasattr(model, "set_aux_hidden_state_layers"):
             _ask(model, serving.model_layers)
         else:
@@ -79,7 +84,7 @@ class Kept:
             tap(blocks, owner, norm_name, serving.model_layers, self._d_model)
         _announce(model, serving, vllm_config)
 
-    def beside(self, out: Any, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+    def beside(self, out: Any, logits_of: Callable[[Tensor], Tensor], token_ids: Tensor | None) -> Tensor:
         """What the model's forward pass gave, as one tensor: the states that strategies read, then the last one after
         the norm. States that are traced are measured here, because the sampler gets only one of each request."""
         serving = self._serving
@@ -90,7 +95,7 @@ class Kept:
         if not self._is_checked:
             self._check(kept[-1], last)
         if serving.options.traces is not None:
-            serving.trace(kept, last, self._reads(logits_of, last))
+            serving.trace(kept, last, self._reads(logits_of, last), token_ids)
             kept = [kept[layer] for layer in serving.layers]
         return torch.cat([*kept, last], dim=-1)
 
@@ -103,7 +108,10 @@ class Kept:
         if not self._has_shards and get_tensor_model_parallel_world_size() > 1:
             self._shards = self._split(logits_of, normed[:2].contiguous())
         self._has_shards = True
-        return Reads(self._normed, logits_of, self._n_vocab, self._shards)
+        if self._lens is None:
+            found = self._lens_on_host
+            self._lens = found.moved(normed.device, normed.dtype) if isinstance(found, Affine) else found
+        return Reads(self._normed, logits_of, self._n_vocab, self._shards, self._lens)
 
     def _split(self, logits_of: Callable[[Tensor], Tensor], normed: Tensor) -> Shards | None:
         """The ranks' parts of the vocabulary; None, with a warning, where they do not make up the model's own logits.

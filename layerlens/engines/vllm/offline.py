@@ -49,22 +49,30 @@ class Offline:
         model: of this backend.
         strategies: those that requests will name.
         wanted: what is read of each layer; None where nothing is traced.
+        lens: through which layers before the last are read, as an option names it; None: the logit lens.
     """
 
-    def __init__(self, model: Model, strategies: Sequence[Strategy], wanted: Wanted | None) -> None:
+    def __init__(
+        self, model: Model, strategies: Sequence[Strategy], wanted: Wanted | None, lens: str | None = None
+    ) -> None:
         self._model = model
         self._strategies = list(dict.fromkeys(strategies))
         self._wanted = wanted
+        self._lens = lens
         self._count = 0
         self._has_failed = False
         options: dict[str, Any] = {"strategy": "last", "also": list(map(named, self._strategies))}
         options["record_bytes"] = _NO_LIMIT
         if wanted is not None:
-            options["traces"] = {name: getattr(wanted, name) for name in ("kl", "js", "top")}
+            options["traces"] = {name: getattr(wanted, name) for name in ("kl", "js", "targets", "top")}
+        if lens is not None:
+            options["lens"] = lens
         self._llm = _started(model, options)
 
-    def fits(self, strategies: Sequence[Strategy], wanted: Wanted | None) -> bool:
-        """Whether these strategies can be asked for, with such traces."""
+    def fits(self, strategies: Sequence[Strategy], wanted: Wanted | None, lens: str | None = None) -> bool:
+        """Whether these strategies can be asked for, with such traces, through that lens."""
+        if lens != self._lens:
+            return False
         kept = {layer for one in self._strategies for layer in self._layers(one)} | {self._model.n_layers}
         needed = {layer for one in strategies for layer in self._layers(one)}
         return not self._has_failed and needed <= kept and (wanted is None or wanted == self._wanted)
@@ -164,7 +172,9 @@ class Offline:
 
     def _answers(self, outs: Sequence[Any], options: GenerateOptions, trace: str | None) -> list[Answer]:
         ids = [out.request_id for out in outs]
-        found = self._llm.collective_rpc("layerlens_take", args=(ids,))[0]
+        given_text = options.max_new_tokens == 0  # the token that vLLM cannot do without follows nothing
+        last_ids = {} if given_text else {out.request_id: out.outputs[0].token_ids[-1] for out in outs}
+        found = self._llm.collective_rpc("layerlens_take", args=(ids, last_ids))[0]
         return [_answer(out, found.get(out.request_id), options, trace) for out in outs]
 
 

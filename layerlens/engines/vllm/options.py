@@ -8,6 +8,7 @@ from layerlens.decode.identity import attributes_of
 from layerlens.decode.registry import is_strategy_name, named_strategy, strategy_names, strategy_record, takes_option
 from layerlens.decode.strategies import Strategy, layers_of, true_or_false, whole_number
 from layerlens.errors import OptionError, did_you_mean
+from layerlens.lens.files import ADVICE, parsed
 from layerlens.tracing.meter import Wanted
 from layerlens.tracing.options import refuse_too_many
 
@@ -19,7 +20,7 @@ _LONGEST_ID = 500  # it is part of an address
 _OF_REQUEST = ("id", "seed", "trace")
 TRACED = ("generated", "all")
 """Which states of a request can be traced: those that emitted a token, or all."""
-_READ = tuple(one.name for one in fields(Wanted) if one.name in ("kl", "js", "top"))
+_READ = tuple(one.name for one in fields(Wanted) if one.name in ("kl", "js", "targets", "top"))
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class EngineOptions:
     take as much again."""
     traces: Wanted | None = None
     """What is read of each layer for requests that ask for a trace; None: no request may."""
+    lens: str | None = None
+    """Through which layers before the last are read: "linear:FILE", "tuned:FILE", "jacobian:FILE"; None: the logit
+    lens."""
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
         """The layers whose states must come out of the model, L among them, ascending."""
@@ -62,7 +66,7 @@ def engine_options(given: object) -> EngineOptions:
 
     Args:
         given: {"strategy": name, its options ..., "also": [a name, or {"strategy": name, ...}], "record_bytes": n,
-            "traces": true or {"top": k, "kl": true, "js": true}}.
+            "traces": true or {"top": k, "kl": true, "js": true, "targets": true}, "lens": "linear:FILE"}.
 
     Raises:
         OptionError: an option is unknown or out of range.
@@ -72,13 +76,18 @@ def engine_options(given: object) -> EngineOptions:
     record_bytes = options.pop("record_bytes", EngineOptions.record_bytes)
     whole_number("record_bytes", record_bytes, 0)
     traces = _wanted(options.pop("traces", False))
+    lens = options.pop("lens", None)
+    if lens is not None:
+        if not isinstance(lens, str):
+            raise OptionError.about("lens", lens, "is not a lens", ADVICE)
+        parsed(lens)
     if not isinstance(also, list):
         raise OptionError.about("also", also, "is not a list", "give a list of strategies")
     further = [{"strategy": one} if isinstance(one, str) else _mapping(one, "also") for one in also]
     if "strategy" not in options:
         advice = f"give one of {', '.join(strategy_names())}"
         raise OptionError(f"{KEY} has no strategy", advice, option="strategy", given=given)
-    return EngineOptions(_named(options), tuple(_named(one) for one in further), record_bytes, traces)
+    return EngineOptions(_named(options), tuple(_named(one) for one in further), record_bytes, traces, lens)
 
 
 def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed: int | None) -> RequestOptions:

@@ -59,10 +59,12 @@ def _checked(stock: type) -> type:
     return Checked
 
 
-def _take(worker: Any, ids: list[str] | None = None) -> dict[str, Any]:
-    """The records of these requests, or of all, from a worker; only the first rank of an engine has any."""
+def _take(worker: Any, ids: list[str] | None = None, next_ids: dict[str, int] | None = None) -> dict[str, Any]:
+    """The records of these requests, or of all, from a worker; of several ranks the first one tells them, and the
+    others, which have the same, forget theirs."""
     from layerlens.engines.vllm.serving import here, is_on
 
-    if here.serving is None or worker.rank != 0 or not is_on(worker.vllm_config):
+    if here.serving is None or not is_on(worker.vllm_config):
         return {}
-    return here.serving.take(ids)
+    found = here.serving.take(ids, next_ids)
+    return found if worker.rank == 0 else {}

@@ -1,6 +1,6 @@
 """The logits of each step of an engine, by the strategy of each request."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,12 +10,13 @@ from torch import Tensor
 from layerlens.decode.log import Decisions
 from layerlens.decode.readouts import Readouts
 from layerlens.decode.strategies import Strategy, layers_of
-from layerlens.engines.vllm.head import Reads, StockHead, before_head, behind_norm
+from layerlens.engines.vllm.head import Reads, StockHead, behind_norm
 from layerlens.engines.vllm.options import KEY, EngineOptions, RequestOptions, engine_options, request_options
 from layerlens.engines.vllm.shards import ShardReadouts, Shards
 from layerlens.engines.vllm.store import Store
-from layerlens.engines.vllm.traces import Span, Traces, measured, packed
+from layerlens.engines.vllm.traces import Span, Traces, Unread, measured, packed
 from layerlens.lens.sums import arg_max
+from layerlens.tracing.meter import NOTHING, Wanted
 
 _LOGITS_AT_ONCE = 2**27  # of candidates that are read out together; 512 MiB in float32
 _MASK = 2**64 - 1
@@ -51,6 +52,7 @@ class Serving:
         self.model_layers = self.layers if options.traces is None else tuple(range(n_layers + 1))
         self.store = Store(options.record_bytes)
         self.traces = Traces(options.record_bytes)
+        self._reads: Reads | None = None
         self._rows: Sequence[Row] | None = None
         self._spans: Callable[[], Sequence[Span]] | None = None
         self._has_begun = False
@@ -72,9 +74,18 @@ class Serving:
             self.store.forget(id)
         self.traces.take(id)
 
-    def take(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-        """What `Store.take` gives, with the request's trace as `layers`, packed, where it has one."""
+    @torch.inference_mode()
+    def take(
+        self, ids: Sequence[str] | None = None, next_ids: Mapping[str, int] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """What `Store.take` gives, with the request's trace as `layers`, packed, where it has one.
+
+        Args:
+            ids: of requests; None: of all.
+            next_ids: the last token of each text, where the targets of traces are read: no later state tells it.
+        """
         found = self.store.take(ids)
+        self._read_ends(list(found), next_ids or {})
         for id, record in found.items():
             layers = self.traces.take(id)
             if layers is not None and "error" not in record:
@@ -92,17 +103,18 @@ class Serving:
         self._spans = spans
         self._has_begun = True
 
-    def trace(self, states: Sequence[Tensor], last: Tensor, reads: "Reads") -> None:
+    def trace(self, states: Sequence[Tensor], last: Tensor, reads: Reads, token_ids: Tensor | None) -> None:
         """Measure the states of a step that are traced.
 
         Args:
             states: of the layers 0..L, [states, d_model] each.
             last: that of L after the final norm.
             reads: how they are read.
+            token_ids: the tokens that the states are of; None where the model was given embeddings in their place.
         """
         rows, spans, self._spans = self._rows, self._spans, None
-        wanted = self.options.traces
-        assert wanted is not None
+        self._reads = reads
+        wanted = self._wanted
         if spans is None or rows is None:
             if not self._has_begun:  # vLLM measures how much memory a step takes
                 measured(states, last, reads, wanted)
@@ -112,9 +124,66 @@ class Serving:
         traced = [span for span in spans() if span.traced]
         if not traced:
             return
+        if wanted.targets:
+            self._trace_known([*states, last], traced, reads, token_ids)
+            return
         index = torch.tensor([row for span in traced for row in span.traced], device=last.device)
         columns = measured([one[index] for one in states], last[index], reads, wanted)
         self.traces.add([(str(span.options.id), span.positions) for span in traced], columns)
+
+    def _trace_known(
+        self, states: Sequence[Tensor], traced: Sequence[Span], reads: Reads, token_ids: Tensor | None
+    ) -> None:
+        """Measure the rows whose next token is known by now: each but the last of a request, which is kept for its next
+        step, and the one that was kept in its last step."""
+        if token_ids is None:
+            raise RuntimeError(
+                "this model is given embeddings in place of tokens, so that targets cannot be traced; "
+                'start the engine without "targets"'
+            )
+        kept: list[Tensor] = []
+        index: list[int] = []
+        following: list[int] = []
+        places: list[tuple[str, range]] = []
+        for span in traced:
+            found = self.traces.unread(str(span.options.id), span.position - 1)
+            if found is not None:
+                kept.append(found.states)
+                following.append(span.start)
+                places.append((str(span.options.id), range(found.position, found.position + 1)))
+        for span in traced:
+            index += span.traced[:-1]
+            following += [row + 1 for row in span.traced[:-1]]
+            places.append((str(span.options.id), span.positions[:-1]))
+        device = states[-1].device
+        if following:
+            rows = torch.tensor(index, device=device, dtype=torch.long)
+            known = [
+                torch.cat([torch.stack([one[layer] for one in kept]), state[rows]]) if kept else state[rows]
+                for layer, state in enumerate(states)
+            ]
+            targets = token_ids[torch.tensor(following, device=device)]
+            columns = measured(known[:-1], known[-1], reads, self._wanted, targets)
+            self.traces.add(places, columns)
+        ends = torch.tensor([span.traced[-1] for span in traced], device=device)
+        for span, of_row in zip(traced, torch.stack([state[ends] for state in states], dim=1), strict=True):
+            # a copy, which does not hold the other requests' rows
+            self.traces.keep(str(span.options.id), Unread(span.positions[-1], of_row.clone()))
+
+    def _read_ends(self, ids: Sequence[str], next_ids: Mapping[str, int]) -> None:
+        """Measure the last rows of texts that have ended."""
+        found = {id: row for id in ids if (row := self.traces.unread(id)) is not None}
+        if not found or self._reads is None:
+            return
+        states = torch.stack([row.states for row in found.values()], dim=1)
+        targets = torch.tensor([next_ids.get(id, NOTHING) for id in found], device=states.device)
+        columns = measured(list(states[:-1]), states[-1], self._reads, self._wanted, targets)
+        self.traces.add([(id, range(row.position, row.position + 1)) for id, row in found.items()], columns)
+
+    @property
+    def _wanted(self) -> Wanted:
+        assert self.options.traces is not None
+        return self.options.traces
 
     def logits(self, kept: Tensor, reads: Reads) -> Tensor:
         """The logits for the sampler.
@@ -185,9 +254,7 @@ class Serving:
         head = StockHead(logits_of, n_columns, kept.device)
         place = {layer: index for index, layer in enumerate(self.layers)}
         states = {
-            layer: behind_norm(kept[:, -1])
-            if layer == self.n_layers
-            else before_head(kept[:, place[layer]], reads.norm)
+            layer: behind_norm(kept[:, -1]) if layer == self.n_layers else reads.at_head(kept[:, place[layer]], layer)
             for layer in layers
         }
         kind = Readouts if shards is None else partial(ShardReadouts, shards)

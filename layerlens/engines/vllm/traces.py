@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from layerlens.axes import States
-from layerlens.engines.vllm.head import Reads, StockHead, before_head, behind_norm
+from layerlens.engines.vllm.head import Reads, StockHead, behind_norm
 from layerlens.engines.vllm.options import RequestOptions
 from layerlens.engines.vllm.shards import Shards
 from layerlens.formulas import changes
 from layerlens.lens import Reading, js_from_last, kl_from_last, tiled
-from layerlens.records.schema import JS, KL, TOP_K_PROBS, TOP_K_TOKEN_IDS
-from layerlens.tracing.meter import Wanted
+from layerlens.records.schema import JS, KL, NEXT_LOG_PROB, NEXT_RANK, TOP_K_PROBS, TOP_K_TOKEN_IDS
+from layerlens.tracing.meter import NOTHING, Wanted
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -53,8 +53,19 @@ class Span(NamedTuple):
         return range(first, first + len(self.traced))
 
 
+class Unread(NamedTuple):
+    """A row whose next token is not known yet: the last of its request so far."""
+
+    position: int
+    """In the request's text."""
+    states: Tensor
+    """Of the layers 0..L, and at the end L's after the final norm: [L + 2, d_model]."""
+
+
 @torch.no_grad()
-def measured(states: Sequence[States], last: States, reads: Reads, wanted: Wanted) -> dict[str, Tensor]:
+def measured(
+    states: Sequence[States], last: States, reads: Reads, wanted: Wanted, targets: Tensor | None = None
+) -> dict[str, Tensor]:
     """The columns of a trace that can be told from the states of all layers: [rows, L], or [rows, L, K].
 
     Args:
@@ -62,35 +73,48 @@ def measured(states: Sequence[States], last: States, reads: Reads, wanted: Wante
         last: that of L after the final norm.
         reads: how they are read.
         wanted: what is read beside the changes, the entropy and the top token.
+        targets: the token that followed each row, [rows], `NOTHING` where it is not known; None: none is.
     """
+    if targets is None:
+        targets = torch.full((len(last),), NOTHING, device=last.device)
     parts = [
-        _measured([layer[rows] for layer in states], last[rows], reads, wanted)
+        _measured([layer[rows] for layer in states], last[rows], reads, wanted, targets[rows])
         for rows in (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(last), _ROWS_AT_ONCE))
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _measured(states: Sequence[States], last: States, reads: Reads, wanted: Wanted) -> dict[str, Tensor]:
+def _measured(
+    states: Sequence[States], last: States, reads: Reads, wanted: Wanted, targets: Tensor
+) -> dict[str, Tensor]:
     n_rows, n_layers = len(last), len(states) - 1
     ratio, cosine, *_ = torch.stack([changes(before, None, after, False) for before, after in pairwise(states)], dim=2)
-    read = [*(before_head(layer, reads.norm) for layer in states[1:-1]), behind_norm(last)]
+    read = [*(reads.at_head(layer, number) for number, layer in enumerate(states[1:-1], 1)), behind_norm(last)]
 
     def by_layer(values: Tensor) -> Tensor:
         by_row: Tensor = values.unflatten(0, (n_layers, n_rows)).transpose(0, 1)
         return by_row
 
     changed = {"norm_ratio": ratio, "io_cosine": cosine}
-    if reads.shards is not None and not (wanted.top or wanted.from_last):
+    if reads.shards is not None and not (wanted.top or wanted.from_last or wanted.targets):
         entropy, top = by_shards(torch.cat(read), reads.shards)
         return {**changed, "entropy": by_layer(entropy), "top_token_id": by_layer(top).int()}
     head = StockHead(reads.logits_of, reads.n_vocab, last.device)
     whole = max(1, _LOGITS_AT_ONCE // head.n_vocab), head.n_vocab
-    reading = tiled.read(torch.cat(read), head, n_first=wanted.top, tile=whole)
+    chosen = targets.long().clamp(0, head.n_vocab - 1)
+    of_all = chosen.repeat(n_layers).unsqueeze(1) if wanted.targets else None
+    reading = tiled.read(torch.cat(read), head, of_all, n_first=wanted.top, tile=whole)
     columns = {
         **changed,
         "entropy": by_layer(reading.entropy),
         "top_token_id": by_layer(reading.top_token_id).int(),
     }
+    if wanted.targets:
+        assert reading.log_probs is not None
+        assert reading.ranks is not None
+        is_nothing = (targets != chosen).unsqueeze(1)  # no token, or a token that the head does not have
+        columns[NEXT_LOG_PROB.name] = by_layer(reading.log_probs[:, 0]).masked_fill(is_nothing, torch.nan)
+        columns[NEXT_RANK.name] = by_layer(reading.ranks[:, 0]).masked_fill(is_nothing, NOTHING).int()
     if wanted.top:
         assert reading.first_ids is not None
         assert reading.first_log_probs is not None
@@ -128,6 +152,7 @@ class Traces:
         self._most_bytes = most_bytes
         self._bytes = 0
         self._by_id: OrderedDict[str, list[dict[str, Array]]] = OrderedDict()
+        self._unread: dict[str, Unread] = {}
         self._waiting: list[tuple[Sequence[tuple[str, range]], Mapping[str, Tensor]]] = []
 
     def add(self, places: Sequence[tuple[str, range]], columns: Mapping[str, Tensor]) -> None:
@@ -136,12 +161,27 @@ class Traces:
         if len(self._waiting) >= _CHUNKS_ON_DEVICE:
             self._settle()
 
+    def keep(self, id: str, unread: "Unread") -> None:
+        """Keep the states of a row until it is known which token followed, in place of the request's earlier one."""
+        self.unread(id)
+        self._unread[id] = unread
+        self._bytes += unread.states.nbytes
+        self._by_id.setdefault(id, [])
+
+    def unread(self, id: str, position: int | None = None) -> "Unread | None":
+        """The request's row that waits for its token, which is then forgotten; None where there is none, or where it is
+        not the one at `position`."""
+        found = self._unread.get(id)
+        if found is None or position not in (None, found.position):
+            return None
+        self._bytes -= found.states.nbytes
+        return self._unread.pop(id)
+
     def take(self, id: str) -> dict[str, Array] | None:
         """The rows of a request by column, with their `position`, in its order; they are then forgotten. None where
         there are none."""
         self._settle()
-        chunks = self._by_id.pop(id, [])
-        self._bytes -= sum(map(_size, chunks))
+        chunks = self._drop(id)
         if not chunks:
             return None
         whole = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -165,8 +205,13 @@ class Traces:
                 self._by_id.move_to_end(id)
                 self._bytes += _size(chunk)
         while self._bytes > self._most_bytes and self._by_id:
-            _, chunks = self._by_id.popitem(last=False)
-            self._bytes -= sum(map(_size, chunks))
+            self._drop(next(iter(self._by_id)))
+
+    def _drop(self, id: str) -> list[dict[str, Array]]:
+        self.unread(id)
+        chunks = self._by_id.pop(id, [])
+        self._bytes -= sum(map(_size, chunks))
+        return chunks
 
 
 def packed(columns: Mapping[str, Array]) -> dict[str, dict[str, Any]]:

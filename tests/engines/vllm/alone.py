@@ -2,8 +2,8 @@
 
 python alone.py FOLDER PROMPTS EXTRAS GIVEN [--v2]
 
-The last three are JSON: lists of token ids, options of layerlens for each of them, and arguments of the engine. With
---v2 by Model Runner V2, whose kernels then run in Triton's interpreter.
+The last three are JSON: lists of token ids, options of layerlens for each of them, and arguments of the engine with
+`traces`, which is of layerlens. With --v2 by Model Runner V2, whose kernels then run in Triton's interpreter.
 """
 
 import json
@@ -34,7 +34,8 @@ def main() -> None:
     from tests.engines.vllm.engines import answers, engine
 
     folder, prompts, extras, given = sys.argv[1], *map(json.loads, sys.argv[2:5])
-    with engine(folder, {"strategy": "valley", "window": 4, "traces": True}, **given) as llm:
+    traces = given.pop("traces")
+    with engine(folder, {"strategy": "valley", "window": 4, "traces": traces}, **given) as llm:
         config = llm.llm_engine.vllm_config
         found = answers(llm, prompts, extras, n_tokens=8)
         of_ranks = [len(one) for one in llm.collective_rpc("layerlens_take")]

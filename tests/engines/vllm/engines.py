@@ -15,6 +15,7 @@ from layerlens.decode.chooser import Chooser
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.strategies import Strategy
 from layerlens.engines.vllm.traces import unpacked
+from layerlens.lens import IDENTITY, Transport
 from layerlens.models import tiny_model, tiny_tokenizer
 
 N_TOKENS = 16
@@ -99,7 +100,8 @@ def answers(
     ]
     given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
     out = llm.generate(given, params, use_tqdm=False)
-    records = llm.collective_rpc("layerlens_take")[0]
+    last_ids = {str(number): one.outputs[0].token_ids[-1] for number, one in enumerate(out)}
+    records = llm.collective_rpc("layerlens_take", args=(None, last_ids))[0]
     for record in records.values():
         if "layers" in record:
             record["layers"] = unpacked(record["layers"])
@@ -108,13 +110,20 @@ def answers(
     )
 
 
-def ours(folder: str, prompts: Sequence[Sequence[int]], strategy: Strategy, n_tokens: int = N_TOKENS) -> Decoded:
+def ours(
+    folder: str,
+    prompts: Sequence[Sequence[int]],
+    strategy: Strategy,
+    n_tokens: int = N_TOKENS,
+    transport: Transport = IDENTITY,
+) -> Decoded:
     """What the loop of layerlens answers with transformers' model."""
     model = ll.load(folder, dtype="float32")
     options = GenerateOptions(
         max_new_tokens=n_tokens, batch_size=len(prompts), eos_token_id=-1, generation_config=False
     )
-    return decode_batch(model, [list(prompt) for prompt in prompts], Chooser(model, strategy, 0), options, 0)
+    chooser = Chooser(model, strategy, 0, transport)
+    return decode_batch(model, [list(prompt) for prompt in prompts], chooser, options, 0)
 
 
 def assert_same(found: Answers, wanted: Decoded, rows: Sequence[int], tolerance: float = 1e-4) -> None:

@@ -29,10 +29,10 @@ MIX = (
 @pytest.mark.parametrize(
     ("given", "v2"),
     [
-        pytest.param({"tensor_parallel_size": 2}, False, id="two ranks"),
-        pytest.param({}, True, id="V2"),
-        pytest.param({"max_num_batched_tokens": 8}, True, id="V2, prompts in parts"),
-        pytest.param({"tensor_parallel_size": 2}, True, id="V2, two ranks"),
+        pytest.param({"tensor_parallel_size": 2, "traces": True}, False, id="two ranks"),
+        pytest.param({"traces": True}, True, id="V2"),
+        pytest.param({"max_num_batched_tokens": 8, "traces": {"targets": True}}, True, id="V2, prompts in parts"),
+        pytest.param({"tensor_parallel_size": 2, "traces": {"targets": True}}, True, id="V2, two ranks"),
     ],
 )
 def test_tokens_layers_and_entropies_are_those_of_our_own_loop(given, v2, folder_of):

@@ -5,9 +5,12 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import layerlens as ll
 from layerlens.engines.vllm import backend
+from layerlens.lens.files import Stored, write_lens
+from layerlens.lens.opening import made_for
 from tests.refusals import refused
 
 TEXTS = [
@@ -19,6 +22,14 @@ TEXTS = [
 ]
 ENGINE = {"enforce_eager": True, "max_model_len": 128, "max_num_seqs": 3}
 OPTIONS = {"max_new_tokens": 10, "eos_token_id": -1}
+
+
+def lens_of(model, path):
+    """A drawn lens of the model, as an option names it."""
+    draws = torch.Generator().manual_seed(2)
+    weights = {layer: torch.randn(model.d_model, model.d_model, generator=draws) for layer in range(model.n_layers)}
+    write_lens(path, Stored("linear", weights, {}, model.d_model, model.n_layers, made_for(model)))
+    return f"linear:{path}"
 
 
 @contextmanager
@@ -83,13 +94,16 @@ def test_what_is_drawn_depends_on_the_seed_and_not_on_the_other_prompts(models):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"kl": True, "js": True, "top": 3}, id="generated"),
+        pytest.param({"kl": True, "js": True, "top": 3, "targets": True}, id="generated"),
+        pytest.param({"targets": True, "lens": "LENS", "strategy": "valley", "window": 4}, id="through a lens"),
         pytest.param({"positions": "all", "batch_size": 2}, id="all positions"),
-        pytest.param({"max_new_tokens": 0, "batch_size": 2}, id="given texts"),
+        pytest.param({"max_new_tokens": 0, "batch_size": 2, "targets": True}, id="given texts"),
     ],
 )
 def test_traces(models, options, tmp_path):
     settings = {"strategy": "last", "progress": False, **OPTIONS, **options}
+    if "lens" in settings:
+        settings["lens"] = lens_of(models[0], tmp_path / "lens.safetensors")
     if not settings["max_new_tokens"]:
         settings.pop("eos_token_id")
     ours, theirs = (
@@ -100,9 +114,12 @@ def test_traces(models, options, tmp_path):
     pd.testing.assert_frame_equal(ours.prompts.drop(columns="seconds"), theirs.prompts.drop(columns="seconds"))
     names = ["norm_ratio", "io_cosine", "entropy"]
     names += ["kl_last_to_layer", "js_from_last", "top_k_probs"] if "top" in options else []
+    names += ["next_log_prob"] if "targets" in options else []
     for name in names:
         np.testing.assert_allclose(ours.layers(name), theirs.layers(name), atol=1e-3, err_msg=name)
-    np.testing.assert_array_equal(ours.layers("top_token_id"), theirs.layers("top_token_id"))
+    for name in ["top_token_id", *(["next_rank"] if "targets" in options else [])]:
+        np.testing.assert_array_equal(ours.layers(name), theirs.layers(name), err_msg=name)
+    assert ours.manifest.get("lens") == theirs.manifest.get("lens")
     assert np.isnan(theirs.layers("attn_ratio")).all()
     assert theirs.manifest["model"]["backend"] == "vllm"
     assert theirs.manifest["totals"]["runner"] == "V1"
@@ -161,8 +178,6 @@ def assert_equal(one, other):
 
 def test_another_model_of_the_same_shapes_is_not_resumed(models, folder_of, tmp_path):
     import shutil
-
-    import torch
 
     _, model = models
     settings = {"progress": False, **OPTIONS}
@@ -244,7 +259,14 @@ def test_what_vllm_does_not_do_is_refused_before_an_engine_starts(folder_of, tmp
     out = {"out": tmp_path / "run", "max_new_tokens": 4}
     with refused(ll.OptionError, "stop_strings", ["B"]):
         ll.generate(model, "a", stop_strings="B", min_new_tokens=3, max_new_tokens=4)
-    for options in ({"targets": True}, {"sublayers": True}, {"mode": "replay"}, {"lens_precision": "bfloat16"}):
+    other = lens_of(ll.load(folder_of("qwen3"), dtype="float32"), tmp_path / "lens.safetensors")
+    for options in (
+        {"sublayers": True},
+        {"mode": "replay"},
+        {"lens_precision": "bfloat16"},
+        {"lens": other},
+        {"lens": "linear:nothing.safetensors"},
+    ):
         with refused(ll.OptionError, *next(iter(options.items()))):
             ll.trace(model, TEXTS, **out, **options)
     assert not model.backend.running

@@ -25,6 +25,9 @@ def config(folder, options, **given):
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size"),
         ({"enable_lora": True}, "enable_lora"),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative_config"),
+        ({"prefill_context_parallel_size": 2}, "prefill_context_parallel_size"),
+        ({"enable_batch_sharded_sampling": True}, "enable_batch_sharded_sampling"),
+        ({"runner": "pooling"}, "runner"),
     ],
 )
 def test_an_engine_that_cannot_be_served_is_refused_with_the_reason(folder, given, option):
@@ -34,7 +37,12 @@ def test_an_engine_that_cannot_be_served_is_refused_with_the_reason(folder, give
 
 @pytest.mark.parametrize(
     ("options", "option"),
-    [({"strategy": "valley", "window": 9}, "window"), ({"strategy": "vally"}, "strategy"), ({}, "strategy")],
+    [
+        ({"strategy": "valley", "window": 9}, "window"),
+        ({"strategy": "vally"}, "strategy"),
+        ({}, "strategy"),
+        ({"strategy": "valley", "window": 3, "lens": "linear:nothing.safetensors"}, "lens"),
+    ],
 )
 def test_options_that_the_model_cannot_have_are_refused(folder, options, option):
     with refused(option=option):
