@@ -8,6 +8,7 @@ bitsandbytes 0.50, gguf 0.10 to 0.19, llvmlite 0.45 to 0.50, nnsight 0.8.1, Tran
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from itertools import chain
 from typing import Any, TypeGuard
 
@@ -136,6 +137,11 @@ def can_grow_a_cache(hf: Any) -> bool:
 
 def can_fill_a_static_cache(hf: Any) -> bool:
     """Whether the model runs with a StaticCache, whose places are filled one after the other."""
+    from transformers.masking_utils import create_chunked_causal_mask
+
+    chunked = "chunked_attention" in (getattr(hf.config.get_text_config(decoder=True), "layer_types", None) or ())
+    if chunked and "block_sequence_ids" not in signature(create_chunked_causal_mask).parameters:
+        return False  # transformers before 5.20 makes no mask for it
     return bool(hf._can_compile_fullgraph)
 
 

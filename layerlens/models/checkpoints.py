@@ -60,7 +60,17 @@ def load_checkpoint(
         raise ModelError(f"{source} could not be loaded ({first_sentence(error)})", advice, given=source) from error
     hf, loading = loaded
     refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
+    if getattr(config, "quantization_config", None) is not None and not getattr(hf, "is_quantized", False):
+        _in_one_type(hf)
     return hf, tokenizer
+
+
+def _in_one_type(hf: PreTrainedModel) -> None:
+    """Bring weights that were unpacked into the model's type: transformers before 5.23 leaves those of MXFP4 in
+    bfloat16, and products with them then are in bfloat16 too."""
+    for parameter in hf.parameters():
+        if parameter.dtype == torch.bfloat16 != hf.dtype:
+            parameter.data = parameter.data.to(hf.dtype)
 
 
 def tokenizer_of(source: str, safety: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -10,6 +10,7 @@ _KINDS = {
     **{"full_attention": "full", "attention": "full", "global": "full"},
     **{"sliding_attention": "sliding", "local": "sliding"},
     **{"chunked_attention": "chunked", "indexed_attention": "indexed"},
+    "deepseek_sparse_attention": "indexed",
     **{"linear_attention": "linear", "mamba": "linear"},
 }
 _PATTERNS = ("layer_types", "layers_block_type", "attention_layers")
@@ -32,6 +33,9 @@ def layer_kinds(config: Any, listed: Sequence[nn.Module], blocks: Sequence[nn.Mo
     types = next((types for types in patterns if types and len(types) == len(listed)), None)
     if types is None:
         types = ["sliding" if _slides(config) else "full"] * len(listed)
+    elif getattr(config, "attention_window_size", None) and _slides(config):
+        # RecurrentGemma: transformers before 5.23 calls its windows "attention"
+        types = ["sliding_attention" if kind == "attention" else kind for kind in types]
     return [_kind(_KINDS.get(kind, kind), block) for kind, block in zip(types, listed, strict=True) if block in blocks]
 
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 import layerlens as ll
 from layerlens.decode.chooser import Chooser
@@ -36,6 +38,8 @@ FAMILIES = [*tiny_names(), *STATEFUL]
 
 
 def model_of(family):
+    if family in ("llama4_text", "recurrent_gemma") and Version(transformers.__version__) < Version("5.18"):
+        pytest.skip("the mask of several tokens is longer than their window in transformers 5.17")
     return stateful(family) if family in STATEFUL else tiny(family)
 
 

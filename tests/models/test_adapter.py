@@ -92,8 +92,12 @@ def test_a_wrapper_can_leave_out_what_the_config_of_its_language_model_says():
     ],
 )
 def test_what_is_refused_is_refused_for_what_it_is(family, words):
+    try:
+        hf = tiny_model(family)
+    except ll.ModelError as error:  # of a transformers that lacks the family, or has a mistake in it
+        pytest.skip(str(error))
     with refused(ll.ModelError, problem=words):
-        loaded(family)
+        ll.load(hf, tokenizer=tiny_tokenizer())
 
 
 def test_an_encoder_that_is_made_a_decoder_is_traced():

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Lfm2ForCausalLM
+from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 
 from layerlens.models import tiny_model
 
@@ -31,8 +35,15 @@ _NAMES = {
 }
 
 
+needs_packed_lfm2 = pytest.mark.skipif(
+    "lfm2" not in GGUF_ARCHS, reason="this transformers does not keep GGUF weights of LFM2 packed"
+)
+
+
 def tiny_lfm2() -> Lfm2ForCausalLM:
     """LFM2 with widths that GGUF's blocks of 32 values divide, and a head of its own."""
+    if Version(transformers.__version__) < Version("5.18"):
+        pytest.skip("transformers 5.17 does not read LFM2 from GGUF")
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
     return tiny_model("lfm2", **sizes, block_auto_adjust_ff_dim=False, tie_word_embeddings=False)
 
