@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -143,6 +144,14 @@ def can_fill_a_static_cache(hf: Any) -> bool:
     if chunked and "block_sequence_ids" not in signature(create_chunked_causal_mask).parameters:
         return False  # transformers before 5.20 makes no mask for it
     return bool(hf._can_compile_fullgraph)
+
+
+def windows_rewind() -> bool:
+    """Whether the cache of a window can be read on several times before tokens are taken out of it; transformers 5.17
+    hands out more states than its mask is for."""
+    from transformers import __version__
+
+    return Version(__version__) >= Version("5.18")
 
 
 def decoding_fast(hf: Any) -> AbstractContextManager[Any]:

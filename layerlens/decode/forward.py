@@ -10,7 +10,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from layerlens.axes import Logits
-from layerlens.compat import can_fill_a_static_cache, can_grow_a_cache
+from layerlens.compat import can_fill_a_static_cache, can_grow_a_cache, windows_rewind
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 
@@ -55,7 +55,7 @@ class Forward:
         self._inputs = set(inspect.signature(model.hf.forward).parameters)
         self._name = next((name for name in _MEMORIES if name in self._inputs), None)
         self._memory, self.is_static = self._cache(model, ids.shape[1] + n_steps, static=static)
-        self._rewinds = rewinds
+        self._rewinds = rewinds = rewinds and windows_rewind()
         self._n_new = 0  # tokens that can be taken back
         if rewinds and hasattr(self._memory, "activate_past_recording"):
             self._memory.activate_past_recording()
