@@ -249,6 +249,19 @@ def test_caches_that_grow_are_for_models_that_take_them(family, grows):
     assert compat.can_grow_a_cache(tiny_model(family)) == grows
 
 
+def test_whether_windows_rewind_depends_on_the_version():
+    """A window that records its past hands out what its mask is for, however often it is read before `crop`."""
+    from transformers.cache_utils import DynamicSlidingWindowLayer
+
+    layer = DynamicSlidingWindowLayer(sliding_window=3)
+    layer.activate_past_recording()
+    layer.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+    for _ in range(2):
+        n_masked, _ = layer.get_mask_sizes(1)
+        keys, _ = layer.update(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
+    assert compat.windows_rewind() == (keys.shape[2] == n_masked)
+
+
 @pytest.mark.parametrize(("family", "fills"), [("llama", True), ("gemma3_text", True), ("gpt_neo", False)])
 def test_static_caches_are_for_models_that_take_them(family, fills):
     from transformers import StaticCache

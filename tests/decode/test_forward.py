@@ -103,7 +103,7 @@ def test_what_cannot_be_read_or_taken_back_is_refused():
         forward.step(WRONG[:, :3])
         with pytest.raises(OptionError):
             forward.step(WRONG[:, :1])
-    plain, _ = begun(model, rewinds=False)
+    plain, _ = begun(tiny("gemma2"), rewinds=False)
     assert not plain.can_rewind, "its windows keep no more than they need"
     mamba, _ = begun(stateful("mamba"))
     with pytest.raises(ModelError):
