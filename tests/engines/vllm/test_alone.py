@@ -35,16 +35,17 @@ MIX = (
         pytest.param({"tensor_parallel_size": 2, "traces": {"targets": True}}, True, id="V2, two ranks"),
     ],
 )
-def test_tokens_layers_and_entropies_are_those_of_our_own_loop(given, v2, folder_of):
+def test_tokens_layers_and_entropies_are_those_of_our_own_loop(given, v2, folder_of, tmp_path):
     folder = folder_of("qwen3")
     extras = [extra for extra, _ in MIX]
-    arguments = [folder, *map(json.dumps, (PROMPTS, extras, given)), *(["--v2"] if v2 else [])]
+    out = tmp_path / "answers.json"
+    arguments = [str(out), folder, *map(json.dumps, (PROMPTS, extras, given)), *(["--v2"] if v2 else [])]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "WARNING"}
     program = [sys.executable, str(Path(__file__).with_name("alone.py")), *arguments]
     done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "exchanged between ranks" not in done.stderr, "the vocabulary was not read in parts"
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(out.read_text())
     assert found["v2"] == v2
     assert found["ranks"] == given.get("tensor_parallel_size", 1)
     by_engine = Answers(found["token_ids"], found["records"])
