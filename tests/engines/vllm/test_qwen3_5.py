@@ -43,7 +43,7 @@ def test_records_and_traces_of_given_tokens(folder):
     model = ll.load(folder, dtype="float32")
     assert set(model.layer_kinds) == {"linear", "full"}
     for prompt, tokens, record in zip(PROMPTS, found.token_ids, found.records, strict=True):
-        wanted = plain(model, [*prompt, *tokens[:-1]])
+        wanted = plain(model, [*prompt, *tokens[:-1]], tokens[-1])
         n, first = len(tokens), len(prompt) - 1
         values = np.array(record["values"][:n], dtype=float)
         assert_near(values, wanted["entropy"][first:, -4:])
