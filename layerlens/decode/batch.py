@@ -110,7 +110,7 @@ class _Batch:
         self._tail = max((len(stop.encode()) for stop in options.stops), default=1)
         processors = row_processors(model, prompts, options, ends)
         penalised = processors is None and options.repetition_penalty not in (None, 1.0)
-        seen = _seen(ids, mask, model.n_vocab) if penalised else None
+        seen = seen_tokens(ids, mask, model.n_vocab) if penalised else None
         self._sampler = Sampler(options, self._end_ids, seen, n_rows, seed, processors, prompts, model.source)
 
         # what a step changes, in place
@@ -258,7 +258,7 @@ class _Batch:
         self._recorded, self._graph, self._n_eager = [], None, _EAGER_STEPS - 1
 
 
-def _seen(ids: Tensor, mask: Tensor, n_vocab: int) -> Tensor:
+def seen_tokens(ids: Tensor, mask: Tensor, n_vocab: int) -> Tensor:
     """Which tokens each row has read: bool [rows, vocab]. Padding and tokens that cannot be emitted do not count."""
     words = ids.masked_fill(mask == 0, n_vocab).clamp(max=n_vocab)
     return torch.zeros(len(ids), n_vocab + 1, dtype=torch.bool, device=ids.device).scatter_(1, words, True)[:, :n_vocab]

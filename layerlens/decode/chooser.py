@@ -22,6 +22,11 @@ _STREAM = 0x5DEECE66D
 _STATES_AT_ONCE = 512  # more rows are read out in parts, so that their float32 logits stay small
 
 
+def generator_of(seed: int, device: torch.device) -> torch.Generator:
+    """The generator of a strategy's draws. The sampler may have the same seed, and its draws must be independent."""
+    return torch.Generator(device).manual_seed(seed ^ _STREAM)
+
+
 class Chooser:
     """Answers each forward pass with the logits a strategy chooses; use `choosing` around the model's passes.
 
@@ -44,8 +49,7 @@ class Chooser:
         refuse_lacking(transport, self.layers, type(strategy).__name__)
         self.decisions: Decisions | None = None
         self.may_branch = True
-        # the sampler may have the same seed, and its draws must be independent of these
-        self.generator = torch.Generator(model.unembed.device).manual_seed(seed ^ _STREAM)
+        self.generator = generator_of(seed, model.unembed.device)
         self.is_running = True
         self.thread = get_ident()
         self.is_alive: Tensor | None = None

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
@@ -161,6 +162,62 @@ class Forward:
                 self._memory.reorder_cache(index)
             self._mask, self._position = self._mask[index], self._position[index]
         return self._forgets_rows
+
+    @property
+    def can_join(self) -> bool:
+        """Whether rows of another batch can be put beside these; known once the prompts were read."""
+        if not self._forgets_rows or self._name is None:
+            return self._forgets_rows
+        kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+        return not self.is_static and all(type(layer) in kinds for layer in self._memory.layers)
+
+    def join(self, other: "Forward") -> None:
+        """Put the rows of another batch of the same model beside these, whatever both have read so far.
+
+        Args:
+            other: one that `can_join`; of no further use afterwards.
+        """
+        length = max(self._n_seen, other._n_seen)
+        for one in (self, other):
+            one._widen(length - one._n_seen)
+        room = max(one._mask.shape[1] for one in (self, other))
+        # what will be read is no padding
+        masks = [functional.pad(one._mask, (0, room - one._mask.shape[1]), value=1) for one in (self, other)]
+        self._mask = torch.cat(masks)
+        self._position = torch.cat([self._position, other._position])
+        if self._name is None:
+            self._text = torch.cat([self._text, other._text])
+            return
+        for layer, more in zip(self._memory.layers, other._memory.layers, strict=True):
+            if layer.is_initialized:
+                layer.keys, layer.values = torch.cat([layer.keys, more.keys]), torch.cat([layer.values, more.values])
+
+    def make_room(self, n_steps: int) -> None:
+        """Let at least so many more tokens be read."""
+        room = self._mask.shape[1] - self._n_seen
+        self._mask = functional.pad(self._mask, (0, max(0, n_steps - room)), value=1)
+
+    def narrow(self) -> None:
+        """Drop what is padding in every row, at the beginning, where rows can join."""
+        padding = int(self._mask.cumsum(1).eq(0).all(0).sum())
+        if padding and self.can_join:
+            self._widen(-padding)
+
+    def _widen(self, n: int) -> None:
+        """Put n tokens of padding before every row; below 0, take so many away."""
+        self._n_seen += n
+        self._mask = functional.pad(self._mask, (n, 0))
+        if self._name is None:
+            self._text = functional.pad(self._text, (n, 0))
+            return
+        for layer in self._memory.layers:
+            if not layer.is_initialized:
+                continue
+            more = n
+            if isinstance(layer, DynamicSlidingWindowLayer) and layer.keys is not None:
+                layer.cumulative_length += n
+                more = min(layer.cumulative_length, layer.sliding_window - 1) - layer.keys.shape[2]
+            layer.keys, layer.values = (functional.pad(one, (0, 0, more, 0)) for one in (layer.keys, layer.values))
 
     def _pass(self, ids: Tensor, position: Tensor, n_read: int, *, is_first: bool = False) -> Tensor:
         self._n_seen = ids.shape[1] if self._name is None else self._n_seen + ids.shape[1]

@@ -179,24 +179,28 @@ def answered(
     """
     for number, emitted in _decoded(model, jobs, transport, options):
         prompts, strategy, _ = jobs[number]
-        log = DecodingLog(criterion_name(strategy))
-        firsts = [len(prompt.token_ids) - 1 for prompt in prompts]
-        log.add_call(emitted.outputs, firsts, emitted.decisions)
-        steps = dict(tuple(log.steps.groupby("row", sort=False)))
-        rows = enumerate(zip(prompts, emitted.outputs, emitted.finish_reasons, strict=True))
-        yield (
-            number,
-            [
-                Generation(
-                    prompt.text,
-                    decoded(model.tokenizer, output, skip_special_tokens=True),
-                    output,
-                    reason,
-                    steps.get(row, log.steps.iloc[:0]).reset_index(drop=True),
-                )
-                for row, (prompt, output, reason) in rows
-            ],
+        yield number, generations(model, prompts, strategy, emitted)
+
+
+def generations(
+    model: Model, prompts: Sequence[TokenizedPrompt], strategy: Strategy, emitted: Decoded
+) -> list[Generation]:
+    """What was emitted for each prompt, with its text and its steps."""
+    log = DecodingLog(criterion_name(strategy))
+    firsts = [len(prompt.token_ids) - 1 for prompt in prompts]
+    log.add_call(emitted.outputs, firsts, emitted.decisions)
+    steps = dict(tuple(log.steps.groupby("row", sort=False)))
+    rows = enumerate(zip(prompts, emitted.outputs, emitted.finish_reasons, strict=True))
+    return [
+        Generation(
+            prompt.text,
+            decoded(model.tokenizer, output, skip_special_tokens=True),
+            output,
+            reason,
+            steps.get(row, log.steps.iloc[:0]).reset_index(drop=True),
         )
+        for row, (prompt, output, reason) in rows
+    ]
 
 
 def _decoded(

@@ -2,8 +2,9 @@
 
 python alone.py OUT FOLDER PROMPTS EXTRAS GIVEN [--v2]
 
-PROMPTS, EXTRAS and GIVEN are JSON: lists of token ids, options of layerlens for each of them, and arguments of the engine with
-`traces`, which is of layerlens. With --v2 by Model Runner V2, whose kernels then run in Triton's interpreter.
+PROMPTS, EXTRAS and GIVEN are JSON: lists of token ids, options of layerlens for each of them, and arguments of the
+engine with `traces`, which is of layerlens. With --v2 by Model Runner V2, whose kernels then run in Triton's
+interpreter.
 """
 
 import json

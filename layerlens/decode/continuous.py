@@ -1,0 +1,342 @@
+"""Requests that come one by one are answered together: a row of the batch begins as soon as there is room for it, and
+leaves as soon as it ends."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList
+
+from layerlens.compat import decoding_fast
+from layerlens.datasets import Prompt
+from layerlens.decode.batch import Decoded, seen_tokens
+from layerlens.decode.chooser import Chooser, generator_of
+from layerlens.decode.endings import ending_criteria, has_ended
+from layerlens.decode.forward import Forward
+from layerlens.decode.generation_config import row_processors, with_generation_config
+from layerlens.decode.log import Decisions
+from layerlens.decode.loop import Generation, generations
+from layerlens.decode.options import GenerateOptions, settle_chat_template
+from layerlens.decode.padding import padding_fault
+from layerlens.decode.prompts import (
+    TokenizedPrompt,
+    end_token_ids,
+    pad,
+    pad_token_id,
+    refuse_unreadable,
+    tokenize,
+)
+from layerlens.decode.sampling import Sampler
+from layerlens.decode.strategies import Strategy, layers_of
+from layerlens.errors import LayerlensError, ModelError, OptionError
+from layerlens.lens.transport import IDENTITY, Transport
+from layerlens.models import Model
+from layerlens.models.use import in_use
+
+
+class Continuous:
+    """A thread that answers requests with a model, as many at once as a batch has rows.
+
+    The answer to a request is that of `generate` to its prompt alone, with its own options, strategy and seed; up to
+    rounding, which depends on the rows that pass beside it. Requests of one strategy are decoded in one batch; batches
+    of several strategies take turns.
+
+    Args:
+        model: from `load`, with its weights in this process.
+        batch_size: the most requests that are decoded at once; the others wait.
+        transport: that of the lens through which strategies read layers.
+    """
+
+    def __init__(self, model: Model, batch_size: int = 16, transport: Transport = IDENTITY) -> None:
+        if not model.backend.is_here:
+            what = "runs the model elsewhere, and requests cannot be put into its batches"
+            raise OptionError.about("backend", model.backend.name, what, "give another backend")
+        self._model = model
+        self._transport = transport
+        self._batch_size = batch_size
+        self._requests: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
+        self._lanes: dict[Any, _Lane] = {}
+        self._waiting: list[_Row] = []
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="layerlens requests", daemon=True)
+        self._thread.start()
+
+    def submit(self, prompt: Prompt, strategy: Strategy, options: GenerateOptions) -> "Future[Generation]":
+        """Answer a prompt; the result of what is returned is its generation. A future that is cancelled gives its row
+        to another request.
+
+        Args:
+            prompt: as of a dataset.
+            strategy: chooses the logits.
+            options: of this request alone; `batch_size` has no effect.
+
+        Raises:
+            OptionError, PromptError: the strategy does not fit the model, or the prompt does not fit its context.
+        """
+        model = self._model
+        layers_of(strategy, model.n_layers, model.tied)
+        settled = settle_chat_template(options, bool(getattr(model.tokenizer, "chat_template", None)))
+        settled = with_generation_config(settled, model)
+        (tokenized,) = tokenize(model, [prompt], settled)
+        row = _Row(model, tokenized, strategy, settled)
+        if self._is_closed:
+            raise ModelError("requests are no longer taken", "begin anew", given=prompt.prompt_id)
+        self._requests.put(row)
+        return row.future
+
+    def close(self) -> None:
+        """End the thread; requests that are not answered yet are cancelled."""
+        self._is_closed = True
+        self._requests.put(None)
+        self._thread.join()
+
+    def __enter__(self) -> "Continuous":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        """Wait for requests; while there are any, the model is in use by this thread alone."""
+        while (first := self._requests.get()) is not None:
+            self._waiting.append(first)
+            try:
+                with in_use(self._model), torch.no_grad():
+                    self._work()
+            except BaseException as error:  # whatever went wrong, nobody may wait for ever
+                self._end_all(error)
+            if self._is_closed:
+                break
+        self._end_all(None)
+
+    def _work(self) -> None:
+        """Decode until nothing is asked any more."""
+        while (self._waiting or self._lanes) and not self._is_closed:
+            while not self._requests.empty():
+                if (row := self._requests.get()) is not None:
+                    self._waiting.append(row)
+            self._begin()
+            for key, lane in list(self._lanes.items()):
+                lane.step()
+                if lane.is_done:
+                    del self._lanes[key]
+
+    def _begin(self) -> None:
+        """Let requests begin for which there is room, the first ones first."""
+        begun: dict[Any, list[_Row]] = {}
+        later = []
+        running = sum(lane.n_rows for lane in self._lanes.values())
+        room = (self._batch_size if running + len(self._waiting) > 1 and self._shares_batches else 1) - running
+        for row in self._waiting:
+            if row.future.cancelled():
+                continue
+            lane = self._lanes.get(row.lane)
+            if room > 0 and (lane is None or lane.can_join):
+                begun.setdefault(row.lane, []).append(row)
+                room -= 1
+            else:
+                later.append(row)
+        self._waiting = later
+        for key, rows in begun.items():
+            if key not in self._lanes:
+                self._lanes[key] = _Lane(self._model, rows[0].strategy, self._transport)
+            try:
+                self._lanes[key].begin(rows)
+            except BaseException as error:
+                for row in rows:
+                    row.end(error)
+                raise
+
+    @cached_property
+    def _shares_batches(self) -> bool:
+        """Whether prompts of different lengths can go through the model together."""
+        return padding_fault(self._model) is None
+
+    def _end_all(self, error: BaseException | None) -> None:
+        """End all requests, with the error or as cancelled."""
+        rows = self._waiting + [row for lane in self._lanes.values() for row in lane.rows if row is not None]
+        while not self._requests.empty():
+            rows += [row for row in [self._requests.get()] if row is not None]
+        self._waiting, self._lanes = [], {}
+        for row in rows:
+            if error is None:
+                row.future.cancel()
+            else:
+                row.end(error)
+
+
+@dataclass(eq=False)
+class _Row:
+    """A request, and what was emitted for it so far."""
+
+    model: Model
+    prompt: TokenizedPrompt
+    strategy: Strategy
+    options: GenerateOptions
+    future: "Future[Generation]" = field(default_factory=Future)
+    output: list[int] = field(default_factory=list)
+    decisions: list[Decisions] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        model, options, ids = self.model, self.options, list(self.prompt.token_ids)
+        ends = end_token_ids(model, options)
+        end_ids = torch.tensor(ends, dtype=torch.long, device=model.device)
+        processors = row_processors(model, [ids], options, ends)
+        penalised = processors is None and options.repetition_penalty not in (None, 1.0)
+        read = torch.tensor([ids], device=model.device)
+        seen = seen_tokens(read, torch.ones_like(read), model.n_vocab) if penalised else None
+        self.sampler = Sampler(options, end_ids, seen, 1, options.seed, processors, [ids], model.source)
+        self.draws = generator_of(options.seed, model.unembed.device)
+        self.endings: StoppingCriteriaList = ending_criteria(ends, options.stops, model.tokenizer)
+        self.tail = max((len(stop.encode()) for stop in options.stops), default=1)
+
+    @property
+    def lane(self) -> Any:
+        """Requests with the same one can share a batch."""
+        return (self.strategy, id(self)) if self.strategy.whole_batch else self.strategy
+
+    def end(self, result: Generation | BaseException) -> None:
+        """Answer with a generation or an error; nothing happens where somebody has cancelled meanwhile."""
+        with contextlib.suppress(InvalidStateError):
+            if isinstance(result, BaseException):
+                self.future.set_exception(result)
+            else:
+                self.future.set_result(result)
+
+    def emit(self, logits: Tensor, decisions: Decisions) -> str | None:
+        """Draw the next token; why the text ends with it or before it, or None where it goes on.
+
+        Args:
+            logits: of this row: [1, vocab].
+            decisions: of this row alone.
+        """
+        token = self.sampler(logits, torch.tensor(len(self.output), device=logits.device))
+        if not bool(decisions.is_finite):
+            return "non_finite"
+        self.output.append(int(token))
+        self.decisions.append(Decisions(decisions.numbers.cpu().clone(), decisions.values.cpu().clone()))
+        text = [*self.prompt.token_ids[-self.tail :], *self.output[-self.tail :]][-self.tail :]
+        if has_ended(self.endings, text):
+            return "stop"
+        return "length" if len(self.output) == self.options.max_new_tokens else None
+
+    def answer(self, reason: str) -> Generation:
+        """The generation, once it has ended."""
+        nothing = Decisions(torch.zeros(0, 5, dtype=torch.int32), torch.zeros(0, 0))
+        decisions = Decisions.joined(self.decisions) if self.decisions else nothing
+        emitted = Decoded([self.output], [reason], [decisions])
+        return generations(self.model, [self.prompt], self.strategy, emitted)[0]
+
+
+class _RowChooser(Chooser):
+    """Each row has a generator of its own, so that its draws do not depend on the rows beside it."""
+
+    generators: Sequence[torch.Generator] = ()
+
+    def _draw(self, n_rows: int) -> Tensor:
+        return torch.cat([torch.rand(1, generator=one, device=one.device) for one in self.generators])
+
+
+class _Lane:
+    """A batch of requests with the same strategy.
+
+    Attributes:
+        rows: of the batch; None in place of a row that has ended and that the family cannot drop.
+    """
+
+    def __init__(self, model: Model, strategy: Strategy, transport: Transport) -> None:
+        self._model = model
+        self._chooser = _RowChooser(model, strategy, 0, transport)
+        self._chooser.may_branch = model.device.type == "cpu"
+        self._pad = pad_token_id(model)
+        self._forward: Forward | None = None
+        self.rows: list[_Row | None] = []
+
+    @property
+    def n_rows(self) -> int:
+        """How many requests are being answered."""
+        return sum(row is not None for row in self.rows)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all requests have ended."""
+        return self.n_rows == 0
+
+    @property
+    def can_join(self) -> bool:
+        """Whether further rows can begin beside those that have begun."""
+        return self._forward is None or self._forward.can_join
+
+    def begin(self, rows: Sequence[_Row]) -> None:
+        """Read the prompts of these rows, emit their first tokens, and go on with them."""
+        ids, mask = pad([row.prompt.token_ids for row in rows], self._pad, left=True)
+        forward = Forward(self._model, ids.to(self._model.device), mask.to(self._model.device), 1, static=False)
+        with self._choosing(rows):
+            logits = forward.prompts()
+        left = self._left(forward, self._emit(rows, logits))
+        if not left:
+            return
+        if self._forward is None:
+            self._forward = forward
+        else:
+            self._forward.join(forward)
+        self.rows += left
+
+    def step(self) -> None:
+        """One more token of every row."""
+        if self._forward is None:
+            return
+        self._forward.make_room(1)
+        tokens = [[self._pad if row is None else row.output[-1]] for row in self.rows]
+        with self._choosing(self.rows), decoding_fast(self._model.hf):
+            logits = self._forward.step(torch.tensor(tokens, device=self._model.device))[:, 0]
+        n_before = len(self.rows)
+        self.rows = self._left(self._forward, self._emit(self.rows, logits))
+        if 0 < len(self.rows) < n_before:
+            self._forward.narrow()
+
+    @contextlib.contextmanager
+    def _choosing(self, rows: Sequence[_Row | None]) -> Iterator[None]:
+        unused = torch.Generator(self._model.unembed.device)
+        self._chooser.generators = [unused if row is None else row.draws for row in rows]
+        with self._chooser.choosing():
+            yield
+
+    def _left(self, forward: Forward, rows: list[_Row | None]) -> list[_Row | None]:
+        """The rows that go on, once the others are dropped from the batch, if the family can do that."""
+        kept = [place for place, row in enumerate(rows) if row is not None]
+        if not kept:
+            return []
+        if len(kept) == len(rows) or not forward.keep_rows(torch.tensor(kept, device=self._model.device)):
+            return rows
+        return [rows[place] for place in kept]
+
+    def _emit(self, rows: Sequence[_Row | None], logits: Tensor) -> list[_Row | None]:
+        """Emit a token for each row; the rows that go on, with None in place of those that have ended."""
+        decisions = self._chooser.decisions
+        assert decisions is not None
+        left: list[_Row | None] = []
+        for place, row in enumerate(rows):
+            here = slice(place, place + 1)
+            reason: str | None = None
+            goes_on = row is not None and not row.future.cancelled()
+            if row is not None and goes_on:
+                try:
+                    reason = row.emit(logits[here], Decisions(decisions.numbers[here], decisions.values[here]))
+                    if reason is None:
+                        refuse_unreadable(row.output[-1:], self._model.n_known_tokens)
+                except LayerlensError as error:
+                    row.end(error)
+                    goes_on = False
+                if reason is not None:
+                    row.end(row.answer(reason))
+                    goes_on = False
+            left.append(row if goes_on else None)
+        return left
