@@ -14,7 +14,7 @@ from layerlens.decode.options import GenerateOptions
 from layerlens.decode.prompts import end_token_ids
 from layerlens.decode.registry import strategy_record
 from layerlens.decode.strategies import Strategy, layers_of
-from layerlens.engines.vllm.options import KEY
+from layerlens.engines.vllm.options import KEY, OWNER
 from layerlens.engines.vllm.traces import unpacked
 from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, first_sentence, spelled
 from layerlens.models import Model
@@ -237,6 +237,7 @@ def _started(model: Model, options: dict[str, Any]) -> Any:
         problem = f"the variable VLLM_PLUGINS is {plugins!r} and does not name {KEY}, so that vLLM leaves it out"
         raise OptionError(problem, f"add {KEY} to it, or unset it", given=plugins)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ[OWNER] = str(os.getpid())
     from vllm import LLM
 
     defaults = {"max_model_len": -1, "generation_config": "vllm", "disable_log_stats": True}

@@ -15,6 +15,9 @@ from layerlens.tracing.options import refuse_too_many
 KEY = "layerlens"
 """The entry of vLLM's additional config, and of a request's extra arguments, that holds our options."""
 
+OWNER = "LAYERLENS_VLLM_OWNER"
+"""The variable that names the process which started an engine for a command or for Python, and which ends it."""
+
 _PREFIX = f"{KEY}_"
 _LONGEST_ID = 500  # it is part of an address
 _OF_REQUEST = ("id", "seed", "trace")

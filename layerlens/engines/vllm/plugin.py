@@ -1,6 +1,8 @@
 """What is put into vLLM's registries when a process of vLLM starts."""
 
 import logging
+import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.v1.worker.worker_base import WorkerBase
 
+from layerlens.engines.vllm.options import OWNER
 from layerlens.models.vllm_versions import VERSIONS, installed
 
 _logger = logging.getLogger("vllm.layerlens")
@@ -34,6 +37,7 @@ class Registered:
 
 def install() -> None:
     """Watch all models, check all engines, and let workers give out records. Calling it again changes nothing."""
+    _leave_interrupts_to_the_owner()
     found = installed()
     if found is None or found not in SpecifierSet(VERSIONS, prereleases=True):
         _logger.warning("layerlens works with vLLM %s; this is %s, and layerlens stays off.", VERSIONS, found)
@@ -43,6 +47,14 @@ def install() -> None:
             ModelRegistry.models[architecture] = Registered(stock)
             MODELS_CONFIG_MAP[architecture] = _checked(MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig))
     WorkerBase.layerlens_take = _take
+
+
+def _leave_interrupts_to_the_owner() -> None:
+    """Ctrl-C in a terminal reaches all processes at once. Those of an engine that ended by themselves would answer what
+    their owner has asked with an error, and print their tracebacks."""
+    owner = os.environ.get(OWNER)
+    if owner is not None and owner != str(os.getpid()) and hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _checked(stock: type) -> type:

@@ -53,6 +53,8 @@ def test_what_was_complete_is_kept_no_process_is_left_and_the_run_is_resumed(fol
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said[-3000:]
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("layerlens: interrupted;")
     for _ in range(100):
         if not in_session(process.pid):
             break
