@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,16 @@ from layerlens.models import Model
 from layerlens.models.use import in_use
 
 
+class Answer(NamedTuple):
+    """What was answered to a request."""
+
+    generation: Generation
+    n_prompt_tokens: int
+    log_probs: list[list[tuple[int, float]]] | None
+    """For each emitted token, its id with its natural log-probability, then those of the most probable tokens: among
+    the logits that the strategy chose, before any penalty and at temperature 1."""
+
+
 class Continuous:
     """A thread that answers requests with a model, as many at once as a batch has rows.
 
@@ -68,28 +78,37 @@ class Continuous:
         self._thread = threading.Thread(target=self._run, name="layerlens requests", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt: Prompt, strategy: Strategy, options: GenerateOptions) -> "Future[Generation]":
-        """Answer a prompt; the result of what is returned is its generation. A future that is cancelled gives its row
-        to another request.
+    def submit(
+        self, prompt: Prompt, strategy: Strategy, options: GenerateOptions, n_first: int | None = None
+    ) -> "Future[Answer]":
+        """Answer a prompt. A future that is cancelled gives its row to another request.
 
         Args:
             prompt: as of a dataset.
             strategy: chooses the logits.
             options: of this request alone; `batch_size` has no effect.
+            n_first: how many of the most probable tokens are told beside each emitted one; None: no probabilities.
 
         Raises:
             OptionError, PromptError: the strategy does not fit the model, or the prompt does not fit its context.
         """
         model = self._model
         layers_of(strategy, model.n_layers, model.tied)
-        settled = settle_chat_template(options, bool(getattr(model.tokenizer, "chat_template", None)))
-        settled = with_generation_config(settled, model)
+        settled = with_generation_config(self._settled(options), model)
         (tokenized,) = tokenize(model, [prompt], settled)
-        row = _Row(model, tokenized, strategy, settled)
+        row = _Row(model, tokenized, strategy, settled, n_first)
         if self._is_closed:
             raise ModelError("requests are no longer taken", "begin anew", given=prompt.prompt_id)
         self._requests.put(row)
         return row.future
+
+    def length_of(self, prompt: Prompt, options: GenerateOptions) -> int:
+        """How many tokens a prompt has, with its chat template; PromptError where it has none or cannot be read."""
+        (tokenized,) = tokenize(self._model, [prompt], self._settled(options), fits_context=False)
+        return len(tokenized.token_ids)
+
+    def _settled(self, options: GenerateOptions) -> GenerateOptions:
+        return settle_chat_template(options, bool(getattr(self._model.tokenizer, "chat_template", None)))
 
     def close(self) -> None:
         """End the thread; requests that are not answered yet are cancelled."""
@@ -180,9 +199,11 @@ class _Row:
     prompt: TokenizedPrompt
     strategy: Strategy
     options: GenerateOptions
-    future: "Future[Generation]" = field(default_factory=Future)
+    n_first: int | None
+    future: "Future[Answer]" = field(default_factory=Future)
     output: list[int] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
+    log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         model, options, ids = self.model, self.options, list(self.prompt.token_ids)
@@ -202,8 +223,8 @@ class _Row:
         """Requests with the same one can share a batch."""
         return (self.strategy, id(self)) if self.strategy.whole_batch else self.strategy
 
-    def end(self, result: Generation | BaseException) -> None:
-        """Answer with a generation or an error; nothing happens where somebody has cancelled meanwhile."""
+    def end(self, result: "Answer | BaseException") -> None:
+        """Answer, or end with an error; nothing happens where somebody has cancelled meanwhile."""
         with contextlib.suppress(InvalidStateError):
             if isinstance(result, BaseException):
                 self.future.set_exception(result)
@@ -221,18 +242,24 @@ class _Row:
         if not bool(decisions.is_finite):
             return "non_finite"
         self.output.append(int(token))
+        if self.n_first is not None:
+            of_all = logits[0].float().log_softmax(0)
+            first = of_all.topk(self.n_first)
+            pairs = zip(first.indices.tolist(), first.values.tolist(), strict=True)
+            self.log_probs.append([(self.output[-1], float(of_all[token])), *pairs])
         self.decisions.append(Decisions(decisions.numbers.cpu().clone(), decisions.values.cpu().clone()))
         text = [*self.prompt.token_ids[-self.tail :], *self.output[-self.tail :]][-self.tail :]
         if has_ended(self.endings, text):
             return "stop"
         return "length" if len(self.output) == self.options.max_new_tokens else None
 
-    def answer(self, reason: str) -> Generation:
-        """The generation, once it has ended."""
+    def answer(self, reason: str) -> "Answer":
+        """What is answered, once the text has ended."""
         nothing = Decisions(torch.zeros(0, 5, dtype=torch.int32), torch.zeros(0, 0))
         decisions = Decisions.joined(self.decisions) if self.decisions else nothing
         emitted = Decoded([self.output], [reason], [decisions])
-        return generations(self.model, [self.prompt], self.strategy, emitted)[0]
+        (generation,) = generations(self.model, [self.prompt], self.strategy, emitted)
+        return Answer(generation, len(self.prompt.token_ids), None if self.n_first is None else self.log_probs)
 
 
 class _RowChooser(Chooser):

@@ -60,7 +60,7 @@ def test_every_answer_is_that_of_the_prompt_alone(family):
         for text, strategy, options in asks:
             waiting.append(submit(requests, text, strategy, **options))
             time.sleep(0.01)
-        found = [one.result(120) for one in waiting]
+        found = [one.result(120).generation for one in waiting]
     for one, ask in zip(found, asks, strict=True):
         assert_as_alone(one, model, *ask)
 
@@ -77,7 +77,7 @@ def test_texts_end_at_their_own_ends():
     ]
     with Continuous(model) as requests:
         waiting = [submit(requests, "abc", ll.Last(), **{"max_new_tokens": 12, **one}) for one in options]
-        found = [one.result(60) for one in waiting]
+        found = [one.result(60).generation for one in waiting]
     assert [one.finish_reason for one in found] == ["stop", "stop", "length", "length"]
     for one, given in zip(found, options, strict=True):
         assert_as_alone(one, model, "abc", ll.Last(), {"max_new_tokens": 12, **given})
@@ -99,11 +99,32 @@ def test_rows_join_and_the_batch_is_as_wide_as_its_longest_row(monkeypatch):
     with Continuous(model, batch_size=3) as requests:
         long = submit(requests, "a text of more than a few letters, which is long", max_new_tokens=3)
         waiting = [submit(requests, text, max_new_tokens=n) for text, n in (("ab", 40), ("abc", 30), ("x" * 30, 20))]
-        found = [one.result(60) for one in [long, *waiting]]
+        found = [one.result(60).generation for one in [long, *waiting]]
     assert [len(one.token_ids) for one in found] == [3, 40, 30, 20]
     assert max(n_rows for n_rows, _, _ in widths) == 3
     after = widths[-1]
     assert after[1] == after[2], "the last row alone has no padding"
+
+
+def test_log_probabilities_are_those_of_the_logits_that_the_strategy_chose():
+    """At a temperature that changes what is drawn, and not what is told."""
+    model = tiny("llama")
+    options = GenerateOptions(max_new_tokens=5, temperature=1.5)
+    with Continuous(model) as requests:
+        answer = requests.submit(Prompt("a", "abc", None), ll.Fixed(1), options, n_first=2).result(60)
+        plain = submit(requests, "abc", max_new_tokens=2).result(60)
+    assert (answer.n_prompt_tokens, plain.log_probs) == (3, None)
+    ids = [*model.tokenizer("abc").input_ids, *answer.generation.token_ids]
+    with torch.no_grad():
+        states = model.hf.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-2][0]
+        wanted = model.hf.lm_head(model.hf.model.norm(states)).double().log_softmax(-1)
+    for place, told in enumerate(answer.log_probs):
+        of_all = wanted[2 + place]
+        first = of_all.topk(2)
+        assert [one for one, _ in told] == [ids[3 + place], *first.indices.tolist()]
+        assert [one for _, one in told] == pytest.approx(
+            [float(of_all[ids[3 + place]]), *first.values.tolist()], abs=1e-5
+        )
 
 
 def test_a_request_that_is_cancelled_leaves_and_others_go_on():
@@ -113,8 +134,8 @@ def test_a_request_that_is_cancelled_leaves_and_others_go_on():
         other = submit(requests, "xyz", max_new_tokens=30)
         waiting = submit(requests, "late", max_new_tokens=5)
         assert endless.cancel()
-        assert_as_alone(other.result(60), model, "xyz", STRATEGIES[0], {"max_new_tokens": 30})
-        assert_as_alone(waiting.result(60), model, "late", STRATEGIES[0], {"max_new_tokens": 5})
+        assert_as_alone(other.result(60).generation, model, "xyz", STRATEGIES[0], {"max_new_tokens": 30})
+        assert_as_alone(waiting.result(60).generation, model, "late", STRATEGIES[0], {"max_new_tokens": 5})
     assert endless.cancelled()
 
 
@@ -127,7 +148,7 @@ def test_what_does_not_fit_is_refused_at_once_and_others_go_on():
             submit(requests, "")
         with refused(ll.PromptError, "max_new_tokens", 10**6):
             submit(requests, "abc", max_new_tokens=10**6)
-        assert len(submit(requests, "abc", max_new_tokens=3).result(60).token_ids) == 3
+        assert len(submit(requests, "abc", max_new_tokens=3).result(60).generation.token_ids) == 3
 
 
 def test_logits_that_are_no_numbers_end_one_row():
@@ -136,7 +157,7 @@ def test_logits_that_are_no_numbers_end_one_row():
         broken.hf.model.embed_tokens.weight[tiny_tokenizer()("y").input_ids[0]] = math.nan
     with Continuous(broken) as requests:
         found = [submit(requests, text, ll.Last(), max_new_tokens=6) for text in ("abc", "xyz", "cba")]
-        found = [one.result(60) for one in found]
+        found = [one.result(60).generation for one in found]
     assert [one.finish_reason for one in found] == ["length", "non_finite", "length"]
     assert (found[1].token_ids, len(found[1].steps)) == ([], 0)
 
@@ -158,7 +179,7 @@ def test_an_error_is_everybodys_answer_and_the_next_requests_are_answered():
     with Continuous(model) as requests:
         with pytest.raises(ZeroDivisionError):
             submit(requests, "abc", Broken(), max_new_tokens=3).result(60)
-        assert len(submit(requests, "abc", max_new_tokens=3).result(60).token_ids) == 3
+        assert len(submit(requests, "abc", max_new_tokens=3).result(60).generation.token_ids) == 3
 
 
 def test_closing_ends_the_thread_and_answers_nobody():
@@ -189,6 +210,8 @@ def test_smollm2():
     strategies = [ll.Last(), ll.Valley(window=10)]
     asks = [(text, strategy, {"max_new_tokens": 12}) for text in texts for strategy in strategies]
     with Continuous(model, batch_size=4) as requests:
-        found = [one.result(300) for one in [submit(requests, text, kind, **given) for text, kind, given in asks]]
+        found = [
+            one.result(300).generation for one in [submit(requests, text, kind, **given) for text, kind, given in asks]
+        ]
     for one, ask in zip(found, asks, strict=True):
         assert_as_alone(one, model, *ask)

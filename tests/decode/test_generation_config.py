@@ -139,7 +139,14 @@ WITHOUT_EFFECT = {
     *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "max_matching_ngram_size"),
     *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
     *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight"),
-    *("renormalize_logits", "_from_model_config", "transformers_version", "bos_token_id", "decoder_start_token_id"),
+    *(
+        "renormalize_logits",
+        "_from_model_config",
+        "_commit_hash",
+        "transformers_version",
+        "bos_token_id",
+        "decoder_start_token_id",
+    ),
     # what docs/decoding.md says of them: the lengths are options, ends and pads are the tokenizer's too
     *("max_length", "max_new_tokens", "eos_token_id", "pad_token_id", "do_sample", "temperature"),
 }

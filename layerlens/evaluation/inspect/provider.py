@@ -1,0 +1,273 @@
+"""Models of layerlens for inspect: requests are decoded together, each with its own strategy and options."""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import sniffio
+from inspect_ai._util.error import PrerequisiteError
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    GenerateConfig,
+    Logprob,
+    Logprobs,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    StopReason,
+    TopLogprob,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+
+from layerlens.datasets import Prompt
+from layerlens.decode.continuous import Answer, Continuous
+from layerlens.decode.identity import attributes_of
+from layerlens.decode.loop import batch_seed
+from layerlens.decode.options import GenerateOptions, whole
+from layerlens.decode.registry import is_strategy_name, named_strategy, strategy_record, takes_option
+from layerlens.decode.strategies import Strategy
+from layerlens.decode.texts import decoded
+from layerlens.errors import LayerlensError, OptionError, PromptError, did_you_mean
+from layerlens.evaluation.inspect.measures import measures_of
+from layerlens.lens.opening import open_lens
+from layerlens.models import load
+
+_BATCH_SIZE = 16
+_MOST_NEW_TOKENS = 2048
+_KEY = "layerlens"
+_LOADING = ("dtype", "device", "revision", "trust_remote_code", "allow_pickle", "quantize", "keep_quantized")
+_OURS = ("model_path", "strategy", "lens", "batch_size")
+_UNABLE = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of", "response_schema", "prompt_logprobs")
+"""Options of inspect that change what is generated, and that are not followed."""
+
+
+class _TooLong(PromptError):
+    """A prompt leaves no room in the model's context."""
+
+
+class Provider(ModelAPI):
+    """A model that decodes by a strategy.
+
+    Arguments of the model (`-M NAME=VALUE`): `strategy` (default: last) and its options, such as `window`; `lens`;
+    `batch_size`, how many requests are decoded at once (default: 16); `model_path`, a folder in place of the name; and
+    what `load` takes: `dtype`, `device`, `revision`, `trust_remote_code`, `allow_pickle`, `quantize`,
+    `keep_quantized`.
+
+    A request has a strategy of its own by `extra_body={"layerlens": {"strategy": "valley", "window": 10}}`. Options
+    without a strategy change the model's.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008
+        **model_args: Any,
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, [], config)
+        try:
+            self._begin(model_name, model_args)
+        except LayerlensError as error:
+            raise PrerequisiteError(f"layerlens: {error}") from error
+
+    def _begin(self, model_name: str, arguments: dict[str, Any]) -> None:
+        own = {name: arguments.pop(name) for name in _OURS if name in arguments}
+        loading = {name: arguments.pop(name) for name in _LOADING if name in arguments}
+        self._batch_size = own.get("batch_size", _BATCH_SIZE)
+        whole("batch_size", self._batch_size, 1)
+        self.strategy = _named({"strategy": own.get("strategy", "last"), **arguments}, (*_OURS, *_LOADING))
+        self.model = load(str(own.get("model_path", model_name)), **loading)
+        self.strategy.fit(self.model.n_layers, self.model.tied)
+        transport = open_lens(own.get("lens"), self.model)
+        self._requests = Continuous(self.model, self._batch_size, transport)
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
+    ) -> ModelOutput:
+        """The answers to a conversation, `config.num_choices` of them."""
+        _refuse_unable(tools, config)
+        started = time.perf_counter()
+        try:
+            strategy = self._strategy_of(config)
+            prompt = self._prompt(input)
+            asked = [self._asked(prompt, strategy, config, number) for number in range(config.num_choices or 1)]
+        except PromptError as error:  # an answer that scores nothing, so that the run goes on
+            reason: StopReason = "model_length" if isinstance(error, _TooLong) else "unknown"
+            return ModelOutput.from_content(self.model_name, "", reason, str(error))
+        except LayerlensError as error:
+            raise PrerequisiteError(f"layerlens: {error}") from error
+        futures = [self._requests.submit(prompt, strategy, options, n_first) for options, n_first in asked]
+        answers = [await _awaited(future) for future in futures]
+        room = asked[0][0].max_new_tokens < (config.max_tokens or _MOST_NEW_TOKENS)
+        return ModelOutput(
+            model=self.model_name,
+            choices=[self._choice(answer, config, is_cut_short=room) for answer in answers],
+            usage=_usage(answers),
+            time=time.perf_counter() - started,
+            metadata={
+                "strategy": strategy_record(strategy, self.model.n_layers),
+                "seeds": [options.seed for options, _ in asked],
+                "measures": [measures_of(answer.generation, self.model.n_layers) for answer in answers],
+            },
+        )
+
+    def max_tokens(self) -> int | None:
+        """How many new tokens a request gets that names no number; fewer where its context ends before."""
+        return _MOST_NEW_TOKENS
+
+    def max_connections(self) -> int:
+        """Twice as many as are decoded at once, so that a row that ends is followed by the next request."""
+        return 2 * int(self._batch_size)
+
+    def connection_key(self) -> str:
+        """Requests to the same model share its connections."""
+        return f"{_KEY}/{self.model_name}"
+
+    def close(self) -> None:
+        """End the thread that decodes."""
+        self._requests.close()
+
+    def _strategy_of(self, config: GenerateConfig) -> Strategy:
+        """The request's own strategy, or the model's."""
+        own = (config.extra_body or {}).get(_KEY)
+        if own is None:
+            return self.strategy
+        if not isinstance(own, Mapping):
+            problem = f"{_KEY} of extra_body is {own!r}, and not an object of options"
+            raise OptionError(problem, 'give {"strategy": "valley"}', given=own)
+        strategy = _named(dict(own), ("strategy",)) if "strategy" in own else _changed(self.strategy, dict(own))
+        strategy.fit(self.model.n_layers, self.model.tied)
+        return strategy
+
+    def _prompt(self, input: Sequence[ChatMessage]) -> Prompt:
+        messages = []
+        for message in input:
+            if message.role == "tool" or not (isinstance(message.content, str) or _is_text(message.content)):
+                problem = f"a message of the {message.role} holds something else than text"
+                raise OptionError(problem, "give another model for this task", given=message.role)
+            messages.append({"role": message.role, "content": message.text})
+        if getattr(self.model.tokenizer, "chat_template", None):
+            return Prompt("inspect", tuple(messages))
+        return Prompt("inspect", "\n\n".join(message["content"] for message in messages))
+
+    def _asked(
+        self, prompt: Prompt, strategy: Strategy, config: GenerateConfig, number: int
+    ) -> tuple[GenerateOptions, int | None]:
+        """The options of one of the choices, and how many of the most probable tokens are told."""
+        temperature = config.temperature or 0.0
+        seed = config.seed
+        if seed is None:  # so that the epochs of a task differ where something is drawn; told in the metadata
+            draws = temperature > 0 or 0 < attributes_of(strategy).get("p", 1) < 1
+            seed = int.from_bytes(os.urandom(4), "big") if draws else 0
+        most = config.max_tokens or _MOST_NEW_TOKENS
+        options = GenerateOptions(
+            max_new_tokens=most,
+            temperature=temperature,
+            top_p=config.top_p if temperature else None,
+            top_k=config.top_k if temperature else None,
+            stop_strings=config.stop_seqs or None,
+            seed=batch_seed(seed, number),
+        )
+        n_first = (config.top_logprobs or 0) if config.logprobs else None
+        length = self._requests.length_of(prompt, options)
+        room = most if self.model.context_length is None else self.model.context_length - length
+        if room < 1:
+            raise _TooLong(
+                f"the prompt has {length:,} tokens, and the model's context of {self.model.context_length:,} has no "
+                "room for another one",
+                "shorten it",
+                given=length,
+            )
+        return replace(options, max_new_tokens=min(most, room)), n_first
+
+    def _choice(self, answer: Answer, config: GenerateConfig, *, is_cut_short: bool) -> ChatCompletionChoice:
+        generation = answer.generation
+        reasons: dict[str, StopReason] = {
+            "stop": "stop",
+            "length": "model_length" if is_cut_short else "max_tokens",
+            "non_finite": "unknown",
+        }
+        return ChatCompletionChoice(
+            message=ChatMessageAssistant(
+                content=_until(generation.text, config.stop_seqs or ()), model=self.model_name, source="generate"
+            ),
+            stop_reason=reasons[generation.finish_reason],
+            logprobs=None if answer.log_probs is None else Logprobs(content=list(map(self._logprob, answer.log_probs))),
+        )
+
+    def _logprob(self, told: Sequence[tuple[int, float]]) -> Logprob:
+        (token, value), *first = [(decoded(self.model.tokenizer, [token_id]), value) for token_id, value in told]
+        top = [TopLogprob(token=one, logprob=probability, bytes=list(one.encode())) for one, probability in first]
+        return Logprob(token=token, logprob=value, bytes=list(token.encode()), top_logprobs=top or None)
+
+
+async def _awaited(future: Any) -> Answer:
+    """The future's result, while other requests go on; it is cancelled where the caller is."""
+    if sniffio.current_async_library() == "asyncio":
+        answer: Answer = await asyncio.wrap_future(future)
+        return answer
+    try:
+        while not future.done():
+            await anyio.sleep(0.01)
+    except BaseException:
+        future.cancel()
+        raise
+    answer = future.result()
+    return answer
+
+
+def _named(options: dict[str, Any], known: Sequence[str]) -> Strategy:
+    """The strategy that the options name; OptionError where one of them is none of it and not among those known."""
+    name = options.pop("strategy")
+    if not isinstance(name, str):
+        raise OptionError.about("strategy", name, "is not a name", "give one such as valley")
+    if is_strategy_name(name):
+        for option, value in options.items():
+            if not takes_option(name, option) and (near := did_you_mean(option, known, "")):
+                raise OptionError.about(option, value, "is unknown", near)
+    return named_strategy(name, **{key: tuple(one) if isinstance(one, list) else one for key, one in options.items()})
+
+
+def _changed(strategy: Strategy, options: dict[str, Any]) -> Strategy:
+    """The strategy with other values of some of its options."""
+    own = attributes_of(strategy)
+    for option, value in options.items():
+        if option not in own:
+            name = strategy_record(strategy)["name"]
+            what = f"has no effect on strategy {name!r}"
+            raise OptionError.about(option, value, what, did_you_mean(option, ("strategy", *own), "leave it out"))
+    return type(strategy)(**(own | options))
+
+
+def _refuse_unable(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
+    """PrerequisiteError for what a request asks for and does not get."""
+    asked = [name for name in _UNABLE if getattr(config, name, None) is not None]
+    if tools:
+        asked.append("tools")
+    if asked:
+        raise PrerequisiteError(
+            f"layerlens does not follow {' and '.join(asked)}; leave that out, or give another model"
+        )
+
+
+def _is_text(content: Any) -> bool:
+    return isinstance(content, list) and all(getattr(part, "type", None) in ("text", "reasoning") for part in content)
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop string, as other providers give it."""
+    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _usage(answers: Sequence[Answer]) -> ModelUsage:
+    """Tokens of the prompt, and of all answers; padding is not among them."""
+    read, written = answers[0].n_prompt_tokens, sum(len(one.generation.token_ids) for one in answers)
+    return ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written)
