@@ -2,7 +2,8 @@
 
 A new version may remove such a name or change its meaning. `tests/test_compat.py` has a test for each name, and
 `pyproject.toml` bounds the versions. The names were read from torch 2.13, transformers 5.17 to 5.23, accelerate 1.15,
-bitsandbytes 0.50, gguf 0.10 to 0.19, llvmlite 0.45 to 0.50, nnsight 0.8.1, TransformerLens 4.3 and vLLM 0.32.
+bitsandbytes 0.50, gguf 0.10 to 0.19, llvmlite 0.45 to 0.50, nnsight 0.8.1, TransformerLens 4.3, vLLM 0.32 and
+inspect-ai 0.3.285.
 """
 
 import struct
@@ -300,3 +301,13 @@ def has_edits(envoy: Any) -> bool:
 def has_processed_weights(bridge: Any) -> bool:
     """Whether TransformerLens folded or centred the weights of a TransformerBridge."""
     return bool(getattr(bridge, "_weights_processed", False))
+
+
+# --- inspect ---
+
+
+def inspect_refusal() -> type[Exception]:
+    """The error that inspect prints as its sentence alone, without a traceback."""
+    from inspect_ai._util.error import PrerequisiteError
+
+    return PrerequisiteError

@@ -7,6 +7,8 @@ import ast
 import logging
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -476,6 +478,28 @@ def test_a_bridge_whose_weights_were_folded_is_told():
         assert not compat.has_processed_weights(bridge)
         bridge.enable_compatibility_mode(disable_warnings=True, **options)
         assert compat.has_processed_weights(bridge) == processed
+
+
+# --- inspect ---
+
+
+def test_what_inspect_prints_as_a_sentence_is_told_from_other_errors(tmp_path):
+    pytest.importorskip("inspect_ai")
+    task = "from inspect_ai import Task, task\n@task\ndef mine():\n    {line}\n"
+    shown = {}
+    for name, line in (
+        ("ours", "from layerlens import compat; raise compat.inspect_refusal()('a sentence')"),
+        ("other", "raise ValueError('a sentence')"),
+    ):
+        (tmp_path / f"{name}.py").write_text(task.format(line=line))
+        command = [sys.executable, "-m", "inspect_ai", "eval", f"{name}.py", "--model", "mockllm/model"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert done.returncode != 0
+        shown[name] = done.stdout + done.stderr
+    assert issubclass(compat.inspect_refusal(), Exception)
+    assert all("a sentence" in said for said in shown.values())
+    assert "Traceback" in shown["other"]
+    assert "Traceback" not in shown["ours"]
 
 
 # --- nowhere else ---

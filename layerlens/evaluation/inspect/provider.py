@@ -9,7 +9,6 @@ from typing import Any
 
 import anyio
 import sniffio
-from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
@@ -25,6 +24,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from layerlens.compat import inspect_refusal
 from layerlens.datasets import Prompt
 from layerlens.decode.continuous import Answer, Continuous
 from layerlens.decode.identity import attributes_of
@@ -75,7 +75,7 @@ class Provider(ModelAPI):
         try:
             self._begin(model_name, model_args)
         except LayerlensError as error:
-            raise PrerequisiteError(f"layerlens: {error}") from error
+            raise inspect_refusal()(f"layerlens: {error}") from error
 
     def _begin(self, model_name: str, arguments: dict[str, Any]) -> None:
         own = {name: arguments.pop(name) for name in _OURS if name in arguments}
@@ -102,7 +102,7 @@ class Provider(ModelAPI):
             reason: StopReason = "model_length" if isinstance(error, _TooLong) else "unknown"
             return ModelOutput.from_content(self.model_name, "", reason, str(error))
         except LayerlensError as error:
-            raise PrerequisiteError(f"layerlens: {error}") from error
+            raise inspect_refusal()(f"layerlens: {error}") from error
         futures = [self._requests.submit(prompt, strategy, options, n_first) for options, n_first in asked]
         answers = [await _awaited(future) for future in futures]
         room = asked[0][0].max_new_tokens < (config.max_tokens or _MOST_NEW_TOKENS)
@@ -247,12 +247,12 @@ def _changed(strategy: Strategy, options: dict[str, Any]) -> Strategy:
 
 
 def _refuse_unable(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
-    """PrerequisiteError for what a request asks for and does not get."""
+    """An error for what a request asks for and does not get."""
     asked = [name for name in _UNABLE if getattr(config, name, None) is not None]
     if tools:
         asked.append("tools")
     if asked:
-        raise PrerequisiteError(
+        raise inspect_refusal()(
             f"layerlens does not follow {' and '.join(asked)}; leave that out, or give another model"
         )
 
