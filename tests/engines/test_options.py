@@ -85,6 +85,11 @@ def test_a_request_changes_the_engines_strategy_or_names_another(extra, strategy
         ({"layerlens": {"id": 4}}, "id"),
         ({"layerlens": {"seed": -1}}, "seed"),
         ({"layerlens": ["valley"]}, "layerlens"),
+        ({"Layerlens_window": 2}, "Layerlens_window"),
+        ({"layerlens_": 2}, "layerlens_"),
+        ({"layerlenswindow": 2}, "layerlenswindow"),
+        ({"layerlens": {"lens": "logit"}}, "lens"),
+        ({"layerlens_targets": 1}, "targets"),
     ],
 )
 def test_a_request_is_refused_with_the_option(extra, option):

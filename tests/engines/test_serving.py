@@ -11,7 +11,9 @@ from layerlens.engines.vllm import serving as module
 from layerlens.engines.vllm.head import Reads
 from layerlens.engines.vllm.options import EngineOptions, RequestOptions
 from layerlens.engines.vllm.serving import Row, Serving, uniform
+from layerlens.errors import OptionError
 from tests.conftest import tiny
+from tests.refusals import refused
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +169,22 @@ def test_an_engine_that_does_not_tell_its_requests_is_an_error(model, states, mo
     monkeypatch.setattr(module.here, "is_told", False)
     with pytest.raises(RuntimeError, match="did not load"):
         served(model, states, [Row(RequestOptions(Last()), 0)] * 6)
+
+
+@pytest.mark.parametrize(
+    ("ids", "next_ids", "option"),
+    [
+        ("a", None, "ids"),
+        (["a"], {"b": 3}, "next_ids"),
+        (["a"], {"a": "x"}, "next_ids"),
+        (["a"], {"a": None}, "next_ids"),
+        (["a"], {"a": -1}, "next_ids"),
+        (["a"], {"a": 10**6}, "next_ids"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_and_nothing_is_lost(model, states, ids, next_ids, option):
+    serving, _, (_, reads) = served(model, states, [Row(RequestOptions(Valley(window=4), id="a"), 0)])
+    serving._reads = reads
+    with refused(OptionError, option):
+        serving.take(ids, next_ids)
+    assert list(serving.take(["a"])) == ["a"]

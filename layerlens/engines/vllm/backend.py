@@ -33,6 +33,8 @@ def decoded(
 ) -> Iterator[tuple[int, Decoded]]:
     """What is emitted for the prompts of each job, in the order in which jobs are completed."""
     _refuse(options, transport)
+    if not jobs:
+        return
     strategies = [job.strategy for job in jobs]
     engine = ready(model, strategies, None, transport)
     asked = [Asked([prompt.token_ids for prompt in job.prompts], job.strategy, job.seed) for job in jobs]
@@ -100,6 +102,8 @@ class Tracing(Engine):
         self, batches: Sequence[Batch], strategy: Strategy, on_tokens: OnTokens
     ) -> Iterator[tuple[int, Recorded]]:
         """In the order in which batches are completed. The seconds of a batch are those since the last one was."""
+        if not batches:
+            return  # a run that is complete is resumed without an engine
         options = self.options
         engine = ready(self.model, [strategy], self._wanted, self.transport)
         asked = [Asked(batch.prompts, strategy, batch.seed) for batch in batches]

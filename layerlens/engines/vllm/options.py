@@ -21,6 +21,7 @@ OWNER = "LAYERLENS_VLLM_OWNER"
 _PREFIX = f"{KEY}_"
 _LONGEST_ID = 500  # it is part of an address
 _OF_REQUEST = ("id", "seed", "trace")
+_OF_ENGINE = ("also", "record_bytes", "traces", "lens", "targets", "top", "kl", "js")
 TRACED = ("generated", "all")
 """Which states of a request can be traced: those that emitted a token, or all."""
 _READ = tuple(one.name for one in fields(Wanted) if one.name in ("kl", "js", "targets", "top"))
@@ -109,6 +110,10 @@ def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed
     options = own_options(extra)
     if not options:
         return RequestOptions(engine.strategy, seed or 0)
+    for option in _OF_ENGINE:
+        if option in options:
+            what = "belongs to an engine, and not to a request"
+            raise OptionError.about(option, options[option], what, "start the engine with it")
     id = options.pop("id", None)
     if id is not None and not (isinstance(id, str) and 0 < len(id) <= _LONGEST_ID):
         what = f"is not a text of 1 to {_LONGEST_ID} characters"
@@ -128,6 +133,9 @@ def own_options(extra: Mapping[str, Any] | None) -> dict[str, Any]:
     extra = extra or {}
     found = _mapping(extra[KEY], KEY) if KEY in extra else {}
     for name, value in extra.items():
+        if name.lower().startswith(KEY) and name != KEY and not (name.startswith(_PREFIX) and name != _PREFIX):
+            what = "names no option of layerlens"
+            raise OptionError.about(name, value, what, f"give one such as {_PREFIX}strategy, in small letters")
         if name.startswith(_PREFIX):
             option = name.removeprefix(_PREFIX)
             if option in found:

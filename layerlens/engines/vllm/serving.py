@@ -15,6 +15,7 @@ from layerlens.engines.vllm.options import KEY, EngineOptions, RequestOptions, e
 from layerlens.engines.vllm.shards import ShardReadouts, Shards
 from layerlens.engines.vllm.store import Store
 from layerlens.engines.vllm.traces import Span, Traces, Unread, measured, packed
+from layerlens.errors import OptionError
 from layerlens.lens.sums import arg_max
 from layerlens.tracing.meter import NOTHING, Wanted
 
@@ -83,9 +84,14 @@ class Serving:
         Args:
             ids: of requests; None: of all.
             next_ids: the last token of each text, where the targets of traces are read: no later state tells it.
+
+        Raises:
+            OptionError: nothing is taken then.
         """
+        next_ids = next_ids or {}
+        self._refuse_other(ids, next_ids)
         found = self.store.take(ids)
-        self._read_ends(list(found), next_ids or {})
+        self._read_ends(list(found), next_ids)
         for id, record in found.items():
             layers = self.traces.take(id)
             if layers is not None and "error" not in record:
@@ -169,6 +175,18 @@ class Serving:
         for span, of_row in zip(traced, torch.stack([state[ends] for state in states], dim=1), strict=True):
             # a copy, which does not hold the other requests' rows
             self.traces.keep(str(span.options.id), Unread(span.positions[-1], of_row.clone()))
+
+    def _refuse_other(self, ids: Sequence[str] | None, next_ids: Mapping[str, int]) -> None:
+        """OptionError for ids that are no list of names, and for last tokens that are none."""
+        if isinstance(ids, str):
+            raise OptionError.about("ids", ids, "is not a list of ids", f"give [{ids!r}]")
+        for id, token_id in next_ids.items():
+            if ids is not None and id not in ids:
+                raise OptionError.about("next_ids", id, "is not among the ids that are asked for", "mend its name")
+            n_vocab = 2**31 if self._reads is None else self._reads.n_vocab
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < n_vocab:
+                what = "has a last token that is no token of the model"
+                raise OptionError.about("next_ids", {id: token_id}, what, f"give a whole number below {n_vocab}")
 
     def _read_ends(self, ids: Sequence[str], next_ids: Mapping[str, int]) -> None:
         """Measure the last rows of texts that have ended."""

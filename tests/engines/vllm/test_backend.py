@@ -237,6 +237,14 @@ def test_a_run_is_not_resumed_with_engine_options_that_change_numbers(models, fo
         ll.trace(other, TEXTS[:2], resume=True, **settings)
 
 
+def test_a_complete_run_is_resumed_without_an_engine(models, tmp_path, monkeypatch):
+    _, model = models
+    settings = {"out": tmp_path / "run", "progress": False, **OPTIONS}
+    before = ll.trace(model, TEXTS[:2], **settings).positions
+    monkeypatch.setattr(backend, "ready", lambda *_: pytest.fail("an engine was asked for"))
+    pd.testing.assert_frame_equal(ll.trace(model, TEXTS[:2], resume=True, **settings).positions, before)
+
+
 def test_what_vllm_itself_does_not_take_is_one_sentence(models):
     _, model = models
     with refused(ll.OptionError, None, problem="temperature"):
