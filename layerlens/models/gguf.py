@@ -37,6 +37,8 @@ def load_gguf(
     """
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     scheme = GgufConfig(dequantize=not packed)
+    if packed:  # else transformers asks the hub for a kernel of attention, and some versions keep its name without it
+        arguments = {"attn_implementation": "sdpa", **arguments}
     try:
         with _parsed_once() as taken:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
