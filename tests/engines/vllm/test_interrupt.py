@@ -51,7 +51,7 @@ def test_what_was_complete_is_kept_no_process_is_left_and_the_run_is_resumed(fol
         time.sleep(0.1)
     assert len(in_session(process.pid)) > 1, "the engine has a process of its own"
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=200)[1]
     assert process.returncode == 130, said[-3000:]
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("layerlens: interrupted;")
