@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import OptionError, did_you_mean, spelled
@@ -104,6 +104,39 @@ def named_strategy(name: str, **options: Any) -> "Strategy":
         advice = "give it in Python (fixed layers have names: last-1, last-2, ...)"
         raise OptionError.about("strategy", name, f"needs {' and '.join(missing)}", advice)
     return make(**given)
+
+
+def asked_strategy(
+    options: "Mapping[str, Any]", base: "Strategy | None" = None, others: "Sequence[str]" = ()
+) -> "Strategy":
+    """The strategy that a request asks for.
+
+    Args:
+        options: "strategy", a name or alias, and its options; lists count as tuples. Without "strategy" they are other
+            values of options of `base`.
+        base: what requests get that name no strategy. Another one has its window, where it takes one and none is given.
+        others: further names that a misspelt option can have been meant for.
+
+    Raises:
+        OptionError: as `named_strategy`; there is neither a name nor a `base`.
+    """
+    from layerlens.decode.identity import attributes_of
+
+    given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    own = {} if base is None else attributes_of(base)
+    if "strategy" in given or base is None:
+        name = given.pop("strategy", None)
+        if not isinstance(name, str):
+            raise OptionError.about("strategy", name, "is no name", f"give one of {', '.join(strategy_names())}")
+        if own.get("window") is not None and is_strategy_name(name) and takes_option(name, "window"):
+            given = {"window": own["window"], **given}
+        return named_strategy(name, **given)
+    for option, value in given.items():
+        if option not in own:
+            what = f"has no effect on strategy {strategy_record(base)['name']!r}"
+            advice = did_you_mean(option, ("strategy", *others, *own), "leave it out")
+            raise OptionError.about(option, value, what, advice)
+    return type(base)(**(own | given))
 
 
 def takes_option(name: str, option: str) -> bool:

@@ -97,6 +97,13 @@ def test_a_request_is_refused_with_the_option(extra, option):
         request_options(extra, ENGINE, None)
 
 
+def test_lists_of_json_are_tuples_in_options_that_change_the_engines_strategy():
+    engine = engine_options({"strategy": "dola", "candidates": [2, 4]})
+    found = request_options({"layerlens": {"candidates": [1, 2]}}, engine, 0).strategy
+    assert found == DoLa(candidates=(1, 2))
+    assert {found: 1}[DoLa(candidates=(1, 2))] == 1, "rows are grouped by it"
+
+
 def test_a_misspelt_option_of_a_request_is_answered_with_the_right_one():
     for extra in ({"layerlens": {"windw": 2}}, {"layerlens": {"strategy": "valley", "windw": 2}}):
         with refused(OptionError, "windw", advice="did you mean window?"):

@@ -4,7 +4,7 @@ from typing import Any
 
 from layerlens.engines.vllm.lenses import lens_of
 from layerlens.engines.vllm.options import KEY, engine_options
-from layerlens.engines.vllm.serving import here, is_on
+from layerlens.engines.vllm.serving import here, is_on, is_tied
 from layerlens.errors import OptionError
 
 
@@ -54,7 +54,7 @@ def check(vllm_config: Any) -> None:
     if options.traces is not None:
         _run_the_model_in_each_step(vllm_config.compilation_config)
     lens_of(options, vllm_config)
-    tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
+    tied = is_tied(config)
     here.layers, here.tied = options.layers(config.get_total_num_hidden_layers(), tied), tied
     here.options = options
     here.n_engines = parallel.data_parallel_size

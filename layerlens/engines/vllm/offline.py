@@ -237,10 +237,10 @@ def _started(model: Model, options: dict[str, Any]) -> Any:
         problem = f"the variable VLLM_PLUGINS is {plugins!r} and does not name {KEY}, so that vLLM leaves it out"
         raise OptionError(problem, f"add {KEY} to it, or unset it", given=plugins)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ[OWNER] = str(os.getpid())
     from vllm import LLM
 
     defaults = {"max_model_len": -1, "generation_config": "vllm", "disable_log_stats": True}
+    os.environ[OWNER] = str(os.getpid())
     try:
         return LLM(**{**defaults, **backend.arguments}, additional_config={KEY: options})
     except Exception as error:
@@ -252,6 +252,8 @@ def _started(model: Model, options: dict[str, Any]) -> Any:
             f"see what vLLM said above, and what you gave as {spelled('engine_options')}",
             given=model.source,
         ) from error
+    finally:
+        del os.environ[OWNER]  # which a server that this process starts later must not find
 
 
 def _cause(error: BaseException | None) -> LayerlensError | None:

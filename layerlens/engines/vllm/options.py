@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from layerlens.decode.identity import attributes_of
-from layerlens.decode.registry import is_strategy_name, named_strategy, strategy_names, strategy_record, takes_option
+from layerlens.decode.registry import asked_strategy, strategy_names, strategy_record
 from layerlens.decode.strategies import Strategy, layers_of, true_or_false, whole_number
 from layerlens.errors import OptionError, did_you_mean
 from layerlens.lens.files import ADVICE, parsed
@@ -91,7 +90,7 @@ def engine_options(given: object) -> EngineOptions:
     if "strategy" not in options:
         advice = f"give one of {', '.join(strategy_names())}"
         raise OptionError(f"{KEY} has no strategy", advice, option="strategy", given=given)
-    return EngineOptions(_named(options), tuple(_named(one) for one in further), record_bytes, traces, lens)
+    return EngineOptions(asked_strategy(options), tuple(map(asked_strategy, further)), record_bytes, traces, lens)
 
 
 def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed: int | None) -> RequestOptions:
@@ -122,10 +121,7 @@ def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed
     seed = options.pop("seed", seed or 0)
     whole_number("seed", seed, 0)
     trace = _traced(options.pop("trace", None), id, engine)
-    if "strategy" not in options:
-        return RequestOptions(_changed(engine.strategy, options), seed, id, trace)
-    window = attributes_of(engine.strategy).get("window")
-    return RequestOptions(_named(options, window), seed, id, trace)
+    return RequestOptions(asked_strategy(options, engine.strategy, _OF_REQUEST), seed, id, trace)
 
 
 def own_options(extra: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -197,23 +193,3 @@ def _mapping(given: object, name: str) -> dict[str, Any]:
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         raise OptionError.about(name, given, "is not an object of options", 'give {"strategy": "valley", ...}')
     return dict(given)
-
-
-def _named(options: dict[str, Any], window: int | None = None) -> Strategy:
-    """The strategy that the options name, with a window of that size where it takes one and none is given."""
-    options = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
-    name = options.pop("strategy")
-    if window is not None and is_strategy_name(name) and takes_option(name, "window"):
-        options = {"window": window, **options}
-    return named_strategy(name, **options)
-
-
-def _changed(strategy: Strategy, options: dict[str, Any]) -> Strategy:
-    """The strategy with other values of some of its options."""
-    own = attributes_of(strategy)
-    unknown = next((option for option in options if option not in own), None)
-    if unknown is not None:
-        name = strategy_record(strategy)["name"]
-        advice = did_you_mean(unknown, ("strategy", *_OF_REQUEST, *own), "leave it out")
-        raise OptionError.about(unknown, options[unknown], f"has no effect on strategy {name!r}", advice)
-    return type(strategy)(**(own | options))

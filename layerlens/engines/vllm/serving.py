@@ -322,10 +322,14 @@ here = Here()
 def begin(vllm_config: Any) -> Serving:
     """What serves the model that is made now in this process."""
     config = vllm_config.model_config
-    tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
     options = engine_options(vllm_config.additional_config[KEY])
-    here.serving = Serving(options, config.get_total_num_hidden_layers(), tied)
+    here.serving = Serving(options, config.get_total_num_hidden_layers(), is_tied(config))
     return here.serving
+
+
+def is_tied(model_config: Any) -> bool:
+    """Whether the unembedding is the embedding."""
+    return bool(getattr(model_config.hf_text_config, "tie_word_embeddings", False))
 
 
 def is_on(vllm_config: Any) -> bool:

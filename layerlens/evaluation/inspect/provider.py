@@ -30,7 +30,7 @@ from layerlens.decode.continuous import Answer, Continuous
 from layerlens.decode.identity import attributes_of
 from layerlens.decode.loop import batch_seed
 from layerlens.decode.options import GenerateOptions, whole
-from layerlens.decode.registry import is_strategy_name, named_strategy, strategy_record, takes_option
+from layerlens.decode.registry import asked_strategy, is_strategy_name, strategy_record, takes_option
 from layerlens.decode.strategies import Strategy
 from layerlens.decode.texts import decoded
 from layerlens.errors import LayerlensError, OptionError, PromptError, did_you_mean
@@ -82,7 +82,7 @@ class Provider(ModelAPI):
         loading = {name: arguments.pop(name) for name in _LOADING if name in arguments}
         self._batch_size = own.get("batch_size", _BATCH_SIZE)
         whole("batch_size", self._batch_size, 1)
-        self.strategy = _named({"strategy": own.get("strategy", "last"), **arguments}, (*_OURS, *_LOADING))
+        self.strategy = _strategy_of({"strategy": own.get("strategy", "last"), **arguments})
         self.model = load(str(own.get("model_path", model_name)), **loading)
         self.strategy.fit(self.model.n_layers, self.model.tied)
         transport = open_lens(own.get("lens"), self.model)
@@ -142,7 +142,7 @@ class Provider(ModelAPI):
         if not isinstance(own, Mapping):
             problem = f"{_KEY} of extra_body is {own!r}, and not an object of options"
             raise OptionError(problem, 'give {"strategy": "valley"}', given=own)
-        strategy = _named(dict(own), ("strategy",)) if "strategy" in own else _changed(self.strategy, dict(own))
+        strategy = asked_strategy(own, self.strategy)
         strategy.fit(self.model.n_layers, self.model.tied)
         return strategy
 
@@ -223,27 +223,16 @@ async def _awaited(future: Any) -> Answer:
     return answer
 
 
-def _named(options: dict[str, Any], known: Sequence[str]) -> Strategy:
-    """The strategy that the options name; OptionError where one of them is none of it and not among those known."""
-    name = options.pop("strategy")
-    if not isinstance(name, str):
-        raise OptionError.about("strategy", name, "is not a name", "give one such as valley")
+def _strategy_of(options: Mapping[str, Any]) -> Strategy:
+    """The strategy that arguments of a model name; OptionError where one of them is neither its option nor known."""
+    name = options["strategy"]
     if is_strategy_name(name):
         for option, value in options.items():
-            if not takes_option(name, option) and (near := did_you_mean(option, known, "")):
+            if option == "strategy" or takes_option(name, option):
+                continue
+            if near := did_you_mean(option, (*_OURS, *_LOADING), ""):
                 raise OptionError.about(option, value, "is unknown", near)
-    return named_strategy(name, **{key: tuple(one) if isinstance(one, list) else one for key, one in options.items()})
-
-
-def _changed(strategy: Strategy, options: dict[str, Any]) -> Strategy:
-    """The strategy with other values of some of its options."""
-    own = attributes_of(strategy)
-    for option, value in options.items():
-        if option not in own:
-            name = strategy_record(strategy)["name"]
-            what = f"has no effect on strategy {name!r}"
-            raise OptionError.about(option, value, what, did_you_mean(option, ("strategy", *own), "leave it out"))
-    return type(strategy)(**(own | options))
+    return asked_strategy(options)
 
 
 def _refuse_unable(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
