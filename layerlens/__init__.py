@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from layerlens.decode.registry import named_strategy, register_strategy
     from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
+    from layerlens.evaluation.evaluate import evaluate
     from layerlens.evaluation.runner import ablate
     from layerlens.fitting.fit import fit_lens
     from layerlens.fitting.fitted import Fitted
@@ -53,6 +54,7 @@ __all__ = [
     "ablate",
     "dataset",
     "decoding",
+    "evaluate",
     "fit_lens",
     "generate",
     "load",
@@ -77,6 +79,7 @@ _HOMES = {
     "layerlens.decode.readouts": ("Readouts",),
     "layerlens.decode.strategies": ("Choice", "Fixed", "Last", "Strategy", "Valley"),
     "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
+    "layerlens.evaluation.evaluate": ("evaluate",),
     "layerlens.evaluation.runner": ("ablate",),
     "layerlens.fitting.fit": ("fit_lens",),
     "layerlens.fitting.fitted": ("Fitted",),

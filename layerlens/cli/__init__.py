@@ -20,6 +20,7 @@ from layerlens.cli import (
     report,
     table,
 )
+from layerlens.cli import evaluate as evaluating
 from layerlens.cli import generate as generating
 from layerlens.cli import serve as serving
 from layerlens.cli import trace as tracing
@@ -65,6 +66,7 @@ app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("compare")(compare.compare)
 app.command("ablate")(ablate.ablate)
+app.command("eval")(evaluating.evaluate)
 app.add_typer(fit_lens.fit_lens, name="fit-lens")
 app.command("models")(lists.models)
 app.command("datasets")(lists.datasets)

@@ -165,14 +165,13 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How prompts are wrapped, and how tokens are chosen."""
+class Wrapping:
+    """How prompts are wrapped."""
 
     no_chat_template: Annotated[
         bool,
         typer.Option("--no-chat-template", help="Give prompts to the model as they are, without its chat template."),
     ] = False
-    system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None
     chat_template_arg: Annotated[
         list[str] | None,
         typer.Option(
@@ -188,6 +187,21 @@ class Decoding:
             "[default: add them only without a chat template]",
         ),
     ] = None
+
+    def wrapping(self) -> dict[str, Any]:
+        """Fields of `GenerateOptions`."""
+        return {
+            "chat_template": False if self.no_chat_template else None,
+            "chat_template_args": variables_of(self.chat_template_arg or []) or None,
+            "add_special_tokens": self.add_special_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Decoding(Wrapping):
+    """How prompts are wrapped, and how tokens are chosen."""
+
+    system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None
     temperature: Annotated[float, typer.Option(help="Temperature of sampling; 0 means greedy decoding.")] = 0.0
     top_p: Annotated[
         float | None,
@@ -227,12 +241,11 @@ class Decoding:
 
     def settings(self, **others: Any) -> dict[str, Any]:
         """Fields of `GenerateOptions`: these options, and others that a command has of its own."""
-        settings = asdict(self)
-        settings["chat_template"] = False if settings.pop("no_chat_template") else None
+        wrapping = {field.name for field in fields(Wrapping)}
+        settings = {name: value for name, value in asdict(self).items() if name not in wrapping}
         settings["stop_strings"] = self.stop_strings or None
         settings["generation_config"] = not settings.pop("no_generation_config")
-        settings["chat_template_args"] = variables_of(settings.pop("chat_template_arg") or []) or None
-        return settings | others
+        return self.wrapping() | settings | others
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from layerlens.datasets.source import Source
+from layerlens.datasets.source import Release
 from layerlens.errors import PromptError, first_sentence, spelled
 from layerlens.sources import hub
 
 
-def read_rows(source: Source, revision: str | None, limit: int | None) -> list[dict[str, object]]:
-    """The first `limit` rows of the source's split on the hub; if they cannot be read, a PromptError says why."""
+def read_rows(release: Release, revision: str | None, limit: int | None) -> list[dict[str, object]]:
+    """The first `limit` rows of the release's split on the hub; if they cannot be read, a PromptError says why."""
     import datasets
 
-    hub_id = source.card.hub_id
-    assert hub_id is not None
+    hub_id = release.hub_id
     online = not datasets.config.HF_HUB_OFFLINE and hub.answers(
         hub_id, "README.md", repo_type="dataset", revision=revision
     )
     try:
         with _offline_unless(online):
-            table = datasets.load_dataset(hub_id, source.config, split=source.split, revision=revision)
+            table = datasets.load_dataset(hub_id, release.config, split=release.split, revision=revision)
     # Its failures come from four libraries and have no root in common; each of them means that the rows are not here.
     except Exception as error:
-        raise _no_rows(source, revision, online, error) from error
+        raise _no_rows(release, revision, online, error) from error
     if not online:
         _check_cached_revision(table, hub_id, revision)
     return [dict(row) for row in table.select(range(min(len(table), limit or len(table))))]
@@ -57,10 +56,10 @@ def _check_cached_revision(table: Any, hub_id: str, revision: str | None) -> Non
         )
 
 
-def _no_rows(source: Source, revision: str | None, online: bool, error: Exception) -> PromptError:
-    hub_id = source.card.hub_id
+def _no_rows(release: Release, revision: str | None, online: bool, error: Exception) -> PromptError:
+    hub_id = release.hub_id
     what = hub_id if revision is None else f"{hub_id} at revision {revision!r}"
-    access = "access granted on the dataset's hub page and HF_TOKEN set" if source.card.gated else None
+    access = "access granted on the dataset's hub page and HF_TOKEN set" if release.gated else None
     if online:
         why = f"cannot be loaded from the hub ({first_sentence(error)})"
         advice = "try again" + (f" with {access}" if access else "")

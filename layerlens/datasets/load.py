@@ -31,7 +31,8 @@ def dataset(
     source = find(name)
     local = _local_file(source, data_file, revision)
     if local is None:
-        sha256, rows, origin = None, hub.read_rows(source, revision, limit), str(source.card.hub_id)
+        assert source.release is not None
+        sha256, rows, origin = None, hub.read_rows(source.release, revision, limit), str(source.card.hub_id)
     else:
         content = files.read_bytes(local)
         sha256, rows, origin = files.sha256(content), files.read_rows(content, local)[:limit], str(local)

@@ -31,6 +31,17 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Release:
+    """Rows of a dataset on the hub."""
+
+    hub_id: str
+    config: str | None
+    split: str | None
+    gated: bool = False
+    """Whether access must be requested on the hub."""
+
+
+@dataclass(frozen=True)
 class Source:
     """One dataset that layerlens can read."""
 
@@ -41,3 +52,9 @@ class Source:
     """The columns that to_prompt reads; there may be others."""
     to_prompt: Callable[[Row, int, int], Prompt]
     """(row, number of the row from 0, seed) -> prompt; a ValueError says what is wrong with the row's texts."""
+
+    @property
+    def release(self) -> Release | None:
+        """Its rows on the hub; None for what is shipped with layerlens."""
+        hub_id = self.card.hub_id
+        return None if hub_id is None else Release(hub_id, self.config, self.split, self.card.gated)

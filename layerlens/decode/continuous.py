@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     """What was answered to a request."""
 
     generation: Generation
-    n_prompt_tokens: int
+    prompt: TokenizedPrompt
     log_probs: list[list[tuple[int, float]]] | None
     """For each emitted token, its id with its natural log-probability, then those of the most probable tokens: among
     the logits that the strategy chose, before any penalty and at temperature 1."""
@@ -259,7 +259,7 @@ class _Row:
         decisions = Decisions.joined(self.decisions) if self.decisions else nothing
         emitted = Decoded([self.output], [reason], [decisions])
         (generation,) = generations(self.model, [self.prompt], self.strategy, emitted)
-        return Answer(generation, len(self.prompt.token_ids), None if self.n_first is None else self.log_probs)
+        return Answer(generation, self.prompt, None if self.n_first is None else self.log_probs)
 
 
 class _RowChooser(Chooser):

@@ -113,7 +113,7 @@ def test_log_probabilities_are_those_of_the_logits_that_the_strategy_chose():
     with Continuous(model) as requests:
         answer = requests.submit(Prompt("a", "abc", None), ll.Fixed(1), options, n_first=2).result(60)
         plain = submit(requests, "abc", max_new_tokens=2).result(60)
-    assert (answer.n_prompt_tokens, plain.log_probs) == (3, None)
+    assert (len(answer.prompt.token_ids), plain.log_probs) == (3, None)
     ids = [*model.tokenizer("abc").input_ids, *answer.generation.token_ids]
     with torch.no_grad():
         states = model.hf.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-2][0]

@@ -20,6 +20,7 @@ from layerlens.models import tiny_model, tiny_tokenizer
 from layerlens.records import PROMPTS, TOKENS, WORDS
 from layerlens.records.files import write_json
 from layerlens.records.schema import FINISH_REASONS, arrow_schema
+from tests.interrupted import heed_interrupts
 from tests.killed import kill_while_working
 from tests.refusals import refused
 
@@ -133,7 +134,10 @@ def test_resuming_a_complete_run_changes_nothing(folder, tmp_path, cli):
 def test_ctrl_c_keeps_what_is_complete(folder, tmp_path, cli):
     arguments = command(folder, tmp_path / "run", "--max-new-tokens", "100", "--batch-size", "1")  # time for the signal
     arguments += ["--limit", "12", "--min-new-tokens", "100"]
-    process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        arguments, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_interrupts
+    )
     while not list(tmp_path.glob("run/prompts/part-*")):
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)

@@ -32,6 +32,11 @@ def measures_of(generation: Generation, n_layers: int) -> dict[str, Any]:
     }
 
 
+def tokens_of(generation: Generation) -> dict[str, list[int]]:
+    """The ids of the emitted tokens, and the layer that each came from, so that the answer can be traced later."""
+    return {"ids": list(generation.token_ids), "layers": generation.steps["selected_layer"].tolist()}
+
+
 def _last_entropies(windows: Any) -> Any:
     values = np.array([window[-1] for window in windows if len(window)], dtype=float)
     return values[np.isfinite(values)]

@@ -13,6 +13,9 @@ from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
+    Content,
+    ContentReasoning,
+    ContentText,
     GenerateConfig,
     Logprob,
     Logprobs,
@@ -34,15 +37,21 @@ from layerlens.decode.registry import asked_strategy, is_strategy_name, strategy
 from layerlens.decode.strategies import Strategy
 from layerlens.decode.texts import decoded
 from layerlens.errors import LayerlensError, OptionError, PromptError, did_you_mean
-from layerlens.evaluation.inspect.measures import measures_of
+from layerlens.evaluation.inspect.measures import measures_of, tokens_of
+from layerlens.evaluation.inspect.thinking import parted
 from layerlens.lens.opening import open_lens
-from layerlens.models import load
+from layerlens.models import Model, load
 
 _BATCH_SIZE = 16
 _MOST_NEW_TOKENS = 2048
 _KEY = "layerlens"
 _LOADING = ("dtype", "device", "revision", "trust_remote_code", "allow_pickle", "quantize", "keep_quantized")
-_OURS = ("model_path", "strategy", "lens", "batch_size")
+_WRAPPING = (
+    *("min_new_tokens", "repetition_penalty", "generation_config", "chat_template", "chat_template_args"),
+    "add_special_tokens",
+)
+"""Options of `GenerateOptions` that inspect has no name for."""
+_OURS = ("model_path", "strategy", "lens", "batch_size", "loaded", *_WRAPPING)
 _UNABLE = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of", "response_schema", "prompt_logprobs")
 """Options of inspect that change what is generated, and that are not followed."""
 
@@ -55,9 +64,10 @@ class Provider(ModelAPI):
     """A model that decodes by a strategy.
 
     Arguments of the model (`-M NAME=VALUE`): `strategy` (default: last) and its options, such as `window`; `lens`;
-    `batch_size`, how many requests are decoded at once (default: 16); `model_path`, a folder in place of the name; and
-    what `load` takes: `dtype`, `device`, `revision`, `trust_remote_code`, `allow_pickle`, `quantize`,
-    `keep_quantized`.
+    `batch_size`, how many requests are decoded at once (default: 16); `min_new_tokens`, `repetition_penalty`,
+    `generation_config`, `chat_template`, `chat_template_args` and `add_special_tokens`, as `GenerateOptions` has them;
+    `model_path`, a folder in place of the name; and what `load` takes: `dtype`, `device`, `revision`,
+    `trust_remote_code`, `allow_pickle`, `quantize`, `keep_quantized`. In Python, `loaded` is a model from `load`.
 
     A request has a strategy of its own by `extra_body={"layerlens": {"strategy": "valley", "window": 10}}`. Options
     without a strategy change the model's.
@@ -82,8 +92,10 @@ class Provider(ModelAPI):
         loading = {name: arguments.pop(name) for name in _LOADING if name in arguments}
         self._batch_size = own.get("batch_size", _BATCH_SIZE)
         whole("batch_size", self._batch_size, 1)
+        self._wrapping = GenerateOptions(**{name: own[name] for name in _WRAPPING if name in own})
         self.strategy = _strategy_of({"strategy": own.get("strategy", "last"), **arguments})
-        self.model = load(str(own.get("model_path", model_name)), **loading)
+        loaded = own.get("loaded")
+        self.model = loaded if isinstance(loaded, Model) else load(str(own.get("model_path", model_name)), **loading)
         self.strategy.fit(self.model.n_layers, self.model.tied)
         transport = open_lens(own.get("lens"), self.model)
         self._requests = Continuous(self.model, self._batch_size, transport)
@@ -115,6 +127,7 @@ class Provider(ModelAPI):
                 "strategy": strategy_record(strategy, self.model.n_layers),
                 "seeds": [options.seed for options, _ in asked],
                 "measures": [measures_of(answer.generation, self.model.n_layers) for answer in answers],
+                "tokens": [tokens_of(answer.generation) for answer in answers],
             },
         )
 
@@ -167,7 +180,8 @@ class Provider(ModelAPI):
             draws = temperature > 0 or 0 < attributes_of(strategy).get("p", 1) < 1
             seed = int.from_bytes(os.urandom(4), "big") if draws else 0
         most = config.max_tokens or _MOST_NEW_TOKENS
-        options = GenerateOptions(
+        options = replace(
+            self._wrapping,
             max_new_tokens=most,
             temperature=temperature,
             top_p=config.top_p if temperature else None,
@@ -194,10 +208,12 @@ class Provider(ModelAPI):
             "length": "model_length" if is_cut_short else "max_tokens",
             "non_finite": "unknown",
         }
+        thinking, text = parted(answer.prompt.text, _until(generation.text, config.stop_seqs or ()))
+        content: str | list[Content] = text
+        if thinking is not None:  # so that it is shown apart, and not scored
+            content = [ContentReasoning(reasoning=thinking), ContentText(text=text)]
         return ChatCompletionChoice(
-            message=ChatMessageAssistant(
-                content=_until(generation.text, config.stop_seqs or ()), model=self.model_name, source="generate"
-            ),
+            message=ChatMessageAssistant(content=content, model=self.model_name, source="generate"),
             stop_reason=reasons[generation.finish_reason],
             logprobs=None if answer.log_probs is None else Logprobs(content=list(map(self._logprob, answer.log_probs))),
         )
@@ -258,5 +274,5 @@ def _until(text: str, stops: Sequence[str]) -> str:
 
 def _usage(answers: Sequence[Answer]) -> ModelUsage:
     """Tokens of the prompt, and of all answers; padding is not among them."""
-    read, written = answers[0].n_prompt_tokens, sum(len(one.generation.token_ids) for one in answers)
+    read, written = len(answers[0].prompt.token_ids), sum(len(one.generation.token_ids) for one in answers)
     return ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import layerlens as ll
+from tests.interrupted import heed_interrupts
 
 ENGINE = {"enforce_eager": "true", "max_model_len": "64", "max_num_seqs": "2"}
 N_PROMPTS = 200
@@ -24,7 +25,9 @@ def trace(folder, prompts, out, *more):
     environment = dict(os.environ)
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     program = [sys.executable, "-m", "layerlens", *map(str, words)]
-    return subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        program, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True, preexec_fn=heed_interrupts
+    )
 
 
 def in_session(session):

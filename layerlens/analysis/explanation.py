@@ -1,0 +1,117 @@
+"""What tells right answers from wrong ones: how well measures inside the model separate them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from layerlens.analysis.uncertainty import Floats, holding, interval, resample
+from layerlens.errors import RunError
+from layerlens.records.evaluation import MEASURES, read_answers, read_manifest
+
+BASELINES = ("n_generated_tokens", "final_entropy")
+"""What a measure has to beat: the length of the answer, and the entropy of the last layer."""
+_LEAST = 2  # right answers, and wrong ones, below which nothing is told
+
+
+def explanation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row per task, arm and measure of the evaluation at `folder`: how well the measure separates right from wrong.
+
+    Columns: task; arm; measure; auroc, the chance that a right answer has the higher value of a right and a wrong one,
+    where equal values count half: 0.5 says nothing, below 0.5 right answers have the lower values; its low and high
+    (95 %); n_right and n_wrong, the answers that have the measure; beats_length and beats_entropy, by how much |auroc −
+    0.5| is above that of the answer's length and of the last layer's mean entropy, on the answers that have both, with
+    `_low` and `_high`. Items are resampled; all answers to an item are drawn together. Answers that are neither right
+    nor wrong, or have no score, are left out. Measures of traces are there where the evaluation was traced.
+
+    Raises:
+        RunError: there is no evaluation, one of its files cannot be read, or it holds no answer yet.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    answers = read_answers(folder).to_pandas()
+    answers = answers[answers["score"].isin((0.0, 1.0))]
+    names = [*BASELINES[:1], *MEASURES]
+    rows: list[dict[str, Any]] = []
+    for task, arm in manifest["evaluation"]["asked"]:
+        chosen = answers[(answers["task"] == task) & (answers["arm"] == arm)]
+        values = chosen[names].astype(float).join(_traced(folder, task, arm, chosen))
+        rows += [{"task": task, "arm": arm} | row for row in _separations(chosen, values)]
+    if not rows:
+        raise RunError(
+            f"{folder} has no arm with both {_LEAST} right and {_LEAST} wrong answers",
+            "evaluate more items",
+            given=folder,
+        )
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def _traced(folder: Path, task: str, arm: str, answers: pd.DataFrame) -> pd.DataFrame:
+    """Measures of the trace of an arm's answers, in their rows; no column where they were not traced."""
+    return pd.DataFrame(index=answers.index)
+
+
+def _separations(answers: pd.DataFrame, values: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for each measure that both right and wrong answers have."""
+    right = answers["score"].to_numpy() == 1
+    items, of_item = np.unique(answers["item"].to_numpy(), return_inverse=True)
+    if not len(items):
+        return []
+    weights = resample(len(items))[:, of_item]
+    baselines = {name: values[name].to_numpy(dtype=float) for name in BASELINES}
+    rows = []
+    for name in values:
+        measure = values[name].to_numpy(dtype=float)
+        known = ~np.isnan(measure)
+        n_right, n_wrong = int((known & right).sum()), int((known & ~right).sum())
+        if min(n_right, n_wrong) < _LEAST or np.ptp(measure[known]) == 0:
+            continue
+        value, draws = auroc(measure, right, known, weights)
+        n_items = len(np.unique(of_item[known]))
+        low, high = holding(value, *interval(draws[:, None], n_items))
+        row: dict[str, Any] = {"measure": str(name), "auroc": value, "low": float(low[0]), "high": float(high[0])}
+        row |= {"n_right": n_right, "n_wrong": n_wrong}
+        for short, baseline in zip(("length", "entropy"), BASELINES, strict=True):
+            other = np.full(len(measure), np.nan) if baseline == name else baselines[baseline]
+            row |= _beats(f"beats_{short}", measure, other, right, weights, of_item)
+        rows.append(row)
+    return rows
+
+
+def _beats(name: str, measure: Floats, baseline: Floats, right: Any, weights: Floats, of_item: Any) -> dict[str, float]:
+    """By how much a measure separates better than a baseline, with low and high; NaN where no answers have both."""
+    both = ~np.isnan(measure) & ~np.isnan(baseline)
+    ends = (np.nan, np.nan, np.nan)
+    if min((both & right).sum(), (both & ~right).sum()) >= _LEAST:
+        ours, theirs = (auroc(one, right, both, weights) for one in (measure, baseline))
+        gain = abs(ours[0] - 0.5) - abs(theirs[0] - 0.5)
+        draws = np.abs(ours[1] - 0.5) - np.abs(theirs[1] - 0.5)
+        low, high = holding(gain, *interval(draws[:, None], len(np.unique(of_item[both]))))
+        ends = (gain, float(low[0]), float(high[0]))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+
+
+def auroc(values: Floats, right: Any, chosen: Any, weights: Floats) -> tuple[float, Floats]:
+    """The area under the receiver operating characteristic, of all answers and in every resample.
+
+    Args:
+        values: of a measure, [answers].
+        right: whether each answer is right, [answers].
+        chosen: which answers count, [answers].
+        weights: how often each answer was drawn, [resamples, answers].
+
+    Returns:
+        The chance that a right answer has the higher value, equal ones counting half, and [resamples] of it; NaN where
+        a resample has no right or no wrong answer.
+    """
+    ours, theirs = chosen & right, chosen & ~right
+    above = np.sign(values[ours][:, None] - values[theirs][None]) / 2 + 0.5
+    drawn, others = weights[:, ours], weights[:, theirs]
+    sums = ((drawn @ above) * others).sum(axis=1)
+    pairs = drawn.sum(axis=1) * others.sum(axis=1)
+    draws = np.full(len(weights), np.nan)
+    np.divide(sums, pairs, out=draws, where=pairs > 0)
+    return float(above.mean()), draws

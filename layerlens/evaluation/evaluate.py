@@ -1,0 +1,235 @@
+"""An evaluation: the items of benchmarks are answered under several strategies by inspect, scored, and kept."""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from layerlens.analysis.evaluation import evaluation_table
+from layerlens.decode.registry import asked_strategy
+from layerlens.evaluation.arms import Arm, arms_of
+from layerlens.evaluation.benchmarks import benchmark
+from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, read
+from layerlens.evaluation.benchmarks.benchmark import made as task_of
+from layerlens.lens.transport import Transport
+from layerlens.models import Model
+from layerlens.records import new_manifest
+from layerlens.records.evaluation import EvaluationWriter
+from layerlens.records.manifest import digest
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+
+    from layerlens.evaluation.subject import Subject
+
+
+@dataclass(frozen=True)
+class Generating:
+    """How answers are generated; None where a benchmark's own setting holds."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int = 0
+
+    def config(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of inspect: a benchmark's settings, with what was given in their place."""
+        given = {
+            "max_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+        }
+        config = {**settings, **{name: value for name, value in given.items() if value is not None}}
+        if config.get("temperature", 0) == 0:
+            config = {name: value for name, value in config.items() if name not in ("top_p", "top_k")}
+        return {**config, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation asks: items of benchmarks, each under every arm."""
+
+    benchmarks: Sequence[Benchmark]
+    arms: Sequence[Arm]
+    limit: int | Mapping[str, int] | None = None
+    epochs: int = 1
+    data_files: Mapping[str, Path] = field(default_factory=dict)
+    generating: Generating = field(default_factory=Generating)
+    judge: str | None = None
+    judge_url: str | None = None
+    allow_code_execution: bool = False
+
+
+def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
+    """Answer what is asked, or go on with what is missing, and write the table of answers.
+
+    Args:
+        asked: tasks and arms.
+        subject: what answers.
+        out: the directory of the evaluation.
+
+    Returns:
+        The directory.
+
+    Raises:
+        PromptError: the rows of a benchmark cannot be used.
+        RunError: the directory holds something else, or another evaluation.
+    """
+    from inspect_ai import eval_set
+    from inspect_ai.model import get_model
+
+    tasks = {one.name: _task(asked, subject, one) for one in asked.benchmarks}
+    manifest = new_manifest(
+        **subject.parts,
+        options={"epochs": asked.epochs, "judge": asked.judge},
+        seed=asked.generating.seed,
+        evaluation={
+            "tasks": {
+                name: _told(task, one.best) for (name, task), one in zip(tasks.items(), asked.benchmarks, strict=True)
+            },
+            "arms": {arm.name: dict(arm.options) for arm in asked.arms},
+            "asked": [[name, arm.name] for name in tasks for arm in asked.arms],
+        },
+    )
+    with EvaluationWriter(out, manifest) as writer:
+        roles = None if asked.judge is None else {"grader": get_model(asked.judge, base_url=asked.judge_url)}
+        try:
+            eval_set(
+                [_under(task, name, arm, subject) for name, task in tasks.items() for arm in asked.arms],
+                str(writer.logs),
+                model=subject.model,
+                model_roles=roles,
+                epochs=asked.epochs,
+                max_tasks=1,
+                fail_on_error=False,
+                log_dir_allow_dirty=True,
+                retry_attempts=3,
+                display="none",
+                ctl_server=False,
+            )
+        finally:
+            _write(writer)
+        return writer.folder
+
+
+def _task(asked: Asked, subject: "Subject", one: Benchmark) -> "Task":
+    """The task of a benchmark, with the options of generation."""
+    from inspect_ai.model import GenerateConfig
+
+    config = asked.generating.config(one.settings)
+    asking = Asking(asked.generating.seed, subject.context, subject.fit, int(config["max_tokens"]))
+    limit = asked.limit.get(one.name) if isinstance(asked.limit, Mapping) else asked.limit
+    rows, origin = read(one, asked.data_files.get(one.name), limit)
+    task = task_of(one, rows, origin, asking)
+    task.config = GenerateConfig(**config)
+    return task
+
+
+def _told(task: "Task", best: float) -> dict[str, Any]:
+    """What a manifest says of a task."""
+    samples = list(task.dataset)
+    texts = "\0".join(f"{sample.id}\0{sample.input}\0{sample.choices}\0{sample.target}" for sample in samples)
+    return {
+        "items": [str(sample.id) for sample in samples],
+        "items_sha256": digest(texts),
+        "best": best,
+        "config": task.config.model_dump(exclude_none=True),
+    }
+
+
+def _under(task: "Task", name: str, arm: Arm, subject: "Subject") -> "Task":
+    """The task, to be answered under an arm."""
+    from inspect_ai import task_with
+    from inspect_ai.model import GenerateConfig
+
+    return task_with(
+        copy.copy(task),
+        name=f"{name}-{arm.name}",
+        config=task.config.merge(GenerateConfig(extra_body=subject.request(arm.options))),
+        metadata={"benchmark": name, "arm": arm.name},
+    )
+
+
+def _write(writer: EvaluationWriter) -> None:
+    """Write the table of all answers that the logs have."""
+    from layerlens.evaluation.logs import answers_in
+
+    said = writer.manifest["evaluation"]
+    answers = answers_in(writer.logs, said["tasks"], said["asked"], writer.manifest["options"]["epochs"])
+    n_missing = answers["outcome"].count("missing")
+    writer.finish(answers, None if n_missing else {"answers": len(answers["outcome"])})
+
+
+def evaluate(
+    model: Model,
+    tasks: Sequence[str],
+    strategies: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("last",),
+    *,
+    out: str | os.PathLike[str],
+    limit: int | Mapping[str, int] | None = None,
+    epochs: int = 1,
+    data_files: Mapping[str, str | os.PathLike[str]] | None = None,
+    window: int | None = None,
+    lens: str | Transport | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    judge: str | None = None,
+    judge_url: str | None = None,
+    allow_code_execution: bool = False,
+    **options: Any,
+) -> pd.DataFrame:
+    """Answer the items of benchmarks with every strategy, score the answers, and return `evaluation_table(out)`.
+
+    inspect runs the tasks and writes a log for each. Where `out` holds a part of the same evaluation, what is missing
+    is answered; tasks and strategies can be added to it.
+
+    Args:
+        model: from `load`.
+        tasks: names of benchmarks.
+        strategies: names, or options of a strategy (with "strategy" among them) by the name of the arm. The last layer
+            is always an arm.
+        out: the directory to write.
+        limit: how many of the first items of each benchmark, one number or a number for each; None: all.
+        epochs: how often each item is answered.
+        data_files: local copies of benchmarks, by name.
+        window: candidate layers of the strategies that take a window.
+        lens: through which layers are read.
+        max_new_tokens, temperature, top_p, top_k: in place of a benchmark's own settings.
+        seed: of everything that is drawn, and of the order of options.
+        batch_size: requests that are decoded at once.
+        judge: a model of inspect, such as "openai/gpt-5", that scores answers where a benchmark needs it.
+        judge_url: address of a server for it.
+        allow_code_execution: whether code that the model writes may be run, where a benchmark needs it.
+        **options: further fields of `GenerateOptions` that do not depend on a benchmark, such as chat_template_args.
+
+    Raises:
+        OptionError, PromptError: before anything is answered.
+        RunError: `out` holds something else, or another evaluation.
+    """
+    from layerlens.evaluation.subject import loaded
+
+    asked = Asked(
+        [benchmark(name) for name in tasks],
+        arms_of(strategies, window=window),
+        limit,
+        epochs,
+        {name: Path(path) for name, path in (data_files or {}).items()},
+        Generating(max_new_tokens, temperature, top_p, top_k, seed),
+        judge,
+        judge_url,
+        allow_code_execution,
+    )
+    for arm in asked.arms:
+        asked_strategy(arm.options).fit(model.n_layers, model.tied)
+    with loaded(model, lens, batch_size, options) as subject:
+        return evaluation_table(run(asked, subject, out))

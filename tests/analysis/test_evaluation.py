@@ -1,0 +1,170 @@
+"""Tables of evaluations against sums in plain Python."""
+
+import random
+
+import pytest
+from scipy.stats import binomtest, mannwhitneyu
+
+from layerlens.analysis.evaluation import evaluation_table
+from layerlens.analysis.explanation import explanation_table
+from layerlens.analysis.power import needed, power_table
+from layerlens.errors import OptionError, RunError
+from tests.evaluation.made_up_evaluation import write
+
+
+def drawn(n, right, seed, epochs=1):
+    draw = random.Random(seed)
+    return [[float(draw.random() < right) for _ in range(epochs)] for _ in range(n)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    scores = {("sums", "last"): drawn(60, 0.4, 1), ("sums", "valley"): drawn(60, 0.5, 2)}
+    scores |= {("words", "last"): drawn(30, 0.7, 3), ("words", "valley"): drawn(30, 0.6, 4)}
+    scores["words", "valley"][3] = [None]
+    return write(tmp_path / "made-up", scores)
+
+
+def row_of(table, task, arm):
+    (row,) = table[(table["task"] == task) & (table["arm"] == arm)].to_dict("records")
+    return row
+
+
+def test_scores_differences_and_tests(folder):
+    table = evaluation_table(folder)
+    assert [tuple(pair) for pair in table[["task", "arm"]].to_numpy()] == [
+        ("sums", "last"),
+        ("sums", "valley"),
+        ("words", "last"),
+        ("words", "valley"),
+    ]
+    ours, last = drawn(60, 0.5, 2), drawn(60, 0.4, 1)
+    row = row_of(table, "sums", "valley")
+    assert row["score"] == pytest.approx(sum(one[0] for one in ours) / 60)
+    exact = binomtest(int(sum(one[0] for one in ours)), 60).proportion_ci(0.95, method="exact")
+    assert (row["score_low"], row["score_high"]) == pytest.approx((exact.low, exact.high), abs=1e-9)
+    won = sum(a[0] > b[0] for a, b in zip(ours, last, strict=True))
+    lost = sum(a[0] < b[0] for a, b in zip(ours, last, strict=True))
+    assert (row["won"], row["lost"]) == (won, lost)
+    assert row["difference"] == pytest.approx((won - lost) / 60)
+    assert row["difference_low"] < row["difference"] < row["difference_high"]
+    assert row["p"] == pytest.approx(binomtest(won, won + lost).pvalue)
+    assert table.attrs["is_complete"]
+
+
+def test_holm_goes_over_the_tasks_of_an_arm(folder):
+    table = evaluation_table(folder)
+    p = [row_of(table, task, "valley")["p"] for task in ("sums", "words")]
+    adjusted = [row_of(table, task, "valley")["p_holm"] for task in ("sums", "words")]
+    low, high = sorted(p)
+    wanted = {low: min(1, 2 * low), high: max(min(1, 2 * low), high)}
+    assert adjusted == pytest.approx([wanted[value] for value in p])
+
+
+def test_an_answer_without_a_score_is_told_and_leaves_its_item_out(folder):
+    row, last = (row_of(evaluation_table(folder), "words", arm) for arm in ("valley", "last"))
+    assert (row["n_items"], row["n_answers"], row["unscored"], last["unscored"]) == (29, 29, 1, 0)
+    ours, theirs = drawn(30, 0.6, 4), drawn(30, 0.7, 3)
+    both = [n for n in range(30) if n != 3]
+    assert row["score"] == pytest.approx(sum(ours[n][0] for n in both) / 29)
+    assert row["difference"] == pytest.approx(sum(ours[n][0] - theirs[n][0] for n in both) / 29)
+
+
+def test_epochs_of_an_item_are_one_unit(tmp_path):
+    ours, theirs = drawn(40, 0.5, 5, epochs=4), drawn(40, 0.5, 6, epochs=4)
+    folder = write(tmp_path / "epochs", {("sums", "last"): theirs, ("sums", "valley"): ours})
+    row = row_of(evaluation_table(folder), "sums", "valley")
+    change = [sum(a) / 4 - sum(b) / 4 for a, b in zip(ours, theirs, strict=True)]
+    assert (row["n_items"], row["n_answers"]) == (40, 160)
+    assert row["difference"] == pytest.approx(sum(change) / 40)
+    assert (row["won"], row["lost"]) == (sum(one > 0 for one in change), sum(one < 0 for one in change))
+    wide = write(
+        tmp_path / "alike",
+        {
+            (task, arm): [[one[0]] * 4 for one in scores]
+            for (task, arm), scores in {("sums", "last"): theirs, ("sums", "valley"): ours}.items()
+        },
+    )
+    alike = row_of(evaluation_table(wide), "sums", "valley")
+    assert alike["score_high"] - alike["score_low"] > row["score_high"] - row["score_low"]
+
+
+def test_grades_are_not_shares(tmp_path):
+    ours, theirs = [[0.7], [0.4], [0.9], [0.55]], [[0.6], [0.5], [0.8], [0.55]]
+    folder = write(tmp_path / "grades", {("essays", "last"): theirs, ("essays", "valley"): ours})
+    row = row_of(evaluation_table(folder), "essays", "valley")
+    assert row["score"] == pytest.approx(0.6375)
+    assert row["difference"] == pytest.approx(0.025)
+    assert (row["won"], row["lost"]) == (2, 1)
+
+
+def told(task, arm, item, epoch, score):
+    """A measure that is higher for right answers, but not always; half the answers have equal values."""
+    return None if item % 7 == 0 else round(score * 0.2 + random.Random(item).random(), 1)
+
+
+def test_auroc_is_that_of_mann_and_whitney(tmp_path):
+    scores = {("sums", "last"): drawn(60, 0.4, 1)}
+    folder = write(tmp_path / "told", scores, final_entropy=told, n_generated_tokens=lambda *a: 20 + a[2])
+    table = explanation_table(folder).set_index("measure")
+    pairs = [(told("", "", n, 1, one[0]), one[0]) for n, one in enumerate(scores["sums", "last"]) if n % 7]
+    right, wrong = ([value for value, score in pairs if score == wanted] for wanted in (1.0, 0.0))
+    wanted = mannwhitneyu(right, wrong).statistic / len(right) / len(wrong)
+    row = table.loc["final_entropy"]
+    assert (row["auroc"], row["n_right"], row["n_wrong"]) == (pytest.approx(wanted), len(right), len(wrong))
+    assert row["low"] < row["auroc"] < row["high"]
+    lengths = [20 + n for n in range(60)]
+    numbers = {
+        value: [lengths[n] for n, one in enumerate(scores["sums", "last"]) if one[0] == value and n % 7]
+        for value in (1.0, 0.0)
+    }
+    of_length = mannwhitneyu(numbers[1.0], numbers[0.0]).statistic / len(right) / len(wrong)
+    assert row["beats_length"] == pytest.approx(abs(wanted - 0.5) - abs(of_length - 0.5))
+    assert table.loc["n_generated_tokens", "beats_length"] != table.loc["n_generated_tokens", "beats_length"]
+
+
+def test_the_interval_of_an_auroc_covers(tmp_path):
+    inside = 0
+    for seed in range(60):
+        draw = random.Random(seed)
+        scores = {("sums", "last"): [[float(draw.random() < 0.5)] for _ in range(80)]}
+        values = [draw.gauss(one[0], 1) for one in scores["sums", "last"]]
+        folder = write(tmp_path / str(seed), scores, final_entropy=lambda t, a, item, e, s, v=values: v[item])
+        row = explanation_table(folder).set_index("measure").loc["final_entropy"]
+        inside += row["low"] <= 0.76025 <= row["high"]  # of two normal distributions that are one deviation apart
+    assert inside >= 53
+
+
+def test_nothing_is_told_without_right_answers(tmp_path):
+    folder = write(tmp_path / "wrong", {("sums", "last"): [[0.0]] * 5})
+    with pytest.raises(RunError) as error:
+        explanation_table(folder)
+    assert error.value.given == folder
+
+
+@pytest.mark.parametrize(("changed", "difference"), [(0.2, 0.05), (0.3, 0.1), (0.5, 0.1)])
+def test_so_many_items_find_the_difference(changed, difference):
+    n, draw, found = needed(changed, difference), random.Random(0), 0
+    gain, loss = (changed + difference) / 2, (changed - difference) / 2
+    for _ in range(400):
+        throws = [draw.random() for _ in range(n)]
+        won, lost = sum(one < gain for one in throws), sum(gain <= one < gain + loss for one in throws)
+        found += binomtest(won, won + lost).pvalue < 0.05
+    assert 0.72 <= found / 400 <= 0.86  # the exact test finds a little less than the approximation says
+
+
+def test_power_of_what_was_measured(folder):
+    row = row_of(power_table(folder, 0.1), "sums", "valley")
+    ours, last = drawn(60, 0.5, 2), drawn(60, 0.4, 1)
+    changed = sum(a != b for a, b in zip(ours, last, strict=True)) / 60
+    assert (row["n_items"], row["changed"]) == (60, pytest.approx(changed))
+    assert row["needed"] == needed(changed, 0.1)
+    assert row["needed_low"] < row["needed"] < row["needed_high"]
+    assert needed(changed, row["detectable"]) <= 60 < needed(changed, row["detectable"] - 0.001)
+
+
+@pytest.mark.parametrize("difference", [0, -0.1, 1, float("nan")])
+def test_a_difference_that_is_none(folder, difference):
+    with pytest.raises(OptionError) as error:
+        power_table(folder, difference)
+    assert error.value.option == "power"

@@ -1,0 +1,218 @@
+"""Evaluations by inspect: answers are those of `ll.generate`, and what was interrupted ends as if it had not been."""
+
+import gc
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+import layerlens as ll
+from tests.conftest import tiny
+from tests.killed import kill_while_working
+from tests.refusals import refused
+
+pytest.importorskip("inspect_evals", reason="needs the extra eval")
+
+from inspect_ai.log import list_eval_logs, read_eval_log
+
+from layerlens.analysis.evaluation import evaluation_table
+from layerlens.records.evaluation import read_answers, read_manifest
+
+# inspect asks tenacity for what that has renamed, and leaves streams to the garbage collector
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.__get_validators__. is deprecated"),  # what inspect_evals has
+]
+
+SUMS = [{"question": f"What is {n} + {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(1, 8)]
+CHOICES = [
+    {
+        "Record ID": f"rec{n}",
+        "Question": f"Which is {n}?",
+        "Correct Answer": str(n),
+        **{f"Incorrect Answer {k}": str(n + k) for k in (1, 2, 3)},
+        "High-level domain": "Physics",
+        "Subdomain": "Optics and Acoustics",
+    }
+    for n in range(1, 5)
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    place = tmp_path_factory.mktemp("rows")
+    found = {}
+    for name, rows in (("gsm8k", SUMS), ("gpqa", CHOICES)):
+        found[name] = place / f"{name}.jsonl"
+        found[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return found
+
+
+def evaluated(files, out, tasks=("gsm8k", "gpqa"), strategies=("last", "valley"), **options):
+    table = ll.evaluate(
+        tiny("llama", max_position_embeddings=2048),
+        tasks,
+        strategies,
+        out=out,
+        data_files=files,
+        **{"max_new_tokens": 8, "window": 3, **options},
+    )
+    gc.collect()  # what is left of the streams, while their warnings are ignored
+    return table
+
+
+def answers(out):
+    return read_answers(out).to_pandas()
+
+
+def test_answers_are_those_of_generate(files, tmp_path):
+    evaluated(files, tmp_path / "out", ["gsm8k"], ["last", "valley", "dola-low"])
+    logs = {log.eval.metadata["arm"]: log for log in map(read_eval_log, list_eval_logs(str(tmp_path / "out" / "logs")))}
+    assert set(logs) == {"last", "valley", "dola-low"}
+    for arm, strategy in (
+        ("last", ll.Last()),
+        ("valley", ll.Valley(window=3)),
+        ("dola-low", ll.DoLa(candidates="low")),
+    ):
+        for sample in logs[arm].samples:
+            alone = ll.generate(
+                tiny("llama", max_position_embeddings=2048),
+                sample.messages[0].text,
+                strategy=strategy,
+                max_new_tokens=8,
+            )
+            assert sample.output.completion == alone.text
+            assert sample.output.metadata["tokens"] == [
+                {"ids": list(alone.token_ids), "layers": alone.steps["selected_layer"].tolist()}
+            ]
+
+
+def test_the_table_has_every_item_under_every_arm(files, tmp_path):
+    table = evaluated(files, tmp_path / "out")
+    frame = answers(tmp_path / "out")
+    assert len(frame) == 2 * (len(SUMS) + len(CHOICES))
+    assert frame.groupby(["task", "arm"]).size().to_dict() == {
+        ("gsm8k", "last"): 7,
+        ("gsm8k", "valley"): 7,
+        ("gpqa", "last"): 4,
+        ("gpqa", "valley"): 4,
+    }
+    assert set(frame["outcome"]) == {"scored"}
+    assert (frame["n_generated_tokens"] == 8).all()
+    assert frame["valley_rate"].notna().equals(frame["arm"] == "valley")
+    pd.testing.assert_frame_equal(table, evaluation_table(tmp_path / "out"))
+    assert read_manifest(tmp_path / "out")["totals"] == {"answers": 22}
+
+
+def test_arms_and_tasks_can_be_added(files, tmp_path):
+    evaluated(files, tmp_path / "grown", ["gsm8k"], ["last"], window=None)
+    before = sorted((tmp_path / "grown" / "logs").glob("*.eval"))
+    evaluated(files, tmp_path / "grown", ["gsm8k"], ["last", "valley"])
+    evaluated(files, tmp_path / "grown", ["gpqa"], ["last", "valley"])
+    assert set(before) < set((tmp_path / "grown" / "logs").glob("*.eval"))
+    evaluated(files, tmp_path / "whole")
+    pd.testing.assert_frame_equal(answers(tmp_path / "grown"), answers(tmp_path / "whole"))
+
+
+def _work(files, out):
+    evaluated(files, out, max_new_tokens=200, batch_size=2)
+
+
+def test_killed_and_resumed_gives_the_same_table(files, tmp_path):
+    def done():
+        return sum(path.stat().st_size > 3000 for path in (tmp_path / "killed" / "logs").glob("*.eval"))
+
+    kill_while_working(_work, files, tmp_path / "killed", after=(1, done), then=0.5)
+    _work(files, tmp_path / "killed")
+    _work(files, tmp_path / "whole")
+    pd.testing.assert_frame_equal(answers(tmp_path / "killed"), answers(tmp_path / "whole"))
+
+
+def test_another_evaluation_is_refused_and_nothing_is_lost(files, tmp_path):
+    evaluated(files, tmp_path / "out", ["gsm8k"])
+    before = answers(tmp_path / "out")
+    with refused(ll.RunError, "out", "gsm8k"):
+        evaluated(files, tmp_path / "out", ["gsm8k"], max_new_tokens=9)
+    with refused(ll.RunError, "out", "valley"):
+        evaluated(files, tmp_path / "out", ["gsm8k"], window=2)
+    with pytest.raises(ll.RunError):
+        evaluated(files, tmp_path / "out", ["gsm8k"], seed=1)
+    pd.testing.assert_frame_equal(answers(tmp_path / "out"), before)
+
+
+def test_options_of_a_question_depend_on_its_id_and_the_seed_alone(files, tmp_path):
+    from layerlens.evaluation.benchmarks import benchmark
+    from layerlens.evaluation.benchmarks.benchmark import Asking
+
+    gpqa = benchmark("gpqa")
+    (one,) = list(gpqa.task(CHOICES[2:3], Asking(seed=5)).dataset)
+    three = list(gpqa.task(CHOICES[:3], Asking(seed=5)).dataset)[2]
+    assert (one.choices, one.target) == (three.choices, three.target)
+    assert one.choices["ABCD".index(one.target)] == CHOICES[2]["Correct Answer"]
+    orders = {tuple(next(iter(gpqa.task(CHOICES[2:3], Asking(seed=seed)).dataset)).choices) for seed in range(20)}
+    assert len(orders) > 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "option", "given"),
+    [
+        ({"tasks": ["gsm8"]}, "tasks", "gsm8"),
+        ({"strategies": ["vally"]}, "strategy", "vally"),
+        ({"strategies": ["valley", "trough"]}, "strategies", "trough"),
+        ({"strategies": ["last"]}, "window", 3),
+        ({"window": 99}, "window", 99),
+    ],
+)
+def test_refused_before_anything_is_written(files, tmp_path, changes, option, given):
+    with refused(ll.OptionError, option, given):
+        evaluated(files, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question": "1 + 1?"}],
+        [{"question": "1 + 1?", "answer": None}],
+        [SUMS[0], SUMS[0]],
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ll.PromptError):
+        evaluated({"gsm8k": path}, tmp_path / "out", ["gsm8k"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line(files, tmp_path, capsys):
+    from layerlens.cli import run
+    from layerlens.models.tiny import tiny_model, tiny_tokenizer
+
+    tiny_model("llama", max_position_embeddings=2048).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    arguments = [
+        *("eval", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--tasks", "gsm8k,gpqa"),
+        *("--strategies", "valley", "--window", "3", "--max-new-tokens", "8", "--limit", "gsm8k=3"),
+        *(word for name, path in files.items() for word in ("--data-file", f"{name}={path}")),
+    ]
+    assert run(arguments) == 0
+    first = capsys.readouterr().out
+    assert run(["eval", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == first
+    assert "3 items of gsm8k, 4 items of gpqa" in first
+    gc.collect()
+
+
+def test_no_benchmark_is_imported_for_an_unknown_one():
+    from subprocess import run
+
+    code = (
+        "import sys; from layerlens.cli import run; "
+        "status = run(['eval', '--model', 'x', '--out', 'y', '--tasks', 'gsm8']); "
+        "assert status == 2 and not {'inspect_ai', 'torch'} & set(sys.modules)"
+    )
+    done = run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
