@@ -51,7 +51,8 @@ def explanation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
 
 def _traced(folder: Path, task: str, arm: str, answers: pd.DataFrame) -> pd.DataFrame:
     """Measures of the trace of an arm's answers, in their rows; no column where they were not traced."""
-    return pd.DataFrame(index=answers.index)
+    nothing: pd.DataFrame = pd.DataFrame(index=answers.index)
+    return nothing
 
 
 def _separations(answers: pd.DataFrame, values: pd.DataFrame) -> list[dict[str, Any]]:

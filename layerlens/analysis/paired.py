@@ -13,7 +13,7 @@ def mcnemar(won: int, lost: int) -> float:
     """
     n, least = won + lost, min(won, lost)
     tail: int = sum(comb(n, k) for k in range(least + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(min(1.0, 2 * tail / 2**n))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -20,6 +20,8 @@ def read_rows(release: Release, revision: str | None, limit: int | None) -> list
     )
     try:
         with _offline_unless(online):
+            if release.files:
+                return _rows_in_files(release, revision, limit)
             table = datasets.load_dataset(hub_id, release.config, split=release.split, revision=revision)
     # Its failures come from four libraries and have no root in common; each of them means that the rows are not here.
     except Exception as error:
@@ -27,6 +29,21 @@ def read_rows(release: Release, revision: str | None, limit: int | None) -> list
     if not online:
         _check_cached_revision(table, hub_id, revision)
     return [dict(row) for row in table.select(range(min(len(table), limit or len(table))))]
+
+
+def _rows_in_files(release: Release, revision: str | None, limit: int | None) -> list[dict[str, object]]:
+    """The first `limit` rows of the release's files."""
+    from huggingface_hub import hf_hub_download
+
+    from layerlens.datasets import files
+
+    rows: list[dict[str, object]] = []
+    for name in release.files:
+        if limit is not None and len(rows) >= limit:
+            break
+        path = Path(hf_hub_download(release.hub_id, name, repo_type="dataset", revision=revision))
+        rows += files.read_rows(files.read_bytes(path), path)
+    return rows[:limit]
 
 
 @contextmanager

@@ -39,6 +39,8 @@ class Release:
     split: str | None
     gated: bool = False
     """Whether access must be requested on the hub."""
+    files: tuple[str, ...] = ()
+    """Files of JSON lines to read in place of the split, where the release has a script for it."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ from layerlens.lens.transport import IDENTITY, Transport
 from layerlens.models import Model
 from layerlens.models.use import in_use
 
+_MOST_READ = 2048
+"""Tokens of prompts, padding included, that are read in one pass while others wait for their next token."""
+
 
 class Answer(NamedTuple):
     """What was answered to a request."""
@@ -75,6 +78,7 @@ class Continuous:
         self._lanes: dict[Any, _Lane] = {}
         self._waiting: list[_Row] = []
         self._is_closed = False
+        self._joins = True  # until a lane shows that the family cannot
         self._thread = threading.Thread(target=self._run, name="layerlens requests", daemon=True)
         self._thread.start()
 
@@ -150,6 +154,7 @@ class Continuous:
     def _begin(self) -> None:
         """Let requests begin for which there is room, the first ones first."""
         begun: dict[Any, list[_Row]] = {}
+        full = set()
         later = []
         running = sum(lane.n_rows for lane in self._lanes.values())
         room = (self._batch_size if running + len(self._waiting) > 1 and self._shares_batches else 1) - running
@@ -157,8 +162,12 @@ class Continuous:
             if row.future.cancelled():
                 continue
             lane = self._lanes.get(row.lane)
-            if room > 0 and (lane is None or lane.can_join):
-                begun.setdefault(row.lane, []).append(row)
+            beside = [*begun.get(row.lane, []), row]
+            longest = max(len(one.prompt.token_ids) for one in beside)
+            if self._joins and len(beside) > 1 and len(beside) * longest > _MOST_READ:
+                full.add(row.lane)  # the first ones first
+            if room > 0 and row.lane not in full and (lane is None or lane.can_join):
+                begun[row.lane] = beside
                 room -= 1
             else:
                 later.append(row)
@@ -168,6 +177,7 @@ class Continuous:
                 self._lanes[key] = _Lane(self._model, rows[0].strategy, self._transport)
             try:
                 self._lanes[key].begin(rows)
+                self._joins = self._joins and self._lanes[key].can_join
             except BaseException as error:
                 for row in rows:
                     row.end(error)

@@ -11,10 +11,12 @@ import pandas as pd
 
 from layerlens.analysis.evaluation import evaluation_table
 from layerlens.decode.registry import asked_strategy
+from layerlens.errors import OptionError, first_sentence, spelled
 from layerlens.evaluation.arms import Arm, arms_of
 from layerlens.evaluation.benchmarks import benchmark
 from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, read
 from layerlens.evaluation.benchmarks.benchmark import made as task_of
+from layerlens.evaluation.sandbox import refuse_unsafe
 from layerlens.lens.transport import Transport
 from layerlens.models import Model
 from layerlens.records import new_manifest
@@ -66,6 +68,30 @@ class Asked:
     allow_code_execution: bool = False
 
 
+def refuse_unready(asked: Asked, source: str) -> None:
+    """OptionError where a benchmark lacks its judge, or the permission to run code; without loading anything.
+
+    Args:
+        asked: tasks and arms.
+        source: the name of the model that is evaluated.
+    """
+    judged = [one.name for one in asked.benchmarks if one.judged]
+    coding = [one.name for one in asked.benchmarks if one.runs_code]
+    if judged and asked.judge is None:
+        advice = "give a model of inspect, such as openai/gpt-5"
+        raise OptionError.about("judge", None, f"is needed to score {' and '.join(judged)}", advice)
+    if asked.judge is not None and asked.judge.partition("/")[2] == source:
+        what = "is the model that is evaluated, which must not judge itself"
+        raise OptionError.about("judge", asked.judge, what, "give another model")
+    if coding:
+        if not asked.allow_code_execution:
+            what = f"is needed for {' and '.join(coding)}, which run code that the model writes"
+            raise OptionError.about(
+                "allow_code_execution", False, what, f"give {spelled('allow_code_execution', True)}"
+            )
+        refuse_unsafe()
+
+
 def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
     """Answer what is asked, or go on with what is missing, and write the table of answers.
 
@@ -82,7 +108,6 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
         RunError: the directory holds something else, or another evaluation.
     """
     from inspect_ai import eval_set
-    from inspect_ai.model import get_model
 
     tasks = {one.name: _task(asked, subject, one) for one in asked.benchmarks}
     manifest = new_manifest(
@@ -97,14 +122,14 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
             "asked": [[name, arm.name] for name in tasks for arm in asked.arms],
         },
     )
+    judge = None if asked.judge is None else _judge(asked.judge, asked.judge_url)
     with EvaluationWriter(out, manifest) as writer:
-        roles = None if asked.judge is None else {"grader": get_model(asked.judge, base_url=asked.judge_url)}
         try:
             eval_set(
                 [_under(task, name, arm, subject) for name, task in tasks.items() for arm in asked.arms],
                 str(writer.logs),
                 model=subject.model,
-                model_roles=roles,
+                model_roles=None if judge is None else {"grader": judge},
                 epochs=asked.epochs,
                 max_tasks=1,
                 fail_on_error=False,
@@ -118,12 +143,26 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
         return writer.folder
 
 
+def _judge(name: str, url: str | None) -> Any:
+    """The model of inspect that scores; OptionError where inspect has none, or cannot reach it without a key."""
+    from inspect_ai.model import get_model
+
+    try:
+        return get_model(name, base_url=url)
+    except Exception as error:  # of a provider; which one depends on it
+        said = first_sentence(error).replace("[bold]", "").replace("[/bold]", "")
+        advice = "give PROVIDER/MODEL as inspect names it, with the key in the environment"
+        raise OptionError.about("judge", name, f"cannot be used ({said})", advice) from error
+
+
 def _task(asked: Asked, subject: "Subject", one: Benchmark) -> "Task":
     """The task of a benchmark, with the options of generation."""
     from inspect_ai.model import GenerateConfig
 
     config = asked.generating.config(one.settings)
-    asking = Asking(asked.generating.seed, subject.context, subject.fit, int(config["max_tokens"]))
+    asking = Asking(
+        asked.generating.seed, subject.context, subject.fit, subject.length, max_new_tokens=int(config["max_tokens"])
+    )
     limit = asked.limit.get(one.name) if isinstance(asked.limit, Mapping) else asked.limit
     rows, origin = read(one, asked.data_files.get(one.name), limit)
     task = task_of(one, rows, origin, asking)
@@ -229,6 +268,7 @@ def evaluate(
         judge_url,
         allow_code_execution,
     )
+    refuse_unready(asked, model.source)
     for arm in asked.arms:
         asked_strategy(arm.options).fit(model.n_layers, model.tied)
     with loaded(model, lens, batch_size, options) as subject:

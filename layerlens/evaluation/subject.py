@@ -26,6 +26,8 @@ class Subject:
     """The `extra_body` of a request under the options of an arm."""
     fit: Callable[[str, int], str] | None = None
     """See `Asking.fit`."""
+    length: Callable[[str], int] = len
+    """How many tokens a text has."""
     context: int | None = None
 
 
@@ -48,6 +50,7 @@ def loaded(
             parts,
             lambda arm: {"layerlens": dict(arm)},
             lambda text, n_tokens: _without_middle(model.tokenizer, text, n_tokens),
+            lambda text: len(model.tokenizer(text, add_special_tokens=False).input_ids),
             model.context_length,
         )
     finally:

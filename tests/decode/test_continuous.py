@@ -215,3 +215,27 @@ def test_smollm2():
         ]
     for one, ask in zip(found, asks, strict=True):
         assert_as_alone(one, model, *ask)
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_prompts_are_read_a_few_at_a_time_where_rows_can_join(monkeypatch, family):
+    from layerlens.decode import continuous
+
+    sizes = []
+
+    class Watched(continuous.Forward):
+        def prompts(self):
+            sizes.append(tuple(self._text.shape))
+            return super().prompts()
+
+    monkeypatch.setattr(continuous, "Forward", Watched)
+    monkeypatch.setattr(continuous, "_MOST_READ", 24)
+    model = tiny(family)
+    texts = ["abcdef", "x" * 40, "abcdefgh", "abc", "ab", "a", "abcdefghi", "xyz"]
+    with Continuous(model, batch_size=8) as requests:
+        waiting = [submit(requests, text, max_new_tokens=12) for text in texts]
+        for one, text in zip(waiting, texts, strict=True):
+            assert_as_alone(one.result(60).generation, model, text, STRATEGIES[0], {"max_new_tokens": 12})
+    assert sum(n for n, _ in sizes) == len(texts)
+    few = [n == 1 or n * length <= 24 for n, length in sizes]
+    assert all(few) if family == "llama" else not all(few[1:]), "rows of a recurrence wait for all beside them"

@@ -8,9 +8,16 @@ from layerlens.evaluation.benchmarks.benchmark import Benchmark
 
 _HOMES = {
     "gpqa": ("gpqa", "BENCHMARK"),
+    "hle": ("judged", "HLE"),
+    "livecodebench_v6": ("livecodebench", "V6"),
+    "livecodebench_release_v6": ("livecodebench", "RELEASE_V6"),
+    "longbench_v2": ("longbench", "DIRECT"),
+    "longbench_v2_cot": ("longbench", "IN_STEPS"),
+    "omni_math": ("mathematics", "OMNI_MATH"),
+    "air_bench": ("judged", "AIR_BENCH"),
+    "writingbench": ("judged", "WRITING"),
     "gsm8k": ("gsm8k", "BENCHMARK"),
     "math500": ("mathematics", "MATH500"),
-    "omni_math": ("mathematics", "OMNI_MATH"),
 }
 NAMES = tuple(_HOMES)
 

@@ -26,6 +26,8 @@ class Asking:
     """Tokens that fit into the model's context; None: unknown."""
     fit: Callable[[str, int], str] | None = None
     """(text, tokens) -> the text without its middle, so that it has so many tokens; None: texts are not cut."""
+    length: Callable[[str], int] = len
+    """How many tokens a text has."""
     max_new_tokens: int = 0
     """Tokens of the context that are left for the answer."""
 
@@ -50,6 +52,8 @@ class Benchmark:
     """Commit of the release on the hub."""
     shipped: Callable[[], Path] | None = None
     """A file of the rows that comes with a package."""
+    rows: Callable[[str | None, int | None], Rows] | None = None
+    """(revision, limit) -> rows, where one configuration of the release does not have all that is needed."""
     advice: str = ""
     """How to get the rows where they are neither on the hub nor shipped."""
     tables: Callable[[Path], Rows] = lambda path: files.read_rows(files.read_bytes(path), path)
@@ -79,6 +83,8 @@ def read(benchmark: Benchmark, data_file: str | PathLike[str] | None, limit: int
     rows: Rows
     if path is not None:
         rows, origin = list(benchmark.tables(path))[:limit], str(path)
+    elif benchmark.release is not None and benchmark.rows is not None:
+        rows, origin = benchmark.rows(benchmark.revision, limit), benchmark.release.hub_id
     elif benchmark.release is not None:
         rows, origin = hub.read_rows(benchmark.release, benchmark.revision, limit), benchmark.release.hub_id
     else:
