@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from layerlens.analysis.settling import BIT
 from layerlens.analysis.uncertainty import Floats, holding, interval, resample
 from layerlens.errors import RunError
-from layerlens.records.evaluation import MEASURES, read_answers, read_manifest
+from layerlens.records.evaluation import MEASURES, read_answers, read_manifest, trace_folder
+from layerlens.records.reader import Records
+from layerlens.records.schema import JS
 
 BASELINES = ("n_generated_tokens", "final_entropy")
 """What a measure has to beat: the length of the answer, and the entropy of the last layer."""
@@ -37,7 +40,8 @@ def explanation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for task, arm in manifest["evaluation"]["asked"]:
         chosen = answers[(answers["task"] == task) & (answers["arm"] == arm)]
-        values = chosen[names].astype(float).join(_traced(folder, task, arm, chosen))
+        # what a trace read comes before what the strategy read
+        values = _traced(folder, task, arm, chosen).astype(float).combine_first(chosen[names].astype(float))
         rows += [{"task": task, "arm": arm} | row for row in _separations(chosen, values)]
     if not rows:
         raise RunError(
@@ -51,8 +55,40 @@ def explanation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
 
 def _traced(folder: Path, task: str, arm: str, answers: pd.DataFrame) -> pd.DataFrame:
     """Measures of the trace of an arm's answers, in their rows; no column where they were not traced."""
-    nothing: pd.DataFrame = pd.DataFrame(index=answers.index)
-    return nothing
+    place = trace_folder(folder, task, arm)
+    if not (place / "manifest.json").exists():
+        nothing: pd.DataFrame = pd.DataFrame(index=answers.index)
+        return nothing
+    measures = trace_measures(Records(place))
+    names = [item if epoch == 1 else f"{item}#{epoch}" for item, epoch in answers[["item", "epoch"]].itertuples(False)]
+    found: pd.DataFrame = measures.reindex(names).set_index(answers.index)
+    return found
+
+
+def trace_measures(run: Records) -> pd.DataFrame:
+    """The means over the emitted tokens of each prompt of a run, by the prompt's id.
+
+    Columns: final_entropy, of the last layer, in nats; valley_depth, of the layer of the valley over L; valley_rate,
+    the share of tokens with a valley before the last layer; perturbed_share; norm_ratio, of the last layer; and
+    settling_depth, of the layer over L where the divergence from the last layer first falls to half a bit, where the
+    run has divergences.
+    """
+    tokens = run.positions
+    emitted = tokens["is_generated"].to_numpy(dtype=bool)
+    columns = {
+        "final_entropy": run.layers("entropy")[emitted, -1],
+        "valley_depth": tokens["valley_layer"].to_numpy(dtype=float)[emitted] / run.n_layers,
+        "valley_rate": (tokens["valley_layer"].to_numpy() < run.n_layers)[emitted].astype(float),
+        "perturbed_share": tokens["perturbed"].to_numpy(dtype=float)[emitted],
+        "norm_ratio": run.layers("norm_ratio")[emitted, -1],
+    }
+    if run.manifest["options"].get("js"):
+        near = run.layers(JS.name)[emitted] <= BIT / 2
+        near[:, -1] = True
+        columns["settling_depth"] = (1 + near.argmax(axis=1)) / run.n_layers
+    by_prompt = pd.DataFrame(columns).groupby(tokens["prompt_id"].to_numpy()[emitted])
+    means: pd.DataFrame = by_prompt.mean()
+    return means
 
 
 def _separations(answers: pd.DataFrame, values: pd.DataFrame) -> list[dict[str, Any]]:

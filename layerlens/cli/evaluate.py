@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerlens.cli import options
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,13 @@ def evaluate(
     answering: Answering,
     wrapping: options.Wrapping,
     window: options.Window = None,
-    lens: options.Lens = None,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace", help="Also trace the answers, each in one pass, into a run directory for each task and arm."
+        ),
+    ] = False,
+    readings: options.Readings,
     batch_size: Annotated[int, typer.Option(help="How many items are decoded together.")] = 16,
     loading: options.Loading,
     explain: Annotated[
@@ -103,12 +109,15 @@ def evaluate(
         table = evaluation_table(out)
     else:
         names = _names(tasks)
+        for option, value in readings.numbers().items():
+            if value and not trace:
+                raise OptionError.about(option, value, "is read in traces", f"give {spelled('trace', True)} too")
         files = _by_task(data_file or [], "data_file", names)
         limits = _limits(limit or [], names)
         loading.refuse_unloadable(model, window)
         arms = _listed(strategies)
         loading.refuse_unfit(model, *_strategies(arms, window))
-        options.refuse_no_lens(lens)
+        options.refuse_no_lens(readings.lens)
         import layerlens as ll
 
         try:
@@ -121,11 +130,12 @@ def evaluate(
                 epochs=epochs,
                 data_files=files,
                 window=window,
-                lens=lens,
+                lens=readings.lens,
                 batch_size=batch_size,
                 judge=judge,
                 judge_url=judge_url,
                 allow_code_execution=allow_code_execution,
+                trace=readings.numbers() if trace else None,
                 **vars(answering),
                 **wrapping.wrapping(),
             )

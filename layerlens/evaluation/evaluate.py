@@ -17,6 +17,7 @@ from layerlens.evaluation.benchmarks import benchmark
 from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, read
 from layerlens.evaluation.benchmarks.benchmark import made as task_of
 from layerlens.evaluation.sandbox import refuse_unsafe
+from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import Transport
 from layerlens.models import Model
 from layerlens.records import new_manifest
@@ -225,6 +226,8 @@ def evaluate(
     judge: str | None = None,
     judge_url: str | None = None,
     allow_code_execution: bool = False,
+    trace: Mapping[str, Any] | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
     """Answer the items of benchmarks with every strategy, score the answers, and return `evaluation_table(out)`.
@@ -249,6 +252,9 @@ def evaluate(
         judge: a model of inspect, such as "openai/gpt-5", that scores answers where a benchmark needs it.
         judge_url: address of a server for it.
         allow_code_execution: whether code that the model writes may be run, where a benchmark needs it.
+        trace: trace the answers as well, with these options beside: targets, top, kl, js, sublayers, batch_size; {} for
+            none; None: no trace. See `evaluation.traced.trace_answers`.
+        progress: show a progress bar of the trace on standard error.
         **options: further fields of `GenerateOptions` that do not depend on a benchmark, such as chat_template_args.
 
     Raises:
@@ -272,4 +278,9 @@ def evaluate(
     for arm in asked.arms:
         asked_strategy(arm.options).fit(model.n_layers, model.tied)
     with loaded(model, lens, batch_size, options) as subject:
-        return evaluation_table(run(asked, subject, out))
+        folder = run(asked, subject, out)
+    if trace is not None:
+        from layerlens.evaluation.traced import trace_answers
+
+        trace_answers(model, folder, transport=open_lens(lens, model), progress=progress, **trace)
+    return evaluation_table(folder)

@@ -25,7 +25,7 @@ def answers_in(
         epochs: answers to each item.
     """
     rows: dict[tuple[str, str, str, int], dict[str, Any]] = {}
-    for log in _logs(folder):
+    for log in logs_in(folder):
         task, arm = (log.eval.metadata or {})["benchmark"], (log.eval.metadata or {})["arm"]
         if [task, arm] not in asked:
             continue
@@ -51,7 +51,7 @@ _MISSING: dict[str, Any] = {
 }
 
 
-def _logs(folder: Path) -> Iterator[EvalLog]:
+def logs_in(folder: Path) -> Iterator[EvalLog]:
     """The logs of layerlens in a folder, the oldest first."""
     for info in sorted(list_eval_logs(str(folder)), key=lambda one: one.name):
         log = read_eval_log(info)

@@ -3,6 +3,7 @@
     DIR/manifest.json
     DIR/logs/*.eval       a log of inspect for each task and arm; `inspect view --log-dir DIR/logs` shows them
     DIR/answers.parquet   a row for each task, item, epoch and arm
+    DIR/traces/TASK-ARM   where the answers were traced: a run directory for each task and arm
 
 Nothing here needs a model or inspect.
 """
@@ -51,7 +52,7 @@ class EvaluationWriter(files.FolderWriter):
         RunError: the folder holds something else, or an evaluation with other settings.
     """
 
-    entries = re.compile(r"(manifest\.json|answers\.parquet)(\.partial)?|logs/.*|trace-[^/]+/.*|\.lock")
+    entries = re.compile(r"(manifest\.json|answers\.parquet)(\.partial)?|logs/.*|traces/.*|\.lock")
 
     @property
     def logs(self) -> Path:
@@ -96,6 +97,11 @@ def _joined(folder: Path, ours: Manifest, theirs: Manifest) -> Manifest:
     joined = {part: theirs_[part] | ours_[part] for part in ("tasks", "arms")}
     joined["asked"] = theirs_["asked"] + [pair for pair in ours_["asked"] if pair not in theirs_["asked"]]
     return ours | {"created": theirs["created"], "evaluation": joined}
+
+
+def trace_folder(folder: Path, task: str, arm: str) -> Path:
+    """The run directory with the traces of an arm's answers to a task."""
+    return folder / "traces" / f"{task}-{arm}"
 
 
 def read_manifest(folder: Path) -> Manifest:

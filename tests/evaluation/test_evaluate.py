@@ -4,6 +4,7 @@ import gc
 import json
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -216,3 +217,41 @@ def test_no_benchmark_is_imported_for_an_unknown_one():
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_answers_are_traced_as_they_were_given(files, tmp_path):
+    from layerlens.analysis.explanation import trace_measures
+
+    model = tiny("llama", max_position_embeddings=2048)
+    evaluated(files, tmp_path / "out", ["gsm8k"], ["last", "valley"], trace={"js": True, "batch_size": 3})
+    frame = answers(tmp_path / "out")
+    (log,) = [
+        log
+        for log in map(read_eval_log, list_eval_logs(str(tmp_path / "out" / "logs")))
+        if log.eval.metadata["arm"] == "valley"
+    ]
+    traced = ll.open_run(tmp_path / "out" / "traces" / "gsm8k-valley")
+    assert traced.is_complete
+    assert traced.prompts["prompt_id"].tolist() == frame[frame["arm"] == "valley"]["item"].tolist()
+    sample = log.samples[0]
+    own = ll.trace(
+        model,
+        [sample.messages[0].text],
+        out=tmp_path / "own",
+        strategy=ll.Valley(window=3),
+        max_new_tokens=8,
+        js=True,
+        progress=False,
+    )
+    ours = traced.positions[traced.positions["prompt_id"] == sample.id].reset_index(drop=True)
+    theirs = own.positions.drop(columns="prompt_id")
+    pd.testing.assert_frame_equal(ours[theirs.columns], theirs)
+    rows = (traced.positions["prompt_id"] == sample.id).to_numpy()
+    np.testing.assert_allclose(traced.layers("entropy")[rows], own.layers("entropy"), rtol=1e-4, atol=1e-5)
+    measures = trace_measures(own).iloc[0]
+    entropy, js = own.layers("entropy"), own.layers("js_from_last")
+    assert measures["final_entropy"] == pytest.approx(entropy[:, -1].mean())
+    assert measures["perturbed_share"] == pytest.approx((entropy[:, -1] > entropy[:, -2]).mean())
+    first = [next(k for k, one in enumerate(row, 1) if one <= np.log(2) / 2 or k == 4) for row in js]
+    assert measures["settling_depth"] == pytest.approx(np.mean(first) / 4)
+    assert trace_measures(traced).loc[sample.id].to_dict() == pytest.approx(measures.to_dict(), rel=1e-4)

@@ -38,6 +38,7 @@ from layerlens.decode.strategies import Strategy
 from layerlens.decode.texts import decoded
 from layerlens.errors import LayerlensError, OptionError, PromptError, did_you_mean
 from layerlens.evaluation.inspect.measures import measures_of, tokens_of
+from layerlens.evaluation.inspect.messages import prompt_of
 from layerlens.evaluation.inspect.thinking import parted
 from layerlens.lens.opening import open_lens
 from layerlens.models import Model, load
@@ -108,7 +109,7 @@ class Provider(ModelAPI):
         started = time.perf_counter()
         try:
             strategy = self._strategy_of(config)
-            prompt = self._prompt(input)
+            prompt = prompt_of(input, self.model.tokenizer)
             asked = [self._asked(prompt, strategy, config, number) for number in range(config.num_choices or 1)]
         except PromptError as error:  # an answer that scores nothing, so that the run goes on
             reason: StopReason = "model_length" if isinstance(error, _TooLong) else "unknown"
@@ -158,17 +159,6 @@ class Provider(ModelAPI):
         strategy = asked_strategy(own, self.strategy)
         strategy.fit(self.model.n_layers, self.model.tied)
         return strategy
-
-    def _prompt(self, input: Sequence[ChatMessage]) -> Prompt:
-        messages = []
-        for message in input:
-            if message.role == "tool" or not (isinstance(message.content, str) or _is_text(message.content)):
-                problem = f"a message of the {message.role} holds something else than text"
-                raise OptionError(problem, "give another model for this task", given=message.role)
-            messages.append({"role": message.role, "content": message.text})
-        if getattr(self.model.tokenizer, "chat_template", None):
-            return Prompt("inspect", tuple(messages))
-        return Prompt("inspect", "\n\n".join(message["content"] for message in messages))
 
     def _asked(
         self, prompt: Prompt, strategy: Strategy, config: GenerateConfig, number: int
@@ -260,10 +250,6 @@ def _refuse_unable(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
         raise inspect_refusal()(
             f"layerlens does not follow {' and '.join(asked)}; leave that out, or give another model"
         )
-
-
-def _is_text(content: Any) -> bool:
-    return isinstance(content, list) and all(getattr(part, "type", None) in ("text", "reasoning") for part in content)
 
 
 def _until(text: str, stops: Sequence[str]) -> str:

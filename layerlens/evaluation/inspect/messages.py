@@ -1,0 +1,30 @@
+"""A conversation of inspect as a prompt."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from inspect_ai.model import ChatMessage
+
+from layerlens.datasets import Prompt
+from layerlens.errors import OptionError
+
+
+def prompt_of(messages: Sequence[ChatMessage], tokenizer: Any) -> Prompt:
+    """The messages as a chat, or joined by blank lines where the tokenizer has no chat template.
+
+    Raises:
+        OptionError: a message holds something else than text.
+    """
+    chat = []
+    for message in messages:
+        if message.role == "tool" or not (isinstance(message.content, str) or _is_text(message.content)):
+            problem = f"a message of the {message.role} holds something else than text"
+            raise OptionError(problem, "give another model for this task", given=message.role)
+        chat.append({"role": message.role, "content": message.text})
+    if getattr(tokenizer, "chat_template", None):
+        return Prompt("inspect", tuple(chat))
+    return Prompt("inspect", "\n\n".join(message["content"] for message in chat))
+
+
+def _is_text(content: Any) -> bool:
+    return isinstance(content, list) and all(getattr(part, "type", None) in ("text", "reasoning") for part in content)
