@@ -1,11 +1,14 @@
 """Traces of the answers of an evaluation: what each layer did to each token of each answer, in a run for each arm."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from inspect_ai.log import EvalSample
+from inspect_ai.log import EvalSample, read_eval_log
 from inspect_ai.model import ChatMessage
 
 from layerlens.datasets import Dataset, Prompt
@@ -13,7 +16,7 @@ from layerlens.decode.batch import Decoded
 from layerlens.decode.generation_config import with_generation_config
 from layerlens.decode.log import Decisions
 from layerlens.decode.loop import batch_seed
-from layerlens.decode.options import made
+from layerlens.decode.options import GenerateOptions, made
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.registry import asked_strategy
 from layerlens.decode.strategies import Choice, Strategy
@@ -40,7 +43,6 @@ class Answered(NamedTuple):
     finish_reason: str
 
 
-@uses_model()
 def trace_answers(
     model: Model,
     folder: Path,
@@ -70,53 +72,120 @@ def trace_answers(
     said = manifest["evaluation"]
     wrapping = {name: value for name, value in manifest["generation"].items() if name != "generation_config"}
     for task, arm in said["asked"]:
-        out = trace_folder(folder, task, arm)
-        config = said["tasks"][task]["config"]
+        most = int(said["tasks"][task]["config"]["max_tokens"])
         strategy = asked_strategy(said["arms"][arm])
-        settled = made(
-            TraceOptions,
-            {
-                **wrapping,
-                "max_new_tokens": int(config["max_tokens"]),
-                "batch_size": batch_size,
-                "mode": "replay",
-                "positions": "generated",
-                "window": strategy.window_in(model.n_layers),
-                **options,
-            },
-        ).settled(model.n_layers, bool(getattr(model.tokenizer, "chat_template", None)))
-        settled = with_generation_config(settled, model)
-        answers = [one for one in _answers(model, folder, task, arm, settled) if one.ids]
-        if not answers:
-            continue
-        batches = [answers[start : start + batch_size] for start in range(0, len(answers), batch_size)]
-        prompts = [[one.prompt for one in batch] for batch in batches]
-        dataset = Dataset(task, None, None, None, said["tasks"][task]["items_sha256"], _prompts(answers))
-        template = model.tokenizer.chat_template
-        trace = trace_manifest(
-            described(model),
-            model.hardware(),
-            dataset,
-            prompts,
-            settled,
-            strategy,
-            None if template is None else str(template),
-            transport.record(),
-        )
-        engine = _Given(model, settled, transport)
-        engine.answers = {batch_seed(settled.seed, place): batch for place, batch in enumerate(batches)}
-        record(
-            engine,
-            model.tokenizer,
-            prompts,
-            range(len(batches)),
-            trace,
-            settled,
-            strategy,
-            out,
-            resume=out.exists(),
-            progress=progress,
-        )
+        settled = trace_options(model, strategy, most, batch_size=batch_size, **wrapping, **options)
+        answers = list(_answers(model, folder, task, arm, settled))
+        write(model, answers, trace_folder(folder, task, arm), task, strategy, settled, transport, progress=progress)
+
+
+def trace_options(model: Model, strategy: Strategy, max_new_tokens: int, **options: Any) -> TraceOptions:
+    """The settled options of a trace of answers; OptionError where one of them cannot be."""
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "mode": "replay",
+        "positions": "generated",
+        "window": strategy.window_in(model.n_layers),
+        **options,
+    }
+    has_template = bool(getattr(model.tokenizer, "chat_template", None))
+    return with_generation_config(made(TraceOptions, given).settled(model.n_layers, has_template), model)
+
+
+@uses_model()
+def write(
+    model: Model,
+    answers: Sequence[Answered],
+    out: Path,
+    name: str,
+    strategy: Strategy,
+    options: TraceOptions,
+    transport: Transport = IDENTITY,
+    *,
+    progress: bool = False,
+) -> None:
+    """Write the run of answers that were given, or go on with it; answers without a token are left out.
+
+    Args:
+        model: the one that answered.
+        answers: with their prompts.
+        out: the run directory.
+        name: of the task, which the manifest names as the dataset.
+        strategy: under which they were given.
+        options: from `trace_options`.
+        transport: through which layers are read.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        RunError: `out` holds another run, or cannot be written.
+    """
+    answers = [one for one in answers if one.ids]
+    if not answers:
+        return
+    size = options.batch_size
+    batches = [answers[start : start + size] for start in range(0, len(answers), size)]
+    prompts = [[one.prompt for one in batch] for batch in batches]
+    template = model.tokenizer.chat_template
+    manifest = trace_manifest(
+        described(model),
+        model.hardware(),
+        Dataset(name, None, None, None, None, _prompts(answers)),
+        prompts,
+        options,
+        strategy,
+        None if template is None else str(template),
+        transport.record(),
+    )
+    engine = _Given(model, options, transport)
+    engine.answers = {batch_seed(options.seed, place): batch for place, batch in enumerate(batches)}
+    places, resume = range(len(batches)), out.exists()
+    record(engine, model.tokenizer, prompts, places, manifest, options, strategy, out, resume=resume, progress=progress)
+
+
+def trace_log(
+    model: Model, log: str, out: Path, wrapping: GenerateOptions, transport: Transport = IDENTITY
+) -> list[Path]:
+    """Trace the answers of a log of inspect, and return the runs: one for each strategy under which it has answers.
+
+    Args:
+        model: the one that answered.
+        log: where the log is.
+        out: the directory of the runs. Each is called as the task, with a number where that is taken.
+        wrapping: options that the model was given for all requests.
+        transport: through which layers are read.
+
+    Raises:
+        RunError: an answer was given by something else than this model, or a run cannot be written.
+    """
+    task = read_eval_log(log)
+    by_strategy: dict[str, list[EvalSample]] = {}
+    for sample in task.samples or []:
+        told = (sample.output.metadata or {}).get("strategy")
+        if sample.error is None and told is not None:
+            by_strategy.setdefault(json.dumps(told, sort_keys=True), []).append(sample)
+    given = {name: value for name, value in asdict(wrapping).items() if name in _WRAPPING}
+    runs = []
+    for told, samples in by_strategy.items():
+        asked = json.loads(told)
+        strategy = asked_strategy({"strategy": asked.pop("name"), **asked})
+        most = max(len(sample.output.metadata["tokens"][0]["ids"]) for sample in samples if sample.output.metadata)
+        settled = trace_options(model, strategy, max(1, most), batch_size=4, **given)
+        answers = [_answered(model, sample, _id(sample), settled) for sample in samples]
+        runs.append(_free(out, re.sub(r"[^\w.-]", "_", task.eval.task)))
+        write(model, answers, runs[-1], task.eval.task, strategy, settled, transport)
+    return runs
+
+
+_WRAPPING = ("chat_template", "chat_template_args", "add_special_tokens")
+
+
+def _free(out: Path, name: str) -> Path:
+    """A directory of that name that is not there yet."""
+    number, place = 1, out / name
+    while place.exists():
+        number += 1
+        place = out / f"{name}-{number}"
+    return place
 
 
 class _Given(InProcess):

@@ -181,3 +181,20 @@ def test_other_commands_of_inspect_do_not_import_torch():
     program = "import sys, layerlens.evaluation.inspect; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_answers_are_traced_when_the_task_has_ended(asked, model, tmp_path):
+    traces = tmp_path / "traces"
+    arguments = {"strategy": "valley", "window": 3, "trace": str(traces)}
+    samples = asked(TEXTS[:3], {"model_path": str(model.source), **arguments}, max_tokens=6, epochs=2)
+    (place,) = traces.iterdir()
+    traced = ll.open_run(place)
+    assert traced.is_complete
+    assert sorted(traced.prompts["prompt_id"]) == ["1", "1#2", "2", "2#2", "3", "3#2"]
+    assert traced.manifest["strategy"]["window"] == 3
+    own = ll.trace(
+        model, [samples[0].input], out=tmp_path / "own", strategy=ll.Valley(window=3), max_new_tokens=6, progress=False
+    )
+    rows = (traced.positions["prompt_id"] == str(samples[0].id)).to_numpy()
+    assert traced.positions[rows]["next_token_id"].tolist() == own.positions["next_token_id"].tolist()
+    assert traced.layers("entropy")[rows] == pytest.approx(own.layers("entropy"), rel=1e-4, abs=1e-5)

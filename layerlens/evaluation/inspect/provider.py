@@ -5,10 +5,12 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import anyio
 import sniffio
+from inspect_ai.log import EvalLog
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
@@ -37,6 +39,7 @@ from layerlens.decode.registry import asked_strategy, is_strategy_name, strategy
 from layerlens.decode.strategies import Strategy
 from layerlens.decode.texts import decoded
 from layerlens.errors import LayerlensError, OptionError, PromptError, did_you_mean
+from layerlens.evaluation.inspect import TRACING
 from layerlens.evaluation.inspect.measures import measures_of, tokens_of
 from layerlens.evaluation.inspect.messages import prompt_of
 from layerlens.evaluation.inspect.thinking import parted
@@ -52,7 +55,7 @@ _WRAPPING = (
     "add_special_tokens",
 )
 """Options of `GenerateOptions` that inspect has no name for."""
-_OURS = ("model_path", "strategy", "lens", "batch_size", "loaded", *_WRAPPING)
+_OURS = ("model_path", "strategy", "lens", "batch_size", "trace", "loaded", *_WRAPPING)
 _UNABLE = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of", "response_schema", "prompt_logprobs")
 """Options of inspect that change what is generated, and that are not followed."""
 
@@ -65,10 +68,11 @@ class Provider(ModelAPI):
     """A model that decodes by a strategy.
 
     Arguments of the model (`-M NAME=VALUE`): `strategy` (default: last) and its options, such as `window`; `lens`;
-    `batch_size`, how many requests are decoded at once (default: 16); `min_new_tokens`, `repetition_penalty`,
-    `generation_config`, `chat_template`, `chat_template_args` and `add_special_tokens`, as `GenerateOptions` has them;
-    `model_path`, a folder in place of the name; and what `load` takes: `dtype`, `device`, `revision`,
-    `trust_remote_code`, `allow_pickle`, `quantize`, `keep_quantized`. In Python, `loaded` is a model from `load`.
+    `batch_size`, how many requests are decoded at once (default: 16); `trace`, a directory for traces of the answers;
+    `min_new_tokens`, `repetition_penalty`, `generation_config`, `chat_template`, `chat_template_args` and
+    `add_special_tokens`, as `GenerateOptions` has them; `model_path`, a folder in place of the name; and what `load`
+    takes: `dtype`, `device`, `revision`, `trust_remote_code`, `allow_pickle`, `quantize`, `keep_quantized`. In Python,
+    `loaded` is a model from `load`.
 
     A request has a strategy of its own by `extra_body={"layerlens": {"strategy": "valley", "window": 10}}`. Options
     without a strategy change the model's.
@@ -99,6 +103,10 @@ class Provider(ModelAPI):
         self.model = loaded if isinstance(loaded, Model) else load(str(own.get("model_path", model_name)), **loading)
         self.strategy.fit(self.model.n_layers, self.model.tied)
         transport = open_lens(own.get("lens"), self.model)
+        self._transport = transport
+        self._trace = Path(str(own["trace"])).expanduser() if own.get("trace") else None
+        if self._trace is not None:
+            TRACING.add(self)
         self._requests = Continuous(self.model, self._batch_size, transport)
 
     async def generate(
@@ -147,6 +155,17 @@ class Provider(ModelAPI):
     def close(self) -> None:
         """End the thread that decodes."""
         self._requests.close()
+
+    async def trace_answers(self, log: EvalLog) -> None:
+        """Trace what this model answered to a task, one run for each strategy: DIR/TASK, or DIR/TASK-2 and so on where
+        that holds something else."""
+        out = self._trace
+        if out is not None and log.eval.model_args.get("trace") == str(out) and log.location:
+            from layerlens.evaluation.traced import trace_log
+
+            await anyio.to_thread.run_sync(
+                lambda: trace_log(self.model, log.location, out, self._wrapping, self._transport)
+            )
 
     def _strategy_of(self, config: GenerateConfig) -> Strategy:
         """The request's own strategy, or the model's."""
