@@ -22,6 +22,7 @@ from layerlens.cli import (
 )
 from layerlens.cli import evaluate as evaluating
 from layerlens.cli import generate as generating
+from layerlens.cli import lm_eval as harness
 from layerlens.cli import serve as serving
 from layerlens.cli import trace as tracing
 from layerlens.cli.garbage import collect_rarely
@@ -68,6 +69,11 @@ app.command("compare")(compare.compare)
 app.command("ablate")(ablate.ablate)
 app.command("eval")(evaluating.evaluate)
 app.add_typer(fit_lens.fit_lens, name="fit-lens")
+app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(harness.lm_eval)
 app.command("models")(lists.models)
 app.command("datasets")(lists.datasets)
 app.command("serve")(serving.serve)
