@@ -8,7 +8,17 @@ from layerlens.sources.shipped import shipped_file
 
 PAPER_MODEL = "Qwen3.5-35B-A3B"
 """The model of most of the numbers."""
-BENCHMARKS = {"gpqa": "GPQA-Diamond", "math500": "MATH-500", "gsm8k": "GSM8K"}
+BENCHMARKS = {
+    "gpqa": "GPQA-Diamond",
+    "hle": "HLE",
+    "livecodebench_v6": "LiveCodeBench v6",
+    "longbench_v2_cot": "LongBench v2",
+    "omni_math": "Omni-MATH",
+    "air_bench": "AIR-Bench 2024",
+    "writingbench": "WritingBench",
+    "math500": "MATH-500",
+    "gsm8k": "GSM8K",
+}
 """The names that the paper has for our datasets."""
 
 

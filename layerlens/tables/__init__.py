@@ -11,29 +11,46 @@ from layerlens.records.reader import Records
 from layerlens.tables.decoding import table6_1
 from layerlens.tables.overhead import table5
 from layerlens.tables.save import latex, markdown, save
+from layerlens.tables.scores import difficulty_table, scores_table
 from layerlens.tables.words import table8
 
-__all__ = ["LATER", "TABLES", "TITLES", "composed", "latex", "markdown", "save"]
+__all__ = ["TABLES", "TITLES", "composed", "latex", "markdown", "save"]
 
 TITLES = {
+    "1": "Table 1: scores of the last layer and of the valley, in percent",
+    "2": "Table 2: scores of a base model and of its instruct model, in percent",
+    "3": "Table 3: scores by difficulty, in percent",
+    "4": "Table 4: scores by difficulty, in percent",
     "5": "Table 5: what decoding from the valley costs",
     "6.1": "Section 6.1: what decoding from the valley does to tokens",
     "7": "Table 7: accuracy of valley decoding by temperature and p, in percent",
     "8": "Table 8: what kinds of words are substituted",
+    "9": "Table 9: scores of rival strategies, in percent",
+    "10": "Table 10: scores of further models, in percent",
 }
 TABLES = tuple(TITLES)
-LATER = ("1", "2", "3", "4", "9", "10")
-"""Tables of benchmark scores."""
+SCORES, LEVELS = ("1", "2", "9", "10"), ("3", "4")
+"""Tables that are made from evaluations: scores of benchmarks, and scores by difficulty."""
 _OF_A_RUN = {"5": table5, "6.1": table6_1, "8": table8}
 
 
-def composed(number: str, run: Records | None, ablations: Sequence[str | PathLike[str]] = ()) -> pd.DataFrame:
-    """One of `TABLES`. Its columns are described in `compose.beside` and `analysis.ablation.table7`.
+def composed(
+    number: str,
+    run: Records | None,
+    ablations: Sequence[str | PathLike[str]] = (),
+    evaluations: Sequence[str | PathLike[str]] = (),
+) -> pd.DataFrame:
+    """One of `TABLES`. Its columns are described in `compose.beside`, `analysis.ablation.table7` and `tables.scores`.
 
     Raises:
         OptionError: the run or the ablation that it is made from was not given.
         RunError: the run or the ablation lacks what the table needs.
     """
+    if number in (*SCORES, *LEVELS):
+        if not evaluations:
+            advice = f"give {spelled('evaluation')}, a directory that {spelled_command('eval')} wrote"
+            raise OptionError(f"table {number} shows scores of benchmarks", advice, option="evaluation")
+        return scores_table(number, evaluations) if number in SCORES else difficulty_table(number, evaluations)
     if number == "7":
         if not ablations:
             advice = f"give {spelled('ablation')}, a directory that {spelled_command('ablate')} wrote"

@@ -39,7 +39,6 @@ from layerlens.decode.registry import asked_strategy, is_strategy_name, strategy
 from layerlens.decode.strategies import Strategy
 from layerlens.decode.texts import decoded
 from layerlens.errors import LayerlensError, OptionError, PromptError, did_you_mean
-from layerlens.evaluation.inspect import TRACING
 from layerlens.evaluation.inspect.measures import measures_of, tokens_of
 from layerlens.evaluation.inspect.messages import prompt_of
 from layerlens.evaluation.inspect.thinking import parted
@@ -106,6 +105,8 @@ class Provider(ModelAPI):
         self._transport = transport
         self._trace = Path(str(own["trace"])).expanduser() if own.get("trace") else None
         if self._trace is not None:
+            from layerlens.evaluation.inspect.traces import TRACING
+
             TRACING.add(self)
         self._requests = Continuous(self.model, self._batch_size, transport)
 
