@@ -55,6 +55,7 @@ def main() -> int:
                 started = time.perf_counter()
                 found = asyncio.run(asked(model, texts, n, arguments.tokens))
                 rates[way] = sum(tokens for _, tokens in found) / (time.perf_counter() - started)
+                print(f"{way}: {rates[way]:.1f} tokens/s", file=sys.stderr, flush=True)
             rounds.append(rates)
         late = [first_token(ways["one by one"][1], own, text) for text in texts[:5]]
         report = {

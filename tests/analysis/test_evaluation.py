@@ -1,6 +1,8 @@
 """Tables of evaluations against sums in plain Python."""
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 from scipy.stats import binomtest, mannwhitneyu
@@ -168,3 +170,17 @@ def test_a_difference_that_is_none(folder, difference):
     with pytest.raises(OptionError) as error:
         power_table(folder, difference)
     assert error.value.option == "power"
+
+
+def test_the_documentation_has_the_numbers_of_the_formula():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    head, *lines = re.findall(r"^\| (?:gain|\d).*% .*change.*$|^\| (?:1|2|3|5|10) \| [\d,-]+ \| .*$", text, re.MULTILINE)
+    shares = [int(share) for share in re.findall(r"(\d+) %", head)]
+    assert shares == [5, 10, 20, 30]
+    rows = [[cell.strip().replace(",", "") for cell in line.strip("|").split("|")] for line in lines]
+    assert [int(row[0]) for row in rows] == [1, 2, 3, 5, 10]
+    for points, *cells in rows:
+        for share, cell in zip(shares, cells, strict=True):
+            if share >= int(points):
+                assert int(cell) == needed(share / 100, int(points) / 100)
+    assert f"{needed(0.2, 0.012):,} items" in text

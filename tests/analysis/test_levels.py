@@ -11,7 +11,7 @@ from layerlens.errors import OptionError, RunError
 from layerlens.tables import composed
 from tests.evaluation.made_up_evaluation import write
 
-ITEMS, EPOCHS = 300, 4
+ITEMS, EPOCHS = 1200, 4
 
 
 def run(folder, seed, arms=("last",), gain=0.0):
