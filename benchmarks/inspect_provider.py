@@ -2,7 +2,8 @@
 
     python benchmarks/inspect_provider.py [--model FOLDER] [--samples N] [--tokens N] [--rounds R] [--out FILE]
 
-All decode greedily from the last layer, in float32; answers are compared before anything is timed. Lengths of texts
+All decode greedily from the last layer, in float32, each in a process of its own; the provider's answers must be as
+long as those of `ll.generate`. Lengths of texts
 differ, as in evaluations: the stop string ". " ends some of them. Tokens are those of the answers, without padding.
 Each ratio is the median over rounds of the ratio within a round. `first_token` is how much later a lone request to the
 provider is answered with one token than `ll.generate` answers the same prompt.
@@ -14,6 +15,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,47 +32,89 @@ def main() -> int:
     """The exit status: 1 where answers differ."""
     arguments = parsed()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if arguments.way:
+        print(json.dumps(timed(arguments)))
+        return 0
     import torch
 
-    import layerlens as ll
     from layerlens.bench.machine import machine
 
     with tempfile.TemporaryDirectory() as place:
-        folder = arguments.model or written(Path(place))
-        texts = questions(arguments.samples)
-        own, stock = ll.load(str(folder), dtype="float32"), ll.load(str(folder), dtype="float32")
-        ways = {"at once": (16, provider(folder)), "one by one": (1, provider(folder)), "hf": (16, hf(folder))}
-        answers = {way: asyncio.run(asked(model, texts, n, arguments.tokens)) for way, (n, model) in ways.items()}
-        wanted = [
-            ll.generate(stock, text, max_new_tokens=arguments.tokens, stop_strings=[_STOP]).token_ids for text in texts
-        ]
-        for way in ("at once", "one by one"):
-            if [one[1] for one in answers[way]] != list(map(len, wanted)):
-                print(f"answers of {way} are not those of ll.generate", file=sys.stderr)
-                return 1
+        arguments.model = arguments.model or written(Path(place))
         rounds: list[dict[str, float]] = []
+        lengths: dict[str, list[int]] = {}
         for _ in range(arguments.rounds):
             rates = {}
-            for way, (n, model) in ways.items():
-                started = time.perf_counter()
-                found = asyncio.run(asked(model, texts, n, arguments.tokens))
-                rates[way] = sum(tokens for _, tokens in found) / (time.perf_counter() - started)
+            for way in WAYS:
+                told = in_a_process(way, arguments)
+                rates[way] = told["rate"]
+                if lengths.setdefault(way, told["lengths"]) != told["lengths"]:
+                    print(f"answers of {way} change from round to round", file=sys.stderr)
+                    return 1
                 print(f"{way}: {rates[way]:.1f} tokens/s", file=sys.stderr, flush=True)
             rounds.append(rates)
-        late = [first_token(ways["one by one"][1], own, text) for text in texts[:5]]
-        report = {
-            "machine": machine(own.device),
-            "samples": len(texts),
-            "tokens": arguments.tokens,
-            "rounds": arguments.rounds,
-            "threads": torch.get_num_threads(),
-            "tokens_per_second": {way: statistics.median(one[way] for one in rounds) for way in ways},
-            "ratio": {way: statistics.median(one["at once"] / one[way] for one in rounds) for way in ways},
-            "first_token_later_ms": statistics.median(late) * 1000,
-        }
+        alone = in_a_process("alone", arguments)
+    if lengths["one by one"] != alone["lengths"]:
+        print("answers of the provider are not those of ll.generate", file=sys.stderr)
+        return 1
+    report = {
+        "machine": machine(torch.device("cpu")),
+        "samples": arguments.samples,
+        "tokens": arguments.tokens,
+        "rounds": arguments.rounds,
+        "threads": torch.get_num_threads(),
+        "generated": {way: sum(one) for way, one in lengths.items()},
+        "tokens_per_second": {way: statistics.median(one[way] for one in rounds) for way in WAYS},
+        "ratio": {way: statistics.median(one["at once"] / one[way] for one in rounds) for way in WAYS},
+        "first_token_later_ms": alone["later"] * 1000,
+    }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
     return 0
+
+
+WAYS = {"at once": 16, "one by one": 1, "hf": 16}
+"""How many requests are sent at once."""
+
+
+def in_a_process(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a process of its own measures: threads of models that wait would take time from the one that works."""
+    given = [*("--way", way), *("--model", str(arguments.model)), *("--samples", str(arguments.samples))]
+    command = [sys.executable, __file__, *given, "--tokens", str(arguments.tokens)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def timed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Tokens of each answer and tokens in a second of one way; or of `ll.generate`, with how much later the provider's
+    first token is."""
+    texts = questions(arguments.samples)
+    if arguments.way == "alone":
+        return beside_generate(arguments.model, texts, arguments.tokens)
+    model = (hf if arguments.way == "hf" else provider)(arguments.model)
+    asyncio.run(asked(model, texts[:1], 1, 4))  # what is made once
+    started = time.perf_counter()
+    found = asyncio.run(asked(model, texts, WAYS[arguments.way], arguments.tokens))
+    lengths = [tokens for _, tokens in found]
+    return {"lengths": lengths, "rate": sum(lengths) / (time.perf_counter() - started)}
+
+
+def beside_generate(folder: Path, texts: list[str], tokens: int) -> dict[str, Any]:
+    """Lengths of the answers of `ll.generate`, and the median of the seconds by which the provider is later."""
+    from inspect_ai.model import GenerateConfig, Model
+
+    import layerlens as ll
+    from layerlens.evaluation.inspect import layerlens as made
+
+    own = ll.load(str(folder), dtype="float32")
+    model = Model(made("smollm2", loaded=own), GenerateConfig())  # type: ignore[call-arg]
+    asyncio.run(asked(model, texts[:1], 1, 1))
+    later = statistics.median(first_token(model, own, text) for text in texts[:5])
+    answers = [ll.generate(own, text, max_new_tokens=tokens, stop_strings=[_STOP]) for text in texts]
+    return {"lengths": [len(one.token_ids) for one in answers], "later": later}
 
 
 def parsed() -> argparse.Namespace:
@@ -80,6 +124,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=count, default=32)
     parser.add_argument("--tokens", type=count, default=64)
     parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=out_file, default=RESULTS)
     return parser.parse_args()
 
