@@ -21,10 +21,11 @@ def committed(folders: str = "*-*") -> set[tuple[str, str, str]]:
     found = set()
     for path in (ROOT / "figures").glob(f"{folders}/**/*.csv"):  # of the models, not of theory alone
         table = pd.read_csv(path)
-        names = {name: (name, f"{name}_low", f"{name}_high") for name in ("predicted", "accuracy", "difference")}
+        of_three = ("predicted", "accuracy", "difference", "score", "generated_tokens", "needed")
+        names = {name: (name, f"{name}_low", f"{name}_high") for name in of_three}
         for columns in (("measured", "low", "high"), *names.values()):
             if set(columns) <= set(table):
-                scale = 100 if columns[0] in ("accuracy", "difference") else 1  # shares are quoted in percent
+                scale = 100 if columns[0] in ("accuracy", "difference", "score") else 1  # shares are quoted in percent
                 rows = (scale * table[list(columns)]).to_numpy().tolist()
                 found |= {tuple(cell(float(f"{value:.6g}")) for value in row) for row in rows}
                 # a fall is quoted without its sign, and then its bounds the other way round

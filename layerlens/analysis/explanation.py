@@ -9,14 +9,22 @@ import pandas as pd
 
 from layerlens.analysis.settling import BIT
 from layerlens.analysis.uncertainty import Floats, holding, interval, resample
-from layerlens.errors import RunError
 from layerlens.records.evaluation import MEASURES, read_answers, read_manifest, trace_folder
 from layerlens.records.reader import Records
 from layerlens.records.schema import JS
 
 BASELINES = ("n_generated_tokens", "final_entropy")
 """What a measure has to beat: the length of the answer, and the entropy of the last layer."""
-_LEAST = 2  # right answers, and wrong ones, below which nothing is told
+FEWEST = 15
+"""With fewer right answers, or fewer wrong ones, nothing is told. In simulations of 200 items with two normal
+distributions that are one deviation apart, the interval held the true value in 92.5 % of draws for 15 right answers, in
+88 % for 10, in 86 % for 5 and in 75 % for 3."""
+
+
+_COLUMNS = [
+    *("task", "arm", "measure", "auroc", "low", "high", "n_right", "n_wrong"),
+    *(f"beats_{what}{end}" for what in ("length", "entropy") for end in ("", "_low", "_high")),
+]
 
 
 def explanation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -27,7 +35,8 @@ def explanation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     (95 %); n_right and n_wrong, the answers that have the measure; beats_length and beats_entropy, by how much |auroc −
     0.5| is above that of the answer's length and of the last layer's mean entropy, on the answers that have both, with
     `_low` and `_high`. Items are resampled; all answers to an item are drawn together. Answers that are neither right
-    nor wrong, or have no score, are left out. Measures of traces are there where the evaluation was traced.
+    nor wrong, or have no score, are left out. Measures of traces are there where the evaluation was traced. An arm with
+    fewer than `FEWEST` right or wrong answers has no row.
 
     Raises:
         RunError: there is no evaluation, one of its files cannot be read, or it holds no answer yet.
@@ -43,13 +52,7 @@ def explanation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
         # what a trace read comes before what the strategy read
         values = _traced(folder, task, arm, chosen).astype(float).combine_first(chosen[names].astype(float))
         rows += [{"task": task, "arm": arm} | row for row in _separations(chosen, values)]
-    if not rows:
-        raise RunError(
-            f"{folder} has no arm with both {_LEAST} right and {_LEAST} wrong answers",
-            "evaluate more items",
-            given=folder,
-        )
-    table: pd.DataFrame = pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows, columns=_COLUMNS)
     return table
 
 
@@ -104,7 +107,7 @@ def _separations(answers: pd.DataFrame, values: pd.DataFrame) -> list[dict[str, 
         measure = values[name].to_numpy(dtype=float)
         known = ~np.isnan(measure)
         n_right, n_wrong = int((known & right).sum()), int((known & ~right).sum())
-        if min(n_right, n_wrong) < _LEAST or np.ptp(measure[known]) == 0:
+        if min(n_right, n_wrong) < FEWEST or np.ptp(measure[known]) == 0:
             continue
         value, draws = auroc(measure, right, known, weights)
         n_items = len(np.unique(of_item[known]))
@@ -122,7 +125,7 @@ def _beats(name: str, measure: Floats, baseline: Floats, right: Any, weights: Fl
     """By how much a measure separates better than a baseline, with low and high; NaN where no answers have both."""
     both = ~np.isnan(measure) & ~np.isnan(baseline)
     ends = (np.nan, np.nan, np.nan)
-    if min((both & right).sum(), (both & ~right).sum()) >= _LEAST:
+    if min((both & right).sum(), (both & ~right).sum()) >= FEWEST:
         ours, theirs = (auroc(one, right, both, weights) for one in (measure, baseline))
         gain = abs(ours[0] - 0.5) - abs(theirs[0] - 0.5)
         draws = np.abs(ours[1] - 0.5) - np.abs(theirs[1] - 0.5)

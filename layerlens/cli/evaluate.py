@@ -235,8 +235,12 @@ def _won(row: "Mapping[Any, Any]") -> tuple[str, str, str, str]:
 
 
 def _print_explanation(out: Path) -> None:
-    from layerlens.analysis.explanation import explanation_table
+    from layerlens.analysis.explanation import FEWEST, explanation_table
 
+    table = explanation_table(out)
+    if table.empty:
+        typer.echo(f"\nno arm has {FEWEST} right and {FEWEST} wrong answers, so that no measure can tell them apart")
+        return
     typer.echo("\nhow well a measure tells right answers from wrong ones (AUROC; 0.5 says nothing)\n")
     rows = [
         (
@@ -249,7 +253,7 @@ def _print_explanation(out: Path) -> None:
             _interval(row, "beats_length", "+.2f"),
             _interval(row, "beats_entropy", "+.2f"),
         )
-        for row in explanation_table(out).to_dict("records")
+        for row in table.to_dict("records")
     ]
     _show(("task", "arm", "measure", "AUROC", "right", "wrong", "above length", "above entropy"), rows)
 

@@ -10,7 +10,7 @@ from scipy.stats import binomtest, mannwhitneyu
 from layerlens.analysis.evaluation import evaluation_table
 from layerlens.analysis.explanation import explanation_table
 from layerlens.analysis.power import needed, power_table
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError
 from tests.evaluation.made_up_evaluation import write
 
 
@@ -137,11 +137,11 @@ def test_the_interval_of_an_auroc_covers(tmp_path):
     assert inside >= 53
 
 
-def test_nothing_is_told_without_right_answers(tmp_path):
-    folder = write(tmp_path / "wrong", {("sums", "last"): [[0.0]] * 5})
-    with pytest.raises(RunError) as error:
-        explanation_table(folder)
-    assert error.value.given == folder
+@pytest.mark.parametrize("n_right", [0, 14, 15])
+def test_little_is_told_by_few_right_answers(tmp_path, n_right):
+    scores = {("sums", "last"): [[float(item < n_right)] for item in range(50)]}
+    folder = write(tmp_path / "few", scores, final_entropy=lambda t, a, item, e, s: float(item % 9))
+    assert len(explanation_table(folder)) == (n_right == 15)
 
 
 @pytest.mark.parametrize(("changed", "difference"), [(0.2, 0.05), (0.3, 0.1), (0.5, 0.1)])
@@ -174,7 +174,9 @@ def test_a_difference_that_is_none(folder, difference):
 
 def test_the_documentation_has_the_numbers_of_the_formula():
     text = (Path(__file__).resolve().parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
-    head, *lines = re.findall(r"^\| (?:gain|\d).*% .*change.*$|^\| (?:1|2|3|5|10) \| [\d,-]+ \| .*$", text, re.MULTILINE)
+    head, *lines = re.findall(
+        r"^\| (?:gain|\d).*% .*change.*$|^\| (?:1|2|3|5|10) \| [\d,-]+ \| .*$", text, re.MULTILINE
+    )
     shares = [int(share) for share in re.findall(r"(\d+) %", head)]
     assert shares == [5, 10, 20, 30]
     rows = [[cell.strip().replace(",", "") for cell in line.strip("|").split("|")] for line in lines]
