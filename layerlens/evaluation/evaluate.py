@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from layerlens.analysis.evaluation import evaluation_table
+from layerlens.datasets.prompt import check_limit
+from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
 from layerlens.decode.registry import asked_strategy
 from layerlens.errors import OptionError, first_sentence, spelled
 from layerlens.evaluation.arms import Arm, arms_of
@@ -41,16 +43,29 @@ class Generating:
     seed: int = 0
 
     def config(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of inspect: a benchmark's settings, with what was given in their place."""
+        """Options of inspect: a benchmark's settings, with what was given in their place.
+
+        Raises:
+            OptionError: one of them is out of range, or has no effect.
+        """
         given = {
             "max_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
         }
-        config = {**settings, **{name: value for name, value in given.items() if value is not None}}
-        if config.get("temperature", 0) == 0:
-            config = {name: value for name, value in config.items() if name not in ("top_p", "top_k")}
+        given = {name: value for name, value in given.items() if value is not None}
+        own = dict(settings)
+        if given.get("temperature") == 0:
+            own = {name: value for name, value in own.items() if name not in ("top_p", "top_k")}
+        config = {**own, **given}
+        GenerateOptions(
+            max_new_tokens=config["max_tokens"],
+            temperature=config.get("temperature", 0.0),
+            top_p=config.get("top_p"),
+            top_k=config.get("top_k"),
+            seed=self.seed,
+        )
         return {**config, "seed": self.seed}
 
 
@@ -70,17 +85,23 @@ class Asked:
 
 
 def refuse_unready(asked: Asked, source: str) -> None:
-    """OptionError where a benchmark lacks its judge, or the permission to run code; without loading anything.
+    """OptionError where an option is out of range, or a benchmark lacks its judge or the permission to run code.
 
     Args:
         asked: tasks and arms.
         source: the name of the model that is evaluated.
     """
+    whole("epochs", asked.epochs, 1)
+    for limit in asked.limit.values() if isinstance(asked.limit, Mapping) else [asked.limit]:
+        check_limit(limit)
+    for one in asked.benchmarks:
+        asked.generating.config(one.settings)
     judged = [one.name for one in asked.benchmarks if one.judged]
     coding = [one.name for one in asked.benchmarks if one.runs_code]
     if judged and asked.judge is None:
-        advice = "give a model of inspect, such as openai/gpt-5"
-        raise OptionError.about("judge", None, f"is needed to score {' and '.join(judged)}", advice)
+        problem = f"the answers to {' and '.join(judged)} are scored by a judge"
+        advice = f"give a model of inspect as {spelled('judge')}, such as openai/gpt-5"
+        raise OptionError(problem, advice, option="judge", given=None)
     if asked.judge is not None and asked.judge.partition("/")[2] == source:
         what = "is the model that is evaluated, which must not judge itself"
         raise OptionError.about("judge", asked.judge, what, "give another model")
@@ -275,6 +296,8 @@ def evaluate(
         allow_code_execution,
     )
     refuse_unready(asked, model.source)
+    whole("batch_size", batch_size, 1)
+    settle_chat_template(made(GenerateOptions, {**options}), bool(getattr(model.tokenizer, "chat_template", None)))
     for arm in asked.arms:
         asked_strategy(arm.options).fit(model.n_layers, model.tied)
     with loaded(model, lens, batch_size, options) as subject:

@@ -164,6 +164,14 @@ def test_options_of_a_question_depend_on_its_id_and_the_seed_alone(files, tmp_pa
         ({"strategies": ["valley", "trough"]}, "strategies", "trough"),
         ({"strategies": ["last"]}, "window", 3),
         ({"window": 99}, "window", 99),
+        ({"temperature": -1}, "temperature", -1),
+        ({"temperature": 0.0, "top_p": 0.5}, "top_p", 0.5),
+        ({"max_new_tokens": 0}, "max_new_tokens", 0),
+        ({"epochs": 0}, "epochs", 0),
+        ({"limit": {"gsm8k": 0}}, "limit", 0),
+        ({"batch_size": 0}, "batch_size", 0),
+        ({"chat_template_args": {"x": 1}}, "chat_template_args", {"x": 1}),
+        ({"chat_templte": True}, "chat_templte", True),
     ],
 )
 def test_refused_before_anything_is_written(files, tmp_path, changes, option, given):
