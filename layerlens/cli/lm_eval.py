@@ -16,7 +16,7 @@ def lm_eval(context: typer.Context) -> int:
     """
     if find_spec("lm_eval") is None:
         advice = "install layerlens[lm-eval]"
-        raise OptionError("lm-eval is not installed", advice, option="lm-eval", given=context.args)
+        raise OptionError("lm-eval is not installed", advice, given=context.args)
     from lm_eval.__main__ import cli_evaluate
 
     import layerlens.evaluation.lm_eval.model  # noqa: F401  (which registers the model)

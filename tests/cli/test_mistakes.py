@@ -149,7 +149,7 @@ def test_an_unknown_option(refused, arguments, command, option, advised):
     [
         (["trase"], "'trase'", ["trace"]),
         (["Trace"], "'Trace'", ["trace"]),
-        (["eval", "--model", "m"], "'eval'", ["trace", "generate", "figure", "table", "report"]),
+        (["measure", "--model", "m"], "'measure'", ["trace", "generate", "figure", "table", "report"]),
         ([""], "''", ["trace"]),
         (["bench"], "`layerlens bench`", ["decode"]),
         (["bench", "decod"], "'decod'", ["decode"]),
