@@ -198,3 +198,29 @@ def test_answers_are_traced_when_the_task_has_ended(asked, model, tmp_path):
     rows = (traced.positions["prompt_id"] == str(samples[0].id)).to_numpy()
     assert traced.positions[rows]["next_token_id"].tolist() == own.positions["next_token_id"].tolist()
     assert traced.layers("entropy")[rows] == pytest.approx(own.layers("entropy"), rel=1e-4, abs=1e-5)
+
+
+def test_thinking_is_told_apart_and_is_not_scored(folder, tmp_path, monkeypatch):
+    """The template opens the thinking, and what follows never closes it: nothing is left to score."""
+    import shutil
+
+    place = tmp_path / "thinker"
+    shutil.copytree(folder, place)
+    (place / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}<think>\n")
+    task = Task(dataset=[Sample(input="abc", target="")], solver=generate(), scorer=includes())
+    arguments = {"model_path": str(place)}
+    (log,) = evaluate(
+        task,
+        model="layerlens/tiny",
+        model_args={"model_path": str(place)},
+        display="none",
+        log_dir=str(tmp_path),
+        max_tokens=6,
+    )
+    gc.collect()
+    (sample,) = log.samples
+    assert sample.output.completion == ""
+    (thinking, _) = sample.output.choices[0].message.content
+    alone = ll.generate(ll.load(place), "abc", max_new_tokens=6)
+    assert (thinking.type, thinking.reasoning) == ("reasoning", alone.text.strip())
+    assert sample.output.usage.output_tokens == 6
