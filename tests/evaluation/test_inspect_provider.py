@@ -208,7 +208,6 @@ def test_thinking_is_told_apart_and_is_not_scored(folder, tmp_path, monkeypatch)
     shutil.copytree(folder, place)
     (place / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}<think>\n")
     task = Task(dataset=[Sample(input="abc", target="")], solver=generate(), scorer=includes())
-    arguments = {"model_path": str(place)}
     (log,) = evaluate(
         task,
         model="layerlens/tiny",
