@@ -86,6 +86,9 @@ def read_manifest(folder: Path) -> Manifest:
     if "ablation" in manifest:
         advice = f"give another directory, or draw figure 3 from it with {spelled('ablation', folder)}"
         raise RunError(f"{folder} is an ablation and not a run", advice, given=folder)
+    if "evaluation" in manifest:
+        advice = f"give a run, such as one in {folder / 'traces'}, or show it with {spelled_command('eval')}"
+        raise RunError(f"{folder} is an evaluation and not a run", advice, given=folder)
     model, batches = manifest.get("model"), manifest.get("batches")
     if not (isinstance(model, dict) and isinstance(model.get("n_layers"), int) and isinstance(batches, list)):
         problem = f"{path} is damaged: it lacks model.n_layers or batches"

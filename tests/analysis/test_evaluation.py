@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest, mannwhitneyu
 
+import layerlens as ll
 from layerlens.analysis.evaluation import evaluation_table
 from layerlens.analysis.explanation import explanation_table
 from layerlens.analysis.power import needed, power_table
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, RunError
 from tests.evaluation.made_up_evaluation import write
+from tests.refusals import refused
 
 
 def drawn(n, right, seed, epochs=1):
@@ -186,3 +188,8 @@ def test_the_documentation_has_the_numbers_of_the_formula():
             if share >= int(points):
                 assert int(cell) == needed(share / 100, int(points) / 100)
     assert f"{needed(0.2, 0.012):,} items" in text
+
+
+def test_an_evaluation_is_no_run(folder):
+    with refused(RunError, given=folder, problem="is an evaluation"):
+        ll.open_run(folder)
