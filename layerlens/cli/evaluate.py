@@ -221,7 +221,7 @@ def _print(table: "pd.DataFrame") -> None:
                 _percent(row, "score", ".1f"),
                 "" if is_last else _percent(row, "difference", "+.1f"),
                 *(("", "", "", "") if is_last else _won(row)),
-                f"{row['generated_tokens']:,.1f}",
+                "" if row["generated_tokens"] != row["generated_tokens"] else f"{row['generated_tokens']:,.1f}",
                 f"{row['unscored']:,}" if row["unscored"] else "",
             )
         )

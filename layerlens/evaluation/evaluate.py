@@ -128,6 +128,7 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
     Raises:
         PromptError: the rows of a benchmark cannot be used.
         RunError: the directory holds something else, or another evaluation.
+        KeyboardInterrupt: it was interrupted; the table has what was answered before.
     """
     from inspect_ai import eval_set
 
@@ -144,11 +145,12 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
             "asked": [[name, arm.name] for name in tasks for arm in asked.arms],
         },
     )
+    runs = [_under(task, name, arm, subject) for name, task in tasks.items() for arm in asked.arms]
     judge = None if asked.judge is None else _judge(asked.judge, asked.judge_url)
     with EvaluationWriter(out, manifest) as writer:
         try:
-            eval_set(
-                [_under(task, name, arm, subject) for name, task in tasks.items() for arm in asked.arms],
+            _, logs = eval_set(
+                runs,
                 str(writer.logs),
                 model=subject.model,
                 model_roles=None if judge is None else {"grader": judge},
@@ -162,6 +164,8 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
             )
         finally:
             _write(writer)
+        if len(logs) < len(runs):  # inspect ends at Ctrl-C as if all were well, and gives no logs
+            raise KeyboardInterrupt
         return writer.folder
 
 

@@ -263,3 +263,39 @@ def test_answers_are_traced_as_they_were_given(files, tmp_path):
     first = [next(k for k, one in enumerate(row, 1) if one <= np.log(2) / 2 or k == 4) for row in js]
     assert measures["settling_depth"] == pytest.approx(np.mean(first) / 4)
     assert trace_measures(traced).loc[sample.id].to_dict() == pytest.approx(measures.to_dict(), rel=1e-4)
+
+
+def test_ctrl_c_keeps_what_is_complete(files, tmp_path):
+    import os
+    import signal
+    import subprocess
+    import time
+
+    from layerlens.models.tiny import tiny_model, tiny_tokenizer
+    from tests.interrupted import heed_interrupts
+
+    tiny_model("llama", max_position_embeddings=2048).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "layerlens", "eval", "--model", str(tmp_path / "model"), "--tasks", "gsm8k"]
+    command += ["--data-file", str(files["gsm8k"]), "--max-new-tokens", "600", "--batch-size", "1"]
+    command += ["--out", str(tmp_path / "out")]
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heed_interrupts
+    )
+    while not list(tmp_path.glob("out/logs/*.eval")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "interrupted" in errors.splitlines()[-1]
+    before = answers(tmp_path / "out")
+    assert set(before["outcome"]) <= {"scored", "missing", "error"}
+    assert subprocess.run(command, capture_output=True, env=environment).returncode == 0
+    after = answers(tmp_path / "out")
+    assert set(after["outcome"]) == {"scored"}
+    assert (after["n_generated_tokens"] > 0).all()
