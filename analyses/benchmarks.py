@@ -23,6 +23,8 @@ def main(folder: str, out: str) -> int:
         "power": power_table(folder, 0.02),
     }
     for name, table in tables.items():
+        if table.empty:  # too few answers are right, or wrong
+            continue
         table.to_csv(place / f"{name}.csv", index=False, float_format="%.6g")
         print(place / f"{name}.csv")
     return 0

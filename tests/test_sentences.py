@@ -469,8 +469,8 @@ SENTENCES = [
 ]
 
 MODEL_HELP = "a hub id, a folder, a .gguf file, or a built-in model: smollm2-135m-instruct or gemma3-270m"
-COMMANDS = "trace, generate, figure, table, report, export, merge, compare, ablate, models, datasets, serve, doctor, "
-COMMANDS += "bench, fit-lens"
+COMMANDS = "trace, generate, figure, table, report, export, merge, compare, ablate, eval, lm-eval, models, "
+COMMANDS += "datasets, serve, doctor, bench, fit-lens"
 QUOTES = "leave it out, write its option before it, or put quotes around a text with spaces"
 
 MISTYPED = {
@@ -488,7 +488,7 @@ MISTYPED = {
     "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper (1 to 12), a name such as onset or "
     "grid, or all) and --out (directory for the PNG, the PDF, and the csv with the numbers drawn); add them, or see "
     "`layerlens figure --help`",
-    "table --run r": "`layerlens table` lacks NUMBER (table of the paper: 5, 7, 8, 6.1 (of section 6.1), or "
+    "table --run r": "`layerlens table` lacks NUMBER (table of the paper: 1 to 10, 6.1 (of section 6.1), or "
     "all); add it, or see `layerlens table --help`",
     "report": "`layerlens report` lacks RUN (run directory); add it, or see `layerlens report --help`",
     "compare": "`layerlens compare` lacks RUN (run directory) and RUN (run directory of the same prompts); add them, "
@@ -518,13 +518,13 @@ MISTYPED = {
     "--model m trace": f"`layerlens` has no option --model; write a command before its options: {COMMANDS}",
     "--versoin": "`layerlens` has no option --versoin; did you mean --version?",
     "trase": "`layerlens` has no command 'trase'; did you mean trace?",
-    "eval --model m": f"`layerlens` has no command 'eval'; give {COMMANDS}",
+    "measure --model m": f"`layerlens` has no command 'measure'; give {COMMANDS}",
     "bench": "`layerlens bench` needs a command after it; give decode, trace, analysis",
     "bench x": "`layerlens bench` has no command 'x'; give decode, trace, analysis",
     "compare a b c": f"`layerlens compare` has no place for 'c'; {QUOTES}",
     "generate --model m --prompt Why is '(it)?'": f"`layerlens generate` has no place for 'is (it)?'; {QUOTES}",
     "models --check --json --markdown": "--json and --markdown are two ways to print the same; give one of them",
-    "table 11": "there is no table '11'; give 5, 6.1, 7, 8 or all",
+    "table 11": "there is no table '11'; give 1, 2, 3, 4, 5, 6.1, 7, 8, 9, 10 or all",
     "table all": "table all needs a run or an ablation; give --run or --ablation",
 }
 """What can only be done on the command line: what is typed, and what is said."""

@@ -20,6 +20,7 @@ _STEPS = (
     "Read this text, and answer the question about it.\n\n{question}\n\n{choices}\n\n"
     "Think step by step, and end with a line of the form 'ANSWER: LETTER', where LETTER is one of {letters}."
 )
+_ID = "_id"
 _AROUND = 64  # tokens of the instructions and of the chat template
 
 
@@ -55,13 +56,13 @@ def _sample(row: Mapping[str, Any], asking: Asking) -> Sample:
         input=f"<text>\n{text}\n</text>\n\nQuestion: {asked.strip()}",
         choices=choices,
         target=row["answer"],
-        id=str(row["_id"]),
+        id=str(row[_ID]),
         metadata={name: row[name] for name in ("domain", "sub_domain", "difficulty", "length") if name in row},
     )
 
 
 _RELEASE = Release("THUDM/LongBench-v2", None, "train")
-_COLUMNS = ("_id", "question", *(f"choice_{letter}" for letter in _LETTERS), "answer", "context")
+_COLUMNS = (_ID, "question", *(f"choice_{letter}" for letter in _LETTERS), "answer", "context")
 DIRECT = Benchmark(
     "longbench_v2",
     "questions about long texts, 503, answered at once (0shot)",
