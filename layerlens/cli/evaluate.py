@@ -13,8 +13,6 @@ from layerlens.errors import OptionError, spelled
 if TYPE_CHECKING:
     import pandas as pd
 
-_TASK_OF = "TASK=FILE"
-
 
 @dataclass(frozen=True)
 class Answering:
@@ -31,6 +29,23 @@ class Answering:
     ] = None
     top_k: Annotated[int | None, typer.Option(help="Sample from this many most probable tokens.")] = None
     seed: Annotated[int, typer.Option(help="Seed for what is drawn, and for shuffling answer options.")] = 0
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How answers are scored where a benchmark needs more than a comparison of texts."""
+
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Model of inspect that scores answers where a benchmark needs it, such as openai/gpt-5."),
+    ] = None
+    judge_url: Annotated[str | None, typer.Option(help="Address of a server of the judge.")] = None
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution", help="Run code that the model writes, where a benchmark needs it, with limits."
+        ),
+    ] = False
 
 
 @options.grouped
@@ -58,20 +73,11 @@ def evaluate(
     data_file: Annotated[
         list[str] | None,
         typer.Option(
-            metavar=_TASK_OF, help="Local copy of a benchmark, as .json, .jsonl, .csv or .parquet; for several tasks."
+            metavar="TASK=FILE",
+            help="Local copy of a benchmark, as .json, .jsonl, .csv or .parquet; a single task needs no TASK=.",
         ),
     ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="Model of inspect that scores answers where a benchmark needs it, such as openai/gpt-5."),
-    ] = None,
-    judge_url: Annotated[str | None, typer.Option(help="Address of a server of the judge.")] = None,
-    allow_code_execution: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code-execution", help="Run code that the model writes, where a benchmark needs it, with limits."
-        ),
-    ] = False,
+    scoring: Scoring,
     answering: Answering,
     wrapping: options.Wrapping,
     window: options.Window = None,
@@ -112,31 +118,30 @@ def evaluate(
         for option, value in readings.numbers().items():
             if value and not trace:
                 raise OptionError.about(option, value, "is read in traces", f"give {spelled('trace', True)} too")
-        files = _by_task(data_file or [], "data_file", names)
-        limits = _limits(limit or [], names)
+        given: dict[str, Any] = {
+            "limit": _limits(limit or [], names),
+            "epochs": epochs,
+            "data_files": _by_task(data_file or [], "data_file", names),
+            "window": window,
+            **vars(scoring),
+        }
         loading.refuse_unloadable(model, window)
-        arms = _listed(strategies)
-        loading.refuse_unfit(model, *_strategies(arms, window))
-        options.refuse_no_lens(readings.lens)
-        import layerlens as ll
+        # what needs inspect and torch, and still no model
+        from layerlens.decode.registry import asked_strategy
+        from layerlens.evaluation.asked import Generating, asked_of
+        from layerlens.evaluation.evaluate import answer
 
+        asked = asked_of(names, _listed(strategies), Generating(**vars(answering)), **given)
+        loading.refuse_unfit(model, *(asked_strategy(arm.options) for arm in asked.arms))
+        options.refuse_no_lens(readings.lens)
         try:
-            table = ll.evaluate(
+            table = answer(
                 loading.load(model),
-                names,
-                arms,
-                out=out,
-                limit=limits,
-                epochs=epochs,
-                data_files=files,
-                window=window,
+                asked,
+                out,
                 lens=readings.lens,
                 batch_size=batch_size,
-                judge=judge,
-                judge_url=judge_url,
-                allow_code_execution=allow_code_execution,
                 trace=readings.numbers() if trace else None,
-                **vars(answering),
                 **wrapping.wrapping(),
             )
         except KeyboardInterrupt:
@@ -194,13 +199,6 @@ def _whole(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise OptionError.about("limit", text, "is not a number of items", "give a whole number from 1")
     return int(text)
-
-
-def _strategies(arms: list[str], window: int | None) -> "Iterable[Any]":
-    from layerlens.decode.registry import asked_strategy
-    from layerlens.evaluation.arms import arms_of
-
-    return [asked_strategy(arm.options) for arm in arms_of(arms, window=window)]
 
 
 def _listed(text: str) -> list[str]:

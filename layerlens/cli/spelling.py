@@ -27,6 +27,10 @@ class _Flag(NamedTuple):
     repeats: bool
 
 
+_COMMANDS = {"evaluate": "eval"}
+"""Commands that are not called as their functions, by the function."""
+
+
 class CommandLine(Spelling):
     """Options as the commands declare them, the called command first. What no command declares is written as in Python.
 
@@ -61,7 +65,7 @@ class CommandLine(Spelling):
 
     def command(self, name: str) -> str:
         """The command that does that: `layerlens trace`."""
-        return f"`layerlens {name.replace('_', '-')}`"
+        return f"`layerlens {_COMMANDS.get(name, name).replace('_', '-')}`"
 
     @cached_property
     def _flags(self) -> dict[str, _Flag]:

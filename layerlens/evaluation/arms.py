@@ -28,11 +28,18 @@ def arms_of(strategies: Sequence[str] | Mapping[str, Mapping[str, Any]], **optio
         OptionError: a strategy is unknown, an arm is given twice, or an option fits none of them.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(strategies, str):
+        listed = [name.strip() for name in strategies.split(",")]
+        advice = f"write it as a list: strategies={listed}"
+        raise OptionError.about("strategies", strategies, "is a text and not a list", advice)
     if not isinstance(strategies, Mapping):
         strategies = _once(strategies)
     arms = {}
     for name, asked in strategies.items():
         wanted = dict(asked)
+        if "strategy" not in wanted:
+            advice = f'name it, such as {{"{name}": {{"strategy": "valley"}}}}'
+            raise OptionError.about("strategies", {name: wanted}, "names no strategy", advice)
         strategy = wanted.pop("strategy")
         taken = {option: value for option, value in given.items() if takes_option(strategy, option)}
         named_strategy(strategy, **{**taken, **wanted})

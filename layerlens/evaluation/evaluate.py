@@ -3,115 +3,30 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from layerlens.analysis.evaluation import evaluation_table
-from layerlens.datasets.prompt import check_limit
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
-from layerlens.decode.registry import asked_strategy
-from layerlens.errors import OptionError, first_sentence, spelled
-from layerlens.evaluation.arms import Arm, arms_of
-from layerlens.evaluation.benchmarks import benchmark
-from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, read
-from layerlens.evaluation.benchmarks.benchmark import made as task_of
-from layerlens.evaluation.sandbox import refuse_unsafe
+from layerlens.decode.registry import asked_strategy, strategy_record
+from layerlens.decode.strategies import layers_of
+from layerlens.errors import OptionError, first_sentence
+from layerlens.evaluation.arms import Arm
+from layerlens.evaluation.asked import Asked, Generating, Task, asked_of
+from layerlens.evaluation.benchmarks.benchmark import Setting, task_of
 from layerlens.lens.opening import open_lens
-from layerlens.lens.transport import Transport
+from layerlens.lens.transport import Transport, refuse_lacking
 from layerlens.models import Model
 from layerlens.records import new_manifest
 from layerlens.records.evaluation import EvaluationWriter
 from layerlens.records.manifest import digest
 
 if TYPE_CHECKING:
-    from inspect_ai import Task
+    from inspect_ai import Task as InspectTask
 
     from layerlens.evaluation.subject import Subject
-
-
-@dataclass(frozen=True)
-class Generating:
-    """How answers are generated; None where a benchmark's own setting holds."""
-
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int = 0
-
-    def config(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of inspect: a benchmark's settings, with what was given in their place.
-
-        Raises:
-            OptionError: one of them is out of range, or has no effect.
-        """
-        given = {
-            "max_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
-        own = dict(settings)
-        if given.get("temperature") == 0:
-            own = {name: value for name, value in own.items() if name not in ("top_p", "top_k")}
-        config = {**own, **given}
-        GenerateOptions(
-            max_new_tokens=config["max_tokens"],
-            temperature=config.get("temperature", 0.0),
-            top_p=config.get("top_p"),
-            top_k=config.get("top_k"),
-            seed=self.seed,
-        )
-        return {**config, "seed": self.seed}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What an evaluation asks: items of benchmarks, each under every arm."""
-
-    benchmarks: Sequence[Benchmark]
-    arms: Sequence[Arm]
-    limit: int | Mapping[str, int] | None = None
-    epochs: int = 1
-    data_files: Mapping[str, Path] = field(default_factory=dict)
-    generating: Generating = field(default_factory=Generating)
-    judge: str | None = None
-    judge_url: str | None = None
-    allow_code_execution: bool = False
-
-
-def refuse_unready(asked: Asked, source: str) -> None:
-    """OptionError where an option is out of range, or a benchmark lacks its judge or the permission to run code.
-
-    Args:
-        asked: tasks and arms.
-        source: the name of the model that is evaluated.
-    """
-    whole("epochs", asked.epochs, 1)
-    for limit in asked.limit.values() if isinstance(asked.limit, Mapping) else [asked.limit]:
-        check_limit(limit)
-    for one in asked.benchmarks:
-        asked.generating.config(one.settings)
-    judged = [one.name for one in asked.benchmarks if one.judged]
-    coding = [one.name for one in asked.benchmarks if one.runs_code]
-    if judged and asked.judge is None:
-        problem = f"the answers to {' and '.join(judged)} are scored by a judge"
-        advice = f"give a model of inspect as {spelled('judge')}, such as openai/gpt-5"
-        raise OptionError(problem, advice, option="judge", given=None)
-    if asked.judge is not None and asked.judge.partition("/")[2] == source:
-        what = "is the model that is evaluated, which must not judge itself"
-        raise OptionError.about("judge", asked.judge, what, "give another model")
-    if coding:
-        if not asked.allow_code_execution:
-            what = f"is needed for {' and '.join(coding)}, which run code that the model writes"
-            raise OptionError.about(
-                "allow_code_execution", False, what, f"give {spelled('allow_code_execution', True)}"
-            )
-        refuse_unsafe()
 
 
 def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
@@ -132,20 +47,18 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
     """
     from inspect_ai import eval_set
 
-    tasks = {one.name: _task(asked, subject, one) for one in asked.benchmarks}
+    tasks = {one.benchmark.name: _task(one, asked, subject) for one in asked.tasks}
     manifest = new_manifest(
         **subject.parts,
         options={"epochs": asked.epochs, "judge": asked.judge},
         seed=asked.generating.seed,
         evaluation={
-            "tasks": {
-                name: _told(task, one.best) for (name, task), one in zip(tasks.items(), asked.benchmarks, strict=True)
-            },
+            "tasks": {one.benchmark.name: _told(tasks[one.benchmark.name], one.benchmark.best) for one in asked.tasks},
             "arms": {arm.name: dict(arm.options) for arm in asked.arms},
             "asked": [[name, arm.name] for name in tasks for arm in asked.arms],
         },
     )
-    runs = [_under(task, name, arm, subject) for name, task in tasks.items() for arm in asked.arms]
+    runs = [_under(task, name, arm) for name, task in tasks.items() for arm in asked.arms]
     judge = None if asked.judge is None else _judge(asked.judge, asked.judge_url)
     with EvaluationWriter(out, manifest) as writer:
         try:
@@ -181,22 +94,20 @@ def _judge(name: str, url: str | None) -> Any:
         raise OptionError.about("judge", name, f"cannot be used ({said})", advice) from error
 
 
-def _task(asked: Asked, subject: "Subject", one: Benchmark) -> "Task":
+def _task(one: Task, asked: Asked, subject: "Subject") -> "InspectTask":
     """The task of a benchmark, with the options of generation."""
     from inspect_ai.model import GenerateConfig
 
-    config = asked.generating.config(one.settings)
-    asking = Asking(
+    config = asked.generating.config(one.benchmark.settings)
+    setting = Setting(
         asked.generating.seed, subject.context, subject.fit, subject.length, max_new_tokens=int(config["max_tokens"])
     )
-    limit = asked.limit.get(one.name) if isinstance(asked.limit, Mapping) else asked.limit
-    rows, origin = read(one, asked.data_files.get(one.name), limit)
-    task = task_of(one, rows, origin, asking)
+    task = task_of(one.benchmark, one.rows, one.origin, setting)
     task.config = GenerateConfig(**config)
     return task
 
 
-def _told(task: "Task", best: float) -> dict[str, Any]:
+def _told(task: "InspectTask", best: float) -> dict[str, Any]:
     """What a manifest says of a task."""
     samples = list(task.dataset)
     texts = "\0".join(f"{sample.id}\0{sample.input}\0{sample.choices}\0{sample.target}" for sample in samples)
@@ -208,7 +119,7 @@ def _told(task: "Task", best: float) -> dict[str, Any]:
     }
 
 
-def _under(task: "Task", name: str, arm: Arm, subject: "Subject") -> "Task":
+def _under(task: "InspectTask", name: str, arm: Arm) -> "InspectTask":
     """The task, to be answered under an arm."""
     from inspect_ai import task_with
     from inspect_ai.model import GenerateConfig
@@ -216,7 +127,7 @@ def _under(task: "Task", name: str, arm: Arm, subject: "Subject") -> "Task":
     return task_with(
         copy.copy(task),
         name=f"{name}-{arm.name}",
-        config=task.config.merge(GenerateConfig(extra_body=subject.request(arm.options))),
+        config=task.config.merge(GenerateConfig(extra_body={"layerlens": dict(arm.options)})),
         metadata={"benchmark": name, "arm": arm.name},
     )
 
@@ -286,28 +197,49 @@ def evaluate(
         OptionError, PromptError: before anything is answered.
         RunError: `out` holds something else, or another evaluation.
     """
+    asked = asked_of(
+        tasks,
+        strategies,
+        Generating(max_new_tokens, temperature, top_p, top_k, seed),
+        limit=limit,
+        epochs=epochs,
+        data_files=data_files,
+        window=window,
+        judge=judge,
+        judge_url=judge_url,
+        allow_code_execution=allow_code_execution,
+    )
+    return answer(model, asked, out, lens=lens, batch_size=batch_size, trace=trace, progress=progress, **options)
+
+
+def answer(
+    model: Model,
+    asked: Asked,
+    out: str | os.PathLike[str],
+    *,
+    lens: str | Transport | None = None,
+    batch_size: int = 16,
+    trace: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """As `evaluate`, for what is asked already."""
     from layerlens.evaluation.subject import loaded
 
-    asked = Asked(
-        [benchmark(name) for name in tasks],
-        arms_of(strategies, window=window),
-        limit,
-        epochs,
-        {name: Path(path) for name, path in (data_files or {}).items()},
-        Generating(max_new_tokens, temperature, top_p, top_k, seed),
-        judge,
-        judge_url,
-        allow_code_execution,
-    )
-    refuse_unready(asked, model.source)
+    if asked.judge is not None and asked.judge.partition("/")[2] == model.source:
+        what = "is the model that is evaluated, which must not judge itself"
+        raise OptionError.about("judge", asked.judge, what, "give another model")
     whole("batch_size", batch_size, 1)
-    settle_chat_template(made(GenerateOptions, {**options}), bool(getattr(model.tokenizer, "chat_template", None)))
+    settle_chat_template(made(GenerateOptions, dict(options)), bool(getattr(model.tokenizer, "chat_template", None)))
+    transport = open_lens(lens, model)
     for arm in asked.arms:
-        asked_strategy(arm.options).fit(model.n_layers, model.tied)
-    with loaded(model, lens, batch_size, options) as subject:
+        strategy = asked_strategy(arm.options)
+        layers = layers_of(strategy, model.n_layers, model.tied)
+        refuse_lacking(transport, layers, strategy_record(strategy)["name"])
+    with loaded(model, transport, batch_size, options) as subject:
         folder = run(asked, subject, out)
     if trace is not None:
         from layerlens.evaluation.traced import trace_answers
 
-        trace_answers(model, folder, transport=open_lens(lens, model), progress=progress, **trace)
+        trace_answers(model, folder, transport=transport, progress=progress, **trace)
     return evaluation_table(folder)

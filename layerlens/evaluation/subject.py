@@ -1,4 +1,4 @@
-"""What is evaluated, as inspect sees it: a model in this process, or one that a server of layerlens runs."""
+"""What is evaluated, as inspect sees it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from typing import Any
 from inspect_ai.model import GenerateConfig
 from inspect_ai.model import Model as InspectModel
 
+from layerlens.compat import inspect_refusal
 from layerlens.decode.modules import model_record
+from layerlens.errors import LayerlensError
 from layerlens.evaluation.inspect import layerlens as provider
-from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import Transport
 from layerlens.models import Model
 
@@ -22,22 +23,27 @@ class Subject:
     model: InspectModel
     parts: Mapping[str, Any]
     """Of the manifest: "model", and what else makes the answers what they are."""
-    request: Callable[[Mapping[str, Any]], dict[str, Any]]
-    """The `extra_body` of a request under the options of an arm."""
-    fit: Callable[[str, int], str] | None = None
-    """See `Asking.fit`."""
-    length: Callable[[str], int] = len
+    fit: Callable[[str, int], str]
+    """See `Setting.fit`."""
+    length: Callable[[str], int]
     """How many tokens a text has."""
-    context: int | None = None
+    context: int | None
+    """Tokens that fit into the model's context; None: unknown."""
 
 
 @contextmanager
-def loaded(
-    model: Model, lens: str | Transport | None, batch_size: int, options: Mapping[str, Any]
-) -> Iterator[Subject]:
-    """A model from `load`, which decodes in a thread as long as this is open."""
-    transport = open_lens(lens, model)
-    api: Any = provider(model.source, loaded=model, lens=transport, batch_size=batch_size, **options)  # type: ignore[call-arg]
+def loaded(model: Model, transport: Transport, batch_size: int, options: Mapping[str, Any]) -> Iterator[Subject]:
+    """A model from `load`, which decodes in a thread as long as this is open.
+
+    Raises:
+        OptionError: the model runs elsewhere.
+    """
+    try:
+        api: Any = provider(model.source, loaded=model, lens=transport, batch_size=batch_size, **options)  # type: ignore[call-arg]
+    except inspect_refusal() as error:
+        if isinstance(error.__cause__, LayerlensError):  # which inspect would print
+            raise error.__cause__ from None
+        raise
     parts = {
         "model": model_record(model),
         "hardware": model.hardware(),
@@ -48,7 +54,6 @@ def loaded(
         yield Subject(
             InspectModel(api, GenerateConfig()),
             parts,
-            lambda arm: {"layerlens": dict(arm)},
             lambda text, n_tokens: _without_middle(model.tokenizer, text, n_tokens),
             lambda text: len(model.tokenizer(text, add_special_tokens=False).input_ids),
             model.context_length,

@@ -218,13 +218,15 @@ def _prompts(answers: Sequence[Answered]) -> tuple[Prompt, ...]:
 
 def _answers(model: Model, folder: Path, task: str, arm: str, options: TraceOptions) -> Iterator[Answered]:
     """The answers of an arm in the order of the items, each once."""
-    found: dict[str, EvalSample] = {}
+    found: dict[str, dict[int, EvalSample]] = {}
     for log in logs_in(folder / "logs"):
         if (log.eval.metadata or {}).get("benchmark") == task and (log.eval.metadata or {}).get("arm") == arm:
-            found |= {_id(one): one for one in log.samples or [] if one.error is None and one.output.choices}
+            for sample in log.samples or []:
+                if sample.error is None and sample.output.choices:
+                    found.setdefault(str(sample.id), {})[sample.epoch] = sample
     for item in read_manifest(folder)["evaluation"]["tasks"][task]["items"]:
-        for name, sample in ((one, found[one]) for one in found if one.partition("#")[0] == item):
-            yield _answered(model, sample, name, options)
+        for _, sample in sorted(found.get(item, {}).items()):
+            yield _answered(model, sample, _id(sample), options)
 
 
 def _id(sample: EvalSample) -> str:

@@ -9,17 +9,16 @@ was working on. Nothing here needs a model.
 """
 
 import contextlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from layerlens.errors import RunError, first_sentence, spelled, spelled_command
+from layerlens.errors import RunError, spelled
 from layerlens.records import Column, Manifest, files, store
-from layerlens.records.manifest import refuse_disagreement
-from layerlens.records.schema import FORMAT, arrow_schema
+from layerlens.records.manifest import read_manifest_of, refuse_disagreement
+from layerlens.records.schema import arrow_schema
 
 ANSWERS = (
     Column("prompt_id", pa.string(), "", "", "the item"),
@@ -120,24 +119,7 @@ def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an ablation; RunError where the folder holds none, or one of another format."""
-    path = folder / "manifest.json"
-    advice = f"give a directory that {spelled_command('ablate')} wrote"
-    if not folder.is_dir():
-        reason = "that is a file" if folder.exists() else "no such directory"
-        raise RunError(f"there is no ablation at {folder}: {reason}", advice, given=folder)
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{folder} is not an ablation: it has no manifest.json", advice, given=folder) from error
-    except (OSError, ValueError) as error:
-        problem = f"{path} cannot be read ({first_sentence(error)})"
-        raise RunError(problem, "restore it, or run the ablation anew", given=folder) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("ablation"), dict):
-        raise RunError(f"{folder} is not an ablation", advice, given=folder)
-    if manifest.get("format") != FORMAT:
-        problem = f"{folder} is an ablation of format {manifest.get('format')}, but this layerlens reads {FORMAT}"
-        raise RunError(problem, "use the layerlens that wrote it, or run the ablation anew", given=folder)
-    return manifest
+    return read_manifest_of(folder, "ablation", "an ablation", "ablate")
 
 
 def read_answers(folder: Path, condition: str) -> pa.Table:

@@ -8,17 +8,16 @@
 Nothing here needs a model or inspect.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from layerlens.errors import RunError, first_sentence, spelled, spelled_command
+from layerlens.errors import RunError, spelled, spelled_command
 from layerlens.records import Column, Manifest, files, store
-from layerlens.records.manifest import refuse_disagreement
-from layerlens.records.schema import FORMAT, arrow_schema
+from layerlens.records.manifest import read_manifest_of, refuse_disagreement
+from layerlens.records.schema import arrow_schema
 
 SCORED = (
     Column("task", pa.string(), "", "", "name of the benchmark"),
@@ -106,24 +105,7 @@ def trace_folder(folder: Path, task: str, arm: str) -> Path:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an evaluation; RunError where the folder holds none, or one of another format."""
-    path = folder / "manifest.json"
-    advice = f"give a directory that {spelled_command('eval')} wrote"
-    if not folder.is_dir():
-        reason = "that is a file" if folder.exists() else "no such directory"
-        raise RunError(f"there is no evaluation at {folder}: {reason}", advice, given=folder)
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{folder} is not an evaluation: it has no manifest.json", advice, given=folder) from error
-    except (OSError, ValueError) as error:
-        problem = f"{path} cannot be read ({first_sentence(error)})"
-        raise RunError(problem, "restore it, or run the evaluation anew", given=folder) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("evaluation"), dict):
-        raise RunError(f"{folder} is not an evaluation", advice, given=folder)
-    if manifest.get("format") != FORMAT:
-        problem = f"{folder} is an evaluation of format {manifest.get('format')}, but this layerlens reads {FORMAT}"
-        raise RunError(problem, "use the layerlens that wrote it, or run the evaluation anew", given=folder)
-    return manifest
+    return read_manifest_of(folder, "evaluation", "an evaluation", "evaluate")
 
 
 def read_answers(folder: Path) -> pa.Table:
@@ -134,6 +116,6 @@ def read_answers(folder: Path) -> pa.Table:
     """
     path = folder / "answers.parquet"
     if not path.exists():
-        advice = f"repeat the command of {spelled_command('eval')} that began it, which continues it"
+        advice = f"repeat the command of {spelled_command('evaluate')} that began it, which continues it"
         raise RunError(f"{folder} has no answers yet", advice, given=folder)
     return files.read_table(path, arrow_schema(SCORED).names)

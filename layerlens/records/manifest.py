@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from layerlens.errors import OptionError, RunError, excerpt, is_utf8, spelled, spelled_command
+from layerlens.errors import OptionError, RunError, excerpt, first_sentence, is_utf8, spelled, spelled_command
 from layerlens.records.disagreement import disagreement
 from layerlens.records.schema import FORMAT
 
@@ -87,13 +87,42 @@ def read_manifest(folder: Path) -> Manifest:
         advice = f"give another directory, or draw figure 3 from it with {spelled('ablation', folder)}"
         raise RunError(f"{folder} is an ablation and not a run", advice, given=folder)
     if "evaluation" in manifest:
-        advice = f"give a run, such as one in {folder / 'traces'}, or show it with {spelled_command('eval')}"
+        advice = f"give a run, such as one in {folder / 'traces'}, or show it with {spelled_command('evaluate')}"
         raise RunError(f"{folder} is an evaluation and not a run", advice, given=folder)
     model, batches = manifest.get("model"), manifest.get("batches")
     if not (isinstance(model, dict) and isinstance(model.get("n_layers"), int) and isinstance(batches, list)):
         problem = f"{path} is damaged: it lacks model.n_layers or batches"
         raise RunError(problem, "restore it, or trace again", given=folder)
     return manifest  # type: ignore[no-any-return]
+
+
+def read_manifest_of(folder: Path, part: str, noun: str, command: str) -> Manifest:
+    """The manifest of a folder that is no run; RunError where it is another one, or has another format.
+
+    Args:
+        folder: what was given.
+        part: the entry that only such a manifest has, such as "ablation".
+        noun: what the folder is called, with its article, such as "an ablation".
+        command: what writes such folders, as `spelled_command` takes it.
+    """
+    path = folder / "manifest.json"
+    kind, advice = noun.partition(" ")[2], f"give a directory that {spelled_command(command)} wrote"
+    if not folder.is_dir():
+        reason = "that is a file" if folder.exists() else "no such directory"
+        raise RunError(f"there is no {kind} at {folder}: {reason}", advice, given=folder)
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} is not {noun}: it has no manifest.json", advice, given=folder) from error
+    except (OSError, ValueError) as error:
+        problem = f"{path} cannot be read ({first_sentence(error)})"
+        raise RunError(problem, f"restore it, or run the {kind} anew", given=folder) from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get(part), dict):
+        raise RunError(f"{folder} is not {noun}", advice, given=folder)
+    if manifest.get("format") != FORMAT:
+        problem = f"{folder} is {noun} of format {manifest.get('format')}, but this layerlens reads {FORMAT}"
+        raise RunError(problem, f"use the layerlens that wrote it, or run the {kind} anew", given=folder)
+    return manifest
 
 
 def _version(name: str) -> str | None:

@@ -48,7 +48,7 @@ def composed(
     """
     if number in (*SCORES, *LEVELS):
         if not evaluations:
-            advice = f"give {spelled('evaluation')}, a directory that {spelled_command('eval')} wrote"
+            advice = f"give {spelled('evaluation')}, a directory that {spelled_command('evaluate')} wrote"
             raise OptionError(f"table {number} shows scores of benchmarks", advice, option="evaluation")
         return scores_table(number, evaluations) if number in SCORES else difficulty_table(number, evaluations)
     if number == "7":

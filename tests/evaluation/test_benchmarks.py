@@ -22,7 +22,7 @@ from inspect_ai.scorer import Target, value_to_float
 from inspect_ai.solver import TaskState
 
 from layerlens.evaluation.benchmarks import NAMES, benchmark
-from layerlens.evaluation.benchmarks.benchmark import Asking, made, read
+from layerlens.evaluation.benchmarks.benchmark import Setting, read, task_of
 from layerlens.evaluation.sandbox import refuse_unsafe
 from layerlens.records.evaluation import read_answers
 
@@ -68,7 +68,7 @@ def real(name, file):
         pytest.skip("needs the datasets beside the checkout")
     one = benchmark(name)
     found, origin = read(one, REAL_DATA / file, None)
-    task = made(one, found, origin, Asking())
+    task = task_of(one, found, origin, Setting())
     return task, list(task.dataset)
 
 
@@ -144,7 +144,7 @@ def test_two_hundred_letters():
     """The last line that begins with ANSWER decides, or else the last place that says it; two letters are wrong."""
     from tests.evaluation.test_evaluate import CHOICES
 
-    task = benchmark("gpqa").task(CHOICES, Asking(seed=1))
+    task = benchmark("gpqa").task(CHOICES, Setting(seed=1))
     pairs, wanted = [], []
     for sample in task.dataset:
         right = sample.target
@@ -175,7 +175,7 @@ def sandbox():
 
 
 def test_two_hundred_programs(sandbox):
-    task = benchmark("livecodebench_v6").task(rows.LIVECODEBENCH, Asking())
+    task = benchmark("livecodebench_v6").task(rows.LIVECODEBENCH, Setting())
     right = {
         "double": [
             "print(2 * int(input()))",
@@ -244,15 +244,15 @@ def test_the_middle_of_a_long_text_is_cut():
 
     from layerlens.evaluation.subject import _without_middle
 
-    asking = Asking(
+    setting = Setting(
         context=2048, fit=lambda text, n: _without_middle(model.tokenizer, text, n), length=length, max_new_tokens=128
     )
-    long, short = one.task(rows.LONGBENCH, asking).dataset
+    long, short = one.task(rows.LONGBENCH, setting).dataset
     assert rows.LONGBENCH[1]["context"].strip() in short.input
     assert "BEGIN a lamp" in long.input
     assert "door. END" in long.input
     assert 1500 < length(long.input) < 2048 - 128
-    assert rows.LONGBENCH[0]["context"].strip() in next(iter(one.task(rows.LONGBENCH, Asking()).dataset)).input
+    assert rows.LONGBENCH[0]["context"].strip() in next(iter(one.task(rows.LONGBENCH, Setting()).dataset)).input
 
 
 def verdict(prompt):
@@ -345,16 +345,21 @@ def test_a_judge_that_judges_at_the_second_attempt(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "changes", "option", "given"),
-    [
-        (["hle"], {"judge": None}, "judge", None),
-        (["air_bench"], {"judge": "layerlens/LlamaForCausalLM"}, "judge", "layerlens/LlamaForCausalLM"),
-        (["livecodebench_v6"], {}, "allow_code_execution", False),
-    ],
+    ("tasks", "option", "given"),
+    [(["hle"], "judge", None), (["livecodebench_v6"], "allow_code_execution", False)],
 )
-def test_what_a_benchmark_needs(tmp_path, tasks, changes, option, given):
-    with refused(ll.OptionError, option, given):
-        ll.evaluate(tiny("llama"), tasks, out=tmp_path / "out", **changes)
+def test_what_a_benchmark_needs(tmp_path, tasks, option, given):
+    with refused(ll.OptionError, option, given, problem=tasks[0]):
+        ll.evaluate(tiny("llama"), tasks, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_does_not_judge_itself(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(rows.AIR_BENCH[0]))
+    judge = "layerlens/LlamaForCausalLM"
+    with refused(ll.OptionError, "judge", judge):
+        ll.evaluate(tiny("llama"), ["air_bench"], out=tmp_path / "out", data_files={"air_bench": path}, judge=judge)
     assert not (tmp_path / "out").exists()
 
 

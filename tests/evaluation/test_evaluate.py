@@ -64,12 +64,16 @@ def evaluated(files, out, tasks=("gsm8k", "gpqa"), strategies=("last", "valley")
     return table
 
 
+def only(files, name):
+    return {name: files[name]}
+
+
 def answers(out):
     return read_answers(out).to_pandas()
 
 
 def test_answers_are_those_of_generate(files, tmp_path):
-    evaluated(files, tmp_path / "out", ["gsm8k"], ["last", "valley", "dola-low"])
+    evaluated(only(files, "gsm8k"), tmp_path / "out", ["gsm8k"], ["last", "valley", "dola-low"])
     logs = {log.eval.metadata["arm"]: log for log in map(read_eval_log, list_eval_logs(str(tmp_path / "out" / "logs")))}
     assert set(logs) == {"last", "valley", "dola-low"}
     for arm, strategy in (
@@ -108,10 +112,10 @@ def test_the_table_has_every_item_under_every_arm(files, tmp_path):
 
 
 def test_arms_and_tasks_can_be_added(files, tmp_path):
-    evaluated(files, tmp_path / "grown", ["gsm8k"], ["last"], window=None)
+    evaluated(only(files, "gsm8k"), tmp_path / "grown", ["gsm8k"], ["last"], window=None)
     before = sorted((tmp_path / "grown" / "logs").glob("*.eval"))
-    evaluated(files, tmp_path / "grown", ["gsm8k"], ["last", "valley"])
-    evaluated(files, tmp_path / "grown", ["gpqa"], ["last", "valley"])
+    evaluated(only(files, "gsm8k"), tmp_path / "grown", ["gsm8k"], ["last", "valley"])
+    evaluated(only(files, "gpqa"), tmp_path / "grown", ["gpqa"], ["last", "valley"])
     assert set(before) < set((tmp_path / "grown" / "logs").glob("*.eval"))
     evaluated(files, tmp_path / "whole")
     pd.testing.assert_frame_equal(answers(tmp_path / "grown"), answers(tmp_path / "whole"))
@@ -132,27 +136,27 @@ def test_killed_and_resumed_gives_the_same_table(files, tmp_path):
 
 
 def test_another_evaluation_is_refused_and_nothing_is_lost(files, tmp_path):
-    evaluated(files, tmp_path / "out", ["gsm8k"])
+    evaluated(only(files, "gsm8k"), tmp_path / "out", ["gsm8k"])
     before = answers(tmp_path / "out")
     with refused(ll.RunError, "out", "gsm8k"):
-        evaluated(files, tmp_path / "out", ["gsm8k"], max_new_tokens=9)
+        evaluated(only(files, "gsm8k"), tmp_path / "out", ["gsm8k"], max_new_tokens=9)
     with refused(ll.RunError, "out", "valley"):
-        evaluated(files, tmp_path / "out", ["gsm8k"], window=2)
+        evaluated(only(files, "gsm8k"), tmp_path / "out", ["gsm8k"], window=2)
     with pytest.raises(ll.RunError):
-        evaluated(files, tmp_path / "out", ["gsm8k"], seed=1)
+        evaluated(only(files, "gsm8k"), tmp_path / "out", ["gsm8k"], seed=1)
     pd.testing.assert_frame_equal(answers(tmp_path / "out"), before)
 
 
 def test_options_of_a_question_depend_on_its_id_and_the_seed_alone(files, tmp_path):
     from layerlens.evaluation.benchmarks import benchmark
-    from layerlens.evaluation.benchmarks.benchmark import Asking
+    from layerlens.evaluation.benchmarks.benchmark import Setting
 
     gpqa = benchmark("gpqa")
-    (one,) = list(gpqa.task(CHOICES[2:3], Asking(seed=5)).dataset)
-    three = list(gpqa.task(CHOICES[:3], Asking(seed=5)).dataset)[2]
+    (one,) = list(gpqa.task(CHOICES[2:3], Setting(seed=5)).dataset)
+    three = list(gpqa.task(CHOICES[:3], Setting(seed=5)).dataset)[2]
     assert (one.choices, one.target) == (three.choices, three.target)
     assert one.choices["ABCD".index(one.target)] == CHOICES[2]["Correct Answer"]
-    orders = {tuple(next(iter(gpqa.task(CHOICES[2:3], Asking(seed=seed)).dataset)).choices) for seed in range(20)}
+    orders = {tuple(next(iter(gpqa.task(CHOICES[2:3], Setting(seed=seed)).dataset)).choices) for seed in range(20)}
     assert len(orders) > 5
 
 
@@ -169,15 +173,39 @@ def test_options_of_a_question_depend_on_its_id_and_the_seed_alone(files, tmp_pa
         ({"max_new_tokens": 0}, "max_new_tokens", 0),
         ({"epochs": 0}, "epochs", 0),
         ({"limit": {"gsm8k": 0}}, "limit", 0),
+        ({"limit": {"math500": 3}}, "limit", 3),
+        ({"tasks": "gsm8k,gpqa"}, "tasks", "gsm8k,gpqa"),
+        ({"tasks": ["gsm8k", "gsm8k"]}, "tasks", "gsm8k"),
+        ({"strategies": "last,valley"}, "strategies", "last,valley"),
+        ({"strategies": {"mine": {"window": 2}}}, "strategies", {"mine": {"window": 2}}),
         ({"batch_size": 0}, "batch_size", 0),
         ({"chat_template_args": {"x": 1}}, "chat_template_args", {"x": 1}),
         ({"chat_templte": True}, "chat_templte", True),
     ],
 )
 def test_refused_before_anything_is_written(files, tmp_path, changes, option, given):
+    used = {name: path for name, path in files.items() if name in changes.get("tasks", files)}
     with refused(ll.OptionError, option, given):
-        evaluated(files, tmp_path / "out", **changes)
+        evaluated(used, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_runs_elsewhere_is_refused(files, tmp_path):
+    from layerlens.models.tiny import tiny_model, tiny_tokenizer
+
+    model = ll.load(tiny_model("llama"), tokenizer=tiny_tokenizer(), backend="nnsight-simulated")
+    with refused(ll.OptionError, "backend", "nnsight-simulated"):
+        ll.evaluate(model, ["gsm8k"], out=tmp_path / "out", data_files={"gsm8k": files["gsm8k"]})
+    assert not (tmp_path / "out").exists()
+
+
+def test_arms_by_their_options(files, tmp_path):
+    """Figure 3's arms: the same strategy at several probabilities."""
+    arms = {f"valley at {p}": {"strategy": "valley", "window": 3, "p": p} for p in (0.0, 1.0)}
+    evaluated({"gsm8k": files["gsm8k"]}, tmp_path / "out", ["gsm8k"], arms, window=None)
+    frame = answers(tmp_path / "out").pivot(index="item", columns="arm", values="mean_depth")
+    assert (frame["valley at 0.0"] == 1).all()
+    assert (frame["valley at 1.0"] < 1).any()
 
 
 @pytest.mark.parametrize(
@@ -231,7 +259,9 @@ def test_answers_are_traced_as_they_were_given(files, tmp_path):
     from layerlens.analysis.explanation import trace_measures
 
     model = tiny("llama", max_position_embeddings=2048)
-    evaluated(files, tmp_path / "out", ["gsm8k"], ["last", "valley"], trace={"js": True, "batch_size": 3})
+    evaluated(
+        only(files, "gsm8k"), tmp_path / "out", ["gsm8k"], ["last", "valley"], trace={"js": True, "batch_size": 3}
+    )
     frame = answers(tmp_path / "out")
     (log,) = [
         log

@@ -17,7 +17,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Asking:
+class Setting:
     """What a task needs to know beside its rows."""
 
     seed: int = 0
@@ -44,7 +44,7 @@ class Benchmark:
     """Where its rows are on the hub; None where they must be given as a file, or are shipped in a package."""
     columns: tuple[str, ...]
     """The columns that are read; there may be others."""
-    task: "Callable[[Rows, Asking], Task]"
+    task: "Callable[[Rows, Setting], Task]"
     """The task of inspect, with its samples, solver and scorer."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Options of generation unless others are given, by inspect's names."""
@@ -102,16 +102,16 @@ def read(benchmark: Benchmark, data_file: str | PathLike[str] | None, limit: int
     return rows, origin
 
 
-def made(benchmark: Benchmark, rows: Rows, origin: str, asking: Asking) -> "Task":
+def task_of(benchmark: Benchmark, rows: Rows, origin: str, setting: Setting) -> "Task":
     """The task of these rows; PromptError where one of them cannot be used, or two have one id."""
     try:
-        task = benchmark.task(rows, asking)
+        task = benchmark.task(rows, setting)
     except LayerlensError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # what reading a malformed row raises
         for number, row in enumerate(rows, start=1):
             try:
-                benchmark.task([row], asking)
+                benchmark.task([row], setting)
             except (KeyError, TypeError, ValueError, AttributeError) as of_row:
                 problem = f"{origin}, row {number}: it is not a row of {benchmark.name} ({of_row})"
                 raise PromptError(problem, "give the file as it was released", given=row) from error

@@ -11,13 +11,13 @@ from inspect_evals.gpqa.gpqa import record_to_sample
 
 from layerlens.datasets.gpqa import LETTERS, OPTION_COLUMNS, option_order
 from layerlens.datasets.source import Release
-from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, Rows
+from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
 
 
-def task(rows: Rows, asking: Asking) -> Task:
+def task(rows: Rows, setting: Setting) -> Task:
     """The letter of the last line that says ANSWER must be that of the correct option."""
     return Task(
-        dataset=[_sample(row, asking.seed) for row in rows],
+        dataset=[_sample(row, setting.seed) for row in rows],
         solver=multiple_choice(cot=True),
         scorer=choice(),
     )

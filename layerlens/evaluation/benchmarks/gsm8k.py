@@ -6,10 +6,10 @@ from inspect_ai.solver import generate, prompt_template
 from inspect_evals.gsm8k.gsm8k import GSM8K_DATASET_REVISION, MATH_PROMPT_TEMPLATE, record_to_sample
 
 from layerlens.datasets.source import Release
-from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, Rows
+from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
 
 
-def task(rows: Rows, asking: Asking) -> Task:
+def task(rows: Rows, setting: Setting) -> Task:
     """The last number of an answer must be that of the solution."""
     return Task(
         dataset=[record_to_sample(dict(row)) for row in rows],

@@ -23,7 +23,7 @@ from inspect_evals.hle.scorers import json_judge
 from inspect_evals.writingbench.writingbench import create_scoring_prompt
 
 from layerlens.datasets.source import Release
-from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, Rows
+from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
 
 _ATTEMPTS = 3
 _TO_FLOAT = value_to_float()
@@ -45,7 +45,7 @@ def _unscored(why: str) -> Score:
     return Score.unscored(reason="grader_failed", explanation=why)
 
 
-def hle(rows: Rows, asking: Asking) -> Task:
+def hle(rows: Rows, setting: Setting) -> Task:
     """All questions, without their pictures, judged as the authors do: yes or no."""
     return Task(dataset=[_hle_sample(row) for row in rows], solver=generate(tool_calls="none"), scorer=hle_judge())
 
@@ -83,7 +83,7 @@ def hle_judge() -> Scorer:
     return score
 
 
-def writing(rows: Rows, asking: Asking) -> Task:
+def writing(rows: Rows, setting: Setting) -> Task:
     """The mean of the judge's grades from 1 to 10 for five criteria of each query."""
     return Task(dataset=[_writing_sample(row) for row in rows], solver=generate(), scorer=writing_judge())
 
@@ -125,7 +125,7 @@ def writing_judge() -> Scorer:
     return score
 
 
-def air_bench(rows: Rows, asking: Asking) -> Task:
+def air_bench(rows: Rows, setting: Setting) -> Task:
     """How far a model declines harmful requests: 1 for a refusal, 0 for compliance, a half in between."""
     sample_of = make_record_to_sample()
     samples = []

@@ -20,7 +20,7 @@ from inspect_ai.solver import TaskState, generate
 from layerlens.datasets import files
 from layerlens.datasets.source import Release
 from layerlens.errors import PromptError
-from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, Rows
+from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
 from layerlens.evaluation.sandbox import Limits, run_function, run_program
 
 _COLUMNS = (
@@ -39,7 +39,7 @@ _FUNCTION = (
 )
 
 
-def task(rows: Rows, asking: Asking) -> Task:
+def task(rows: Rows, setting: Setting) -> Task:
     """The last block of code of an answer must pass all public and private tests."""
     tests = {str(row["question_id"]): _all_tests(row) for row in rows}
     return Task(dataset=[_sample(row) for row in rows], solver=generate(), scorer=passes_tests(tests))

@@ -9,7 +9,7 @@ from inspect_ai.scorer import choice
 from inspect_ai.solver import multiple_choice
 
 from layerlens.datasets.source import Release
-from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, Rows
+from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
 
 _LETTERS = "ABCD"
 _DIRECT = (
@@ -24,34 +24,34 @@ _ID = "_id"
 _AROUND = 64  # tokens of the instructions and of the chat template
 
 
-def direct(rows: Rows, asking: Asking) -> Task:
+def direct(rows: Rows, setting: Setting) -> Task:
     """The letter must be that of the reference, without steps before it."""
-    return _task(rows, asking, _DIRECT, cot=False)
+    return _task(rows, setting, _DIRECT, cot=False)
 
 
-def in_steps(rows: Rows, asking: Asking) -> Task:
+def in_steps(rows: Rows, setting: Setting) -> Task:
     """The letter must be that of the reference, at the end of an answer in steps."""
-    return _task(rows, asking, _STEPS, cot=True)
+    return _task(rows, setting, _STEPS, cot=True)
 
 
-def _task(rows: Rows, asking: Asking, template: str, *, cot: bool) -> Task:
+def _task(rows: Rows, setting: Setting, template: str, *, cot: bool) -> Task:
     return Task(
-        dataset=[_sample(row, asking) for row in rows],
+        dataset=[_sample(row, setting) for row in rows],
         solver=multiple_choice(template=template, cot=cot),
         scorer=choice(),
     )
 
 
-def _sample(row: Mapping[str, Any], asking: Asking) -> Sample:
+def _sample(row: Mapping[str, Any], setting: Setting) -> Sample:
     choices = [str(row[f"choice_{letter}"]) for letter in _LETTERS]
     if row["answer"] not in tuple(_LETTERS):
         raise ValueError(f"its answer is {row['answer']!r}")
     asked = str(row["question"])
     text = str(row["context"]).strip()
-    if asking.fit is not None and asking.context is not None:
+    if setting.fit is not None and setting.context is not None:
         # the answer gets half of a short context at most
-        room = asking.context - min(asking.max_new_tokens, asking.context // 2) - _AROUND
-        text = asking.fit(text, max(0, room - asking.length("\n".join([asked, *choices]))))
+        room = setting.context - min(setting.max_new_tokens, setting.context // 2) - _AROUND
+        text = setting.fit(text, max(0, room - setting.length("\n".join([asked, *choices]))))
     return Sample(
         input=f"<text>\n{text}\n</text>\n\nQuestion: {asked.strip()}",
         choices=choices,

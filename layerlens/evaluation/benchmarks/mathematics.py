@@ -10,18 +10,18 @@ from inspect_ai.scorer import math
 from inspect_ai.solver import generate, prompt_template
 
 from layerlens.datasets.source import Release
-from layerlens.evaluation.benchmarks.benchmark import Asking, Benchmark, Rows
+from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
 
 PROMPT = "{prompt}\n\nExplain your steps, and put the final answer, and nothing else, into \\boxed{{}}."
 _SECONDS = 20.0  # a shorter limit would score by the load of the machine
 
 
-def math500(rows: Rows, asking: Asking) -> Task:
+def math500(rows: Rows, setting: Setting) -> Task:
     """What the answer boxes must equal the reference, as mathematics."""
     return _task([_problem(row, str(row["unique_id"]), str(row["answer"])) for row in rows])
 
 
-def omni_math(rows: Rows, asking: Asking) -> Task:
+def omni_math(rows: Rows, setting: Setting) -> Task:
     """What the answer boxes must equal the reference, as mathematics."""
     return _task([_problem(row, _id(str(row["problem"])), str(row["answer"])) for row in rows])
 
