@@ -109,6 +109,8 @@ def evaluate(
     """
     from layerlens.analysis.evaluation import evaluation_table
 
+    if power is not None and not 0 < power < 100:
+        raise OptionError.about("power", power, "is no difference in points", "give a number above 0 and below 100")
     if model is None:
         if tasks is not None:
             raise OptionError.about("tasks", tasks, "needs a model to answer them", "give a model, or leave it out")
@@ -172,9 +174,13 @@ def _names(tasks: str | None) -> list[str]:
 
 def _by_task(words: Sequence[str], option: str, names: Sequence[str]) -> dict[str, str]:
     """Values by the task, from texts such as "gsm8k=FILE"; a text without a task is for the only task."""
+    from layerlens.evaluation.benchmarks import NAMES
+
     values: dict[str, str] = {}
     for word in words:
         name, sign, value = word.partition("=")
+        if sign and name in NAMES and name not in names:
+            raise OptionError.about(option, word, f"is for {name}, which is not among the tasks", "leave it out")
         if not sign or name not in names:
             if len(names) > 1:
                 advice = f"write it like {names[0]}=..., with one of {', '.join(names)}"
@@ -237,7 +243,7 @@ def _print_explanation(out: Path) -> None:
 
     table = explanation_table(out)
     if table.empty:
-        typer.echo(f"\nno arm has {FEWEST} right and {FEWEST} wrong answers, so that no measure can tell them apart")
+        typer.echo(f"\nno arm has {FEWEST} right and {FEWEST} wrong answers, which --explain needs")
         return
     typer.echo("\nhow well a measure tells right answers from wrong ones (AUROC; 0.5 says nothing)\n")
     rows = [
@@ -266,7 +272,7 @@ def _print_power(out: Path, points: float) -> None:
             row["task"],
             row["arm"],
             f"{row['n_items']:,}",
-            f"{row['correlation']:.2f}",
+            "" if row["correlation"] != row["correlation"] else f"{row['correlation']:.2f}",
             f"{100 * row['changed']:.1f}",
             f"{row['needed']:,} [{row['needed_low']:,}, {row['needed_high']:,}]",
             f"{100 * row['detectable']:.1f}",

@@ -243,6 +243,29 @@ def test_the_command_line(files, tmp_path, capsys):
     gc.collect()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--limit", "math500=3"], "--limit math500=3 is for math500, which is not among the tasks"),
+        (["--limit", "gsm8k=none"], "--limit none is not a number of items"),
+        (["--limit", "3", "--limit", "4"], "--limit 4 is the second for gsm8k"),
+        (["--power", "200"], "--power 200 is no difference in points"),
+        (["--js"], "--js is read in traces"),
+        (["--judge", "x"], "--out"),
+    ],
+)
+def test_wrong_on_the_command_line(files, tmp_path, capsys, arguments, said):
+    from layerlens.cli import run
+
+    out = [] if said == "--out" else ["--out", str(tmp_path / "out")]
+    rows = ["--data-file", str(files["gsm8k"])]
+    assert run(["eval", "--model", "smollm2-135m-instruct", "--tasks", "gsm8k", *rows, *out, *arguments]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, len(shown.err.splitlines())) == ("", 1)
+    assert said in shown.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_benchmark_is_imported_for_an_unknown_one():
     from subprocess import run
 

@@ -31,8 +31,8 @@ class Strategic(HFLM):  # type: ignore[misc]
         taken = [name for name in arguments if is_strategy_name(strategy) and takes_option(strategy, name)]
         self.strategy = asked_strategy({"strategy": strategy, **{name: arguments.pop(name) for name in taken}})
         loading = {name: arguments.pop(name) for name in _LOADING if arguments.get(name) is not None}
-        if loading.get("device") == "cuda" and not torch.cuda.is_available():
-            del loading["device"]  # lm-eval's own default
+        if str(loading.get("device")).startswith("cuda") and not torch.cuda.is_available():
+            del loading["device"]  # lm-eval's own default, which `hf` passes over too
         self.lens_model = load(pretrained, **loading)
         self.strategy.fit(self.lens_model.n_layers, self.lens_model.tied)
         self.transport = open_lens(lens, self.lens_model)
