@@ -13,16 +13,6 @@ pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from layerlens.models.tiny import tiny_model, tiny_tokenizer
-
-    place = tmp_path_factory.mktemp("llama")
-    tiny_model("llama").save_pretrained(place)
-    tiny_tokenizer().save_pretrained(place)
-    return place
-
-
 def instances(kind, arguments):
     from lm_eval.api.instance import Instance
 
