@@ -19,7 +19,7 @@ from layerlens.analysis.reported import reported_value
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import resample
 from layerlens.errors import LayerlensError
-from layerlens.evaluation.scoring import WAYS, way_of_scoring
+from layerlens.evaluation.scoring import number_or_words
 from layerlens.run import Run, open_run
 from layerlens.tables.compose import Measured, beside
 from layerlens.tables.save import save
@@ -116,9 +116,8 @@ def of_repetition(run: Run, name: str) -> Iterator[Measured]:
 
 def right(run: Run) -> tuple[pd.Series, pd.Series]:
     """How many answers of each prompt are right, and how many there are, by prompt id."""
-    score = WAYS[way_of_scoring(run.manifest["dataset"]["name"])]
     prompts = run.prompts.set_index("prompt_id")
-    scores = [score(*texts) for texts in zip(prompts["output"], prompts["reference"], strict=True)]
+    scores = [number_or_words(*texts) for texts in zip(prompts["output"], prompts["reference"], strict=True)]
     return pd.Series(scores, prompts.index, dtype=float), pd.Series(1.0, prompts.index)
 
 

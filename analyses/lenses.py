@@ -1,6 +1,6 @@
 """Measure what the last layer does to the entropy under each lens, for the same tokens, in pairs.
 
-python analyses/lenses.py LOGIT_RUN [LENS_RUN ...] OUT_DIR [--ablation DIR ...]
+python analyses/lenses.py LOGIT_RUN [LENS_RUN ...] OUT_DIR [--evaluation DIR ...]
 
 The first run is read through the logit lens, the others through lenses with a transport; all hold the same tokens, as
 runs decoded from the last layer do. Writes lenses.csv, .md and .tex, every number that docs/lenses.md quotes, with
@@ -34,8 +34,8 @@ from layerlens.analysis.uncertainty import Sums, mean_difference, resample
 from layerlens.errors import LayerlensError, RunError
 from layerlens.plots import save as save_figure
 from layerlens.plots import style
-from layerlens.records.answers import condition_name, read_answers
-from layerlens.records.answers import read_manifest as read_ablation
+from layerlens.records.evaluation import read_answers
+from layerlens.records.evaluation import read_manifest as read_evaluation
 from layerlens.records.schema import HALF_ENTROPY, KL, NEXT_RANK
 from layerlens.run import Run, open_run
 from layerlens.tables.compose import Measured, beside
@@ -57,7 +57,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def lens_of(manifest: dict[str, Any]) -> str:
-    """The kind of lens by which a run or an ablation read its layers."""
+    """The kind of lens by which a run or an evaluation read its layers."""
     return str(manifest.get("lens", {"kind": "logit"})["kind"])
 
 
@@ -190,7 +190,7 @@ def _of_both(logit: Run, lens: Run, ours: Change, theirs: Change) -> Iterator[tu
 
 
 def of_answers(folder: Path, beside_logit: Path) -> Iterator[Measured]:
-    """Right answers of an ablation from the valley by its lens, in pairs with the last layer's and the logit lens's."""
+    """Right answers from the valley by the lens of an evaluation, beside the last layer's and the logit lens's."""
     row = ablation_table(folder).set_index(["arm", "p"]).loc[("valley", 1.0)]
     right = {name: _right(folder, name) for name in ("last", "valley")}
     if not right["last"].equals(_right(beside_logit, "last")):
@@ -198,7 +198,7 @@ def of_answers(folder: Path, beside_logit: Path) -> Iterator[Measured]:
     n_items = int(row["n_items"])
     last = share_interval(right["last"].to_numpy(), np.ones(n_items), resample(n_items))
     yield Measured("right answers, last layer", "%", *(100 * float(end) for end in last), n_prompts=n_items)
-    yield Measured("right answers, valley", "%", *_ends(row, "accuracy", 100), n_prompts=n_items)
+    yield Measured("right answers, valley", "%", *_ends(row, "score", 100), n_prompts=n_items)
     yield Measured("answers of the valley that end", "%", *_ends(row, "finished", 100), n_prompts=n_items)
     yield Measured("right answers, valley less last layer", "%", *_ends(row, "difference", 100), n_prompts=n_items)
     if folder != beside_logit:
@@ -209,8 +209,8 @@ def of_answers(folder: Path, beside_logit: Path) -> Iterator[Measured]:
 
 def _right(folder: Path, arm: str) -> "pd.Series[float]":
     """Whether each item is answered right, in the order of the items."""
-    answers = read_answers(folder, condition_name(arm, 1.0)).to_pandas().set_index("prompt_id")["is_correct"]
-    ordered: pd.Series[float] = answers.astype(float).sort_index()
+    answers = read_answers(folder).to_pandas()
+    ordered: pd.Series[float] = answers[answers["arm"] == arm].set_index("item")["score"].sort_index()
     return ordered
 
 
@@ -300,7 +300,7 @@ parser.add_argument("logit", type=Path, help="the run read through the logit len
 parser.add_argument("lenses", type=Path, nargs="*", help="runs of the same tokens, read through other lenses")
 parser.add_argument("out_dir", type=Path, help="where lenses.csv and curves.csv, and what goes with them, go")
 parser.add_argument(
-    "--ablation", type=Path, action="append", default=[], help="of the arm valley at p = 1; the logit lens's first"
+    "--evaluation", type=Path, action="append", default=[], help="of the arm valley at p = 1; the logit lens's first"
 )
 
 if __name__ == "__main__":
@@ -313,9 +313,9 @@ if __name__ == "__main__":
         tables = []
         for lens, run in runs.items():
             rows = [*of_one(run), *(of_pair(runs["logit"], run) if lens != "logit" else ())]
-            for folder in options.ablation:
-                if lens_of(read_ablation(folder)) == lens:
-                    rows += of_answers(folder, options.ablation[0])
+            for folder in options.evaluation:
+                if lens_of(read_evaluation(folder)) == lens:
+                    rows += of_answers(folder, options.evaluation[0])
             tables.append(beside(rows).assign(lens=lens))
         table = pd.concat(tables, ignore_index=True)
         table = table[["lens", *(name for name in table if name not in ("lens", "reported", "difference"))]]

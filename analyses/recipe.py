@@ -2,11 +2,11 @@
 
 python analyses/recipe.py RUNS [FOLDER ...] [--out DIR] [--gsm8k FILE] [--show]
 
-Everything that is committed in figures/ was made by these commands. RUNS is the folder for runs. A run that is complete
-there is used as it is, and one that was interrupted is continued. Without a FOLDER, all folders are made; their runs
-took four hours on one thread. --show prints the commands and does nothing. On another processor the last digits of
-measured numbers differ, and the third digit of how deep walks are, because entropies near zero are then ordered
-otherwise. Tokens do not differ.
+Everything that is committed in figures/ was made by these commands, but for the runs in `EARLIER`. RUNS is the folder
+for runs. A run that is complete there is used as it is, and one that was interrupted is continued. Without a FOLDER,
+all folders are made; their runs took four hours on one thread. --show prints the commands and does nothing. On another
+processor the last digits of measured numbers differ, and the third digit of how deep walks are, because entropies near
+zero are then ordered otherwise. Tokens do not differ.
 """
 
 import argparse
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SMOLLM2, GEMMA3 = "--model smollm2-135m-instruct", "--model gemma3-270m"
 SAMPLE, GSM8K = "--dataset sample", "--dataset gsm8k --limit 64"
+TASK = "--tasks sample"
 VALLEY = "--strategy valley --window 10"
 TEXTS = "--max-new-tokens 0 --no-chat-template"
 QUESTIONS = "{runs}/qa.jsonl"
@@ -42,9 +43,9 @@ RUNS = {
     "gsm8k-valley": f"trace {SMOLLM2} {GSM8K} --max-new-tokens 256 --batch-size 16 {VALLEY}",
     "sample-last": f"trace {SMOLLM2} {SAMPLE} --max-new-tokens 128 --batch-size 20",
     "sample-valley": f"trace {SMOLLM2} {SAMPLE} --max-new-tokens 128 --batch-size 20 {VALLEY}",
-    "ablation-sample": f"ablate {SMOLLM2} {SAMPLE} --batch-size 60 --max-new-tokens 128",
+    "ablation-sample": f"ablate {SMOLLM2} {TASK} --batch-size 60 --max-new-tokens 128",
     **{
-        f"ablation-sample-T{temperature}": f"ablate {SMOLLM2} {SAMPLE} --arms last,valley --p 1 "
+        f"ablation-sample-T{temperature}": f"ablate {SMOLLM2} {TASK} --arms last,valley --p 1 "
         f"--temperature {temperature} --batch-size 60 --max-new-tokens 128"
         for temperature in TEMPERATURES
     },
@@ -64,7 +65,7 @@ RUNS = {
         for lens in LENSES
     },
     **{
-        f"smollm2-ablation-{lens}": f"ablate {SMOLLM2} {SAMPLE} --arms valley --p 1{through('smollm2', lens)} "
+        f"smollm2-ablation-{lens}": f"ablate {SMOLLM2} {TASK} --arms valley --p 1{through('smollm2', lens)} "
         "--batch-size 20 --max-new-tokens 128"
         for lens in LENSES
     },
@@ -80,6 +81,10 @@ RUNS = {
     },
 }
 """The arguments of `layerlens`, by the name of the run's folder in RUNS."""
+
+EARLIER = {name: asked.replace(TASK, SAMPLE) for name, asked in RUNS.items() if asked.startswith("ablate ")}
+"""What was asked of an earlier version for the runs that are committed. It answered and scored the same problems in a
+runner of its own, in batches and not one by one, so that other layers and tokens were drawn where any are."""
 
 
 def kept(run: str, name: str) -> str:
@@ -123,7 +128,7 @@ def by_lens(model: str, answered: tuple[str, ...] = ()) -> list[str]:
     from the valley."""
     runs = [f"{{runs}}/{model}-lens-{lens}" for lens in LENSES]
     ablations = [f"{model}-ablation-{lens}" for lens in answered]
-    asked = "".join(f" --ablation {{runs}}/{ablation}" for ablation in ablations)
+    asked = "".join(f" --evaluation {{runs}}/{ablation}" for ablation in ablations)
     return [
         f"analyses/lenses.py {' '.join(runs)} {{folder}}{asked}",
         *(f"analyses/temperature.py {run} {{folder}}" for run in runs),
@@ -148,9 +153,9 @@ FOLDERS = {
     "smollm2-sample": drawn("sample-last", "sample-valley"),
     "smollm2-sample/answers": counted("smollm2-qa-last", "smollm2-qa-valley"),
     "smollm2-sample/ablation": [
-        "layerlens figure 3 --ablation {runs}/ablation-sample --out {folder}",
-        "layerlens table 7 --ablation {runs}/ablation-sample "
-        + " ".join(f"--ablation {{runs}}/ablation-sample-T{temperature}" for temperature in TEMPERATURES)
+        "layerlens figure 3 --evaluation {runs}/ablation-sample --out {folder}",
+        "layerlens table 7 --evaluation {runs}/ablation-sample "
+        + " ".join(f"--evaluation {{runs}}/ablation-sample-T{temperature}" for temperature in TEMPERATURES)
         + " --out {folder}",
         kept("ablation-sample", "manifest.json"),
         *(kept(f"ablation-sample-T{temperature}", f"manifest-T{temperature}.json") for temperature in TEMPERATURES),
@@ -210,7 +215,8 @@ def carry_out(words: list[str], runs: Path) -> None:
         if manifest.exists():
             if json.loads(manifest.read_text(encoding="utf-8"))["totals"] is not None:
                 return
-            rest.append("--resume")
+            if rest[0] == "trace":
+                rest.append("--resume")
         if any(word.endswith("qa.jsonl") for word in rest):
             write_questions(runs / "qa.jsonl")
     start = ["-m", "layerlens"] if program == "layerlens" else [str(ROOT / program)]

@@ -181,8 +181,8 @@ def instruct(tables: Tables) -> Iterator[tuple[str, list[Statement]]]:
     )
     fixed = [tables.arm(figure3, f"last-{layers}", 1.0, "difference") for layers in (1, 2, 4)]
     yield "fixed layers are worse than the last", [Statement(number, "below", 0.0) for number in fixed]
-    best = tables.arm(figure3, "valley", 1.0, "accuracy")
-    neighbours = [tables.arm(figure3, f"valley{shift:+d}", 1.0, "accuracy") for shift in (-2, -1, 1, 2)]
+    best = tables.arm(figure3, "valley", 1.0, "score")
+    neighbours = [tables.arm(figure3, f"valley{shift:+d}", 1.0, "score") for shift in (-2, -1, 1, 2)]
     yield "layers beside the valley are worse than it", [Statement(number, "below", best) for number in neighbours]
     extra = tables.row(cost, "lazily, 1 + depth", "% of last")
     yield "walking back costs next to nothing (+0.87 % FLOPs)", [Statement(extra, "size", 0.87)]

@@ -95,7 +95,8 @@ def timed(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.way == "alone":
         return beside_generate(arguments.model, texts, arguments.tokens)
     model = (hf if arguments.way == "hf" else provider)(arguments.model)
-    asyncio.run(asked(model, texts[:1], 1, 4))  # what is made once
+    # what is made once; inspect keeps the number of connections of a model's first request
+    asyncio.run(asked(model, texts[:1], WAYS[arguments.way], 4))
     started = time.perf_counter()
     found = asyncio.run(asked(model, texts, WAYS[arguments.way], arguments.tokens))
     lengths = [tokens for _, tokens in found]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from layerlens.decode.registry import named_strategy, register_strategy
     from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
+    from layerlens.evaluation.ablation import ablate
     from layerlens.evaluation.evaluate import evaluate
-    from layerlens.evaluation.runner import ablate
     from layerlens.fitting.fit import fit_lens
     from layerlens.fitting.fitted import Fitted
     from layerlens.lens.opening import open_lens
@@ -79,8 +79,8 @@ _HOMES = {
     "layerlens.decode.readouts": ("Readouts",),
     "layerlens.decode.strategies": ("Choice", "Fixed", "Last", "Strategy", "Valley"),
     "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
+    "layerlens.evaluation.ablation": ("ablate",),
     "layerlens.evaluation.evaluate": ("evaluate",),
-    "layerlens.evaluation.runner": ("ablate",),
     "layerlens.fitting.fit": ("fit_lens",),
     "layerlens.fitting.fitted": ("Fitted",),
     "layerlens.lens.opening": ("open_lens",),

@@ -311,3 +311,11 @@ def inspect_refusal() -> type[Exception]:
     from inspect_ai._util.error import PrerequisiteError
 
     return PrerequisiteError
+
+
+def inspect_item() -> tuple[str, int] | None:
+    """The id of the sample that is being answered, and its epoch; None outside a task."""
+    from inspect_ai.solver._task_state import sample_state
+
+    state = sample_state()
+    return None if state is None else (str(state.sample_id), int(state.epoch))

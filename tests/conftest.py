@@ -26,7 +26,7 @@ LONGEST = (
     *("test_notebooks.py", "lens/test_kernels.py", "tracing/test_smollm2.py", "models/test_backends.py"),
     *("plots/test_figures.py", "records/test_store.py", "models/test_use.py", "test_scaling.py"),
     *("tracing/test_pieces.py", "models/test_big_models.py", "decode/test_smollm2.py", "decode/test_loop.py"),
-    *("decode/test_generation_config.py", "plots/test_ablation.py", "evaluation/scoring/test_ways.py"),
+    *("decode/test_generation_config.py", "plots/test_ablation.py", "evaluation/scoring/test_words.py"),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 # forked from a process that has imported everything and computed nothing: quick, and no thread's lock is left behind
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["layerlens.tracing.tracer", "layerlens.evaluation.runner", "transformers.models.llama.modeling_llama"]
+    ["layerlens.tracing.tracer", "layerlens.evaluation.evaluate", "transformers.models.llama.modeling_llama"]
 )
 
 

@@ -502,6 +502,30 @@ def test_what_inspect_prints_as_a_sentence_is_told_from_other_errors(tmp_path):
     assert "Traceback" not in shown["ours"]
 
 
+def test_the_item_that_inspect_asks_is_known(tmp_path):
+    pytest.importorskip("inspect_ai")
+    (tmp_path / "asked.py").write_text(
+        "from inspect_ai import Task, task\n"
+        "from inspect_ai.dataset import Sample\n"
+        "from inspect_ai.solver import solver\n"
+        "from layerlens import compat\n"
+        "@solver\n"
+        "def tells():\n"
+        "    async def solve(state, generate):\n"
+        "        print('asked', compat.inspect_item(), flush=True)\n"
+        "        return state\n"
+        "    return solve\n"
+        "@task\n"
+        "def mine():\n"
+        "    return Task(dataset=[Sample(input='a', id='one'), Sample(input='b', id=7)], solver=tells(), epochs=2)\n"
+    )
+    command = [sys.executable, "-m", "inspect_ai", "eval", "asked.py", "--model", "mockllm/model", "--display", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    told = [line for line in done.stdout.splitlines() if line.startswith("asked")]
+    assert sorted(told) == [f"asked ('{item}', {epoch})" for item in ("7", "one") for epoch in (1, 2)], done.stderr
+    assert compat.inspect_item() is None
+
+
 # --- nowhere else ---
 
 ROOT = Path(__file__).resolve().parents[1] / "layerlens"

@@ -28,7 +28,7 @@ COMMANDS = {
     f"{TRACE} --mode repla": "replay",
     f"{TRACE} --positions generate": "generated",
     f"{TRACE} --max-new-token 8": "--max-new-tokens",
-    "ablate --model smollm2-135m-instruct --dataset math-500 --out OUT": "math500",
+    "ablate --model smollm2-135m-instruct --tasks math-500 --out OUT": "math500",
     "table 61 --run OUT": "6.1",
     "figure onest --run OUT --out OUT": "onset",
 }
@@ -52,7 +52,7 @@ CALLS: dict[str, tuple[Callable[[Path], object], str]] = {
     "criterion": (lambda at: ll.Valley(criterion="shanon"), "shannon"),
     "lens": (lambda at: ll.generate(tiny("llama"), "a", lens="linaer:lens.safetensors"), "linear"),
     "lens to fit": (lambda at: ll.fit_lens(tiny("llama"), ["a"], "jacobi", out=at / "lens.pt"), "jacobian"),
-    "arm": (lambda at: ll.ablate(tiny("llama"), ll.dataset("sample"), out=at / "out", arms=["vally-1"]), "valley-1"),
+    "arm": (lambda at: ll.ablate(tiny("llama"), ["sample"], out=at / "out", arms=["vally-1"]), "valley-1"),
 }
 
 

@@ -32,7 +32,11 @@ def test_every_committed_run_was_made_by_the_command_of_the_recipe(path):
     local = next((place for place, word in enumerate(made) if word.endswith("gsm8k/test.jsonl")), None)
     made = made if local is None else made[: local - 1] + made[local + 1 :]
     copied = ["cp", f"{made[made.index('--out') + 1]}/manifest.json", str(path.relative_to(ROOT))]
-    assert made in every_command()
+    earlier = [
+        shlex.split(f"layerlens {asked} --out {{runs}}/{name}".format(runs="runs"))
+        for name, asked in recipe.EARLIER.items()
+    ]
+    assert made in [*every_command(), *earlier]
     assert copied in every_command()
 
 

@@ -14,8 +14,9 @@ import layerlens as ll
 from layerlens.analysis.ablation import ablation_table
 from layerlens.decode.options import whole
 from layerlens.errors import Notice
-from layerlens.evaluation.plan import arm_strategies, probabilities
-from layerlens.evaluation.scoring.ways import way_of_scoring
+from layerlens.evaluation.ablation import conditions, probabilities
+from layerlens.evaluation.arms import arms_of
+from layerlens.evaluation.benchmarks import refuse_unknown
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from layerlens.tables import composed
 from tests.conftest import tiny
@@ -24,11 +25,13 @@ from tests.made_up_run import write_run
 
 TRACE = "trace --model MODEL --out OUT --dataset sample"
 GENERATE = "generate --model MODEL --prompt hello"
-ABLATE = "ablate --model MODEL --dataset sample --out OUT"
+ABLATE = "ablate --model MODEL --tasks sample --out OUT"
 TRACED = "trace --model MODEL --out OUT --dataset sample --limit 2 --max-new-tokens 2"
-FIGURES = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, agreement, onset, settling, parts, grid"
+FIGURES = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, agreement, onset, settling, parts, grid, explanation"
 KNOWN = "last, fixed, valley, dola, sled (last-N, valley-N, valley+N, and the release's trough, trough-mN, trough-pN, "
 KNOWN += "last-mN)"
+TASKS = "sample, gpqa, hle, livecodebench_v6, livecodebench_release_v6, longbench_v2, longbench_v2_cot, omni_math, "
+TASKS += "air_bench, writingbench, gsm8k, math500"
 ARMS = "last,last-1,last-2,last-4,valley,valley-2,valley-1,valley+1,valley+2"
 
 
@@ -249,28 +252,28 @@ SENTENCES = [
     ),
     # an ablation
     Refusal(
-        lambda at: arm_strategies(["walley"]),
+        lambda at: conditions(["walley"]),
         "arms 'walley' is unknown; did you mean valley?",
         f"{ABLATE} --arms walley",
         "--arms walley is unknown; did you mean valley?",
     ),
     Refusal(
-        lambda at: arm_strategies(["dola"]),
+        lambda at: conditions(["dola"]),
         f"arms 'dola' has no probability p; give arms such as {ARMS}",
         f"{ABLATE} --arms dola",
         f"--arms dola has no probability p; give arms such as {ARMS}",
     ),
     Refusal(
-        lambda at: arm_strategies(["valley", "trough"]),
+        lambda at: conditions(["valley", "trough"]),
         "arms 'trough' is valley, which is given already; leave one of them out",
         f"{ABLATE} --arms valley,trough",
         "--arms trough is valley, which is given already; leave one of them out",
     ),
     Refusal(
-        lambda at: arm_strategies(["last-1"], window=3),
-        "window 3 has no effect on the arms last-1; leave it out",
-        f"{ABLATE} --arms last-1 --window 3",
-        "--window 3 has no effect on the arms last-1; leave it out",
+        lambda at: arms_of(conditions(["last-1"], [1]), window=3),
+        "window 3 has no effect on last, last-1; leave it out",
+        f"{ABLATE} --arms last-1 --p 1 --window 3",
+        "--window 3 has no effect on last, last-1; leave it out",
     ),
     Refusal(
         lambda at: probabilities([0.5, 1.5]),
@@ -279,16 +282,28 @@ SENTENCES = [
         "--p 0.5,1.5 contains '1.5'; give numbers from 0 to 1, separated by commas",
     ),
     Refusal(
-        lambda at: whole("repeats", 0, 1),
-        "repeats 0 is too small; give a whole number from 1",
-        f"{ABLATE} --repeats 0",
-        "--repeats 0 is too small; give a whole number from 1",
+        lambda at: whole("epochs", 0, 1),
+        "epochs 0 is too small; give a whole number from 1",
+        f"{ABLATE} --epochs 0",
+        "--epochs 0 is too small; give a whole number from 1",
     ),
     Refusal(
-        lambda at: way_of_scoring("essays"),
-        "answers to 'essays' have no way of scoring; give one of the datasets sample, gsm8k, gpqa, math500",
+        lambda at: refuse_unknown("essays"),
+        f"tasks 'essays' is unknown; give one or more of {TASKS}",
+        "ablate --model MODEL --tasks essays --out OUT",
+        f"--tasks essays is unknown; give one or more of {TASKS}",
+    ),
+    Refusal(
         None,
         None,
+        "ablate --model MODEL --out OUT",
+        f"no --tasks given; give one or more of {TASKS}",
+    ),
+    Refusal(
+        None,
+        None,
+        "ablate --tasks sample --out AT/ablation",
+        "--tasks sample needs a model to answer them; give a model, or leave it out",
     ),
     # datasets and prompts
     Refusal(
@@ -422,9 +437,9 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ablation_table(at),
-        "AT is not an ablation: it has no manifest.json; give a directory that ll.ablate wrote",
-        "table 7 --ablation AT",
-        "AT is not an ablation: it has no manifest.json; give a directory that `layerlens ablate` wrote",
+        "AT is not an evaluation: it has no manifest.json; give a directory that ll.evaluate wrote",
+        "table 7 --evaluation AT",
+        "AT is not an evaluation: it has no manifest.json; give a directory that `layerlens eval` wrote",
     ),
     Refusal(
         lambda at: traced_prompt(at, resume=True, seed=4),
@@ -435,11 +450,18 @@ SENTENCES = [
         "directory as --out to begin anew",
     ),
     Refusal(
+        lambda at: ll.open_run(at / "ablation"),
+        "AT/ablation is an evaluation and not a run; give a run, such as one in AT/ablation/traces, or show it with "
+        "ll.evaluate",
+        "figure 2 --run AT/ablation --out OUT",
+        "AT/ablation is an evaluation and not a run; give a run, such as one in AT/ablation/traces, or show it with "
+        "`layerlens eval`",
+    ),
+    Refusal(
         None,
         None,
-        "ablate --model MODEL --dataset sample --limit 2 --out AT/ablation",
-        "--out AT/ablation already holds an ablation; give a new directory, --resume to continue the ablation, or "
-        "--overwrite to replace it",
+        "ablate --model MODEL --tasks sample --out AT/run",
+        "AT/run is not an evaluation; give a new directory",
     ),
     # figures and tables
     Refusal(
@@ -456,9 +478,10 @@ SENTENCES = [
     ),
     Refusal(
         lambda at: ll.plot.draw(3, None, at),
-        "figure 3 shows scored answers; give ablation, a directory that ll.ablate wrote",
+        "figure 3 shows scored answers; give evaluation, a directory that ll.ablate or ll.evaluate wrote",
         "figure 3 --out OUT",
-        "figure 3 shows scored answers; give --ablation, a directory that `layerlens ablate` wrote",
+        "figure 3 shows scored answers; give --evaluation, a directory that `layerlens ablate` or `layerlens eval` "
+        "wrote",
     ),
     Refusal(
         lambda at: composed("5", None, []),
@@ -481,8 +504,8 @@ MISTYPED = {
     "--help`",
     "generate": f"`layerlens generate` lacks --model ({MODEL_HELP}) and --prompt (prompt to answer); add them, or see "
     "`layerlens generate --help`",
-    "ablate --out o": f"`layerlens ablate` lacks --model ({MODEL_HELP}) and --dataset (name of a dataset whose answers "
-    "can be scored; see `layerlens datasets`); add them, or see `layerlens ablate --help`",
+    "ablate --model m": "`layerlens ablate` lacks --out (directory to write, to continue, or to show); add it, or see "
+    "`layerlens ablate --help`",
     "bench decode": f"`layerlens bench decode` lacks --model ({MODEL_HELP}); add it, or see `layerlens bench decode "
     "--help`",
     "figure": "`layerlens figure` lacks NUMBER (number of a figure of the paper (1 to 12), a name such as onset or "
@@ -525,7 +548,7 @@ MISTYPED = {
     "generate --model m --prompt Why is '(it)?'": f"`layerlens generate` has no place for 'is (it)?'; {QUOTES}",
     "models --check --json --markdown": "--json and --markdown are two ways to print the same; give one of them",
     "table 11": "there is no table '11'; give 1, 2, 3, 4, 5, 6.1, 7, 8, 9, 10 or all",
-    "table all": "table all needs a run or an ablation; give --run or --ablation",
+    "table all": "table all needs a run or an evaluation; give --run or --evaluation",
 }
 """What can only be done on the command line: what is typed, and what is said."""
 

@@ -8,6 +8,7 @@ import pytest
 import layerlens as ll
 from tests.conftest import tiny
 from tests.made_up_run import planted, write_run
+from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
 CURVES = {"perturbed": [3, 2, 1, 2], "unperturbed": [3, 2, 2, 1]}
@@ -44,7 +45,7 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
 
 def test_arms_in_one_text_are_given_back_as_a_list(tmp_path):
     with refused(ll.OptionError, "arms", "last, valley", advice="arms=['last', 'valley']"):
-        ll.ablate(tiny("llama"), ll.dataset("sample"), out=tmp_path / "out", arms="last, valley")
+        ll.ablate(tiny("llama"), ["sample"], out=tmp_path / "out", arms="last, valley")
 
 
 def test_the_name_of_a_model_is_loaded_first(tmp_path):
@@ -83,10 +84,15 @@ def test_a_misspelt_prompt_id_is_answered_with_the_right_one(tmp_path):
         ll.plot.figure_grid(run, run, prompt_id="sample-on")
 
 
-def test_a_place_that_is_taken_by_something_else_is_answered_with_a_new_directory(runs, tmp_path, cli):
+@needs_inspect
+def test_the_place_of_a_run_is_answered_with_a_new_directory_for_answers(runs):
     run, _ = runs
     with refused(ll.RunError, "out", run.path, advice="give a new directory"):
-        ll.ablate(tiny("llama"), ll.dataset("sample", limit=1), out=run.path, arms=["last"], max_new_tokens=1)
+        ll.ablate(tiny("llama"), ["sample"], limit=1, out=run.path, arms=["last"], max_new_tokens=1)
+    assert not (run.path / "logs").exists()
+
+
+def test_a_place_that_is_taken_by_something_else_is_answered_with_a_new_directory(tmp_path, cli):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "manifest.json").write_text("{}")
     with refused(ll.RunError, "out", tmp_path / "foreign", advice="give a new directory"):

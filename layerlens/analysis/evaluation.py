@@ -21,11 +21,12 @@ def evaluation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Columns: task; arm; n_items, those with a score; n_answers; score, the mean over items, 0..1; difference, to the
     mean of the last layer on the items that both have, −1..1; won and lost, the items whose score is higher or lower
     than the last layer's; p, of the exact test of McNemar on won and lost; p_holm, the same after Holm's rule over the
-    tasks of this arm; generated_tokens, the mean length of an answer; projections, states that went through the
+    tasks of this arm; generated_tokens, the mean length of an answer; finished, the share of answers that ended of
+    themselves, 0..1; projections, states that went through the
     unembedding for a token on average, NaN where it was not told; unscored, answers without a score, because the judge
-    did not give one, there was an error, or the answer is missing. Scores, differences and lengths have `_low` and
-    `_high` (95 %): shares of right answers as in `analysis.shares`, other means by resampling items. Epochs of an item
-    are one unit. `attrs` has the model, n_items asked by task, and is_complete.
+    did not give one, there was an error, or the answer is missing. Scores, differences, lengths and finished have
+    `_low` and `_high` (95 %): shares as in `analysis.shares`, other means by resampling items. Epochs of an item are
+    one unit. `attrs` has the model, the kind of lens, the temperature and n_items asked, by task, and is_complete.
 
     Raises:
         RunError: there is no evaluation, one of its files cannot be read, or it holds no answer yet.
@@ -47,6 +48,8 @@ def evaluation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
         table.loc[chosen, "p_holm"] = holm(table.loc[chosen, "p"].tolist())
     table.attrs = {
         "model": manifest["model"]["source"],
+        "lens": manifest.get("lens", {"kind": "logit"})["kind"],
+        "temperature": {name: float(one["config"].get("temperature", 0)) for name, one in said["tasks"].items()},
         "n_items": {name: len(one["items"]) for name, one in said["tasks"].items()},
         "is_complete": manifest["totals"] is not None,
     }
@@ -58,6 +61,7 @@ class _ByItem:
 
     Attributes:
         scores, n_scores: sums of scores and how many there are, [items] each.
+        ended: how many ended of themselves, [items].
         frame: the answers.
     """
 
@@ -66,9 +70,12 @@ class _ByItem:
         grouped = frame.groupby("item")["score"]
         self.scores: Floats = grouped.sum().reindex(items, fill_value=0).to_numpy(dtype=float)
         self.n_scores: Floats = grouped.count().reindex(items, fill_value=0).to_numpy(dtype=float)
-        lengths = frame[frame["outcome"] != "missing"].groupby("item")["n_generated_tokens"]
+        there = frame[frame["outcome"] != "missing"]
+        lengths = there.groupby("item")["n_generated_tokens"]
         self.tokens: Floats = lengths.sum().reindex(items, fill_value=0).to_numpy(dtype=float)
         self.n_lengths: Floats = lengths.count().reindex(items, fill_value=0).to_numpy(dtype=float)
+        ended = (there["stop_reason"] == "stop").groupby(there["item"]).sum()
+        self.ended: Floats = ended.reindex(items, fill_value=0).to_numpy(dtype=float)
 
     def among(self, chosen: Any) -> tuple[Floats, Floats]:
         """Scores and their numbers, where only some items count."""
@@ -95,6 +102,7 @@ def _row(ours: _ByItem, last: _ByItem, *, is_last: bool, is_share: bool) -> dict
         row |= {"won": won, "lost": lost, "p": mcnemar(won, lost)}
     row |= {"p_holm": np.nan}
     row |= _ends("generated_tokens", mean_interval(ours.tokens, ours.n_lengths, weights))
+    row |= _ends("finished", share_interval(ours.ended, ours.n_lengths, weights))
     row |= {"projections": float(ours.frame["projections"].mean())}
     return row
 

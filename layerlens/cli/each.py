@@ -32,12 +32,12 @@ def say_incomplete(run: "Run") -> None:
         typer.echo(f"layerlens: {run.path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
 
 
-def say_unfinished(ablation: Path) -> None:
-    """Say on standard error that an ablation is not complete; RunError where there is none."""
-    from layerlens.records.answers import read_manifest
+def say_unfinished(evaluation: Path) -> None:
+    """Say on standard error that an evaluation is not complete; RunError where there is none."""
+    from layerlens.records.evaluation import read_manifest
 
-    if read_manifest(ablation.expanduser())["totals"] is None:
-        typer.echo(f"layerlens: {ablation} is not complete: continue it with `layerlens ablate --resume`", err=True)
+    if read_manifest(evaluation.expanduser())["totals"] is None:
+        typer.echo(f"layerlens: {evaluation} is not complete: repeat its command to continue it", err=True)
 
 
 def refuse_unknown(noun: str, asked: str, known: Sequence[str]) -> None:
@@ -59,15 +59,15 @@ def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str],
         make: writes the files of one.
 
     Raises:
-        OptionError: neither a run nor an ablation was given.
+        OptionError: neither a run nor an evaluation was given.
         RunError: the run lacks the records that it needs.
     """
     if asked != "all":
         yield from make(asked)
         return
     if not everything:
-        advice = f"give {spelled('run')} or {spelled('ablation')}"
-        raise OptionError(f"{noun} all needs a run or an ablation", advice, option="run")
+        advice = f"give {spelled('run')} or {spelled('evaluation')}"
+        raise OptionError(f"{noun} all needs a run or an evaluation", advice, option="run")
     made, lacking = 0, dict[str, list[str]]()
     for one in everything:
         try:

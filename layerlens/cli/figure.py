@@ -61,7 +61,10 @@ def figure(
     beside: Annotated[
         Path | None, typer.Option(help="Run of the same prompts, decoded from the last layer, for figures 7 to 12.")
     ] = None,
-    ablation: Annotated[Path | None, typer.Option(help="Directory of `layerlens ablate`, for figure 3.")] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Directory of `layerlens ablate` or `layerlens eval`, for figures 3 and explanation."),
+    ] = None,
     half_steps: Annotated[
         bool, typer.Option("--half-steps", help="Show the steps between attention and MLP in figures 4 and 6.")
     ] = False,
@@ -75,32 +78,33 @@ def figure(
     *,
     grid: Grid,
 ) -> None:
-    """Draw a figure from a run: PNG, PDF, and the numbers as csv."""
+    """Draw a figure from a run or an evaluation: PNG, PDF, and the numbers as csv."""
     import layerlens as ll
 
-    refuse_unknown("figure", number, [str(one) for one in (*ll.plot.NUMBERS, *ll.plot.NAMED)])
-    _refuse_without_effect(number, beside=beside, ablation=ablation, half_steps=half_steps, **grid.given())
+    refuse_unknown("figure", number, [str(one) for one in ll.plot.KNOWN])
+    _refuse_without_effect(number, beside=beside, evaluation=evaluation, half_steps=half_steps, **grid.given())
     shown, other = opened(run), opened(beside)
-    if ablation is not None:
-        say_unfinished(ablation)
-    everything = [one for one in ll.plot.DISTINCT if (ablation if one == 3 else run) is not None]
+    if evaluation is not None:
+        say_unfinished(evaluation)
+    everything = [] if run is None else list(ll.plot.DISTINCT)
     n_texts = 0 if shown is None else max(1, int((shown.prompts["n_generated_tokens"] > 0).sum()))
     if number == "all" and 0 < n_texts < len(ll.plot.GRIDS):
         everything = [one for one in everything if one not in ll.plot.GRIDS[n_texts:]]
         typer.echo(f"layerlens: {run} has too few texts for the figures from {ll.plot.GRIDS[n_texts]} on", err=True)
     if number == "all" and run is not None:
-        _say_left_out(ablation)
+        _say_left_out(evaluation)
     names = [] if shown is None else ll.plot.named_for(shown)
+    answered = [] if evaluation is None else list(ll.plot.OF_EVALUATIONS)
     for path in each(
         "figure",
         number,
-        [*map(str, everything), *names],
+        [*map(str, everything), *names, *map(str, answered)],
         lambda one: ll.plot.draw(
             int(one) if one.isdecimal() else one,
             shown,
             out,
             beside=other,
-            ablation=ablation,
+            evaluation=evaluation,
             half_steps=half_steps,
             width=width,
             **(grid.given() if number != "all" else {}),
@@ -114,7 +118,7 @@ def _refuse_without_effect(number: str, **given: object) -> None:
     import layerlens as ll
 
     texts = tuple(map(str, ll.plot.GRIDS))
-    readers = {"beside": texts, "ablation": ("3",), "half_steps": ("4", "6")}
+    readers = {"beside": texts, "evaluation": tuple(map(str, ll.plot.OF_EVALUATIONS)), "half_steps": ("4", "6")}
     of_one_figure = {"prompt_id": (*texts, "grid"), "rule": texts}
     for name, value in given.items():
         of = readers.get(name) or of_one_figure.get(name, ("grid",))
@@ -126,6 +130,7 @@ def _refuse_without_effect(number: str, **given: object) -> None:
         raise OptionError.about(name, value, what, f"leave it out of figure {number}, or draw figure {of[0]}")
 
 
-def _say_left_out(ablation: Path | None) -> None:
+def _say_left_out(evaluation: Path | None) -> None:
     other = "figures 5 and 6 are figures 2 and 4 of another model: give the run of that model"
-    typer.echo(f"layerlens: {'' if ablation else 'figure 3 shows an ablation: give --ablation; '}{other}", err=True)
+    lacking = "" if evaluation else "figure 3 shows scored answers: give --evaluation; "
+    typer.echo(f"layerlens: {lacking}{other}", err=True)

@@ -114,8 +114,9 @@ def _as_lines(coverages: "Iterable[Coverage]") -> Iterator[str]:
 def datasets() -> None:
     """List the datasets that --dataset knows."""
     from layerlens.datasets import names
+    from layerlens.evaluation.benchmarks import NAMES
 
     for card in names():
         typer.echo(f"  {card.name:<8} {card.hub_id or 'shipped with layerlens'}{' (gated)' if card.gated else ''}")
-        scored = f"scored by {card.scoring}" if card.scoring else "not scored"
-        typer.echo(f"           {card.description} ({card.licence}); {scored}")
+        scored = "; a benchmark of `layerlens eval`" if card.name in NAMES else ""
+        typer.echo(f"           {card.description} ({card.licence}){scored}")

@@ -38,7 +38,6 @@ SOURCE = Source(
         "graduate science, 198 questions, four options",
         "CC-BY-4.0",
         gated=True,
-        scoring="chosen letter",
     ),
     config="gpqa_diamond",
     split="train",

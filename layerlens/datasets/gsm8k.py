@@ -24,7 +24,6 @@ SOURCE = Source(
         "school arithmetic in words, 1,319 questions",
         "MIT",
         gated=False,
-        scoring="last number",
     ),
     config="main",
     split="test",

@@ -16,7 +16,6 @@ SOURCE = Source(
         "competition mathematics, 500 problems",
         "MIT",
         gated=False,
-        scoring="exact",
     ),
     config=None,
     split="test",

@@ -22,7 +22,6 @@ SOURCE = Source(
         "short reasoning problems, 60, shipped with layerlens",
         "Apache-2.0",
         gated=False,
-        scoring="number or words",
     ),
     config=None,
     split=None,

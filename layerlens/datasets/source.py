@@ -2,15 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from layerlens.datasets.prompt import Prompt
 
 Row = Mapping[str, str]
 """The columns that a source declares. Each is known to be a text."""
-
-Scoring = Literal["last number", "chosen letter", "exact", "number or words"]
-"""How an answer is compared with its reference; see `layerlens.evaluation.scoring`."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,6 @@ class Card:
     licence: str
     gated: bool
     """Whether access must be requested on the hub."""
-    scoring: Scoring | None
-    """How answers are scored; None where no rule can."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,21 +20,15 @@ from layerlens.decode.batch import Decoded, seen_tokens
 from layerlens.decode.chooser import Chooser, generator_of
 from layerlens.decode.endings import ending_criteria, has_ended
 from layerlens.decode.forward import Forward
-from layerlens.decode.generation_config import row_processors, with_generation_config
+from layerlens.decode.generation_config import row_processors
 from layerlens.decode.log import Decisions
-from layerlens.decode.loop import Generation, generations
-from layerlens.decode.options import GenerateOptions, settle_chat_template
+from layerlens.decode.loop import generations
+from layerlens.decode.options import GenerateOptions
 from layerlens.decode.padding import padding_fault
-from layerlens.decode.prompts import (
-    TokenizedPrompt,
-    end_token_ids,
-    pad,
-    pad_token_id,
-    refuse_unreadable,
-    tokenize,
-)
+from layerlens.decode.prompts import TokenizedPrompt, end_token_ids, pad, pad_token_id, refuse_unreadable
+from layerlens.decode.requests import Answer, Requests
 from layerlens.decode.sampling import Sampler
-from layerlens.decode.strategies import Strategy, layers_of
+from layerlens.decode.strategies import Strategy
 from layerlens.errors import LayerlensError, ModelError, OptionError
 from layerlens.lens.transport import IDENTITY, Transport
 from layerlens.models import Model
@@ -44,17 +38,7 @@ _MOST_READ = 2048
 """Tokens of prompts, padding included, that are read in one pass while others wait for their next token."""
 
 
-class Answer(NamedTuple):
-    """What was answered to a request."""
-
-    generation: Generation
-    prompt: TokenizedPrompt
-    log_probs: list[list[tuple[int, float]]] | None
-    """For each emitted token, its id with its natural log-probability, then those of the most probable tokens: among
-    the logits that the strategy chose, before any penalty and at temperature 1."""
-
-
-class Continuous:
+class Continuous(Requests):
     """A thread that answers requests with a model, as many at once as a batch has rows.
 
     The answer to a request is that of `generate` to its prompt alone, with its own options, strategy and seed; up to
@@ -71,7 +55,7 @@ class Continuous:
         if not model.backend.is_here:
             what = "runs the model elsewhere, and requests cannot be put into its batches"
             raise OptionError.about("backend", model.backend.name, what, "give another backend")
-        self._model = model
+        super().__init__(model)
         self._transport = transport
         self._batch_size = batch_size
         self._requests: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
@@ -85,34 +69,13 @@ class Continuous:
     def submit(
         self, prompt: Prompt, strategy: Strategy, options: GenerateOptions, n_first: int | None = None
     ) -> "Future[Answer]":
-        """Answer a prompt. A future that is cancelled gives its row to another request.
-
-        Args:
-            prompt: as of a dataset.
-            strategy: chooses the logits.
-            options: of this request alone; `batch_size` has no effect.
-            n_first: how many of the most probable tokens are told beside each emitted one; None: no probabilities.
-
-        Raises:
-            OptionError, PromptError: the strategy does not fit the model, or the prompt does not fit its context.
-        """
-        model = self._model
-        layers_of(strategy, model.n_layers, model.tied)
-        settled = with_generation_config(self._settled(options), model)
-        (tokenized,) = tokenize(model, [prompt], settled)
-        row = _Row(model, tokenized, strategy, settled, n_first)
+        """As `Requests.submit`."""
+        tokenized, settled = self.prepared(prompt, strategy, options)
+        row = _Row(self.model, tokenized, strategy, settled, n_first)
         if self._is_closed:
             raise ModelError("requests are no longer taken", "begin anew", given=prompt.prompt_id)
         self._requests.put(row)
         return row.future
-
-    def length_of(self, prompt: Prompt, options: GenerateOptions) -> int:
-        """How many tokens a prompt has, with its chat template; PromptError where it has none or cannot be read."""
-        (tokenized,) = tokenize(self._model, [prompt], self._settled(options), fits_context=False)
-        return len(tokenized.token_ids)
-
-    def _settled(self, options: GenerateOptions) -> GenerateOptions:
-        return settle_chat_template(options, bool(getattr(self._model.tokenizer, "chat_template", None)))
 
     def close(self) -> None:
         """End the thread; requests that are not answered yet are cancelled."""
@@ -120,18 +83,12 @@ class Continuous:
         self._requests.put(None)
         self._thread.join()
 
-    def __enter__(self) -> "Continuous":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _run(self) -> None:
         """Wait for requests; while there are any, the model is in use by this thread alone."""
         while (first := self._requests.get()) is not None:
             self._waiting.append(first)
             try:
-                with in_use(self._model), torch.no_grad():
+                with in_use(self.model), torch.no_grad():
                     self._work()
             except BaseException as error:  # whatever went wrong, nobody may wait for ever
                 self._end_all(error)
@@ -174,7 +131,7 @@ class Continuous:
         self._waiting = later
         for key, rows in begun.items():
             if key not in self._lanes:
-                self._lanes[key] = _Lane(self._model, rows[0].strategy, self._transport)
+                self._lanes[key] = _Lane(self.model, rows[0].strategy.for_one_row(), self._transport)
             try:
                 self._lanes[key].begin(rows)
                 self._joins = self._joins and self._lanes[key].can_join
@@ -186,7 +143,7 @@ class Continuous:
     @cached_property
     def _shares_batches(self) -> bool:
         """Whether prompts of different lengths can go through the model together."""
-        return padding_fault(self._model) is None
+        return padding_fault(self.model) is None
 
     def _end_all(self, error: BaseException | None) -> None:
         """End all requests, with the error or as cancelled."""
@@ -231,7 +188,8 @@ class _Row:
     @property
     def lane(self) -> Any:
         """Requests with the same one can share a batch."""
-        return (self.strategy, id(self)) if self.strategy.whole_batch else self.strategy
+        strategy = self.strategy.for_one_row()
+        return (strategy, id(self)) if strategy.whole_batch else strategy
 
     def end(self, result: "Answer | BaseException") -> None:
         """Answer, or end with an error; nothing happens where somebody has cancelled meanwhile."""

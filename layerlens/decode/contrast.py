@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -56,6 +56,10 @@ class DoLa(Strategy):
     def whole_batch(self) -> bool:  # type: ignore[override]
         """Whether one layer is chosen for the whole batch, so that all rows are needed at once."""
         return self.per == "batch"
+
+    def for_one_row(self) -> "DoLa":
+        """The same with a layer for each row."""
+        return replace(self, per="row")
 
     def layers(self, n_layers: int, tied: bool = False) -> Sequence[int]:
         """The early candidates, then L."""

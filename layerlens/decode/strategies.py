@@ -46,6 +46,10 @@ class Strategy(ABC):
     is_untouched: bool = False
     """Whether the model's own logits are always left as they are, whatever the model and the options."""
 
+    def for_one_row(self) -> "Strategy":
+        """A strategy that chooses for each row of a batch what this one chooses for the row alone."""
+        return self
+
     @property
     def by_shards(self) -> bool:
         """Whether `choose` only selects among rows of logits, by entropy and `Readouts.first_choice`. Then parts of the
@@ -144,6 +148,10 @@ class Fixed(Strategy):
             return None
         return f"last-{self.offset}" if self != Fixed(0) else "last"
 
+    def for_one_row(self) -> "Strategy":
+        """A strategy that chooses for each row of a batch what this one chooses for the row alone."""
+        return self
+
     @property
     def by_shards(self) -> bool:
         """Always, unless a subclass chooses in another way."""
@@ -213,6 +221,10 @@ class Valley(Strategy):
         if type(self) is not Valley:
             return None
         return f"valley{self.shift:+d}" if self.shift else "valley"
+
+    def for_one_row(self) -> "Strategy":
+        """A strategy that chooses for each row of a batch what this one chooses for the row alone."""
+        return self
 
     @property
     def by_shards(self) -> bool:

@@ -60,5 +60,5 @@ def _once(names: Sequence[str]) -> dict[str, dict[str, str]]:
         if called in found:
             what = "is given already" if name == called else f"is {called}, which is given already"
             raise OptionError.about("strategies", name, what, "leave one of them out")
-        found[called] = {"strategy": name}
+        found[called] = {"strategy": called}
     return found

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from layerlens.analysis.evaluation import evaluation_table
+from layerlens.decode.identity import code_of
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
 from layerlens.decode.registry import asked_strategy, strategy_record
 from layerlens.decode.strategies import layers_of
-from layerlens.errors import OptionError, first_sentence
+from layerlens.errors import OptionError, first_sentence, spelled
 from layerlens.evaluation.arms import Arm
 from layerlens.evaluation.asked import Asked, Generating, Task, asked_of
 from layerlens.evaluation.benchmarks.benchmark import Setting, task_of
 from layerlens.lens.opening import open_lens
 from layerlens.lens.transport import Transport, refuse_lacking
 from layerlens.models import Model
+from layerlens.models.use import in_use
 from layerlens.records import new_manifest
-from layerlens.records.evaluation import EvaluationWriter
+from layerlens.records.evaluation import EvaluationWriter, n_epochs
 from layerlens.records.manifest import digest
 
 if TYPE_CHECKING:
@@ -56,9 +58,15 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
             "tasks": {one.benchmark.name: _told(tasks[one.benchmark.name], one.benchmark.best) for one in asked.tasks},
             "arms": {arm.name: dict(arm.options) for arm in asked.arms},
             "asked": [[name, arm.name] for name in tasks for arm in asked.arms],
+            "judged": [one.benchmark.name for one in asked.tasks if one.benchmark.judged],
+            "code": {arm.name: code for arm in asked.arms if (code := code_of(type(asked_strategy(arm.options))))},
         },
     )
-    runs = [_under(task, name, arm) for name, task in tasks.items() for arm in asked.arms]
+    runs = [
+        _under(task, name, arm, n_epochs(manifest, name, arm.name))
+        for name, task in tasks.items()
+        for arm in asked.arms
+    ]
     judge = None if asked.judge is None else _judge(asked.judge, asked.judge_url)
     with EvaluationWriter(out, manifest) as writer:
         try:
@@ -67,7 +75,7 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
                 str(writer.logs),
                 model=subject.model,
                 model_roles=None if judge is None else {"grader": judge},
-                epochs=asked.epochs,
+                max_connections=subject.model.api.max_connections(),  # else inspect begins with 20, whatever the batch
                 max_tasks=1,
                 fail_on_error=False,
                 log_dir_allow_dirty=True,
@@ -119,14 +127,15 @@ def _told(task: "InspectTask", best: float) -> dict[str, Any]:
     }
 
 
-def _under(task: "InspectTask", name: str, arm: Arm) -> "InspectTask":
-    """The task, to be answered under an arm."""
+def _under(task: "InspectTask", name: str, arm: Arm, epochs: int) -> "InspectTask":
+    """The task, to be answered under an arm so many times."""
     from inspect_ai import task_with
     from inspect_ai.model import GenerateConfig
 
     return task_with(
         copy.copy(task),
         name=f"{name}-{arm.name}",
+        epochs=epochs,
         config=task.config.merge(GenerateConfig(extra_body={"layerlens": dict(arm.options)})),
         metadata={"benchmark": name, "arm": arm.name},
     )
@@ -137,7 +146,8 @@ def _write(writer: EvaluationWriter) -> None:
     from layerlens.evaluation.logs import answers_in
 
     said = writer.manifest["evaluation"]
-    answers = answers_in(writer.logs, said["tasks"], said["asked"], writer.manifest["options"]["epochs"])
+    asked = [(task, arm, n_epochs(writer.manifest, task, arm)) for task, arm in said["asked"]]
+    answers = answers_in(writer.logs, said["tasks"], asked)
     n_missing = answers["outcome"].count("missing")
     writer.finish(answers, None if n_missing else {"answers": len(answers["outcome"])})
 
@@ -178,7 +188,7 @@ def evaluate(
             is always an arm.
         out: the directory to write.
         limit: how many of the first items of each benchmark, one number or a number for each; None: all.
-        epochs: how often each item is answered.
+        epochs: how often each item is answered where something is drawn or a judge scores; otherwise once.
         data_files: local copies of benchmarks, by name.
         window: candidate layers of the strategies that take a window.
         lens: through which layers are read.
@@ -230,13 +240,18 @@ def answer(
         what = "is the model that is evaluated, which must not judge itself"
         raise OptionError.about("judge", asked.judge, what, "give another model")
     whole("batch_size", batch_size, 1)
+    with in_use(model, may_decode_elsewhere=True):
+        pass  # an error here, and not for each item, where it is no model or is not as it was loaded
     settle_chat_template(made(GenerateOptions, dict(options)), bool(getattr(model.tokenizer, "chat_template", None)))
     transport = open_lens(lens, model)
-    for arm in asked.arms:
-        strategy = asked_strategy(arm.options)
+    strategies = [asked_strategy(arm.options) for arm in asked.arms]
+    for strategy in strategies:
         layers = layers_of(strategy, model.n_layers, model.tied)
         refuse_lacking(transport, layers, strategy_record(strategy)["name"])
-    with loaded(model, transport, batch_size, options) as subject:
+    if trace is not None and not model.backend.is_here:
+        what = f"reads the states of a model in this process, and not of {spelled('backend', model.backend.name)}"
+        raise OptionError.about("trace", True, what, "leave it out, or give another backend")
+    with loaded(model, transport, batch_size, strategies, options) as subject:
         folder = run(asked, subject, out)
     if trace is not None:
         from layerlens.evaluation.traced import trace_answers

@@ -14,20 +14,19 @@ _TO_FLOAT = value_to_float()
 
 
 def answers_in(
-    folder: Path, tasks: Mapping[str, Mapping[str, Any]], asked: Sequence[Sequence[str]], epochs: int
+    folder: Path, tasks: Mapping[str, Mapping[str, Any]], asked: Sequence[tuple[str, str, int]]
 ) -> dict[str, Any]:
     """A list for each column of `SCORED`, from all logs of a folder.
 
     Args:
         folder: of the logs.
         tasks: by name, the ids of their "items" and the "best" score.
-        asked: tasks and arms, in pairs. An item that no log has is told as missing.
-        epochs: answers to each item.
+        asked: of each task and arm, how many answers each item gets. An answer that no log has is told as missing.
     """
     rows: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     for log in logs_in(folder):
         task, arm = (log.eval.metadata or {})["benchmark"], (log.eval.metadata or {})["arm"]
-        if [task, arm] not in asked:
+        if not any(one[:2] == (task, arm) for one in asked):
             continue
         for sample in log.samples or []:
             key = (task, arm, str(sample.id), sample.epoch)
@@ -35,7 +34,7 @@ def answers_in(
             if key not in rows or rows[key]["outcome"] != "scored":
                 rows[key] = row
     columns: dict[str, Any] = {column.name: [] for column in SCORED}
-    for task, arm in asked:
+    for task, arm, epochs in asked:
         for item in tasks[task]["items"]:
             for epoch in range(1, epochs + 1):
                 row = rows.get((task, arm, item, epoch), _MISSING)
@@ -63,8 +62,10 @@ def _row(sample: EvalSample, best: float) -> dict[str, Any]:
     """Columns of one answer."""
     usage, output = sample.output.usage, sample.output
     measures = ((output.metadata or {}).get("measures") or [{}])[0]
-    score = None if sample.error is not None else _score(sample.scores or {})
-    outcome = "error" if sample.error is not None else "unscored" if score is None else "scored"
+    # "unknown" where logits were no numbers: a text that broke off there is neither right nor wrong
+    failed = sample.error is not None or bool(output.choices and output.stop_reason == "unknown")
+    score = None if failed else _score(sample.scores or {})
+    outcome = "error" if failed else "unscored" if score is None else "scored"
     return {
         "score": None if score is None else score / best,
         "outcome": outcome,

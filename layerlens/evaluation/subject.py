@@ -1,6 +1,6 @@
 """What is evaluated, as inspect sees it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from inspect_ai.model import Model as InspectModel
 
 from layerlens.compat import inspect_refusal
 from layerlens.decode.modules import model_record
+from layerlens.decode.strategies import Strategy
 from layerlens.errors import LayerlensError
 from layerlens.evaluation.inspect import layerlens as provider
 from layerlens.lens.transport import Transport
@@ -32,14 +33,17 @@ class Subject:
 
 
 @contextmanager
-def loaded(model: Model, transport: Transport, batch_size: int, options: Mapping[str, Any]) -> Iterator[Subject]:
+def loaded(
+    model: Model, transport: Transport, batch_size: int, strategies: Sequence[Strategy], options: Mapping[str, Any]
+) -> Iterator[Subject]:
     """A model from `load`, which decodes in a thread as long as this is open.
 
     Raises:
-        OptionError: the model runs elsewhere.
+        OptionError: the model runs where no strategy can decode.
     """
+    given: dict[str, Any] = {"loaded": model, "lens": transport, "batch_size": batch_size, "asked": strategies}
     try:
-        api: Any = provider(model.source, loaded=model, lens=transport, batch_size=batch_size, **options)  # type: ignore[call-arg]
+        api: Any = provider(model.source, **given, **options)
     except inspect_refusal() as error:
         if isinstance(error.__cause__, LayerlensError):  # which inspect would print
             raise error.__cause__ from None

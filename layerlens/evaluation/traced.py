@@ -222,7 +222,8 @@ def _answers(model: Model, folder: Path, task: str, arm: str, options: TraceOpti
     for log in logs_in(folder / "logs"):
         if (log.eval.metadata or {}).get("benchmark") == task and (log.eval.metadata or {}).get("arm") == arm:
             for sample in log.samples or []:
-                if sample.error is None and sample.output.choices:
+                # without usage it is no answer: the prompt was too long, or could not be read
+                if sample.error is None and sample.output.choices and sample.output.usage is not None:
                     found.setdefault(str(sample.id), {})[sample.epoch] = sample
     for item in read_manifest(folder)["evaluation"]["tasks"][task]["items"]:
         for _, sample in sorted(found.get(item, {}).items()):
@@ -241,7 +242,7 @@ def _answered(model: Model, sample: EvalSample, name: str, options: TraceOptions
             break
         asked.append(message)
     target = sample.target if isinstance(sample.target, str) else " ".join(sample.target)
-    content = prompt_of(asked, model.tokenizer).content
+    content = prompt_of(asked, model.tokenizer, options.chat_template).content
     (prompt,) = tokenize(model, [Prompt(name, content, target or None)], options, fits_context=False)
     told = (sample.output.metadata or {}).get("tokens")
     usage = sample.output.usage

@@ -17,7 +17,20 @@ from layerlens.plots.clouds import figure1
 from layerlens.plots.depths import draw_deep_thinking, draw_onset, draw_settled, onset_table, settling_table
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
-from layerlens.plots.figures import DISTINCT, FIGURES, GRIDS, NAMED, NUMBERS, draw, figure2, figure4, named_for
+from layerlens.plots.explanation import figure_explanation
+from layerlens.plots.figures import (
+    DISTINCT,
+    FIGURES,
+    GRIDS,
+    KNOWN,
+    NAMED,
+    NUMBERS,
+    OF_EVALUATIONS,
+    draw,
+    figure2,
+    figure4,
+    named_for,
+)
 from layerlens.plots.grids import figure_grid
 from layerlens.plots.layer_grid import draw_page, lens_grid_table, page_inches
 from layerlens.plots.parts import draw_last_parts, draw_parts_by_layer, parts_table
@@ -28,8 +41,10 @@ __all__ = [
     "DISTINCT",
     "FIGURES",
     "GRIDS",
+    "KNOWN",
     "NAMED",
     "NUMBERS",
+    "OF_EVALUATIONS",
     "agreement",
     "contributions",
     "draw",
@@ -38,6 +53,7 @@ __all__ = [
     "figure2",
     "figure3",
     "figure4",
+    "figure_explanation",
     "figure_grid",
     "io_cosine",
     "lens_grid",

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layerlens.analysis.ablation import ablation_table
+from layerlens.errors import RunError, spelled_command
 from layerlens.plots import style
 
 PANELS = (("last", "last-1", "last-2", "last-4", "valley"), ("valley-2", "valley-1", "valley+1", "valley+2", "valley"))
@@ -36,27 +37,33 @@ _MORE_LOOKS: tuple[dict[str, Any], ...] = (
 
 
 def figure3(folder: str | os.PathLike[str], width: str = "one") -> tuple[Figure, pd.DataFrame]:
-    """Accuracy against p of earlier layers and of shifted valleys, and the table drawn; see `ablation_table`.
+    """Scores against p of earlier layers and of shifted valleys, and the table drawn; see `ablation_table`.
 
-    Only arms with answers of their own are drawn. An arm is the last layer at p = 0 and its own layer at p = 1. A panel
-    is left out where none of its arms beside the last layer and the valley was run. The titles say so where the
-    ablation is not complete.
+    Only arms with answers of their own are drawn. An arm is the last layer at p = 0 and its own layer at p = 1. Each
+    task has its own panels. A panel is left out where none of its arms beside the last layer and the valley was run.
+    The titles say so where the evaluation is not complete.
 
     Args:
-        folder: of the ablation.
+        folder: of the evaluation.
         width: "one" or "two" columns of a page.
 
     Raises:
-        RunError: there is no ablation at `folder`, or it holds no answer yet.
+        RunError: there is no evaluation at `folder`, it holds no answer yet, or it has no arm beside the last layer.
         OptionError: there is no such width.
     """
     table = ablation_table(folder)
-    panels = [(arms, name) for arms, name in zip(panel_arms(table), _NAMES, strict=True) if set(arms) - {"valley"}]
-    panels = panels or [(["valley"], _NAMES[0])]
+    if (table["arm"] == "last").all():
+        advice = f"continue it with {spelled_command('ablate')}, or with further strategies"
+        raise RunError(f"{folder} has answers of the last layer alone", advice, given=folder)
+    panels = []
+    for _, of_task in table.groupby("task", sort=False):
+        named = zip(panel_arms(of_task), _NAMES, strict=True)
+        mine = [(of_task, arms, name) for arms, name in named if set(arms) - {"valley"}]
+        panels += mine or [(of_task, ["valley"], _NAMES[0])]
     with style.look():
-        figure, axes = style.page(width, len(panels), 2.4)
-        for (arms, name), ax in zip(panels, axes, strict=True):
-            draw_ablation(table, arms, ax)
+        figure, axes = style.page(width, len(panels), 2.4, across=2)
+        for (of_task, arms, name), ax in zip(panels, axes, strict=True):
+            draw_ablation(of_task, arms, ax)
             ax.set_title(f"{name}: {ax.get_title(loc='left')}", loc="left")
         if len(panels) > 1:
             style.letter_titles(*axes)
@@ -76,15 +83,20 @@ def panel_arms(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def draw_ablation(table: pd.DataFrame, arms: list[str], ax: Axes) -> Axes:
-    """The axes with accuracy in percent against p for some arms, each with its 95 % interval, from `ablation_table`.
+    """The axes with scores in percent against p for some arms, each with its 95 % interval.
 
     Intervals are bars, drawn side by side at each p; the last layer, which does not depend on p, has a band. The valley
     is dashed and black, with its values in boxes at the top.
+
+    Args:
+        table: of one task, from `ablation_table`.
+        arms: those drawn.
+        ax: to draw on.
     """
     shown = table[table["arm"].isin(arms)]
     ax.set_title(_title(table, shown), loc="left")
     ax.set_xlabel("probability p of the arm's layer")
-    ax.set_ylabel("accuracy (%)")
+    ax.set_ylabel("score (%)")
     ax.set_xlim(-0.06, 1.1)
     ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     more = iter(_MORE_LOOKS * len(arms))
@@ -94,7 +106,7 @@ def draw_ablation(table: pd.DataFrame, arms: list[str], ax: Axes) -> Axes:
     for arm in arms:
         shift = 0.0 if arm == "last" else apart * (moving.index(arm) - (len(moving) - 1) / 2)
         handles.append(_curve(shown[shown["arm"] == arm], shift, ax, _LOOKS.get(arm) or next(more)))
-    top = max(_LEAST_TOP, 100 * float(shown["accuracy_high"].fillna(shown["accuracy"]).max()))
+    top = max(_LEAST_TOP, 100 * float(shown["score_high"].fillna(shown["score"]).max()))
     boxed = "valley" in arms
     style.value_axis(ax, top, 1.2 * top if boxed else 1.05 * top)
     if boxed:
@@ -109,13 +121,14 @@ _NAMES = ("earlier layers", "shifted valleys")
 
 
 def _title(table: pd.DataFrame, shown: pd.DataFrame) -> str:
-    n_items = table.attrs["n_items"]
-    text = f"{n_items:,} item{'' if n_items == 1 else 's'} of {table.attrs['dataset']}"
+    task = table["task"].iloc[0]
+    n_items = table.attrs["n_items"][task]
+    text = f"{n_items:,} item{'' if n_items == 1 else 's'} of {task}"
     if not table.attrs["is_complete"]:
         text += ",\nnot complete"
     if not shown.empty and shown["n_items"].min() < n_items:
         text += f", sometimes only {shown['n_items'].min():,}"
-    return text + (", bars: 95 %" if (shown["accuracy_high"] > shown["accuracy_low"]).any() else "")
+    return text + (", bars: 95 %" if (shown["score_high"] > shown["score_low"]).any() else "")
 
 
 def _spread(shown: pd.DataFrame) -> float:
@@ -125,12 +138,12 @@ def _spread(shown: pd.DataFrame) -> float:
 
 
 def _curve(rows: pd.DataFrame, shift: float, ax: Axes, look: dict[str, Any]) -> Any:
-    percent = 100 * rows.set_index("p")[["accuracy", "accuracy_low", "accuracy_high"]]
+    percent = 100 * rows.set_index("p")[["score", "score_low", "score_high"]]
     is_last = rows["arm"].iloc[0] == "last"
     drawn: dict[str, Any] = {"markersize": 3, "clip_on": False, "zorder": 4 if look["color"] == "black" else 3}
     at = np.where(percent.index > 0, percent.index + shift, percent.index)  # at p = 0 every arm is the last layer
-    (line,) = ax.plot(at, percent["accuracy"], label=rows["arm"].iloc[0], **drawn, **look)
-    low, value, high = (percent[f"accuracy{end}"].to_numpy() for end in ("_low", "", "_high"))
+    (line,) = ax.plot(at, percent["score"], label=rows["arm"].iloc[0], **drawn, **look)
+    low, value, high = (percent[f"score{end}"].to_numpy() for end in ("_low", "", "_high"))
     wide = high > low
     if is_last and wide.any():
         ax.fill_between(at, low, high, color=look["color"], alpha=0.15, linewidth=0, zorder=1)
@@ -144,14 +157,14 @@ def _curve(rows: pd.DataFrame, shift: float, ax: Axes, look: dict[str, Any]) -> 
 
 def _box_values(rows: pd.DataFrame, ax: Axes) -> None:
     boxed = -1.0
-    for p, accuracy in zip(rows["p"], rows["accuracy"], strict=True):
+    for p, score in zip(rows["p"], rows["score"], strict=True):
         if p - boxed < _LABEL_SPACE:
             continue
         boxed = p
         ax.text(
             p,
             0.98,
-            f"{100 * accuracy:.1f}",
+            f"{100 * score:.1f}",
             transform=ax.get_xaxis_transform(),
             ha="center",
             va="top",

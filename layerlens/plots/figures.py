@@ -17,6 +17,7 @@ from layerlens.plots.clouds import figure1
 from layerlens.plots.depths import figure_onset, figure_settling
 from layerlens.plots.dynamics import contributions_table, draw_contributions, draw_io_cosine
 from layerlens.plots.entropy import GROUPS, draw_entropy, entropy_table
+from layerlens.plots.explanation import figure_explanation
 from layerlens.plots.grids import figure_grid
 from layerlens.plots.layer_grid import figure_lens_grid
 from layerlens.plots.parts import figure_parts
@@ -67,7 +68,7 @@ def draw(
     out_dir: Path,
     *,
     beside: Records | None = None,
-    ablation: str | os.PathLike[str] | None = None,
+    evaluation: str | os.PathLike[str] | None = None,
     half_steps: bool = False,
     width: str | None = None,
     **of_the_figure: Any,
@@ -78,11 +79,11 @@ def draw(
     one prompt each.
 
     Args:
-        number: of the figure, 1 to 12, or its name, one of `NAMED`.
-        run: what was traced; not needed for Figure 3.
+        number: of the figure, 1 to 12, or its name, one of `NAMED` or `OF_EVALUATIONS`.
+        run: what was traced; not needed for figures of an evaluation.
         out_dir: where the files go.
         beside: for Figures 7 to 12, a run of the same prompts decoded from the last layer; it is drawn above.
-        ablation: for Figure 3, the directory that `layerlens ablate` wrote.
+        evaluation: for the figures `OF_EVALUATIONS`, the directory that `layerlens ablate` or `layerlens eval` wrote.
         half_steps: whether Figures 4 and 6 show the entropy between attention and MLP of each layer too.
         width: "one" or "two" columns of a page, 3.3 or 6.9 inches; by default two for Figures 1 and 7 to 12 and for the
             grid, one for the others.
@@ -92,15 +93,16 @@ def draw(
         OptionError: there is no such figure, what it is drawn from is missing, or the directory cannot be written.
         RunError: the run lacks what the figure shows.
     """
-    if number not in (*NUMBERS, *NAMED):
-        advice = did_you_mean(number, NAMED, f"choose from {', '.join(map(str, (*NUMBERS, *NAMED)))}")
+    if number not in KNOWN:
+        advice = did_you_mean(number, [*NAMED, "explanation"], f"choose from {', '.join(map(str, KNOWN))}")
         raise OptionError(f"there is no figure {number}", advice, option="number", given=number)
     of_the_page: dict[str, Any] = {} if width is None else {"width": width}
-    if number == 3:
-        if ablation is None:
-            advice = f"give {spelled('ablation')}, a directory that {spelled_command('ablate')} wrote"
-            raise OptionError("figure 3 shows scored answers", advice, option="ablation")
-        figure, table = figure3(ablation, **of_the_page)
+    if number in OF_EVALUATIONS:
+        if evaluation is None:
+            writers = f"{spelled_command('ablate')} or {spelled_command('evaluate')}"
+            advice = f"give {spelled('evaluation')}, a directory that {writers} wrote"
+            raise OptionError(f"figure {number} shows scored answers", advice, option="evaluation")
+        figure, table = OF_EVALUATIONS[number](evaluation, **of_the_page)
     elif run is None:
         advice = f"give {spelled('run')}, a directory that {spelled_command('trace')} wrote"
         raise OptionError(f"figure {number} shows a run", advice, option="run")
@@ -140,7 +142,13 @@ FIGURES: dict[int, Callable[..., tuple[Figure, pd.DataFrame]]] = {
     6: figure4,
 }
 NUMBERS = (1, 2, 3, 4, 5, 6, *GRIDS)
-DISTINCT = (1, 2, 3, 4, *GRIDS)
+OF_EVALUATIONS: dict[int | str, Callable[..., tuple[Figure, pd.DataFrame]]] = {
+    3: figure3,
+    "explanation": figure_explanation,
+}
+"""Figures of scored answers."""
+DISTINCT = (1, 2, 4, *GRIDS)
+"""Figures of a run, each drawn once: 5 and 6 are 2 and 4 of another model."""
 
 NAMED = {
     "agreement": Named(figure_agreement, None),
@@ -149,3 +157,5 @@ NAMED = {
     "parts": Named(figure_parts, "sublayers"),
     "grid": Named(figure_lens_grid, None),
 }
+KNOWN = tuple(dict.fromkeys([*NUMBERS, *NAMED, *OF_EVALUATIONS]))
+"""Every number and name."""

@@ -68,16 +68,25 @@ def inches(width: str) -> float:
     return WIDTHS[width]
 
 
-def page(width: str, n_panels: int, height: float) -> tuple[Figure, list[Axes]]:
+def page(width: str, n_panels: int, height: float, across: int | None = None) -> tuple[Figure, list[Axes]]:
     """A page and its panels, above each other in one column and side by side in two; each is `height` inches high.
+
+    Args:
+        width: "one" or "two" columns.
+        n_panels: how many there are.
+        height: of each, in inches.
+        across: how many stand side by side at most; None: all.
 
     Raises:
         OptionError: there is no such width.
     """
-    across = inches(width)
-    rows, columns = (n_panels, 1) if width == "one" else (1, n_panels)
-    figure = Figure(figsize=(across, rows * height), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+    columns = 1 if width == "one" else min(n_panels, across or n_panels)
+    rows = -(-n_panels // columns)
+    figure = Figure(figsize=(inches(width), rows * height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[n_panels:]:
+        unused.remove()
+    return figure, axes[:n_panels]
 
 
 def value_axis(ax: Axes, top: float, limit: float) -> None:

@@ -14,12 +14,14 @@ _CIRCUMSTANCES = {
     "merged_from",
 }  # may differ between the sessions of one run
 _STRATEGY_DEFAULTS = {"p": 1.0, "criterion": "shannon", "entropy_floor": 0.0}
-_THREE_WAYS = "options.add_special_tokens"  # None is the default, and False is another choice
+_THREE_WAYS = (  # None is the default, and False is another choice
+    "options.add_special_tokens",
+    *(f"generation.{name}" for name in ("add_special_tokens", "chat_template", "generation_config")),
+)
 
 _OPTIONS = {
     **{name: name for name in ("seed", "mode", "window", "strategy", "lens")},
     **{f"model.{name}": name for name in ("dtype", "device", "revision")},
-    **{f"ablation.{name}": name for name in ("arms", "p", "repeats", "window")},
     **{f"strategy.{name}": name for name in _STRATEGY_DEFAULTS},
     "model.source": "model",
     "dataset.rows": "limit",
@@ -29,8 +31,6 @@ _OPTIONS = {
 
 _OPAQUE = {
     "batches": "other prompts",
-    "ablation.batches": "other prompts",
-    "ablation.strategies": "other strategies",
     "chat_template_sha256": "another chat template",
     "strategy_code": "other code of its strategy",
     "dataset.sha256": "another file of prompts",
@@ -51,9 +51,6 @@ _WORDING = (*_PROMPTS, *_MODEL, *_TEMPLATE, "seed")
 _SHARD = ("dataset.shard",)
 _BATCHES = (*_PROMPTS, *_SHARD, "options.batch_size")
 _FOLLOWS = {
-    "ablation.batches": _BATCHES,
-    "ablation.scoring": ("dataset.name",),
-    "ablation.strategies": ("ablation.arms", "ablation.window"),
     "batches": _BATCHES,
     "chat_template_sha256": (*_MODEL, "options.chat_template"),
     "dataset.items_sha256": _WORDING,
@@ -66,7 +63,7 @@ _FOLLOWS = {
     "lens.sha256": ("lens",),
     "model.hooks": ("model.fingerprint", "model.backend"),
     "padding": ("mode",),
-    "strategy_code": ("strategy", "ablation.arms"),
+    "strategy_code": ("strategy",),
     **{f"dataset.{name}": ("dataset.name",) for name in ("config", "split", "revision", "sha256")},
     **{f"model.{name}": _MODEL for name in ("family", "n_layers", "d_model", "n_vocab")},
     **{f"model.{name}": _MODEL for name in ("layer_kinds", "mlp_kinds", "multiply_adds")},
@@ -120,11 +117,6 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
     counted = entries.get("model", {}).get("n_layers")
     n_layers = counted if isinstance(counted, int) else None
     strategy = _of_strategy(entries.pop("strategy"), n_layers) if "strategy" in entries else {}
-    if "strategies" in entries.get("ablation", {}):
-        arms = [_of_strategy(record, n_layers) for record in entries["ablation"]["strategies"]]
-        unsaid = (None, default_window(n_layers))  # what an arm has where no window is given
-        windows = [arm["strategy.window"] for arm in arms if arm.get("strategy.window") not in unsaid]
-        entries["ablation"] |= {"strategies": arms, "window": windows[0] if windows else None}
     lens = entries.pop("lens", {"kind": "logit"})  # as it was before there were others
     if lens["kind"] != "logit":
         entries |= {"lens": f"{lens['kind']}:{lens.get('source')}", "lens.sha256": lens.get("sha256")}
@@ -133,7 +125,7 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in entries.items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return {key: None if value is False and key != _THREE_WAYS else value for key, value in flat.items()} | strategy
+    return {key: None if value is False and key not in _THREE_WAYS else value for key, value in flat.items()} | strategy
 
 
 def _of_strategy(record: dict[str, Any], n_layers: int | None) -> dict[str, Any]:
@@ -162,15 +154,19 @@ def _said(key: str, value: Any) -> str:
         return _OPAQUE[key]
     if key == "dataset.name":
         return _prompts(str(value))
-    if key == "options.chat_template":
-        return "a chat template" if value else spelled("chat_template", False)
+    if key in ("options.chat_template", "generation.chat_template"):
+        return (
+            spelled("chat_template", False)
+            if value is False or (value is None and section == "options")
+            else "a chat template"
+        )
     if key == "model.quantization":
         return "weights that are not quantised" if value is None else f"weights quantised by {value}"
     if key == "model.hooks":
         return f"the hook{'s' if len(value) > 1 else ''} {', '.join(value)}" if value else "no hooks on the model"
     if key == "dataset.all_rows":
         return f"no {spelled('shard')}" if value is None else f"a {spelled('shard')} of {value} prompts"
-    option = _OPTIONS.get(key, name if section == "options" else None)
+    option = _OPTIONS.get(key, name if section in ("options", "generation") else None)
     if option is None:
         owner = "a strategy's " if section == "strategy" else ""
         return f"{owner}{name.replace('_', ' ')} {_shown(value)}"

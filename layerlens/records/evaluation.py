@@ -3,12 +3,15 @@
     DIR/manifest.json
     DIR/logs/*.eval       a log of inspect for each task and arm; `inspect view --log-dir DIR/logs` shows them
     DIR/answers.parquet   a row for each task, item, epoch and arm
+    DIR/damaged           logs that could not be read; what they had is answered again
     DIR/traces/TASK-ARM   where the answers were traced: a run directory for each task and arm
 
 Nothing here needs a model or inspect.
 """
 
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +47,15 @@ class EvaluationWriter(files.FolderWriter):
 
     Args:
         folder: the directory; made if missing.
-        manifest: what is about to be run. Its "evaluation" has "tasks" and "arms", each by name, and "asked", the pairs
-            of them. What is there already is kept, so that tasks and arms can be added.
+        manifest: what is about to be run. Its "evaluation" has "tasks" and "arms", each by name, "asked", the pairs of
+            them, "judged", the tasks that a judge scores, and "code", a digest of the class of each arm that is not of
+            this package. What is there already is kept, so that tasks and arms can be added.
 
     Raises:
         RunError: the folder holds something else, or an evaluation with other settings.
     """
 
-    entries = re.compile(r"(manifest\.json|answers\.parquet)(\.partial)?|logs/.*|traces/.*|\.lock")
+    entries = re.compile(r"(manifest\.json|answers\.parquet)(\.partial)?|logs/.*|traces/.*|damaged/.*|\.lock")
 
     @property
     def logs(self) -> Path:
@@ -65,18 +69,28 @@ class EvaluationWriter(files.FolderWriter):
             files.write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
 
     def _refuse_unless_free(self, *, resume: bool, overwrite: bool) -> None:
-        if (self.folder / "manifest.json").exists():
-            with files.not_replaced(self.folder):
-                read_manifest(self.folder)
-        else:
-            store.refuse_unless_free(self.folder, resume=resume, overwrite=overwrite)
+        refuse_unless_free(self.folder)
 
     def _open(self) -> None:
         if (self.folder / "manifest.json").exists():
             self.manifest = _joined(self.folder, self.manifest, read_manifest(self.folder))
         files.write_json(self.folder / "manifest.json", self.manifest)
         self.logs.mkdir(exist_ok=True)
+        for log in self.logs.glob("*.eval"):
+            if not zipfile.is_zipfile(log):
+                files.set_aside(self.folder, log)
         files.remove_unfinished(self.folder)
+
+
+def refuse_unless_free(folder: Path) -> None:
+    """RunError where an evaluation can neither begin in a folder nor go on: it holds something else, or no folder can
+    have that name."""
+    folder = folder.expanduser()
+    if files.exists(folder / "manifest.json"):
+        with files.not_replaced(folder):
+            read_manifest(folder)
+    else:
+        store.refuse_unless_free(folder, resume=False, overwrite=False)
 
 
 def _joined(folder: Path, ours: Manifest, theirs: Manifest) -> Manifest:
@@ -84,7 +98,14 @@ def _joined(folder: Path, ours: Manifest, theirs: Manifest) -> Manifest:
     both = [dict(one) for one in (ours, theirs)]
     ours_, theirs_ = (one.pop("evaluation") for one in both)
     refuse_disagreement(folder, *both)
-    for part, what in (("tasks", "items or settings of the task"), ("arms", "options of the strategy")):
+    known = (
+        ("tasks", "items or settings of the task"),
+        ("arms", "options of the strategy"),
+        ("code", "code of the strategy"),
+    )
+    for one in (ours_, theirs_):
+        one.setdefault("code", {})  # which older manifests do not have
+    for part, what in known:
         for name in ours_[part].keys() & theirs_[part].keys():
             if ours_[part][name] != theirs_[part][name]:
                 raise RunError(
@@ -93,9 +114,29 @@ def _joined(folder: Path, ours: Manifest, theirs: Manifest) -> Manifest:
                     option="out",
                     given=name,
                 )
-    joined = {part: theirs_[part] | ours_[part] for part in ("tasks", "arms")}
+    joined = {part: theirs_[part] | ours_[part] for part, _ in known}
+    joined["judged"] = sorted({*theirs_.get("judged", ()), *ours_.get("judged", ())})
     joined["asked"] = theirs_["asked"] + [pair for pair in ours_["asked"] if pair not in theirs_["asked"]]
     return ours | {"created": theirs["created"], "evaluation": joined}
+
+
+def arm_name(strategy: str, p: float) -> str:
+    """The name of the arm of a strategy at a p: valley at 1, valley_p0.2 below."""
+    return strategy if p == 1 else f"{strategy}_p{float(p)!r}"
+
+
+def arm_parts(name: str, options: Mapping[str, Any]) -> tuple[str, float]:
+    """The strategy and the p of an arm, from its name and its options; what has no p always acts, as at p = 1."""
+    p = float(options.get("p", 1))
+    return (name if p == 1 else name.removesuffix(f"_p{p!r}")), p
+
+
+def n_epochs(manifest: Manifest, task: str, arm: str) -> int:
+    """How often each item of a task is answered under an arm: once where nothing is drawn and no judge scores."""
+    said = manifest["evaluation"]
+    is_drawn = said["tasks"][task]["config"].get("temperature", 0) > 0 or 0 < said["arms"][arm].get("p", 1) < 1
+    epochs: int = manifest["options"]["epochs"]
+    return epochs if is_drawn or task in said.get("judged", ()) else 1
 
 
 def trace_folder(folder: Path, task: str, arm: str) -> Path:

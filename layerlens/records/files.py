@@ -24,8 +24,12 @@ class DamagedFile(RunError):
     @classmethod
     def at(cls, path: Path, problem: str) -> "DamagedFile":
         """The error for the table at a path, with what is wrong with it."""
-        again = f"repeat the command that wrote it with {spelled('resume', True)}"
-        return cls(f"{path} {problem}", f"{again}, which sets the file aside and makes it again", given=path)
+        if path.name == "answers.parquet":  # of an evaluation, which goes on without being told
+            again = "repeat the command that wrote it, which makes it again"
+        else:
+            again = f"repeat the command that wrote it with {spelled('resume', True)}"
+            again += ", which sets the file aside and makes it again"
+        return cls(f"{path} {problem}", again, given=path)
 
 
 def read_table(path: Path, columns: list[str]) -> pa.Table:
@@ -80,8 +84,13 @@ def set_aside_damaged(folder: Path, tables: Mapping[Path, list[str]]) -> None:
             if path.exists():
                 read_table(path, columns)
         except DamagedFile:
-            (folder / "damaged").mkdir(exist_ok=True)
-            path.replace(folder / "damaged" / "-".join(path.relative_to(folder).parts))
+            set_aside(folder, path)
+
+
+def set_aside(folder: Path, path: Path) -> None:
+    """Move a file of the folder to `folder`/damaged."""
+    (folder / "damaged").mkdir(exist_ok=True)
+    path.replace(folder / "damaged" / "-".join(path.relative_to(folder).parts))
 
 
 @contextlib.contextmanager
@@ -113,6 +122,14 @@ def not_replaced(folder: Path) -> Iterator[None]:
         yield
     except RunError as error:
         raise RunError(error.problem, "give a new directory", option="out", given=folder) from error
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file; False where no file can have that name."""
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long, which the check of the folder reports
+        return False
 
 
 def refuse_foreign(folder: Path, entries: re.Pattern[str]) -> None:

@@ -83,9 +83,6 @@ def read_manifest(folder: Path) -> Manifest:
     if format_number != FORMAT:
         problem = f"{folder} is a run of format {format_number}, but this layerlens reads {FORMAT}"
         raise RunError(problem, "upgrade layerlens" if format_number > FORMAT else "trace again", given=folder)
-    if "ablation" in manifest:
-        advice = f"give another directory, or draw figure 3 from it with {spelled('ablation', folder)}"
-        raise RunError(f"{folder} is an ablation and not a run", advice, given=folder)
     if "evaluation" in manifest:
         advice = f"give a run, such as one in {folder / 'traces'}, or show it with {spelled_command('evaluate')}"
         raise RunError(f"{folder} is an evaluation and not a run", advice, given=folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from layerlens.errors import OptionError, spelled
 
-_TABLES = ("tokens", "answers")  # folders, one of which every run and every ablation has
+_TABLES = ("tokens", "answers.parquet")  # one of which every run and every evaluation has
 
 
 def refuse_other_suffix(place: Path, suffixes: Sequence[str], option: str = "out") -> None:
@@ -27,7 +27,7 @@ def refuse_no_folder(place: Path, option: str = "out") -> None:
 
 
 def refuse_inside(place: Path, run: Path | None = None, option: str = "out") -> None:
-    """OptionError for a file in the directory of a run or an ablation, whose tables it could replace.
+    """OptionError for a file in the directory of a run or an evaluation, whose tables it could replace.
 
     Args:
         place: the file to be written.
@@ -42,5 +42,5 @@ def refuse_inside(place: Path, run: Path | None = None, option: str = "out") -> 
 
 
 def _holds_records(folder: Path) -> bool:
-    """Whether a folder is that of a run or of an ablation, be it damaged or not complete."""
-    return (folder / "manifest.json").is_file() and any((folder / name).is_dir() for name in _TABLES)
+    """Whether a folder is that of a run or of an evaluation, be it damaged or not complete."""
+    return (folder / "manifest.json").is_file() and any((folder / name).exists() for name in _TABLES)

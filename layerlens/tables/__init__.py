@@ -29,7 +29,7 @@ TITLES = {
     "10": "Table 10: scores of further models, in percent",
 }
 TABLES = tuple(TITLES)
-SCORES, LEVELS = ("1", "2", "9", "10"), ("3", "4")
+SCORES, LEVELS = ("1", "2", "7", "9", "10"), ("3", "4")
 """Tables that are made from evaluations: scores of benchmarks, and scores by difficulty."""
 _OF_A_RUN = {"5": table5, "6.1": table6_1, "8": table8}
 
@@ -37,25 +37,21 @@ _OF_A_RUN = {"5": table5, "6.1": table6_1, "8": table8}
 def composed(
     number: str,
     run: Records | None,
-    ablations: Sequence[str | PathLike[str]] = (),
     evaluations: Sequence[str | PathLike[str]] = (),
 ) -> pd.DataFrame:
     """One of `TABLES`. Its columns are described in `compose.beside`, `analysis.ablation.table7` and `tables.scores`.
 
     Raises:
-        OptionError: the run or the ablation that it is made from was not given.
-        RunError: the run or the ablation lacks what the table needs.
+        OptionError: the run or the evaluation that it is made from was not given.
+        RunError: the run or the evaluation lacks what the table needs.
     """
     if number in (*SCORES, *LEVELS):
         if not evaluations:
             advice = f"give {spelled('evaluation')}, a directory that {spelled_command('evaluate')} wrote"
             raise OptionError(f"table {number} shows scores of benchmarks", advice, option="evaluation")
+        if number == "7":
+            return table7(evaluations)
         return scores_table(number, evaluations) if number in SCORES else difficulty_table(number, evaluations)
-    if number == "7":
-        if not ablations:
-            advice = f"give {spelled('ablation')}, a directory that {spelled_command('ablate')} wrote"
-            raise OptionError("table 7 shows scored answers", advice, option="ablation")
-        return table7(ablations)
     if run is None:
         advice = f"give {spelled('run')}, a directory that {spelled_command('trace')} wrote"
         raise OptionError(f"table {number} shows a run", advice, option="run")

@@ -9,7 +9,7 @@ import pandas as pd
 from layerlens.analysis.evaluation import evaluation_table
 from layerlens.analysis.levels import levels_table
 from layerlens.analysis.reported import BENCHMARKS, reported, short_name
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, RunError
 
 METHODS = {"valley": "confident"}
 """The paper's names of our arms; it calls the others as we do."""
@@ -34,8 +34,7 @@ def scores_table(source: str, folders: Sequence[str | PathLike[str]]) -> pd.Data
         folders: of evaluations.
 
     Raises:
-        RunError: a folder holds no evaluation, or no answer.
-        OptionError: two evaluations measured the same.
+        RunError: a folder holds no evaluation, or no answer; or two evaluations measured the same.
     """
     measured: dict[tuple[str, str, str], dict[str, Any]] = {}
     for folder in folders:
@@ -46,7 +45,7 @@ def scores_table(source: str, folders: Sequence[str | PathLike[str]]) -> pd.Data
             key = (model, method, BENCHMARKS.get(row["task"], row["task"]))
             if key in measured:
                 problem = f"{folder} measured {' '.join(key)}, as another of the evaluations did"
-                raise OptionError(problem, "give one of them", given=folder)
+                raise RunError(problem, "give one of them", given=folder)
             measured[key] = _percent(row)
     told = reported(source)
     names = [tuple(row) for row in told[["model", "method", "benchmark"]].to_numpy()]

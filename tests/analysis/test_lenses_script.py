@@ -157,7 +157,7 @@ def test_the_first_run_is_of_the_logit_lens(call, planted, tmp_path):
 
 
 def test_answers_are_compared_item_by_item(call, planted, tmp_path):
-    right, wrong = (True, 9, "stop"), (False, 9, "length")
+    right, wrong = (True, 9, "stop"), (False, 9, "max_tokens")
     items = [f"i{index}" for index in range(20)]
     last = {item: [right if index < 8 else wrong] for index, item in enumerate(items)}
     folders = []
@@ -165,7 +165,7 @@ def test_answers_are_compared_item_by_item(call, planted, tmp_path):
         valley = {item: [right if index < n_right else wrong] for index, item in enumerate(items)}
         answers = {("last", 0.0): last, ("valley", 1.0): valley}
         folders.append(through(write_ablation(tmp_path / lens, answers, dataset="sample"), lens))
-    asked = [word for folder in folders for word in ("--ablation", folder)]
+    asked = [word for folder in folders for word in ("--evaluation", folder)]
     done = call(*(folder for folder, _ in planted.values()), tmp_path / "out", *asked)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "out" / "lenses.csv").set_index(["lens", "quantity"])["measured"]

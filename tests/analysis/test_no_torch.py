@@ -31,7 +31,7 @@ def test_no_torch_is_imported():
         "layerlens.tables",
         "layerlens.analysis.theory",
         "layerlens.evaluation.scoring",
-        "layerlens.records.answers",
+        "layerlens.records.evaluation",
     )
     assert first_with_torch(*modules) == ""
 

@@ -32,13 +32,13 @@ WITHOUT_TORCH = {
     (*TRACE, "--device", "gpu"): "did you mean cuda",
     (*TRACE, "--device-map", "ballanced"): "did you mean balanced",
     ("generate", *MODEL, "--prompt", "x", "--dtype", "flot32"): "--dtype flot32",
-    ("ablate", *MODEL, "--dataset", "sample", "--out", "new", "--device", "cdua"): "--device cdua",
+    ("ablate", *MODEL, "--tasks", "sample", "--out", "new", "--device", "cdua"): "--device cdua",
     ("doctor", *MODEL, "--dtype", "flot32"): "--dtype flot32",
     ("doctor", "--model", "smollm2-135m-instrct"): "did you mean smollm2-135m-instruct",
     ("trace", *MODEL, "--dataset", "sample", "--out", "dangling"): "--out dangling is a link",
     ("trace", *MODEL, "--dataset", "sample", "--out", "dangling/new"): "lies in dangling",
     ("trace", *MODEL, "--dataset", "sample", "--out", "there.safetensors/new"): "there.safetensors is a file",
-    ("ablate", *MODEL, "--dataset", "sample", "--out", "dangling"): "--out dangling is a link",
+    ("ablate", *MODEL, "--tasks", "sample", "--out", "dangling"): "--out dangling is a link",
 }
 
 

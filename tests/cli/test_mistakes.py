@@ -12,7 +12,7 @@ from tests import refusals
 
 TRACE = ("trace", "--model", "m", "--out", "OUT", "--dataset", "sample")
 GENERATE = ("generate", "--model", "m", "--prompt", "hello")
-ABLATE = ("ablate", "--model", "m", "--dataset", "sample", "--out", "OUT")
+ABLATE = ("ablate", "--model", "m", "--tasks", "sample", "--out", "OUT")
 BENCH = ("bench", "decode", "--model", "m")
 
 
@@ -42,7 +42,7 @@ def refused(cli, tmp_path, monkeypatch):
         (["trace", "--model=m", "--", "--out", "o"], ["--out"]),
         (["generate"], ["--model", "--prompt"]),
         (["generate", "why", "--model", "m"], ["--prompt"]),
-        (["ablate", "--out=o"], ["--model", "--dataset"]),
+        (["ablate", "--model=m"], ["--out"]),
         (["bench", "decode"], ["--model"]),
         (["figure"], ["NUMBER", "--out"]),
         (["table", "--run", "r"], ["NUMBER"]),
@@ -101,7 +101,7 @@ def test_a_value_may_look_like_an_option_where_that_is_said(cli):
         ([*TRACE, "--mode", "live"], "--mode", "live", "replay"),
         ([*TRACE, "--positions", "some"], "--positions", "some", "generated"),
         ([*GENERATE, "--p", "50%"], "--p", "50%", "0.5"),
-        ([*ABLATE, "--repeats", "two"], "--repeats", "two", "3"),
+        ([*ABLATE, "--epochs", "two"], "--epochs", "two", "3"),
         ([*BENCH, "--rounds", "x"], "--rounds", "x", "3"),
     ],
 )

@@ -8,16 +8,20 @@ import pytest
 import typer
 
 import layerlens as ll
-from layerlens.cli import app, options
+from layerlens.cli import app, asking, options
 from layerlens.decode.options import GenerateOptions
-from layerlens.records.answers import read_manifest as read_answers_manifest
+from layerlens.models import tiny_model, tiny_tokenizer
+from layerlens.records.evaluation import read_answers
+from layerlens.records.evaluation import read_manifest as read_evaluation
 from layerlens.records.manifest import read_manifest
+from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
 GROUPS = {
     "trace": (options.Decoding, options.StrategyOptions, options.Loading),
     "generate": (options.Decoding, options.StrategyOptions, options.Loading),
-    "ablate": (options.Decoding, options.Loading),
+    "ablate": (asking.Items, asking.Scoring, asking.Answering, options.Wrapping, options.Loading),
+    "eval": (asking.Items, asking.Scoring, asking.Answering, options.Wrapping, options.Readings, options.Loading),
     "bench decode": (options.StrategyOptions, options.Loading),
     "doctor": (options.Loading,),
     "fit-lens linear": (options.Loading,),
@@ -72,19 +76,61 @@ def test_what_is_given_reaches_the_run(cli, tiny_folder, tmp_path):
         ]
         == 0
     )
-    assert cli("ablate", *common, "--arms", "valley", "--p", 1, "--out", tmp_path / "ablation")[0] == 0
     expected = GenerateOptions(**given, max_new_tokens=2, stop_strings=("x", "y z"), chat_template=False)
     expected = replace(expected, add_special_tokens=False, generation_config=None)  # which says nothing here
-    for manifest in (read_manifest(tmp_path / "run"), read_answers_manifest(tmp_path / "ablation")):
-        assert manifest["seed"] == 3
-        assert manifest["model"]["dtype"] == "bfloat16"
-        for field in fields(GenerateOptions):
-            if field.name != "seed":
-                value = manifest["options"][field.name]
-                assert (tuple(value) if isinstance(value, list) else value) == getattr(expected, field.name), field.name
-    assert read_manifest(tmp_path / "run")["options"]["kl"] is True
-    strategy = read_manifest(tmp_path / "run")["strategy"]
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest["seed"] == 3
+    assert manifest["model"]["dtype"] == "bfloat16"
+    for field in fields(GenerateOptions):
+        if field.name != "seed":
+            value = manifest["options"][field.name]
+            assert (tuple(value) if isinstance(value, list) else value) == getattr(expected, field.name), field.name
+    assert manifest["options"]["kl"] is True
+    strategy = manifest["strategy"]
     assert (strategy["name"], strategy["p"], strategy["scan"]) == ("valley", 0.5, "lazy")
+
+
+@needs_inspect
+@pytest.mark.parametrize(
+    "command", [("ablate", "--arms", "valley", "--p", "0.5,1"), ("eval", "--strategies", "valley")]
+)
+def test_what_is_given_reaches_an_evaluation(cli, tiny_folder, tmp_path, command):
+    given = {"max_new_tokens": 2, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "seed": 3, "epochs": 2, "window": 3}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    flags += ["--no-chat-template", "--no-add-special-tokens", "--dtype", "bfloat16", "--limit", "sample=2"]
+    code, _, err = cli(
+        *command, "--model", tiny_folder("llama"), "--tasks", "sample", *flags, "--out", tmp_path / "out"
+    )
+    assert (code, err) == (0, "")
+    manifest = read_evaluation(tmp_path / "out")
+    sampling = {"temperature": 0.7, "top_p": 0.9, "top_k": 5}
+    assert manifest["seed"] == 3
+    assert manifest["model"]["dtype"] == "bfloat16"
+    assert manifest["options"]["epochs"] == 2
+    assert manifest["generation"] == {"chat_template": False, "add_special_tokens": False}
+    assert manifest["evaluation"]["tasks"]["sample"]["config"] == {"max_tokens": 2, "seed": 3, **sampling}
+    assert len(manifest["evaluation"]["tasks"]["sample"]["items"]) == 2
+    assert manifest["evaluation"]["arms"]["valley"] == {"strategy": "valley", "window": 3}
+    answers = read_answers(tmp_path / "out").to_pandas()
+    assert len(answers) == 2 * 2 * len(manifest["evaluation"]["arms"])
+    assert (answers["n_generated_tokens"] <= 2).all()
+
+
+@needs_inspect
+def test_items_without_a_chat_template_are_answered_as_generate_answers(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    model = ll.load(tiny_model("llama"), tokenizer=tokenizer)
+    (item,) = ll.dataset("sample", limit=1)
+    few = {"max_new_tokens": 6, "chat_template": False}
+    ll.ablate(model, ["sample"], arms=["valley"], p=[1], limit=1, out=tmp_path / "out", **few)
+    alone = {"last": ll.Last(), "valley": ll.Valley()}
+    answers = read_answers(tmp_path / "out").to_pandas().set_index("arm")
+    for arm, strategy in alone.items():
+        found = ll.generate(model, item.content, strategy=strategy, **few)
+        row = answers.loc[arm]
+        assert (row["outcome"], row["n_prompt_tokens"]) == ("scored", len(tokenizer(item.content).input_ids))
+        assert row["n_generated_tokens"] == len(found.token_ids)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 
 import layerlens as ll
 from layerlens.datasets import Prompt
+from layerlens.decode import continuous, endings
 from layerlens.decode.continuous import Continuous
 from layerlens.decode.options import GenerateOptions
 from layerlens.models.backend import Connection
@@ -63,6 +64,20 @@ def test_every_answer_is_that_of_the_prompt_alone(family):
         found = [one.result(120).generation for one in waiting]
     for one, ask in zip(found, asks, strict=True):
         assert_as_alone(one, model, *ask)
+
+
+def test_rows_of_dola_share_a_batch(monkeypatch):
+    """A layer for the whole batch is, for a prompt alone, a layer for the row."""
+    widest = []
+    step = continuous._Lane.step
+    monkeypatch.setattr(continuous._Lane, "step", lambda lane: widest.append(lane.n_rows) or step(lane))
+    model = tiny("llama")
+    with Continuous(model, batch_size=6) as requests:
+        texts = ["abc", "a", "xyz xyz", "b b", "cde", "abcdefgh"]
+        futures = [submit(requests, text, ll.DoLa(), max_new_tokens=8) for text in texts]
+        for text, future in zip(texts, futures, strict=True):
+            assert_as_alone(future.result(timeout=60).generation, model, text, ll.DoLa(), {"max_new_tokens": 8})
+    assert max(widest) == 6
 
 
 def test_texts_end_at_their_own_ends():
@@ -195,6 +210,24 @@ def test_closing_ends_the_thread_and_answers_nobody():
     with refused(ll.ModelError):
         submit(requests, "abc", max_new_tokens=2)
     assert len(ll.generate(model, "abc", max_new_tokens=2).token_ids) == 2, "the model is free again"
+
+
+def test_stop_strings_are_taken_apart_once_for_all_requests(monkeypatch):
+    """Making a criterion goes through the whole vocabulary, which would take longer than many a token."""
+    made = []
+    known = endings.StopStringCriteria
+    monkeypatch.setattr(endings, "StopStringCriteria", lambda *given: made.append(given[1]) or known(*given))
+    tokenizer = tiny_tokenizer()
+    model = ll.load(tiny_model("llama"), tokenizer=tokenizer)
+    with Continuous(model, batch_size=4) as requests:
+        futures = [
+            submit(requests, text, stop_strings=stops, max_new_tokens=3) for text in "abc" for stops in ("x", "y")
+        ]
+        assert all(future.result(timeout=60) for future in futures)
+    assert sorted(made) == [["x"], ["y"]]
+    tokenizer.add_tokens(["xyz"])
+    endings.ending_criteria(None, "x", tokenizer)
+    assert len(made) == 3, "of another vocabulary"
 
 
 def test_a_model_that_is_elsewhere_is_refused():

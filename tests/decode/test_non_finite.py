@@ -1,5 +1,6 @@
 """Logits that are no numbers: no door makes a token of them, and rows beside them stay what they were."""
 
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,8 @@ import layerlens as ll
 from layerlens.decode.strategies import Choice, Last, Strategy
 from layerlens.errors import ModelError, Notice
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
+from layerlens.records.evaluation import read_answers
+from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
 PROMPTS = ["abc", "xyz", "a longer one"]
@@ -125,12 +128,25 @@ def test_logits_that_the_models_type_does_not_hold():
     assert len(ll.generate(wide, "abc", strategy=Loud(), max_new_tokens=2).token_ids) == 2
 
 
-def test_an_ablation_counts_no_answer_that_is_none(tmp_path):
+@needs_inspect
+@pytest.mark.parametrize("answer", ["1", "words"])
+def test_an_ablation_counts_no_answer_that_is_none(tmp_path, answer):
     broken = poisoned(tiny_tokenizer()("y").input_ids[0])[1]
-    prompts = (ll.Prompt(str(place), text, "1") for place, text in enumerate(["abc", "xyz"]))
-    items = ll.Dataset("gsm8k", "main", "test", None, None, tuple(prompts))
-    with refused(ModelError, problem="prompt 1"):
-        ll.ablate(broken, items, out=tmp_path / "run", arms=["last"], max_new_tokens=2, progress=False)
+    rows = tmp_path / "rows.jsonl"
+    items = [{"id": text, "question": text, "answer": answer} for text in ("abc", "xyz")]
+    rows.write_text("".join(json.dumps(item) + "\n" for item in items))
+    options = {"arms": ["valley"], "p": [0.5, 1], "epochs": 2, "window": 3, "max_new_tokens": 2}
+    table = ll.ablate(broken, ["sample"], out=tmp_path / "out", data_files={"sample": rows}, **options)
+    answers = read_answers(tmp_path / "out").to_pandas()
+    of_none = answers["item"] == "xyz"
+    assert of_none.sum() == 1 + 2 + 1
+    assert set(answers["outcome"][of_none]) == {"error"}
+    assert answers["score"][of_none].isna().all()
+    assert set(answers["outcome"][~of_none]) == {"scored"}
+    assert answers["score"][~of_none].notna().all()
+    assert (table["n_items"] == 1).all()
+    acting = table[table["p"].between(0.1, 0.9) & (table["arm"] == "valley")]
+    assert (acting["n_answers"].item(), acting["unscored"].item()) == (2, 2)
 
 
 def test_the_command_line_says_it(cli, tmp_path):

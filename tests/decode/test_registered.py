@@ -8,14 +8,14 @@ import torch
 
 import layerlens as ll
 from layerlens.decode import registry as names
-from layerlens.decode.registry import named_strategy, register_strategy, takes_option
-from layerlens.evaluation.plan import arm_strategies
-from layerlens.evaluation.runner import ablate
-from layerlens.records.answers import read_manifest as read_ablation
+from layerlens.decode.registry import asked_strategy, named_strategy, register_strategy, takes_option
+from layerlens.evaluation.ablation import conditions
+from layerlens.evaluation.arms import arms_of
+from layerlens.records.evaluation import read_manifest as read_evaluation
+from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
 FEW = {"max_new_tokens": 6, "progress": False, "batch_size": 1}
-ITEMS = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"),))
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ def test_a_window_reaches_it_through_every_door(cli, tiny_folder, tmp_path):
         }
         assert run.manifest["window"] == (window or 4), "of Eq. 7: 10, or all layers where there are fewer"
         found[window] = tuple(run.positions["selected_layer"])
-        arm = arm_strategies(["narrow"], window)["narrow"]
-        assert arm == Narrow(window=window or 3)
+        assert strategies_of(["narrow"], window=window)["narrow"] == Narrow(window=window or 3)
     assert len(set(found.values())) == 3, "windows that choose alike would show nothing"
 
 
@@ -212,20 +211,55 @@ def test_runs_of_two_windows_are_not_merged(tiny_llama, tmp_path):
     assert len(ll.merge([tmp_path / "a", tmp_path / "c"], out=tmp_path / "ac").prompts) == 2
 
 
-def test_an_ablation_keeps_arms_that_derive_from_ours_apart_and_resumes_with_the_same_ones(tiny_llama, tmp_path):
-    few = {"max_new_tokens": 3, "progress": False, "p": [1.0]}
+def strategies_of(arms, p=(1.0,), window=None):
+    """What `ablate` answers with, by the names of its arms."""
+    return {arm.name: asked_strategy(arm.options) for arm in arms_of(conditions(arms, p), window=window)}
+
+
+def test_an_ablation_keeps_arms_that_derive_from_ours_apart():
     arms = ["valley", "cautious", "reverted", "narrow"]
-    strategies = arm_strategies(arms, window=2)
+    strategies = strategies_of(arms, window=2)
     assert list(strategies) == ["last", *arms]
     assert [type(one) for one in strategies.values()] == [ll.Last, ll.Valley, Cautious, Reverted, Narrow]
-    ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], **few)
-    assert [one.get("window") for one in read_ablation(tmp_path / "a")["ablation"]["strategies"]] == [None, 3]
-    ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], resume=True, **few)
-    with refused(ll.RunError, given=tmp_path / "a", problem="window 2"):
-        ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], window=2, resume=True, **few)
+    assert [getattr(one, "window", None) for one in strategies.values()] == [None, 2, 2, None, 2]
+
+
+def test_an_arm_acts_with_the_p_of_its_name_whatever_its_own_is(monkeypatch):
+    monkeypatch.setitem(names._REGISTERED, "seldom", replace_default(Narrow, p=0.25))
+    found = strategies_of(["seldom"], (0.25, 0.5, 1.0))
+    assert {name: getattr(one, "p", None) for name, one in found.items()} == {
+        **{"last": None, "seldom_p0.25": 0.25},
+        **{"seldom_p0.5": 0.5, "seldom": 1.0},
+    }
+
+
+def replace_default(kind, **defaults):
+    """A class of strategies with other defaults."""
+    return dataclass(frozen=True)(
+        type("Another", (kind,), {"__annotations__": dict.fromkeys(defaults, "float"), **defaults})
+    )
+
+
+@needs_inspect
+def test_an_ablation_is_continued_with_the_same_arms(tiny_llama, tmp_path):
+    def ablate(**options):
+        few = {"max_new_tokens": 3, "p": [1.0], "limit": 1, "arms": ["narrow"]}
+        return ll.ablate(tiny_llama, ["sample"], out=tmp_path / "a", **few, **options)
+
+    ablate()
+    assert read_evaluation(tmp_path / "a")["evaluation"]["arms"]["narrow"] == {"strategy": "narrow"}
+    ablate()
+    with refused(ll.RunError, "out", "narrow", problem="narrow"):
+        ablate(window=2)
+
+
+@needs_inspect
+def test_an_ablation_is_not_continued_with_an_arm_whose_class_was_edited(tiny_llama, tmp_path):
+    few = {"max_new_tokens": 3, "limit": 1, "arms": ["narrow"], "out": tmp_path / "a"}
+    ll.ablate(tiny_llama, ["sample"], p=[1.0], **few)
     names._REGISTERED["narrow"] = edited(Narrow)
-    with refused(ll.RunError, given=tmp_path / "a", problem="other code"):
-        ablate(tiny_llama, ITEMS, out=tmp_path / "a", arms=["narrow"], resume=True, **few)
+    with pytest.raises(ll.RunError, match="code"):
+        ll.ablate(tiny_llama, ["sample"], p=[0.5, 1.0], **few)
 
 
 def test_the_log_calls_its_values_what_it_says(tiny_llama):

@@ -4,20 +4,19 @@ import random
 from pathlib import Path
 
 from layerlens.records import new_manifest
-from layerlens.records.answers import AnswersWriter, condition_name
+from layerlens.records.evaluation import MEASURES, SCORED, EvaluationWriter, arm_name
 
-Answer = tuple[bool, int, str]
-"""Whether it is right, its tokens, how it ended."""
+Answer = tuple[bool | None, int, str]
+"""Whether it is right (None: no score), its tokens, why it ended."""
 Answers = dict[tuple[str, float], dict[str, list[Answer]]]
-"""Of each arm and p but those that are the last layer, of each item, one answer for every repeat."""
+"""Of each arm and p but those that are the last layer, of each item, one answer for every epoch."""
 
 
 def write_ablation(
     folder: Path,
     answers: Answers,
     *,
-    arms: list[str] | None = None,
-    p: list[float] | None = None,
+    arms: list[tuple[str, float]] | None = None,
     items: list[str] | None = None,
     dataset: str = "gsm8k",
     temperature: float = 0.0,
@@ -25,51 +24,55 @@ def write_ablation(
     model: str = "made up",
     **parts: object,
 ) -> Path:
-    """The ablation at `folder`, all items in one batch; ("last", 0.0) is among the answers.
+    """The ablation at `folder`; ("last", 0.0) is among the answers.
 
-    What else is given goes into the manifest.
+    Args:
+        folder: to write.
+        answers: those there are.
+        arms: what was asked; by default what was answered.
+        items: what was asked; by default what was answered.
+        dataset: name of the task.
+        temperature: of all answers.
+        finish: whether it is complete.
+        model: its name.
+        parts: what else goes into the manifest.
     """
-    arms = arms or list(dict.fromkeys(["last", *(arm for arm, _ in answers)]))
-    p = p or sorted({0.0, *(value for _, value in answers)})
+    asked = dict.fromkeys([*(arms or []), *answers])
+    names = {pair: "last" if pair[0] == "last" else arm_name(*pair) for pair in asked}
+    options = {name: {"strategy": arm, **({"p": p} if 0 < p < 1 else {})} for (arm, p), name in names.items()}
     items = items or sorted({item for given in answers.values() for item in given})
+    task = {"items": items, "items_sha256": "", "best": 1.0, "config": {"temperature": temperature, "max_tokens": 99}}
     manifest = new_manifest(
         seed=0,
         model={"source": model, "n_layers": 4},
-        dataset={"name": dataset, "rows": len(items)},
-        options={"temperature": temperature, "max_new_tokens": 99},
-        ablation={
-            "scoring": "last number",
-            "arms": arms,
-            "p": p,
-            "repeats": max(len(given) for condition in answers.values() for given in condition.values()),
-            "batches": [items],
-        },
+        options={"epochs": max(len(given) for of_arm in answers.values() for given in of_arm.values())},
+        evaluation={"tasks": {dataset: task}, "arms": options, "asked": [[dataset, name] for name in options]},
         **parts,
     )
-    with AnswersWriter(folder, manifest) as writer:
-        for (arm, value), given in answers.items():
-            name = condition_name(arm, value)
-            writer.write(name, 0, columns(given))
-            if finish:
-                writer.join(name)
-        if finish:
-            writer.finish({"answers": sum(map(len, answers.values()))})
+    columns: dict[str, list[object]] = {column.name: [] for column in SCORED}
+    for pair, name in names.items():
+        for item in items:
+            given = answers.get(pair, {}).get(item, [])
+            for epoch, (is_right, n_tokens, reason) in enumerate(given or [MISSING], start=1):
+                row = dict.fromkeys(MEASURES) | {
+                    "task": dataset,
+                    "item": item,
+                    "epoch": epoch,
+                    "arm": name,
+                    "score": None if is_right is None else float(is_right),
+                    "outcome": "missing" if not given else "unscored" if is_right is None else "scored",
+                    "stop_reason": reason,
+                    "n_prompt_tokens": 10,
+                    "n_generated_tokens": n_tokens,
+                }
+                for column, value in row.items():
+                    columns[column].append(value)
+    with EvaluationWriter(folder, manifest) as writer:
+        writer.finish(columns, {"answers": len(columns["item"])} if finish else None)
     return folder
 
 
-def columns(given: dict[str, list[Answer]]) -> dict[str, list[object]]:
-    """The columns of a condition's answers, repeat by repeat of every item."""
-    rows = [(item, repeat, *answer) for item, all in given.items() for repeat, answer in enumerate(all)]
-    return {
-        "prompt_id": [item for item, *_ in rows],
-        "repeat": [repeat for _, repeat, *_ in rows],
-        "reference": ["5"] * len(rows),
-        "output": ["it is 5" if is_correct else "it is 6" for _, _, is_correct, *_ in rows],
-        "is_correct": [is_correct for _, _, is_correct, *_ in rows],
-        "n_generated_tokens": [n_tokens for *_, n_tokens, _ in rows],
-        "finish_reason": [reason for *_, reason in rows],
-        "seconds": [0.5] * len(rows),
-    }
+MISSING: Answer = (None, 0, "")
 
 
 def drawn(shares: dict[tuple[str, float], float], *, n_items: int = 60, repeats: int = 1, seed: int = 0) -> Answers:
@@ -88,7 +91,7 @@ def drawn(shares: dict[tuple[str, float], float], *, n_items: int = 60, repeats:
     }
 
 
-ENDS = ["stop", "length"]
+ENDS = ["stop", "max_tokens"]
 
 
 def like_the_paper() -> dict[tuple[str, float], float]:

@@ -1,4 +1,4 @@
-"""Rows that the project made up, in the schemas of releases that may not be republished."""
+"""Rows that the project made up, in the schemas of the shipped problems and of releases that may not be republished."""
 
 import base64
 import json
@@ -11,6 +11,10 @@ def packed(tests):
     return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(tests)))).decode()
 
 
+SAMPLE = [
+    {"id": "sum", "question": "How many is 2 and 3?", "answer": "5"},
+    {"id": "name", "question": "Who is taller, Sam or Tom?", "answer": "Sam"},
+]
 HLE = [
     {
         "id": f"{n:024x}",

@@ -88,6 +88,38 @@ def test_references_are_right_and_those_of_the_next_item_are_wrong(name, file, s
     assert sum(others) < 0.05 * len(samples)
 
 
+@pytest.mark.parametrize("says", ["{}", "So it is {}.", "I add them up.\n\nThe answer is **{}**."])
+def test_shipped_references_are_right_and_those_of_the_next_item_are_wrong_unless_they_are_equal(says):
+    one = benchmark("sample")
+    task = task_of(one, *read(one, None, None), Setting())
+    samples = list(task.dataset)
+    assert len(samples) == 60
+    answers = [says.format(sample.target) for sample in samples]
+    assert graded(task, zip(samples, answers, strict=True)) == [1.0] * 60
+    others = graded(task, zip(samples, answers[1:] + answers[:1], strict=True))
+    targets = [sample.target for sample in samples]
+    differ = [one != other for one, other in zip(targets, targets[1:] + targets[:1], strict=True)]
+    assert sum(differ) > 50
+    assert sum(score for score, differs in zip(others, differ, strict=True) if differs) < 0.05 * sum(differ)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says", "right"),
+    [
+        *(("12", text, 1.0) for text in ("It is 12.", "12.0", "First 3, then 12 apples.", "12, not 13")),
+        *(("12", text, 0.0) for text in ("It is 13.", "12 or 13", "twelve", "")),
+        *(("Sam", text, 1.0) for text in ("It is sam.", "Tom?\nSam", r"\boxed{Sam}")),
+        *(("Sam", text, 0.0) for text in ("Sam is wrong.", "Sam or Tom", "Samuel", "Sam.\nNo, wait: Tom.", "")),
+    ],
+)
+def test_rows_of_ones_own_in_the_form_of_the_shipped_ones(answer, says, right):
+    one = benchmark("sample")
+    task = one.task([{"id": 7, "question": "Which?", "answer": answer}], Setting())
+    (sample,) = task.dataset
+    assert (sample.id, sample.input, sample.target) == ("7", "Which?", answer)
+    assert graded(task, [(sample, says)]) == [right]
+
+
 def test_mathematics_agrees_with_math_verify():
     """Answers in other spellings, and wrong ones: two libraries give the same verdict, but for a few that are told."""
     from math_verify import parse, verify
@@ -267,6 +299,7 @@ def verdict(prompt):
 
 
 FILES = {
+    "sample": rows.SAMPLE,
     "hle": rows.HLE,
     "livecodebench_v6": rows.LIVECODEBENCH,
     "livecodebench_release_v6": rows.LIVECODEBENCH,
@@ -306,6 +339,7 @@ def test_every_benchmark_comes_to_a_score(tmp_path, sandbox):
     assert set(FILES) | {"gpqa", "gsm8k", "math500", "omni_math"} == set(NAMES)
     table, answers, asked = evaluated(tmp_path, list(FILES), allow_code_execution=True)
     assert table["score"].to_dict() == {
+        "sample": 0.0,
         "hle": 1.0,
         "livecodebench_v6": 0.0,
         "livecodebench_release_v6": 0.0,

@@ -18,6 +18,7 @@ pytest.importorskip("inspect_evals", reason="needs the extra eval")
 from inspect_ai.log import list_eval_logs, read_eval_log
 
 from layerlens.analysis.evaluation import evaluation_table
+from layerlens.decode import continuous
 from layerlens.records.evaluation import read_answers, read_manifest
 
 # inspect asks tenacity for what that has renamed, and leaves streams to the garbage collector
@@ -190,6 +191,18 @@ def test_refused_before_anything_is_written(files, tmp_path, changes, option, gi
     assert not (tmp_path / "out").exists()
 
 
+def test_as_many_items_are_decoded_at_once_as_the_batch_has_rows(tmp_path, monkeypatch):
+    """Unless it is told, inspect begins with 20 requests at once, whatever the batch size."""
+    rows = [{"id": str(n), "question": f"{n} + 1 = ?", "answer": str(n + 1)} for n in range(60)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    widest = []
+    step = continuous._Lane.step
+    monkeypatch.setattr(continuous._Lane, "step", lambda lane: widest.append(lane.n_rows) or step(lane))
+    evaluated({"sample": path}, tmp_path / "out", ["sample"], ["last"], window=None, batch_size=48, max_new_tokens=40)
+    assert max(widest) == 48
+
+
 def test_a_model_that_runs_elsewhere_is_refused(files, tmp_path):
     from layerlens.models.tiny import tiny_model, tiny_tokenizer
 
@@ -316,6 +329,18 @@ def test_answers_are_traced_as_they_were_given(files, tmp_path):
     first = [next(k for k, one in enumerate(row, 1) if one <= np.log(2) / 2 or k == 4) for row in js]
     assert measures["settling_depth"] == pytest.approx(np.mean(first) / 4)
     assert trace_measures(traced).loc[sample.id].to_dict() == pytest.approx(measures.to_dict(), rel=1e-4)
+
+
+def test_an_item_that_fills_the_context_is_wrong_and_is_not_traced(tmp_path):
+    rows = [{"id": name, "question": text, "answer": "5"} for name, text in (("a", "x"), ("b", "y" * 3000))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = evaluated({"sample": path}, tmp_path / "out", ["sample"], ["last"], window=None, trace={})
+    frame = answers(tmp_path / "out").set_index("item")
+    assert frame["stop_reason"].to_dict() == {"a": "max_tokens", "b": "model_length"}
+    assert frame.loc["b", ["outcome", "score", "n_generated_tokens"]].tolist() == ["scored", 0.0, 0]
+    assert table["n_items"].tolist() == [2]
+    assert ll.open_run(tmp_path / "out" / "traces" / "sample-last").prompts["prompt_id"].tolist() == ["a"]
 
 
 def test_ctrl_c_keeps_what_is_complete(files, tmp_path):

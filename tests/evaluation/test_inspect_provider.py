@@ -86,15 +86,34 @@ def test_a_request_has_a_strategy_of_its_own(asked, model):
 
 
 def test_sampling_is_that_of_the_seed_and_choices_differ(asked, model):
-    options = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
-    for sample in asked(max_tokens=6, num_choices=2, **options):
-        alone = ll.generate(model, sample.input, strategy=ll.Valley(window=3), max_new_tokens=6, **options)
+    drawn = {"temperature": 0.9, "top_p": 0.95}
+    for sample in asked(max_tokens=6, num_choices=2, seed=7, **drawn):
+        options = {"max_new_tokens": 6, "seed": sample.output.metadata["seeds"][0], **drawn}
+        alone = ll.generate(model, sample.input, strategy=ll.Valley(window=3), **options)
         first, second = (choice.message.text for choice in sample.output.choices)
         assert first == alone.text
         assert first != second
         assert sample.output.usage.output_tokens == 12
     again, more = (asked(TEXTS[:1], max_tokens=6, temperature=0.9)[0].output for _ in range(2))
     assert again.metadata["seeds"] != more.metadata["seeds"]
+
+
+def test_items_and_epochs_draw_independently_and_arms_alike(asked):
+    """With one seed for all, each item would draw the same numbers, and each epoch would be the same answer."""
+    drawn = {"max_tokens": 8, "temperature": 0.9, "seed": 7, "epochs": 2}
+    seeds, texts = {}, {}
+    for strategy in ("valley", "last"):
+        own = {"layerlens": {"strategy": strategy}}
+        for sample in asked(["abc", "abc", "abd"], {"strategy": "last"}, extra_body=own, **drawn):
+            key = (str(sample.id), sample.epoch)
+            texts[(strategy, *key)] = sample.output.completion
+            assert seeds.setdefault(key, sample.output.metadata["seeds"]) == sample.output.metadata["seeds"]
+    assert len({tuple(one) for one in seeds.values()}) == 6
+    assert len({text for (strategy, item, _), text in texts.items() if strategy == "last" and item in "12"}) == 4
+    (again,) = asked(["abc"], {"strategy": "last"}, max_tokens=8, temperature=0.9, seed=7)
+    assert again.output.completion == texts["last", "1", 1]
+    (other,) = asked(["abc"], {"strategy": "last"}, max_tokens=8, temperature=0.9, seed=8)
+    assert other.output.completion != texts["last", "1", 1]
 
 
 def test_stop_strings_are_cut_off(asked, model):

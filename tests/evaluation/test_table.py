@@ -12,8 +12,9 @@ import scipy.stats
 
 from layerlens.analysis.ablation import ablation_table, table7
 from layerlens.analysis.uncertainty import resample, tail_level
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import RunError
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
+from tests.evaluation.made_up_evaluation import write
 from tests.refusals import refused
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def made(tmp_path_factory):
 
 def values(answers, what):
     """Of each item, in order, the values of its answers."""
-    index, meant = {"accuracy": (0, True), "generated_tokens": (1, None), "finished": (2, "stop")}[what]
+    index, meant = {"score": (0, True), "generated_tokens": (1, None), "finished": (2, "stop")}[what]
     return [
         [float(one[index]) if meant is None else float(one[index] == meant) for one in answers[item]]
         for item in sorted(answers)
@@ -48,7 +49,7 @@ def resamples(n_items):
     return [[item for item, times in enumerate(drawn) for _ in range(int(times))] for drawn in resample(n_items)]
 
 
-@pytest.mark.parametrize("what", ["accuracy", "generated_tokens", "finished"])
+@pytest.mark.parametrize("what", ["score", "generated_tokens", "finished"])
 def test_means_and_intervals_are_those_of_resampled_items(made, what):
     answers, folder = made
     table = ablation_table(folder)
@@ -73,11 +74,8 @@ def test_means_and_intervals_are_those_of_resampled_items(made, what):
     assert table.attrs == {
         "model": "made up",
         "lens": "logit",
-        "dataset": "gsm8k",
-        "scoring": "last number",
-        "temperature": 0.0,
-        "n_items": 14,
-        "n_answers": 14 * (3 + 2 * 3),
+        "temperature": {"gsm8k": 0.0},
+        "n_items": {"gsm8k": 14},
         "is_complete": True,
     }
 
@@ -85,9 +83,9 @@ def test_means_and_intervals_are_those_of_resampled_items(made, what):
 def test_the_difference_is_paired(made):
     answers, folder = made
     table = ablation_table(folder).set_index(["arm", "p"])
-    last = values(answers["last", 0.0], "accuracy")
+    last = values(answers["last", 0.0], "score")
     for condition in list(SHARES)[1:]:
-        arm, row = values(answers[condition], "accuracy"), table.loc[condition]
+        arm, row = values(answers[condition], "score"), table.loc[condition]
         assert row["difference"] == pytest.approx(mean(arm) - mean(last))
         if sum(0 < statistics.fmean(of_item) < 1 for of_item in arm) < 6:
             change = [statistics.fmean(a) - b for a, (b,) in zip(arm, last, strict=True)]
@@ -102,12 +100,12 @@ def test_the_difference_is_paired(made):
         assert table.loc[condition, ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
 
 
-def test_pairs_that_agree_have_a_narrow_difference_and_wide_accuracies(tmp_path):
+def test_pairs_that_agree_have_a_narrow_difference_and_wide_scores(tmp_path):
     """Items differ, conditions do not: an interval of the difference that forgot the pairs would be wider."""
     last = {f"i{n:02d}": [(n % 2 == 0, 5, "stop")] for n in range(30)}
     row = ablation_table(write_ablation(tmp_path / "a", {("last", 0.0): last, ("valley", 1.0): last})).iloc[-1]
     half = scipy.stats.t.ppf(0.975, 30) * np.sqrt(2) / 32
-    assert row["accuracy_high"] - row["accuracy_low"] > 0.3 > 2 * half
+    assert row["score_high"] - row["score_low"] > 0.3 > 2 * half
     assert row[["difference_low", "difference", "difference_high"]].tolist() == pytest.approx([-half, 0, half])
 
 
@@ -117,7 +115,7 @@ def test_items_that_are_all_alike_leave_the_doubt_of_their_number(tmp_path):
     answers = {("last", 0.0): wrong, ("valley", 0.5): right, ("valley", 1.0): {"i3": wrong["i3"]}}
     table = ablation_table(write_ablation(tmp_path / "a", answers)).set_index(["arm", "p"])
     none, every = (scipy.stats.binomtest(k, 12).proportion_ci() for k in (0, 12))
-    columns = ["accuracy", "accuracy_low", "accuracy_high"]
+    columns = ["score", "score_low", "score_high"]
     assert table.loc[("last", 0.0), columns].tolist() == pytest.approx([0, none.low, none.high])
     assert table.loc[("valley", 0.5), columns].tolist() == pytest.approx([1, every.low, every.high])
     assert table.loc[("valley", 0.5), ["finished_low", "finished_high"]].tolist() == pytest.approx([every.low, 1])
@@ -130,25 +128,25 @@ def test_items_that_are_all_alike_leave_the_doubt_of_their_number(tmp_path):
 
 
 def test_an_unfinished_ablation_pairs_the_items_that_both_have(tmp_path):
-    right, wrong = [(True, 5, "stop")], [(False, 5, "length")]
+    right, wrong = [(True, 5, "stop")], [(False, 5, "max_tokens")]
     answers = {
         ("last", 0.0): {"a": right, "b": wrong, "c": right},
         ("valley", 0.5): {"b": right, "c": right},
     }
-    folder = write_ablation(tmp_path / "a", answers, p=[0.0, 0.5, 1.0], items=["a", "b", "c", "d"], finish=False)
+    folder = write_ablation(tmp_path / "a", answers, arms=[("valley", 1.0)], items=["a", "b", "c", "d"], finish=False)
     table = ablation_table(folder).set_index(["arm", "p"])
     assert not table.attrs["is_complete"]
-    assert table.attrs["n_items"] == 4
+    assert table.attrs["n_items"] == {"gsm8k": 4}
     assert ("valley", 1.0) not in table.index, "nothing was answered there"
-    assert table.loc[("last", 1.0), "accuracy"] == pytest.approx(2 / 3)
+    assert table.loc[("last", 0.5), "score"] == pytest.approx(2 / 3)
     row = table.loc[("valley", 0.5)]
-    assert (row["accuracy"], row["difference"], row["n_items"]) == (1, 0.5, 2)
+    assert (row["score"], row["difference"], row["n_items"]) == (1, 0.5, 2)
 
 
 def test_one_item_has_means_and_no_intervals(tmp_path):
     answers = {("last", 0.0): {"a": [(True, 5, "stop")]}, ("valley", 1.0): {"a": [(False, 7, "stop")]}}
     row = ablation_table(write_ablation(tmp_path / "a", answers)).iloc[-1]
-    assert (row["accuracy"], row["difference"], row["generated_tokens"]) == (0, -1, 7)
+    assert (row["score"], row["difference"], row["generated_tokens"]) == (0, -1, 7)
     assert row[[name for name in row.index if name.endswith(("_low", "_high"))]].isna().all()
 
 
@@ -159,7 +157,7 @@ def test_one_item_has_means_and_no_intervals(tmp_path):
         ("{oops", "manifest.json cannot"),
         ("[]", "not an"),
         ('{"format": 1, "model": {}}', "not an"),
-        ('{"format": 2, "ablation": {}}', "format 2"),
+        ('{"format": 2, "evaluation": {}}', "format 2"),
     ],
 )
 def test_what_is_no_ablation(tmp_path, content, words):
@@ -168,19 +166,29 @@ def test_what_is_no_ablation(tmp_path, content, words):
         (tmp_path / "a" / "manifest.json").write_text(content)
     with refused(RunError, given=tmp_path / "a", problem=words):
         ablation_table(tmp_path / "a")
-    with refused(RunError, given=tmp_path / "none", advice="ll.ablate"):
+    with refused(RunError, given=tmp_path / "none", advice="ll.evaluate"):
         ablation_table(tmp_path / "none")
 
 
-def test_an_ablation_without_answers_and_a_broken_part(tmp_path):
+def test_an_ablation_without_answers_and_a_broken_table(tmp_path):
     folder = write_ablation(tmp_path / "a", {("last", 0.0): {"a": [(True, 5, "stop")]}})
-    part = folder / "answers" / "last.parquet"
-    part.write_bytes(part.read_bytes()[:50])
-    with refused(RunError, given=part, advice="resume=True"):
+    table = folder / "answers.parquet"
+    table.write_bytes(table.read_bytes()[:50])
+    with refused(RunError, given=table):
         ablation_table(folder)
-    part.unlink()
-    with refused(RunError, given=folder, advice="resume=True"):
+    table.unlink()
+    with refused(RunError, given=folder, advice="ll.evaluate"):
         ablation_table(folder)
+
+
+def test_arms_of_an_evaluation_without_a_p_always_act(tmp_path):
+    """Names of one's own are kept, even such as look like the name of an arm with a p."""
+    scores = {("gsm8k", arm): [[value]] * 3 for arm, value in (("last", 1.0), ("dola", 0.0), ("mine_p0.5", 0.0))}
+    table = ablation_table(write(tmp_path / "a", scores))
+    assert list(zip(table["arm"], table["p"], table["score"], strict=True)) == [
+        *(("last", 0.0, 1.0), ("last", 1.0, 1.0), ("dola", 0.0, 1.0), ("dola", 1.0, 0.0)),
+        *(("mine_p0.5", 0.0, 1.0), ("mine_p0.5", 1.0, 0.0)),
+    ]
 
 
 @pytest.mark.parametrize("source", ["made up", "Qwen/Qwen3.5-35B-A3B"])
@@ -200,7 +208,7 @@ def test_table_7_has_what_was_measured_beside_what_is_reported(tmp_path, source)
     for p in (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0):
         row, found = rows.loc[f"T=0.0 p={p}"], measured.loc[("valley", p)]
         assert (row["measured"], row["low"], row["high"]) == pytest.approx(
-            tuple(100 * found[["accuracy", "accuracy_low", "accuracy_high"]])
+            tuple(100 * found[["score", "score_low", "score_high"]])
         )
         assert (row["n_items"], row["measured_data"], row["measured_model"]) == (40, "GPQA-Diamond", model)
         expected = row["measured"] - row["reported"] if model == "Qwen3.5-35B-A3B" else np.nan
@@ -222,8 +230,19 @@ def test_table_7_needs_the_valley_and_one_measurement_of_each_condition(tmp_path
     with refused(RunError, "arms", advice="ll.ablate"):
         table7([without])
     folder = write_ablation(tmp_path / "a", drawn(SHARES, n_items=4))
-    with refused(OptionError, problem="T=0.0 p=0.0"):
+    with refused(RunError, problem="T=0.0 p=0.0"):
         table7([folder, folder])
+
+
+def test_table_7_puts_the_papers_own_benchmark_beside_it(tmp_path):
+    right, wrong = [[1.0]] * 3, [[0.0]] * 3
+    scores = {("gsm8k", "last"): right, ("gsm8k", "valley"): right, ("gpqa", "last"): wrong, ("gpqa", "valley"): wrong}
+    table = table7([write(tmp_path / "a", scores)])
+    here = table[table["condition"] == "T=0.0 p=1.0"]
+    assert list(zip(here["measured_data"], here["measured"], here["reported"].isna(), strict=True)) == [
+        ("GPQA-Diamond", 0.0, False),
+        ("GSM8K", 100.0, True),
+    ]
 
 
 def test_ablations_are_read_and_drawn_without_torch(tmp_path):

@@ -17,6 +17,7 @@ from layerlens.records.manifest import read_manifest
 from tests.conftest import tiny
 from tests.fitting.test_linear import texts
 from tests.invariants.laws import drawn_lens
+from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
 GIVEN = {"max_new_tokens": 0, "chat_template": False, "progress": False}
@@ -183,18 +184,18 @@ def test_a_run_by_another_lens_is_another_run(tmp_path, monkeypatch):
         ll.merge([tmp_path / "run", tmp_path / "plain"], out=tmp_path / "both")
 
 
+@needs_inspect
 def test_an_ablation_by_another_lens_is_another_ablation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tiny("llama")
     lens = lens_file(model, Path("one.safetensors"))
-    items = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"),))
-    options = {"arms": ["valley"], "p": [1], "window": 3, "max_new_tokens": 3, "progress": False}
-    ll.ablate(model, items, lens=lens, out=tmp_path / "out", **options)
+    options = {"arms": ["valley"], "p": [1], "window": 3, "max_new_tokens": 3, "limit": 1}
+    ll.ablate(model, ["sample"], lens=lens, out=tmp_path / "out", **options)
     with refused(ll.RunError, given=tmp_path / "out", problem=lens):
-        ll.ablate(model, items, out=tmp_path / "out", resume=True, **options)
+        ll.ablate(model, ["sample"], out=tmp_path / "out", **options)
     some = lens_file(model, tmp_path / "some.safetensors", layers=[1])
     with refused(ll.OptionError, "lens", some, problem="which valley reads"):
-        ll.ablate(model, items, lens=some, out=tmp_path / "other", **options)
+        ll.ablate(model, ["sample"], lens=some, out=tmp_path / "other", **options)
     assert not (tmp_path / "other").exists()
 
 

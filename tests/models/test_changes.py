@@ -3,7 +3,8 @@ be loaded is refused for its true reason."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from layerlens.models.changes import changes
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from layerlens.models.unchanged import still_as_loaded
 from tests.models.tiny_gguf import needs_packed_lfm2, tiny_lfm2, write_gguf
+from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
 TEXT = "hello there"
@@ -119,24 +121,39 @@ REFUSED: dict[str, Callable[[Any], object]] = {
 def test_a_change_of_what_readings_rest_on_is_refused_at_every_door(
     change: Callable[[Any], object], tmp_path: Path
 ) -> None:
-    hf, tokenizer = tiny_model("llama", num_hidden_layers=6), tiny_tokenizer()
-    model = ll.load(hf, tokenizer)
-    left = change(hf)
-    hf.eval()
-    doors: list[Callable[[], object]] = [
-        lambda: ll.trace(model, [TEXT], max_new_tokens=0, out=tmp_path / "run", progress=False),
-        lambda: ll.generate(model, TEXT, max_new_tokens=2),
-        lambda: ll.decoding(model, ll.Last()).__enter__(),
-        lambda: ll.ablate(model, ll.dataset("sample", limit=2), out=tmp_path / "answers", max_new_tokens=2),
-    ]
-    try:
-        for door in doors:
+    with changed(change) as model:
+        for door in (
+            lambda: ll.trace(model, [TEXT], max_new_tokens=0, out=tmp_path / "run", progress=False),
+            lambda: ll.generate(model, TEXT, max_new_tokens=2),
+            lambda: ll.decoding(model, ll.Last()).__enter__(),
+        ):
             with pytest.raises(ll.ModelError):
                 door()
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_inspect
+@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+def test_a_change_of_what_readings_rest_on_is_refused_by_an_ablation(
+    change: Callable[[Any], object], tmp_path: Path
+) -> None:
+    with changed(change) as model, pytest.raises(ll.ModelError):
+        ll.ablate(model, ["sample"], limit=2, out=tmp_path / "answers", max_new_tokens=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def changed(change: Callable[[Any], object]) -> Iterator[ll.Model]:
+    """A model that was changed after it was loaded."""
+    hf = tiny_model("llama", num_hidden_layers=6)
+    model = ll.load(hf, tiny_tokenizer())
+    left = change(hf)
+    hf.eval()
+    try:
+        yield model
     finally:
         if isinstance(left, RemovableHandle):
             left.remove()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_change_inside_the_drop_in_is_refused_by_generate() -> None:

@@ -12,6 +12,7 @@ import torch
 
 import layerlens as ll
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
+from tests.needs_inspect import needs_inspect
 
 PROMPTS = [["a" * 9, "bcd" * 3], ["xyz" * 5, "q" * 20]]
 
@@ -240,9 +241,16 @@ def test_autocast_is_refused_at_every_door(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    for door in (ll.generate, ll.trace, ll.ablate):
+    for door in (ll.generate, ll.trace):
         with pytest.raises(ll.OptionError, match="LlamaForCausalLM"):
             door(tiny_model("llama"), ["hello"], out="nowhere")  # type: ignore[operator]
+
+
+@needs_inspect
+def test_what_is_no_model_is_refused_by_an_ablation() -> None:
+    with pytest.raises(ll.OptionError, match="LlamaForCausalLM"):
+        ll.ablate(tiny_model("llama"), ["sample"], out="nowhere")  # type: ignore[arg-type]
+    assert not Path("nowhere").exists()
 
 
 @pytest.mark.parametrize("seed", [2**63, 2**70])

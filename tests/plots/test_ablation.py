@@ -11,6 +11,7 @@ from layerlens.errors import RunError
 from layerlens.plots.ablation import figure3
 from layerlens.plots.save import save
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
+from tests.evaluation.made_up_evaluation import write
 from tests.refusals import refused
 
 PAPER = (["last", "last-1", "last-2", "last-4", "valley"], ["valley-2", "valley-1", "valley+1", "valley+2", "valley"])
@@ -61,8 +62,8 @@ def test_lines_and_bars_are_the_table(paper):
             x = np.asarray(line.get_xdata(), dtype=float)
             assert x[0] == 0
             assert np.abs(x - [0, 0.2, 0.4, 0.6, 0.8, 1]).max() < 0.1
-            assert np.asarray(line.get_ydata(), dtype=float) == pytest.approx(100 * rows["accuracy"].to_numpy())
-            ends = [(100 * row.accuracy_low, 100 * row.accuracy_high) for row in rows.itertuples()]
+            assert np.asarray(line.get_ydata(), dtype=float) == pytest.approx(100 * rows["score"].to_numpy())
+            ends = [(100 * row.score_low, 100 * row.score_high) for row in rows.itertuples()]
             if arm == "last":
                 (band,) = (one for one in ax.collections if not isinstance(one, LineCollection))
                 heights = band.get_paths()[0].vertices[:, 1]
@@ -91,10 +92,10 @@ def test_the_valley_is_dashed_and_black_with_its_values_in_boxes(paper):
     for ax in page.axes:
         line = curves(ax)["valley"]
         assert (line.get_linestyle(), to_hex(line.get_color())) == ("--", "#000000")
-        assert [box.get_text() for box in boxes(ax)] == [f"{100 * value:.1f}" for value in rows["accuracy"]]
+        assert [box.get_text() for box in boxes(ax)] == [f"{100 * value:.1f}" for value in rows["score"]]
         assert [box.get_position()[0] for box in boxes(ax)] == rows["p"].tolist()
         page.draw_without_rendering()
-        highest = ax.transData.transform((0, 100 * table["accuracy_high"].max()))[1]
+        highest = ax.transData.transform((0, 100 * table["score_high"].max()))[1]
         assert all(box.get_window_extent().y0 > highest for box in boxes(ax)), "no box covers a bar"
 
 
@@ -117,7 +118,7 @@ def test_only_arms_that_were_run_are_drawn_and_others_find_a_place(tmp_path):
     assert legend(below) == ["valley+3"]
     assert not boxes(above)
     shares = {("last", 0.0): 0.5, ("last-2", 1.0): 0.4, ("valley", 1.0): 0.5}
-    for index, arms in enumerate((["last"], ["last", "last-2"], ["last", "valley"], ["last", "last-2", "valley"])):
+    for index, arms in enumerate((["last", "last-2"], ["last", "valley"], ["last", "last-2", "valley"])):
         run = {(arm, p): share for (arm, p), share in shares.items() if arm in arms}
         (only,) = page_of(tmp_path / f"b{index}", run).axes
         assert list(curves(only)) == arms
@@ -142,10 +143,10 @@ def test_titles_count_the_items(tmp_path, paper):
 
 def test_an_unfinished_ablation_says_so_and_draws_no_arm_without_answers_of_its_own(tmp_path):
     shares = {("last", 0.0): 0.5, ("last-1", 0.5): 0.4}
-    arms = ["last", "last-1", "last-2", "valley"]
-    folder = write_ablation(tmp_path / "a", drawn(shares, n_items=60), arms=arms, p=[0.0, 0.5, 1.0], finish=False)
+    arms = [("last-1", 1.0), ("last-2", 0.5), ("valley", 1.0)]
+    folder = write_ablation(tmp_path / "a", drawn(shares, n_items=60), arms=arms, finish=False)
     page, table = figure3(folder)
-    assert set(table["arm"]) == set(arms)
+    assert set(table["arm"]) == {"last", "last-1"}
     (above,) = page.axes
     assert legend(above) == list(curves(above)) == ["last", "last-1"]
     page.draw_without_rendering()
@@ -154,6 +155,38 @@ def test_an_unfinished_ablation_says_so_and_draws_no_arm_without_answers_of_its_
         assert ax._left_title.get_window_extent().x1 <= page.bbox.width
     whole, _ = figure3(write_ablation(tmp_path / "b", drawn(shares, n_items=60)))
     assert not any("not complete" in ax.get_title(loc="left") for ax in whole.axes)
+
+
+def test_every_task_has_its_own_panels(tmp_path):
+    """Two tasks under the same arms; the second is answered otherwise, and has no shifted valleys."""
+    right, wrong = [[1.0]] * 4, [[0.0]] * 4
+    scores = {("gsm8k", "last"): right, ("gsm8k", "last-1"): wrong, ("gsm8k", "valley+1"): right}
+    scores |= {("math500", "last"): wrong, ("math500", "last-1"): right, ("math500", "dola"): right}
+    page, table = figure3(write(tmp_path / "a", scores), "two")
+    assert table.groupby("task")["arm"].unique().map(list).to_dict() == {
+        "gsm8k": ["last", "last-1", "valley+1"],
+        "math500": ["last", "last-1", "dola"],
+    }
+    titles = [ax.get_title(loc="left") for ax in page.axes]
+    assert [title.split(":")[0] for title in titles] == [
+        "(a) earlier layers",
+        "(b) shifted valleys",
+        "(c) earlier layers",
+    ]
+    assert ["math500" in title for title in titles] == [False, False, True]
+    first, _, third = (curves(ax) for ax in page.axes)
+    assert [list(line.get_ydata()) for line in first.values()] == [[100, 100], [100, 0]]
+    assert {name: list(line.get_ydata()) for name, line in third.items()} == {
+        "last": [0, 0],
+        "last-1": [0, 100],
+        "dola": [0, 100],
+    }
+
+
+def test_answers_of_the_last_layer_alone_are_refused(tmp_path):
+    folder = write_ablation(tmp_path / "a", drawn({("last", 0.0): 0.5}, n_items=4))
+    with refused(RunError, given=folder, advice="ll.ablate"):
+        figure3(folder)
 
 
 def test_nothing_right_is_a_line_at_zero_on_an_axis_of_percent(tmp_path):
@@ -197,5 +230,5 @@ def test_a_run_of_trace_is_refused(tmp_path):
     from tests.made_up_run import write_run
 
     run = write_run(tmp_path / "run", {"p": {"entropy": np.ones((3, 4))}})
-    with refused(RunError, given=run.path, advice="ll.ablate"):
+    with refused(RunError, given=run.path, advice="ll.evaluate"):
         figure3(run.path)

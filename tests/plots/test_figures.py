@@ -147,7 +147,7 @@ def test_an_unknown_number_is_refused_with_those_there_are(tmp_path):
     run = hybrid(tmp_path / "run")
     with refused(OptionError, "number", 13):
         draw(13, run, tmp_path / "out")
-    with refused(OptionError, "ablation"):
+    with refused(OptionError, "evaluation"):
         draw(3, run, tmp_path / "out")
     with refused(OptionError, "run"):
         draw(7, None, tmp_path / "out")

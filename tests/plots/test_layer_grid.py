@@ -288,7 +288,7 @@ def test_the_command_writes_the_figure_and_its_numbers(run, tmp_path, cli):
         (["onset", "--half-steps"], ["--half-steps", "figures 4 and 6", "onset"]),
         (["2", "--half-steps"], ["--half-steps", "figures 4 and 6"]),
         (["grid", "--beside", "other"], ["--beside other", "figures 7 to 12"]),
-        (["4", "--ablation", "other"], ["--ablation other", "figure 3"]),
+        (["4", "--evaluation", "other"], ["--evaluation other", "figures 3 and explanation"]),
     ],
 )
 def test_the_command_refuses_in_one_sentence(run, tmp_path, cli, given, said):

@@ -6,9 +6,11 @@ import pytest
 from matplotlib.text import Text
 
 from layerlens.errors import OptionError
-from layerlens.plots import NAMED, draw, figure1, figure2, figure3, figure4, figure_grid
+from layerlens.plots import NAMED, draw, figure1, figure2, figure3, figure4, figure_explanation, figure_grid
 from layerlens.plots.theory import figure_theory
+from layerlens.records.evaluation import MEASURES
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
+from tests.evaluation.made_up_evaluation import write
 from tests.plots.test_lens_line import made_up
 from tests.refusals import refused
 
@@ -24,24 +26,41 @@ def runs(tmp_path_factory):
         made_up(folder / "last", n_layers=30),
         made_up(folder / "valley", strategy="valley", seed=1, n_layers=30),
         write_ablation(folder / "ablation", drawn(like_the_paper(), n_items=20)),
+        evaluated(folder / "evaluation"),
     )
 
 
+def evaluated(folder):
+    """Two arms with every measure, and one without, on three tasks."""
+    arms = ("last", "valley", "dola-low")
+    scores = {(task, arm): [[float(n % 3 > 0)] for n in range(60)] for task in ("gpqa", "gsm8k", "hle") for arm in arms}
+
+    def measure(task, arm, item, epoch, score):
+        return None if arm == "dola-low" else (item * 7 % 60) / 60
+
+    return write(folder, scores, **dict.fromkeys(MEASURES, measure))
+
+
 FIGURES = {
-    "1": lambda last, valley, ablation, width: figure1(last, width),
-    "2": lambda last, valley, ablation, width: figure2(last, width),
-    "3": lambda last, valley, ablation, width: figure3(ablation, width),
-    "4": lambda last, valley, ablation, width: figure4(last, width=width),
-    "4 with half steps": lambda last, valley, ablation, width: figure4(last, True, width),
-    "7": lambda last, valley, ablation, width: figure_grid(last, valley, width=width),
-    "7 alone": lambda last, valley, ablation, width: figure_grid(None, last, width=width),
-    "7 aligned": lambda last, valley, ablation, width: figure_grid(last, valley, rule="alignment", width=width),
-    "grid of ranks": lambda last, valley, ablation, width: NAMED["grid"].drawn(last, width=width, colour="rank"),
+    "1": lambda last, valley, ablation, evaluation, width: figure1(last, width),
+    "2": lambda last, valley, ablation, evaluation, width: figure2(last, width),
+    "3": lambda last, valley, ablation, evaluation, width: figure3(ablation, width),
+    "4": lambda last, valley, ablation, evaluation, width: figure4(last, width=width),
+    "4 with half steps": lambda last, valley, ablation, evaluation, width: figure4(last, True, width),
+    "7": lambda last, valley, ablation, evaluation, width: figure_grid(last, valley, width=width),
+    "7 alone": lambda last, valley, ablation, evaluation, width: figure_grid(None, last, width=width),
+    "7 aligned": lambda last, valley, ablation, evaluation, width: figure_grid(
+        last, valley, rule="alignment", width=width
+    ),
+    "explanation": lambda last, valley, ablation, evaluation, width: figure_explanation(evaluation, width),
+    "grid of ranks": lambda last, valley, ablation, evaluation, width: NAMED["grid"].drawn(
+        last, width=width, colour="rank"
+    ),
 }
 
 
 def by_name(name):
-    return lambda last, valley, ablation, width: NAMED[name].drawn(last, width=width)
+    return lambda last, valley, ablation, evaluation, width: NAMED[name].drawn(last, width=width)
 
 
 FIGURES |= {name: by_name(name) for name in NAMED}
@@ -82,7 +101,7 @@ def test_the_theorys_texts_are_large_enough():
 
 
 def test_every_figure_is_measured_here():
-    assert {name.split()[0] for name in FIGURES} == {"1", "2", "3", "4", "7", *NAMED}
+    assert {name.split()[0] for name in FIGURES} == {"1", "2", "3", "4", "7", "explanation", *NAMED}
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 7, "onset", "grid"])

@@ -9,10 +9,10 @@ import pytest
 import layerlens as ll
 from layerlens.analysis.ablation import ablation_table
 from layerlens.records import all_token_columns, store
+from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
 FEW = {"max_new_tokens": 3, "progress": False, "batch_size": 1}
-ITEMS = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"), ll.Prompt("r", "2?", "2")))
 
 
 def cut(path):
@@ -56,16 +56,30 @@ def test_resume_makes_a_damaged_table_again_and_loses_nothing(tiny_llama, tmp_pa
     assert (out / "damaged" / name.replace("/", "-")).read_bytes() == damaged
 
 
-def test_an_ablation_is_resumed_past_damaged_answers(tiny_llama, tmp_path):
+@needs_inspect
+@pytest.mark.parametrize("damage", [cut, scribbled, narrowed])
+def test_an_ablation_makes_a_damaged_table_of_answers_again_from_its_logs(tiny_llama, tmp_path, damage):
     out = tmp_path / "a"
-    few = {"max_new_tokens": 3, "progress": False, "arms": ["valley"], "p": [1.0]}
-    expected = ll.ablate(tiny_llama, ITEMS, out=out, **few)
-    cut(out / "answers" / "valley_p1.0.parquet")
-    with refused(ll.RunError, given=out / "answers" / "valley_p1.0.parquet", advice="resume=True"):
+    few = {"max_new_tokens": 3, "arms": ["valley"], "p": [1.0], "limit": 2}
+    expected = ll.ablate(tiny_llama, ["sample"], out=out, **few)
+    logs = {path: path.read_bytes() for path in (out / "logs").iterdir()}
+    damage(out / "answers.parquet")
+    with pytest.raises(ll.RunError) as error:
         ablation_table(out)
-    again = ll.ablate(tiny_llama, ITEMS, out=out, resume=True, **few)
-    assert again["accuracy"].tolist() == expected["accuracy"].tolist()
-    assert (out / "damaged" / "answers-valley_p1.0.parquet").exists()
+    assert error.value.given == out / "answers.parquet"
+    assert "repeat the command" in error.value.advice
+    assert "resume" not in error.value.advice, "which is no option of what wrote it"
+    assert ll.ablate(tiny_llama, ["sample"], out=out, **few).equals(expected)
+    assert {path: path.read_bytes() for path in (out / "logs").iterdir()} == logs
+
+
+@needs_inspect
+def test_an_ablation_is_continued_past_a_damaged_log(tiny_llama, tmp_path):
+    out = tmp_path / "a"
+    few = {"max_new_tokens": 3, "arms": ["valley"], "p": [1.0], "limit": 2}
+    expected = ll.ablate(tiny_llama, ["sample"], out=out, **few)
+    cut(min((out / "logs").glob("*.eval")))
+    assert ll.ablate(tiny_llama, ["sample"], out=out, **few).equals(expected)
 
 
 def test_a_column_that_is_none_is_said_with_those_there_are(tiny_llama, tmp_path):

@@ -10,14 +10,16 @@ import layerlens as ll
 from layerlens.cli import app
 from layerlens.cli.spelling import CommandLine
 from layerlens.errors import spelling
-from layerlens.evaluation.runner import ablate
-from layerlens.records.answers import read_manifest as read_ablation
 from layerlens.records.disagreement import _STRATEGY_DEFAULTS, disagreement
+from layerlens.records.evaluation import EvaluationWriter
+from layerlens.records.evaluation import read_manifest as read_evaluation
 from layerlens.records.manifest import read_manifest
+from tests.evaluation.made_up import drawn, write_ablation
+from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
 CIRCUMSTANCES = {"created", "command", "hardware", "totals"}
-OTHER = {"strategy__name": "another", "strategy__shift": 2, "ablation__strategies": [{"name": "last"}]}
+OTHER = {"strategy__name": "another", "strategy__shift": 2}
 OTHER |= {"options__chat_template_args": {"thinks": False}}
 """Where something else has to be of the same type."""
 
@@ -31,13 +33,11 @@ def typed():
 
 @pytest.fixture(scope="module")
 def manifests(tiny_llama, tmp_path_factory):
-    """Of a trace and of an ablation."""
+    """Of a trace."""
     folder = tmp_path_factory.mktemp("begun")
     few = {"max_new_tokens": 2, "progress": False}
     ll.trace(tiny_llama, ["a", "b"], out=folder / "run", strategy=ll.Valley(window=3, shift=-1), **few)
-    item = ll.Dataset("gsm8k", "main", "test", None, None, (ll.Prompt("q", "1 and 1?", "2"),))
-    ablate(tiny_llama, item, out=folder / "ablation", arms=["valley", "last-1"], p=[0.5, 1], **few)
-    return {"run": read_manifest(folder / "run"), "ablation": read_ablation(folder / "ablation")}
+    return {"run": read_manifest(folder / "run")}
 
 
 def changed(manifest, **entries):
@@ -54,9 +54,23 @@ def halves(found):
     return found.split(", not with ")
 
 
-@pytest.mark.parametrize("kind", ["run", "ablation"])
-def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests, kind):
-    manifest, n_entries = manifests[kind], 0
+def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests):
+    assert_each_entry_is_said(manifests["run"], more_than=30)
+
+
+@needs_inspect
+def test_whatever_makes_answers_is_said_when_it_alone_differs(tiny_llama, tmp_path):
+    wrapping = {"add_special_tokens": True, "min_new_tokens": 1, "repetition_penalty": 1.1}
+    few = {"arms": ["valley", "last-1"], "p": [0.5, 1], "limit": 1, "max_new_tokens": 2}
+    ll.ablate(tiny_llama, ["sample"], out=tmp_path / "ablation", **few, **wrapping)
+    manifest = read_evaluation(tmp_path / "ablation")
+    del manifest["evaluation"]  # whose tasks and arms are compared one by one
+    assert manifest["generation"] == wrapping
+    assert_each_entry_is_said(manifest, more_than=25)
+
+
+def assert_each_entry_is_said(manifest, *, more_than):
+    n_entries = 0
     assert disagreement(manifest, copy.deepcopy(manifest)) is None
     for name, value in manifest.items():
         for key in value if isinstance(value, dict) else [None]:
@@ -67,7 +81,7 @@ def test_whatever_makes_the_rows_is_said_when_it_alone_differs(manifests, kind):
             else:
                 assert found, spelled
                 n_entries += 1
-    assert n_entries > 30
+    assert n_entries > more_than
 
 
 @pytest.mark.parametrize(
@@ -153,18 +167,63 @@ def test_in_python_it_is_said_in_the_words_of_python(manifests, now, begun, give
     assert halves(disagreement(changed(manifests["run"], **now), manifests["run"])) == [begun, given]
 
 
-def test_the_arms_of_an_ablation_and_their_window(typed, manifests):
-    begun = manifests["ablation"]
-    windowed = copy.deepcopy(begun)
-    windowed["ablation"]["strategies"][1]["window"] = 3
-    assert disagreement(windowed, begun) == "no --window, not with --window 3"
-    fewer = changed(begun, ablation__arms=["last", "last-1"], ablation__strategies=[])
-    assert disagreement(fewer, begun) == "--arms last,valley,last-1, not with --arms last,last-1"
-    assert disagreement(changed(begun, ablation__p=[0.0, 0.25]), begun) == "--p 0,0.5,1, not with --p 0,0.25"
-    for option, value, said in (("window", None, None), ("scan", "lazy", None), ("p", 0.5, "other strategies")):
-        other = copy.deepcopy(begun)
-        other["ablation"]["strategies"][1][option] = value
-        assert disagreement(other, begun) == said, option
+@pytest.fixture
+def ablation(tmp_path):
+    """A directory with an ablation, its manifest, and what asks for it with other options."""
+    answers = drawn({("last", 0.0): 0.5, ("valley", 0.5): 0.5, ("valley", 1.0): 0.5}, n_items=3)
+    folder = write_ablation(tmp_path / "ablation", answers)
+    begun = read_evaluation(folder)
+
+    def ask(part, name, **options):
+        manifest = copy.deepcopy(begun)
+        manifest["evaluation"][part].setdefault(name, {}).update(options)
+        with EvaluationWriter(folder, manifest) as writer:
+            return writer.manifest["evaluation"]
+
+    return folder, begun, ask
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "options"),
+    [
+        ("arms", "valley", {"window": 3}),
+        ("arms", "valley_p0.5", {"strategy": "valley-1"}),
+        ("tasks", "gsm8k", {"items": ["item-000"]}),
+        ("tasks", "gsm8k", {"items_sha256": "another"}),
+        ("tasks", "gsm8k", {"config": {"temperature": 0.5}}),
+    ],
+)
+def test_an_ablation_is_not_continued_with_other_options_of_an_arm_or_a_task(ablation, part, name, options):
+    folder, begun, ask = ablation
+    with refused(ll.RunError, "out", name, problem=name):
+        ask(part, name, **options)
+    assert read_evaluation(folder) == begun
+
+
+@pytest.mark.parametrize(("part", "name"), [("arms", "valley_p0.25"), ("tasks", "math500")])
+def test_an_ablation_is_extended_by_arms_and_tasks(ablation, part, name):
+    _, begun, ask = ablation
+    assert ask(part, name)[part] == begun["evaluation"][part] | {name: {}}
+
+
+@pytest.mark.parametrize("option", ["chat_template", "add_special_tokens", "generation_config"])
+def test_an_evaluation_is_not_continued_with_prompts_that_are_wrapped_otherwise(manifests, option):
+    """Nothing is written of an option that was not given, which is not the same as giving False."""
+    plain, other = (manifests["run"] | {"generation": wrapping} for wrapping in ({}, {option: False}))
+    assert disagreement(other, plain)
+    assert disagreement(plain, other)
+
+
+@pytest.mark.parametrize(
+    ("wrapping", "said"),
+    [
+        ({"add_special_tokens": True}, "--add-special-tokens"),
+        ({"chat_template_args": {"n": 3}}, "--chat-template-arg n=3"),
+    ],
+)
+def test_the_wrapping_of_an_evaluation_is_said_as_the_command_line_takes_it(typed, manifests, wrapping, said):
+    plain, other = (manifests["run"] | {"generation": one} for one in ({}, wrapping))
+    assert halves(disagreement(other, plain))[1] == said
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`overwrite`: a run, an ablation or a lens is replaced, and nothing else is ever removed."""
+"""`overwrite`: a run or a lens is replaced, and nothing else is ever removed."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_what_is_no_run_is_refused(tiny_llama, tmp_path):
     assert contents(tmp_path) == {"letter.txt": b"dear"}
     write_ablation(tmp_path / "ablation", {("last", 0.0): {"a": [(True, 5, "stop")]}})
     before = contents(tmp_path / "ablation")
-    with refused(ll.RunError, "out", tmp_path / "ablation", problem="ablation"):
+    with refused(ll.RunError, "out", tmp_path / "ablation", problem="an evaluation"):
         ll.trace(tiny_llama, ["a"], out=tmp_path / "ablation", overwrite=True, **FEW)
     assert contents(tmp_path / "ablation") == before
 
@@ -102,20 +102,6 @@ def test_killed_while_it_is_cleared_it_is_a_run_still(tiny_llama, tmp_path, monk
     assert len(ll.open_run(out).prompts) == 0
     monkeypatch.undo()
     assert len(ll.trace(tiny_llama, ["c"], out=out, overwrite=True, **FEW).prompts) == 1
-
-
-def test_an_ablation_is_replaced_and_nothing_beside_it(tiny_llama, tmp_path):
-    out, few = tmp_path / "ablation", {"arms": ["valley"], "p": [1.0], "progress": False, "max_new_tokens": 2}
-    items = ll.dataset("sample", limit=2)
-    ll.ablate(tiny_llama, items, out=out, **few | {"p": [0.5, 1.0]})
-    assert (out / "answers" / "valley_p0.5.parquet").exists()
-    ll.ablate(tiny_llama, items, out=out, overwrite=True, **few)
-    assert not (out / "answers" / "valley_p0.5.parquet").exists()
-    (out / "answers" / "mine").write_text("mine")
-    before = contents(out)
-    with refused(ll.RunError, "out", out, problem="mine"):
-        ll.ablate(tiny_llama, items, out=out, overwrite=True, **few)
-    assert contents(out) == before
 
 
 def test_the_command_line_replaces_a_run(cli, tiny_folder, tmp_path):

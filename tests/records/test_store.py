@@ -235,7 +235,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path
         ('{"format": "x"}', "no format"),
         ('{"format": 2}', "format 2"),
         ('{"format": 0}', "format 0"),
-        ('{"format": 1, "ablation": {}}', "an ablation"),
+        ('{"format": 1, "evaluation": {}}', "an evaluation"),
         ('{"format": 1}', "is damaged"),
     ],
 )

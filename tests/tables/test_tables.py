@@ -168,7 +168,7 @@ def test_the_command_line(run, cli, tmp_path):
     names = {f"table{number}.{suffix}" for number in ("6.1", "8") for suffix in ("csv", "md", "tex")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     left_out, lacking = err.splitlines()
-    assert left_out == "layerlens: table 7 shows ablations: give --ablation"
+    assert left_out == "layerlens: tables 1, 2, 7, 9, 10, 3, 4 show scored answers: give --evaluation"
     assert lacking.startswith("layerlens: left out table 5: ")  # the run on disk does not say what its model costs
 
 
@@ -185,10 +185,10 @@ def test_tables_of_scores_ask_for_an_evaluation(number, cli):
     [
         (("11",), "'11'"),
         (("5",), "give --run"),
-        (("7",), "give --ablation"),
-        (("all",), "or --ablation"),
+        (("7",), "give --evaluation"),
+        (("all",), "or --evaluation"),
         (("5", "--run", "nowhere"), "no run"),
-        (("7", "--ablation", "nowhere"), "nowhere"),
+        (("7", "--evaluation", "nowhere"), "nowhere"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, words, cli):

@@ -10,8 +10,10 @@ import numpy as np
 from layerlens.decode.batch import Decoded
 from layerlens.decode.loop import Job
 from layerlens.decode.options import GenerateOptions
+from layerlens.decode.requests import Requests
 from layerlens.decode.strategies import Strategy
-from layerlens.engines.vllm.offline import Answer, Asked, Offline, named
+from layerlens.engines.vllm import requests as requests_to
+from layerlens.engines.vllm.offline import Answer, Asked, Offline, named, refuse_stops
 from layerlens.errors import OptionError, spelled
 from layerlens.lens import IDENTITY, Affine, Transport
 from layerlens.lens.transport import Identity
@@ -59,6 +61,12 @@ def ready(
         _running.append(Offline(model, strategies, wanted, lens))
         backend.running.append(_running[0])
     return _running[0]
+
+
+def requests(model: Model, transport: Transport, strategies: Sequence[Strategy] = ()) -> Requests:
+    """Requests to the model that come one by one; see `requests.Engine`."""
+    _refuse(GenerateOptions(), transport)
+    return requests_to.Engine(model, lambda known: ready(model, known, None, transport), strategies)
 
 
 class Tracing(Engine):
@@ -123,11 +131,7 @@ def _refuse(options: GenerateOptions, transport: Transport) -> None:
         what = "is of your own making, and vLLM's processes do not have it"
         given = transport.record()["kind"]
         raise OptionError.about("lens", given, what, f"give {spelled('backend', 'transformers')}")
-    if options.stops and options.min_new_tokens:
-        what = (
-            f"does not go with {spelled('min_new_tokens', options.min_new_tokens)} in vLLM, which does not stop before"
-        )
-        raise OptionError.about("stop_strings", options.stops, what, "leave one of them out, or give another backend")
+    refuse_stops(options)
     if isinstance(options.generation_config, Mapping) and options.generation_config:
         raise OptionError(
             f"the generation config asks for {', '.join(options.generation_config)}, which {spelled('backend', NAME)} "

@@ -50,6 +50,9 @@ class Offline:
         strategies: those that requests will name.
         wanted: what is read of each layer; None where nothing is traced.
         lens: through which layers before the last are read, as an option names it; None: the logit lens.
+
+    Attributes:
+        lens: the same.
     """
 
     def __init__(
@@ -58,8 +61,9 @@ class Offline:
         self._model = model
         self._strategies = list(dict.fromkeys(strategies))
         self._wanted = wanted
-        self._lens = lens
+        self.lens = lens
         self._count = 0
+        self._asked: dict[str, tuple[GenerateOptions, str | None]] = {}
         self._has_failed = False
         options: dict[str, Any] = {"strategy": "last", "also": list(map(named, self._strategies))}
         options["record_bytes"] = _NO_LIMIT
@@ -71,7 +75,7 @@ class Offline:
 
     def fits(self, strategies: Sequence[Strategy], wanted: Wanted | None, lens: str | None = None) -> bool:
         """Whether these strategies can be asked for, with such traces, through that lens."""
-        if lens != self._lens:
+        if lens != self.lens:
             return False
         kept = {layer for one in self._strategies for layer in self._layers(one)} | {self._model.n_layers}
         needed = {layer for one in strategies for layer in self._layers(one)}
@@ -96,11 +100,10 @@ class Offline:
 
     def refuse_unfit(self, batches: Sequence[Asked], options: GenerateOptions) -> None:
         """PromptError or OptionError for what this engine would cut off or not take."""
-        room = self._llm.llm_engine.vllm_config.model_config.max_model_len
-        refuse_too_long((batch.prompts for batch in batches), options, room)
+        refuse_too_long((batch.prompts for batch in batches), options, self.longest)
         for batch in batches[:1]:
             with _told(self._model):
-                self._params(batch, 0, options, "", None)
+                self._params(batch.strategy, "", options, "", None)
 
     def answered(
         self, batches: Sequence[Asked], options: GenerateOptions, trace: str | None = None
@@ -112,45 +115,86 @@ class Offline:
             options: settled; with `max_new_tokens` 0 nothing is emitted.
             trace: which states are traced, if any.
         """
-        engine = self._llm.llm_engine
         self.refuse_unfit(batches, options)
-        room = 2 * engine.vllm_config.scheduler_config.max_num_seqs  # so that the engine never waits for requests
-        waiting, open_batches = list(enumerate(batches))[::-1], dict[int, dict[int, Any]]()
+        waiting, open_batches = list(enumerate(batches))[::-1], dict[int, dict[int, Answer]]()
         of_request: dict[str, tuple[int, int]] = {}
+        while waiting or of_request:
+            while waiting and len(of_request) < self.room:
+                number, batch = waiting.pop()
+                open_batches[number] = {}
+                for row, prompt in enumerate(batch.prompts):
+                    id = self.add(prompt, batch.strategy, f"{batch.seed}/{row}", options, trace)
+                    of_request[id] = number, row
+            for id, answer in self.step().items():
+                number, row = of_request.pop(id)
+                open_batches[number][row] = answer
+                if len(open_batches[number]) == len(batches[number].prompts):
+                    by_row = open_batches.pop(number)
+                    yield number, [by_row[row] for row in sorted(by_row)]
+
+    @property
+    def room(self) -> int:
+        """How many requests the engine gets, so that it never waits for one."""
+        most: int = self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        return 2 * most
+
+    @property
+    def longest(self) -> int:
+        """How many tokens a prompt and its new tokens can have together."""
+        most: int = self._llm.llm_engine.vllm_config.model_config.max_model_len
+        return most
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        strategy: Strategy,
+        seed: str,
+        options: GenerateOptions,
+        trace: str | None = None,
+    ) -> str:
+        """Begin to answer a prompt; the id of the request.
+
+        Args:
+            prompt: token ids.
+            strategy: one that the engine was started for.
+            seed: of what is drawn.
+            options: settled; with `max_new_tokens` 0 nothing is emitted.
+            trace: which states are traced, if any.
+        """
+        self._count += 1
+        id = f"layerlens-{self._count}"
+        with _told(self._model):
+            params = self._params(strategy, seed, options, id, trace)
+            self._llm.llm_engine.add_request(id, {"prompt_token_ids": list(prompt)}, params)
+        self._asked[id] = options, trace
+        return id
+
+    def step(self) -> dict[str, "Answer"]:
+        """One step of the engine; the answers that are complete with it, by the ids of their requests."""
+        is_done = False
         try:
-            while waiting or of_request:
-                while waiting and len(of_request) < room:
-                    number, batch = waiting.pop()
-                    open_batches[number] = {}
-                    for row, prompt in enumerate(batch.prompts):
-                        id = self._new_id()
-                        with _told(self._model):
-                            params = self._params(batch, row, options, id, trace)
-                            engine.add_request(id, {"prompt_token_ids": list(prompt)}, params)
-                        of_request[id] = number, row
-                with _told(self._model):
-                    outs = engine.step()
-                for out in outs:
-                    if not out.finished:
-                        continue
-                    number, row = of_request.pop(out.request_id)
-                    open_batches[number][row] = out
-                    if len(open_batches[number]) == len(batches[number].prompts):
-                        by_row = open_batches.pop(number)
-                        yield number, self._answers([by_row[row] for row in sorted(by_row)], options, trace)
+            with _told(self._model):
+                # what was forgotten ends too
+                outs = [out for out in self._llm.llm_engine.step() if out.finished and out.request_id in self._asked]
+            answers = self._answers(outs) if outs else {}
+            is_done = True
         finally:
             # an interrupt ends vLLM's processes too, and an answer would be waited for in vain
-            self._has_failed |= bool(of_request)
+            self._has_failed |= not is_done
+        return answers
 
-    def _new_id(self) -> str:
-        self._count += 1
-        return f"layerlens-{self._count}"
+    def forget(self, ids: Sequence[str]) -> None:
+        """End requests that nobody waits for any more."""
+        known = [id for id in ids if self._asked.pop(id, None) is not None]
+        if known:
+            self._llm.llm_engine.abort_request(known)
+            self._llm.collective_rpc("layerlens_take", args=(known, {}))
 
-    def _params(self, batch: Asked, row: int, options: GenerateOptions, id: str, trace: str | None) -> Any:
+    def _params(self, strategy: Strategy, draws: str, options: GenerateOptions, id: str, trace: str | None) -> Any:
         from vllm import SamplingParams
 
-        seed = int(digest(f"{batch.seed}/{row}")[:8], 16)
-        given = named(batch.strategy) | {"id": id, "seed": seed}
+        seed = int(digest(draws)[:8], 16)
+        given = named(strategy) | {"id": id, "seed": seed}
         if trace is not None:
             given["trace"] = trace
         drawn = {"temperature": options.temperature, "seed": seed} if options.samples else {"temperature": 0.0}
@@ -170,12 +214,22 @@ class Offline:
             **drawn,
         )
 
-    def _answers(self, outs: Sequence[Any], options: GenerateOptions, trace: str | None) -> list[Answer]:
-        ids = [out.request_id for out in outs]
-        given_text = options.max_new_tokens == 0  # the token that vLLM cannot do without follows nothing
-        last_ids = {} if given_text else {out.request_id: out.outputs[0].token_ids[-1] for out in outs}
-        found = self._llm.collective_rpc("layerlens_take", args=(ids, last_ids))[0]
-        return [_answer(out, found.get(out.request_id), options, trace) for out in outs]
+    def _answers(self, outs: Sequence[Any]) -> dict[str, "Answer"]:
+        asked = {out.request_id: self._asked.pop(out.request_id) for out in outs}
+        # the token that vLLM cannot do without follows nothing
+        emitting = [out for out in outs if asked[out.request_id][0].max_new_tokens > 0]
+        last_ids = {out.request_id: out.outputs[0].token_ids[-1] for out in emitting}
+        found = self._llm.collective_rpc("layerlens_take", args=(list(asked), last_ids))[0]
+        return {out.request_id: _answer(out, found.get(out.request_id), *asked[out.request_id]) for out in outs}
+
+
+def refuse_stops(options: GenerateOptions) -> None:
+    """OptionError where stop strings go with a least number of tokens, which vLLM cannot do."""
+    if options.stops and options.min_new_tokens:
+        what = (
+            f"does not go with {spelled('min_new_tokens', options.min_new_tokens)} in vLLM, which does not stop before"
+        )
+        raise OptionError.about("stop_strings", options.stops, what, "leave one of them out, or give another backend")
 
 
 def refuse_too_long(batches: Iterable[Sequence[Sequence[int]]], options: GenerateOptions, room: int) -> None:

@@ -7,6 +7,7 @@ from layerlens.errors import OptionError, did_you_mean
 from layerlens.evaluation.benchmarks.benchmark import Benchmark
 
 _HOMES = {
+    "sample": ("sample", "BENCHMARK"),
     "gpqa": ("gpqa", "BENCHMARK"),
     "hle": ("judged", "HLE"),
     "livecodebench_v6": ("livecodebench", "V6"),

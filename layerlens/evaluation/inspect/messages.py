@@ -9,8 +9,13 @@ from layerlens.datasets import Prompt
 from layerlens.errors import OptionError
 
 
-def prompt_of(messages: Sequence[ChatMessage], tokenizer: Any) -> Prompt:
-    """The messages as a chat, or joined by blank lines where the tokenizer has no chat template.
+def prompt_of(messages: Sequence[ChatMessage], tokenizer: Any, chat_template: bool | None = None) -> Prompt:
+    """The messages as a chat; or joined by blank lines, without a chat template.
+
+    Args:
+        messages: of the conversation.
+        tokenizer: of the model.
+        chat_template: as `GenerateOptions` has it; None: where the tokenizer has one.
 
     Raises:
         OptionError: a message holds something else than text.
@@ -21,7 +26,7 @@ def prompt_of(messages: Sequence[ChatMessage], tokenizer: Any) -> Prompt:
             problem = f"a message of the {message.role} holds something else than text"
             raise OptionError(problem, "give another model for this task", given=message.role)
         chat.append({"role": message.role, "content": message.text})
-    if getattr(tokenizer, "chat_template", None):
+    if chat_template or (chat_template is None and getattr(tokenizer, "chat_template", None)):
         return Prompt("inspect", tuple(chat))
     return Prompt("inspect", "\n\n".join(message["content"] for message in chat))
 

@@ -29,13 +29,14 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from layerlens.compat import inspect_refusal
+from layerlens.compat import inspect_item, inspect_refusal
 from layerlens.datasets import Prompt
-from layerlens.decode.continuous import Answer, Continuous
+from layerlens.decode.continuous import Continuous
 from layerlens.decode.identity import attributes_of
 from layerlens.decode.loop import batch_seed
 from layerlens.decode.options import GenerateOptions, whole
 from layerlens.decode.registry import asked_strategy, is_strategy_name, strategy_record, takes_option
+from layerlens.decode.requests import Answer, Requests
 from layerlens.decode.strategies import Strategy
 from layerlens.decode.texts import decoded
 from layerlens.errors import LayerlensError, OptionError, PromptError, did_you_mean
@@ -44,17 +45,21 @@ from layerlens.evaluation.inspect.messages import prompt_of
 from layerlens.evaluation.inspect.thinking import parted
 from layerlens.lens.opening import open_lens
 from layerlens.models import Model, load
+from layerlens.records.manifest import digest
 
 _BATCH_SIZE = 16
 _MOST_NEW_TOKENS = 2048
 _KEY = "layerlens"
-_LOADING = ("dtype", "device", "revision", "trust_remote_code", "allow_pickle", "quantize", "keep_quantized")
+_LOADING = (
+    *("backend", "engine_options", "dtype", "device", "revision", "trust_remote_code", "allow_pickle", "quantize"),
+    "keep_quantized",
+)
 _WRAPPING = (
     *("min_new_tokens", "repetition_penalty", "generation_config", "chat_template", "chat_template_args"),
     "add_special_tokens",
 )
 """Options of `GenerateOptions` that inspect has no name for."""
-_OURS = ("model_path", "strategy", "lens", "batch_size", "trace", "loaded", *_WRAPPING)
+_OURS = ("model_path", "strategy", "lens", "batch_size", "trace", "loaded", "asked", *_WRAPPING)
 _UNABLE = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of", "response_schema", "prompt_logprobs")
 """Options of inspect that change what is generated, and that are not followed."""
 
@@ -70,8 +75,12 @@ class Provider(ModelAPI):
     `batch_size`, how many requests are decoded at once (default: 16); `trace`, a directory for traces of the answers;
     `min_new_tokens`, `repetition_penalty`, `generation_config`, `chat_template`, `chat_template_args` and
     `add_special_tokens`, as `GenerateOptions` has them; `model_path`, a folder in place of the name; and what `load`
-    takes: `dtype`, `device`, `revision`, `trust_remote_code`, `allow_pickle`, `quantize`, `keep_quantized`. In Python,
-    `loaded` is a model from `load`.
+    takes: `backend` (transformers or vllm), `engine_options`, `dtype`, `device`, `revision`, `trust_remote_code`,
+    `allow_pickle`, `quantize`, `keep_quantized`. In Python, `loaded` is a model from `load`, and `asked` are strategies
+    that requests will name, for which an engine of vLLM is started.
+
+    Within a task, the seed of an answer follows from the request's seed, the item and the epoch, and not from the
+    strategy: items and epochs draw independently, and arms draw alike. The output's metadata has it.
 
     A request has a strategy of its own by `extra_body={"layerlens": {"strategy": "valley", "window": 10}}`. Options
     without a strategy change the model's.
@@ -108,7 +117,14 @@ class Provider(ModelAPI):
             from layerlens.evaluation.inspect.traces import TRACING
 
             TRACING.add(self)
-        self._requests = Continuous(self.model, self._batch_size, transport)
+        self._requests = self._begun([self.strategy, *own.get("asked", ())])
+
+    def _begun(self, strategies: Sequence[Strategy]) -> Requests:
+        """What answers requests: our own loop, or an engine elsewhere that is started for these strategies."""
+        if self.model.backend.home is None:
+            return Continuous(self.model, self._batch_size, self._transport)
+        requests: Requests = self.model.backend.elsewhere.requests(self.model, self._transport, strategies)
+        return requests
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -118,15 +134,19 @@ class Provider(ModelAPI):
         started = time.perf_counter()
         try:
             strategy = self._strategy_of(config)
-            prompt = prompt_of(input, self.model.tokenizer)
+            prompt = prompt_of(input, self.model.tokenizer, self._wrapping.chat_template)
             asked = [self._asked(prompt, strategy, config, number) for number in range(config.num_choices or 1)]
-        except PromptError as error:  # an answer that scores nothing, so that the run goes on
-            reason: StopReason = "model_length" if isinstance(error, _TooLong) else "unknown"
-            return ModelOutput.from_content(self.model_name, "", reason, str(error))
+        except PromptError as error:  # an answer without a text, so that the run goes on
+            return self._unanswered(error)
         except LayerlensError as error:
             raise inspect_refusal()(f"layerlens: {error}") from error
-        futures = [self._requests.submit(prompt, strategy, options, n_first) for options, n_first in asked]
-        answers = [await _awaited(future) for future in futures]
+        try:
+            futures = [self._requests.submit(prompt, strategy, options, n_first) for options, n_first in asked]
+            answers = [await _awaited(future) for future in futures]
+        except PromptError as error:
+            return self._unanswered(error)
+        except LayerlensError as error:
+            raise inspect_refusal()(f"layerlens: {error}") from error
         room = asked[0][0].max_new_tokens < (config.max_tokens or _MOST_NEW_TOKENS)
         return ModelOutput(
             model=self.model_name,
@@ -140,6 +160,12 @@ class Provider(ModelAPI):
                 "tokens": [tokens_of(answer.generation) for answer in answers],
             },
         )
+
+    def _unanswered(self, error: PromptError) -> ModelOutput:
+        """No text, and why: the prompt leaves no room for one, or cannot be read."""
+        is_long = isinstance(error, _TooLong) or error.option == "engine_options"
+        reason: StopReason = "model_length" if is_long else "unknown"
+        return ModelOutput.from_content(self.model_name, "", reason, str(error))
 
     def max_tokens(self) -> int | None:
         """How many new tokens a request gets that names no number; fewer where its context ends before."""
@@ -189,6 +215,8 @@ class Provider(ModelAPI):
         if seed is None:  # so that the epochs of a task differ where something is drawn; told in the metadata
             draws = temperature > 0 or 0 < attributes_of(strategy).get("p", 1) < 1
             seed = int.from_bytes(os.urandom(4), "big") if draws else 0
+        elif (item := inspect_item()) is not None:  # so that what one item draws says nothing about another's draws
+            seed = int(digest(f"{seed}/{item}")[:8], 16)
         most = config.max_tokens or _MOST_NEW_TOKENS
         options = replace(
             self._wrapping,

@@ -1,31 +1,11 @@
-"""Whether an answer is right, by the way of scoring that its dataset declares. Each way compares texts alone.
+"""Whether an answer to the problems that come with layerlens is right. Texts alone are compared.
 
     last number       the last number that the text does not deny equals that of the reference
-    chosen letter     the text settles on the reference's letter, A to D
-    exact             what the text states in the end is the reference, apart from spelling
-    number or words   as "last number" where the reference is a number; else the text ends with its words, not denied
+    number or words   the same where the reference is a number; else the text ends with its words, not denied
 
-A text that was cut off is scored as it stands. None of the ways reads a number of more than 1,000 characters.
+A text that was cut off is scored as it stands. A number of more than 1,000 characters is not read.
 """
 
-from layerlens.evaluation.scoring.ways import (
-    WAYS,
-    Score,
-    check_references,
-    chosen_letter,
-    exact,
-    last_number,
-    number_or_words,
-    way_of_scoring,
-)
+from layerlens.evaluation.scoring.words import last_number, number_or_words
 
-__all__ = [
-    "WAYS",
-    "Score",
-    "check_references",
-    "chosen_letter",
-    "exact",
-    "last_number",
-    "number_or_words",
-    "way_of_scoring",
-]
+__all__ = ["last_number", "number_or_words"]

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import layerlens as ll
+from layerlens.datasets import Prompt
+from layerlens.decode.options import GenerateOptions
 from layerlens.engines.vllm import backend
 from layerlens.lens.files import Stored, write_lens
-from layerlens.lens.opening import made_for
+from layerlens.lens.opening import made_for, open_lens
+from layerlens.records.evaluation import read_answers, read_manifest
 from tests.refusals import refused
 
 TEXTS = [
@@ -194,14 +197,60 @@ def test_another_model_of_the_same_shapes_is_not_resumed(models, folder_of, tmp_
     assert not again.backend.running
 
 
-def test_an_ablation(models, tmp_path):
-    items = ll.dataset("sample", limit=4)
-    options = {"arms": ["valley", "last-1"], "p": [0, 1], "window": 4, "progress": False, **OPTIONS}
+def submitted(requests, text, strategy, **options):
+    return requests.submit(Prompt("a", text, None), strategy, GenerateOptions(**options))
+
+
+def test_requests_that_come_one_by_one_are_answered_as_generate_answers(models):
+    """More than the engine has room for, each with its own strategy, options and seed; one leaves, one needs another
+    engine."""
+    _, model = models
+    asks = [
+        (TEXTS[number % len(TEXTS)], strategy, {**OPTIONS, "max_new_tokens": 3 + number, "seed": number, **more})
+        for number, (strategy, more) in enumerate(
+            2 * [(ll.Valley(window=4), {}), (ll.Last(), {"repetition_penalty": 1.3}), (ll.Valley(window=4, p=0.5), {})]
+        )
+    ]
+    with backend.requests(model, open_lens(None, model), [strategy for _, strategy, _ in asks]) as requests:
+        futures = [submitted(requests, text, strategy, **options) for text, strategy, options in asks]
+        gone = submitted(requests, TEXTS[2], ll.Last(), max_new_tokens=100)
+        gone.cancel()
+        other = submitted(requests, "a b", ll.Fixed(3), **OPTIONS)  # a layer that the engine was not started for
+        for future, (text, _, options) in zip(futures, asks, strict=True):
+            answer = future.result(timeout=300)
+            assert answer.log_probs is None
+            assert answer.prompt.text == text
+            assert len(answer.generation.token_ids) == options["max_new_tokens"]
+        assert len(other.result(timeout=300).generation.token_ids) == 10
+        answers = [future.result().generation for future in futures]
+        with refused(ll.OptionError, "backend", "vllm"):
+            requests.submit(Prompt("a", "x", None), ll.Last(), GenerateOptions(), 3)
+        with refused(ll.OptionError, "stop_strings", ["x"]):
+            submitted(requests, "a", ll.Last(), stop_strings=["x"], min_new_tokens=2)
+    for answer, (text, strategy, options) in zip(answers, asks, strict=True):
+        alone = ll.generate(model, text, strategy=strategy, **options)
+        assert answer.token_ids == alone.token_ids
+        assert answer.text == alone.text
+        pd.testing.assert_frame_equal(answer.steps, alone.steps)
+    with refused(ll.ModelError):
+        submitted(requests, "a", ll.Last(), max_new_tokens=4)
+
+
+# inspect asks tenacity for what that has renamed, and leaves streams to the garbage collector
+@pytest.mark.filterwarnings("ignore")
+def test_an_ablation_and_its_evaluation(models, tmp_path):
+    pytest.importorskip("inspect_evals", reason="needs the extra eval")
+    options = {"arms": ["valley", "last-1"], "p": [0, 1], "window": 4, "limit": 4, "max_new_tokens": 10}
     ours, theirs = (
-        ll.ablate(model, items, out=tmp_path / name, **options)
+        ll.ablate(model, ["sample"], out=tmp_path / name, **options)
         for model, name in zip(models, ("ours", "theirs"), strict=True)
     )
     pd.testing.assert_frame_equal(ours, theirs)
+    assert set(read_answers(tmp_path / "theirs").to_pandas()["outcome"]) == {"scored"}
+    assert read_manifest(tmp_path / "theirs")["model"]["backend"] == "vllm"
+    with refused(ll.OptionError, "trace", True):
+        ll.evaluate(models[1], ["sample"], out=tmp_path / "traced", limit=2, trace={})
+    assert not (tmp_path / "traced").exists()
 
 
 def test_a_text_that_the_engine_would_cut_off_is_refused(models, folder_of, tmp_path):
@@ -212,6 +261,11 @@ def test_a_text_that_the_engine_would_cut_off_is_refused(models, folder_of, tmp_
     assert not (tmp_path / "run").exists()
     with refused(ll.PromptError, "engine_options", 32):
         ll.generate(short, "a b c", max_new_tokens=31)
+    with backend.requests(short, open_lens(None, short)) as requests:
+        long, fits = (submitted(requests, "a b c", ll.Last(), max_new_tokens=most) for most in (31, 10))
+        with refused(ll.PromptError, "engine_options", 32):
+            long.result(timeout=300)
+        assert len(fits.result(timeout=300).generation.token_ids) <= 10
     assert len(ll.generate(model, "a", **OPTIONS).token_ids) == 10
 
 
