@@ -18,6 +18,8 @@ from inspect_ai.model import GenerateConfig, get_model  # noqa: E402
 from inspect_ai.scorer import includes  # noqa: E402
 from inspect_ai.solver import generate  # noqa: E402
 
+from layerlens.evaluation.inspect import provider  # noqa: E402
+
 # inspect asks tenacity for what that has renamed, and leaves streams to the garbage collector
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning"),
@@ -184,6 +186,15 @@ def test_a_chat_is_written_by_the_models_template():
         output = asyncio.run(model.generate("What is the capital of France?"))
     own = ll.load("smollm2-135m-instruct", dtype="float32")
     assert output.completion == ll.generate(own, "What is the capital of France?", max_new_tokens=8).text
+
+
+def test_the_model_is_loaded_once(asked, monkeypatch):
+    """inspect looks for the length of the context of the model whose usage it shows."""
+    loaded = []
+    load = provider.load
+    monkeypatch.setattr(provider, "load", lambda *given, **options: loaded.append(given) or load(*given, **options))
+    asked(max_tokens=3)
+    assert len(loaded) == 1
 
 
 def test_other_commands_of_inspect_do_not_import_torch():

@@ -22,10 +22,12 @@ from inspect_ai.model import (
     Logprob,
     Logprobs,
     ModelAPI,
+    ModelInfo,
     ModelOutput,
     ModelUsage,
     StopReason,
     TopLogprob,
+    set_model_info,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
@@ -117,6 +119,8 @@ class Provider(ModelAPI):
             from layerlens.evaluation.inspect.traces import TRACING
 
             TRACING.add(self)
+        # else inspect would make the provider a second time, with the weights, to ask for the context
+        set_model_info(f"{_KEY}/{model_name}", ModelInfo(context_length=self.model.context_length))
         self._requests = self._begun([self.strategy, *own.get("asked", ())])
 
     def _begun(self, strategies: Sequence[Strategy]) -> Requests:
