@@ -12,7 +12,8 @@ from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Floats, mean_difference, mean_interval, resample
 from layerlens.records.evaluation import read_answers, read_manifest
 
-_EQUAL = 1e-9  # scores of an item that differ by less are the same but for rounding
+EQUAL = 1e-9
+"""Scores of an item that differ by less are the same but for rounding."""
 
 
 def evaluation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -60,17 +61,17 @@ class _ByItem:
     """The answers of one arm to the items of a task.
 
     Attributes:
-        scores, n_scores: sums of scores and how many there are, [items] each.
+        scores, n_scores: the mean score of each item over its epochs, and 1 where it has a score, else 0, [items] each.
+        n_answers: answers with a score.
         ended: how many ended of themselves, [items].
         frame: the answers.
     """
 
     def __init__(self, frame: pd.DataFrame, items: list[str]) -> None:
         self.frame = frame
-        grouped = frame.groupby("item")["score"]
-        self.scores: Floats = grouped.sum().reindex(items, fill_value=0).to_numpy(dtype=float)
-        self.n_scores: Floats = grouped.count().reindex(items, fill_value=0).to_numpy(dtype=float)
-        there = frame[frame["outcome"] != "missing"]
+        self.scores, self.n_scores = item_means(frame, items)
+        self.n_answers = int(frame["score"].count())
+        there = frame[frame["outcome"].isin(("scored", "unscored"))]
         lengths = there.groupby("item")["n_generated_tokens"]
         self.tokens: Floats = lengths.sum().reindex(items, fill_value=0).to_numpy(dtype=float)
         self.n_lengths: Floats = lengths.count().reindex(items, fill_value=0).to_numpy(dtype=float)
@@ -87,24 +88,39 @@ def _row(ours: _ByItem, last: _ByItem, *, is_last: bool, is_share: bool) -> dict
     estimate, differ = (share_interval, share_difference) if is_share else (mean_interval, mean_difference)
     row: dict[str, Any] = {
         "n_items": int((ours.n_scores > 0).sum()),
-        "n_answers": int(ours.n_scores.sum()),
-        "unscored": int(len(ours.frame) - ours.n_scores.sum()),
+        "n_answers": ours.n_answers,
+        "unscored": len(ours.frame) - ours.n_answers,
     }
-    row |= _ends("score", estimate(ours.scores, ours.n_scores, weights))
+    row |= _ends("score", _known(estimate(ours.scores, ours.n_scores, weights), is_share=is_share))
     both = (ours.n_scores > 0) & (last.n_scores > 0)
     if is_last or not both.any():
         row |= _ends("difference", (0.0, 0.0, 0.0) if is_last else (np.nan, np.nan, np.nan))
         row |= {"won": 0, "lost": 0, "p": np.nan}
     else:
-        row |= _ends("difference", differ(last.among(both), ours.among(both), weights))
-        change = ours.scores[both] / ours.n_scores[both] - last.scores[both] / last.n_scores[both]
-        won, lost = int((change > _EQUAL).sum()), int((change < -_EQUAL).sum())
+        difference = differ(last.among(both), ours.among(both), weights)
+        row |= _ends("difference", _known(difference, is_share=is_share))
+        change = ours.scores[both] - last.scores[both]
+        won, lost = int((change > EQUAL).sum()), int((change < -EQUAL).sum())
         row |= {"won": won, "lost": lost, "p": mcnemar(won, lost)}
     row |= {"p_holm": np.nan}
     row |= _ends("generated_tokens", mean_interval(ours.tokens, ours.n_lengths, weights))
     row |= _ends("finished", share_interval(ours.ended, ours.n_lengths, weights))
     row |= {"projections": float(ours.frame["projections"].mean())}
     return row
+
+
+def item_means(frame: pd.DataFrame, items: list[str]) -> tuple[Floats, Floats]:
+    """The mean score of each item over the answers that have one, 0 where none has, and how many means there are: 1 or
+    0; [items] each. So an item counts once, however many of its epochs have a score."""
+    means = frame.groupby("item")["score"].mean().reindex(items).to_numpy(dtype=float)
+    return np.nan_to_num(means), (~np.isnan(means)).astype(float)
+
+
+def _known(values: Any, *, is_share: bool) -> tuple[float, float, float]:
+    """A mean with its low and high; these are NaN where grades of all items are equal, which resampling takes for
+    certainty."""
+    value, low, high = map(float, values)
+    return (value, low, high) if is_share or high > low else (value, np.nan, np.nan)
 
 
 def _ends(name: str, values: Any) -> dict[str, float]:

@@ -127,8 +127,10 @@ def _beats(name: str, measure: Floats, baseline: Floats, right: Any, weights: Fl
     ends = (np.nan, np.nan, np.nan)
     if min((both & right).sum(), (both & ~right).sum()) >= FEWEST:
         ours, theirs = (auroc(one, right, both, weights) for one in (measure, baseline))
+        # each keeps its side of 0.5: the distance itself is never below 0, and noise would seem to tell something
+        sides = [1.0 if one[0] >= 0.5 else -1.0 for one in (ours, theirs)]
         gain = abs(ours[0] - 0.5) - abs(theirs[0] - 0.5)
-        draws = np.abs(ours[1] - 0.5) - np.abs(theirs[1] - 0.5)
+        draws = sides[0] * (ours[1] - 0.5) - sides[1] * (theirs[1] - 0.5)
         low, high = holding(gain, *interval(draws[:, None], len(np.unique(of_item[both]))))
         ends = (gain, float(low[0]), float(high[0]))
     return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))

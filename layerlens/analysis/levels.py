@@ -8,15 +8,19 @@ tells both: the levels of an independent run, and those of the compared answers 
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from layerlens.analysis.evaluation import item_means
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Floats, resample
-from layerlens.errors import OptionError, RunError
+from layerlens.errors import OptionError, RunError, spelled
+from layerlens.records import Manifest
+from layerlens.records.disagreement import disagreement
 from layerlens.records.evaluation import read_answers, read_manifest
 
 N_LEVELS = 4
@@ -50,7 +54,8 @@ def levels_table(
 
     Raises:
         OptionError: two of the three are the same directory, or have the same seed.
-        RunError: one of them has no answers of the last layer to a task of `evaluation`, or not those items.
+        RunError: one of them has no answers of the last layer to a task of `evaluation`; or differs in its model, items
+            or settings; or nothing is drawn.
     """
     folders = [Path(one).expanduser() for one in (evaluation, levels, control)]
     manifests = [read_manifest(folder) for folder in folders]
@@ -61,6 +66,8 @@ def levels_table(
         ):
             what = "is not independent: another of the evaluations has the same answers or the same seed"
             raise OptionError.about(name, folders[place], what, "give an evaluation with a seed of its own")
+    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+        _refuse_unlike(folder, manifest, manifests[0])
     frames = [read_answers(folder).to_pandas() for folder in folders]
     asked = manifests[0]["evaluation"]
     rows: list[dict[str, Any]] = []
@@ -86,14 +93,36 @@ def levels_table(
     return table
 
 
+def _refuse_unlike(folder: Path, manifest: Manifest, compared: Manifest) -> None:
+    """RunError where an evaluation differs from the compared one in more than its seed, or has nothing of its own
+    because nothing is drawn."""
+    kept = ("format", "model", "lens", "generation")
+    ours, theirs = ({name: one[name] for name in kept if name in one} for one in (compared, manifest))
+    differs = disagreement(ours, theirs)
+    tasks, others = (one["evaluation"]["tasks"] for one in (compared, manifest))
+    for task in tasks.keys() & others.keys():
+        here, there = ({**one[task], "config": _unseeded(one[task]["config"])} for one in (tasks, others))
+        if differs is None and here != there:
+            differs = f"other items or settings of the task {task}"
+        if not here["config"].get("temperature"):
+            problem = f"the answers to {task} are greedy, so that those of {folder} are the same and not independent"
+            raise RunError(problem, f"evaluate with {spelled('temperature')} above 0", given=folder)
+    if differs is not None:
+        problem = f"{folder} cannot stand beside the compared evaluation: it was begun with {differs}"
+        raise RunError(problem, "evaluate there as in the compared one, with another seed", given=folder)
+
+
+def _unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "seed"}
+
+
 def _by_item(frame: pd.DataFrame, task: str, arm: str, items: list[str], folder: Path) -> tuple[Floats, Floats]:
-    """Sums of scores and their numbers, [items] each."""
-    chosen = frame[(frame["task"] == task) & (frame["arm"] == arm)].groupby("item")["score"]
-    counts = chosen.count().reindex(items, fill_value=0).to_numpy(dtype=float)
+    """The mean score of each item, and 1 where it has one, [items] each."""
+    means, counts = item_means(frame[(frame["task"] == task) & (frame["arm"] == arm)], items)
     if not counts.any():
         problem = f"{folder} has no answers of the arm {arm} to the items of {task}"
         raise RunError(problem, "evaluate the same items there", given=folder)
-    return chosen.sum().reindex(items, fill_value=0).to_numpy(dtype=float), counts
+    return means, counts
 
 
 def _row(ours: tuple[Floats, Floats], last: tuple[Floats, Floats], here: Any) -> dict[str, Any]:

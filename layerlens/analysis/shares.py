@@ -139,6 +139,14 @@ def beta_quantile(level: float, a: Floats, b: Floats) -> Floats:
     return np.asarray(x)
 
 
+def binomial_cdf(k: Floats, n: Floats, p: float) -> Floats:
+    """The chance of at most k of n draws that each succeed with chance p, 0 < p < 1; 0 for k < 0. [...] each."""
+    inside = (k >= 0) & (k < n)
+    a, b = np.where(inside, n - k, 1.0), np.where(inside, k + 1, 1.0)
+    front = np.exp(a * np.log1p(-p) + b * np.log(p) - _log_gamma(a) - _log_gamma(b) + _log_gamma(a + b))
+    return np.where(inside, _beta_cdf(np.full(np.shape(a), 1 - p), a, b, front), (k >= n).astype(float))
+
+
 def _beta_cdf(x: Floats, a: Floats, b: Floats, front: Floats) -> Floats:
     """Beta distribution functions at 0 < x < 1, by the continued fraction 8.17.22 of the NIST's DLMF.
 

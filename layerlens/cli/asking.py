@@ -189,6 +189,9 @@ def show(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     from layerlens.cli.grids import print_table
 
+    rows = [list(row) for row in rows]
+    filled = [place for place in range(len(heads)) if not rows or any(row[place] for row in rows)]
+    heads, rows = [heads[place] for place in filled], [[row[place] for place in filled] for row in rows]
     shown = Table(*(Column(head, no_wrap=True) for head in heads), box=None, padding=(0, 2, 0, 0))
     for row in rows:
         shown.add_row(*row)

@@ -140,7 +140,8 @@ def _print_power(out: Path, points: float) -> None:
     from layerlens.analysis.power import power_table
 
     table = power_table(out, points / 100)
-    typer.echo(f"\nitems that show a difference of {points:g} points (5 % level, power 80 %)\n")
+    typer.echo(f"\nitems that show a difference of {points:g} points (5 % level, power 80 %),")
+    typer.echo("and the least difference in points that the items here show\n")
     rows = [
         (
             row["task"],
@@ -148,9 +149,13 @@ def _print_power(out: Path, points: float) -> None:
             f"{row['n_items']:,}",
             "" if row["correlation"] != row["correlation"] else f"{row['correlation']:.2f}",
             f"{100 * row['changed']:.1f}",
-            f"{row['needed']:,} [{row['needed_low']:,}, {row['needed_high']:,}]",
-            f"{100 * row['detectable']:.1f}",
+            "{} [{}, {}]".format(*(_count(row[f"needed{end}"]) for end in ("", "_low", "_high"))),
+            "" if row["detectable"] != row["detectable"] else f"{100 * row['detectable']:.1f}",
         )
         for row in table.to_dict("records")
     ]
-    asking.show(("task", "arm", "items", "correlation", "% changed", "items needed", "these show, points"), rows)
+    asking.show(("task", "arm", "items", "correlation", "% changed", "items needed", "shown now"), rows)
+
+
+def _count(number: float) -> str:
+    return "-" if number != number else f"{number:,.0f}"

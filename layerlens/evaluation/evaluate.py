@@ -52,13 +52,13 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
     tasks = {one.benchmark.name: _task(one, asked, subject) for one in asked.tasks}
     manifest = new_manifest(
         **subject.parts,
-        options={"epochs": asked.epochs, "judge": asked.judge},
+        options={"epochs": asked.epochs},
         seed=asked.generating.seed,
         evaluation={
             "tasks": {one.benchmark.name: _told(tasks[one.benchmark.name], one.benchmark.best) for one in asked.tasks},
             "arms": {arm.name: dict(arm.options) for arm in asked.arms},
             "asked": [[name, arm.name] for name in tasks for arm in asked.arms],
-            "judged": [one.benchmark.name for one in asked.tasks if one.benchmark.judged],
+            "judged": {one.benchmark.name: asked.judge for one in asked.tasks if one.benchmark.judged},
             "code": {arm.name: code for arm in asked.arms if (code := code_of(type(asked_strategy(arm.options))))},
         },
     )
@@ -236,7 +236,7 @@ def answer(
     """As `evaluate`, for what is asked already."""
     from layerlens.evaluation.subject import loaded
 
-    if asked.judge is not None and asked.judge.partition("/")[2] == model.source:
+    if asked.judge is not None and Path(asked.judge).name == Path(model.source).name:
         what = "is the model that is evaluated, which must not judge itself"
         raise OptionError.about("judge", asked.judge, what, "give another model")
     whole("batch_size", batch_size, 1)

@@ -47,9 +47,9 @@ class EvaluationWriter(files.FolderWriter):
 
     Args:
         folder: the directory; made if missing.
-        manifest: what is about to be run. Its "evaluation" has "tasks" and "arms", each by name, "asked", the pairs of
-            them, "judged", the tasks that a judge scores, and "code", a digest of the class of each arm that is not of
-            this package. What is there already is kept, so that tasks and arms can be added.
+        manifest: what is about to be run. Its "evaluation" has "tasks" and "arms", each by name; "asked", the pairs of
+            them; "judged", the judge of each task that has one; and "code", a digest of the class of each arm that is
+            not of this package. What is there already is kept, so that tasks and arms can be added.
 
     Raises:
         RunError: the folder holds something else, or an evaluation with other settings.
@@ -102,9 +102,10 @@ def _joined(folder: Path, ours: Manifest, theirs: Manifest) -> Manifest:
         ("tasks", "items or settings of the task"),
         ("arms", "options of the strategy"),
         ("code", "code of the strategy"),
+        ("judged", "judge of the task"),
     )
     for one in (ours_, theirs_):
-        one.setdefault("code", {})  # which older manifests do not have
+        one.update({part: one.get(part, {}) for part in ("code", "judged")})  # which older manifests do not have
     for part, what in known:
         for name in ours_[part].keys() & theirs_[part].keys():
             if ours_[part][name] != theirs_[part][name]:
@@ -115,7 +116,6 @@ def _joined(folder: Path, ours: Manifest, theirs: Manifest) -> Manifest:
                     given=name,
                 )
     joined = {part: theirs_[part] | ours_[part] for part, _ in known}
-    joined["judged"] = sorted({*theirs_.get("judged", ()), *ours_.get("judged", ())})
     joined["asked"] = theirs_["asked"] + [pair for pair in ours_["asked"] if pair not in theirs_["asked"]]
     return ours | {"created": theirs["created"], "evaluation": joined}
 

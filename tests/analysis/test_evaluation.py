@@ -4,13 +4,14 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from scipy.stats import binomtest, mannwhitneyu
+from scipy.stats import binom, binomtest, mannwhitneyu
 
 import layerlens as ll
 from layerlens.analysis.evaluation import evaluation_table
 from layerlens.analysis.explanation import explanation_table
-from layerlens.analysis.power import needed, power_table
+from layerlens.analysis.power import needed, power, power_table
 from layerlens.errors import OptionError, RunError
 from tests.evaluation.made_up_evaluation import write
 from tests.refusals import refused
@@ -148,13 +149,91 @@ def test_little_is_told_by_few_right_answers(tmp_path, n_right):
 
 @pytest.mark.parametrize(("changed", "difference"), [(0.2, 0.05), (0.3, 0.1), (0.5, 0.1)])
 def test_so_many_items_find_the_difference(changed, difference):
-    n, draw, found = needed(changed, difference), random.Random(0), 0
+    n, draw, found = int(needed(changed, difference)), random.Random(0), 0
     gain, loss = (changed + difference) / 2, (changed - difference) / 2
     for _ in range(400):
         throws = [draw.random() for _ in range(n)]
         won, lost = sum(one < gain for one in throws), sum(gain <= one < gain + loss for one in throws)
         found += binomtest(won, won + lost).pvalue < 0.05
-    assert 0.72 <= found / 400 <= 0.86  # the exact test finds a little less than the approximation says
+    assert 0.74 <= found / 400 <= 0.86
+
+
+def exactly(n, changed, difference):
+    """The power by scipy, over all numbers of items that change."""
+    moved = np.arange(n + 1)
+    most = binom.ppf(0.025, moved, 0.5).astype(int)
+    most = np.where(binom.cdf(most, moved, 0.5) <= 0.025, most, most - 1)
+    won = (1 + difference / changed) / 2
+    return float((binom.pmf(moved, n, changed) * (binom.cdf(most, moved, won) + binom.cdf(most, moved, 1 - won))).sum())
+
+
+@pytest.mark.parametrize(
+    ("n", "changed", "difference"),
+    [(155, 0.05, 0.05), (979, 0.05, 0.02), (40, 0.5, 0.3), (5, 0.5, 0.3), (10, 1.0, 0.5)],
+)
+def test_the_power_is_exact(n, changed, difference):
+    assert power(n, changed, difference) == pytest.approx(exactly(n, changed, difference), abs=1e-9)
+
+
+@pytest.mark.parametrize(("changed", "difference"), [(0.05, 0.02), (0.1, 0.1), (0.3, 0.05)])
+def test_one_item_less_has_less_power_than_80_percent(changed, difference):
+    n = int(needed(changed, difference))
+    assert exactly(n, changed, difference) >= 0.8 > exactly(n - 1, changed, difference)
+
+
+def test_a_difference_that_cannot_be_needs_no_number():
+    assert np.isnan(needed(0.02, 0.05))
+    assert np.isnan(needed(0.0, 0.05))
+
+
+def test_epochs_of_an_item_are_one_item(tmp_path):
+    """Four answers to each of 30 items: the test of McNemar sees 30 items, and so does the power."""
+    draw = random.Random(5)
+    scores = {
+        ("sums", arm): [[float(draw.random() < 0.5) for _ in range(4)] for _ in range(30)] for arm in ("last", "valley")
+    }
+    row = row_of(power_table(write(tmp_path / "out", scores), 0.3), "sums", "valley")
+    by_arm = (scores["sums", arm] for arm in ("last", "valley"))
+    pairs = [(sum(a) / 4, sum(b) / 4) for a, b in zip(*by_arm, strict=True)]
+    assert row["n_items"] == 30
+    assert row["changed"] == pytest.approx(sum(a != b for a, b in pairs) / 30)
+
+
+def test_an_item_counts_once_however_many_of_its_epochs_have_a_score(tmp_path):
+    """Ten items right and ten wrong under both arms; the judge left out three of four epochs of the right ones."""
+    last = [[1.0] * 4] * 10 + [[0.0] * 4] * 10
+    arm = [[1.0, None, None, None]] * 10 + [[0.0] * 4] * 10
+    row = row_of(
+        evaluation_table(write(tmp_path / "out", {("sums", "last"): last, ("sums", "valley"): arm})), "sums", "valley"
+    )
+    assert (row["score"], row["difference"], row["won"], row["lost"]) == (0.5, 0.0, 0, 0)
+    assert (row["n_items"], row["n_answers"], row["unscored"]) == (20, 50, 30)
+
+
+def test_equal_grades_are_no_certainty(tmp_path):
+    row = row_of(evaluation_table(write(tmp_path / "out", {("sums", "last"): [[0.5], [0.5]]})), "sums", "last")
+    assert row["score"] == 0.5
+    assert np.isnan(row["score_low"])
+    assert np.isnan(row["score_high"])
+
+
+def test_noise_does_not_beat_a_baseline_that_says_nothing(tmp_path):
+    """All answers are as long as the limit allows: what a measure adds to that has an interval on both sides of 0."""
+    above = 0
+    for seed in range(40):
+        draw = random.Random(seed)
+        scores = {("sums", "last"): [[float(draw.random() < 0.5)] for _ in range(60)]}
+        values = [draw.gauss(0, 1) for _ in range(60)]
+        lengths = [40 - (draw.random() < 0.04) for _ in range(60)]
+        folder = write(
+            tmp_path / str(seed),
+            scores,
+            final_entropy=lambda t, a, item, e, s, v=values: v[item],
+            n_generated_tokens=lambda t, a, item, e, s, v=lengths: v[item],
+        )
+        row = explanation_table(folder).set_index("measure").loc["final_entropy"]
+        above += row["beats_length_low"] > 0
+    assert above <= 6
 
 
 def test_power_of_what_was_measured(folder):
@@ -164,7 +243,7 @@ def test_power_of_what_was_measured(folder):
     assert (row["n_items"], row["changed"]) == (60, pytest.approx(changed))
     assert row["needed"] == needed(changed, 0.1)
     assert row["needed_low"] < row["needed"] < row["needed_high"]
-    assert needed(changed, row["detectable"]) <= 60 < needed(changed, row["detectable"] - 0.001)
+    assert power(60, changed, row["detectable"]) >= 0.8 > power(60, changed, row["detectable"] - 0.001)
 
 
 @pytest.mark.parametrize("difference", [0, -0.1, 1, float("nan")])
@@ -187,7 +266,7 @@ def test_the_documentation_has_the_numbers_of_the_formula():
         for share, cell in zip(shares, cells, strict=True):
             if share >= int(points):
                 assert int(cell) == needed(share / 100, int(points) / 100)
-    assert f"{needed(0.2, 0.012):,} items" in text
+    assert f"{needed(0.2, 0.012):,.0f} items" in text
 
 
 def test_an_evaluation_is_no_run(folder):

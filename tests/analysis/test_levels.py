@@ -26,7 +26,7 @@ def run(folder, seed, arms=("last",), gain=0.0):
         ]
         for arm in arms
     }
-    write(folder, scores)
+    write(folder, scores, 0.7)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"seed": seed}))
     return folder, scores
@@ -89,11 +89,43 @@ def test_runs_that_are_not_independent(tmp_path, folders):
 
 
 def test_other_items(tmp_path, folders):
-    other = write(tmp_path / "other", {("gsm8k", "last"): [[1.0]] * 3})
+    other = write(tmp_path / "other", {("gsm8k", "last"): [[1.0]] * 3}, 0.7)
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"seed": 9}))
     with pytest.raises(RunError):
         levels_table(folders[0], folders[1], other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"source": "another", "fingerprint": "ab"}},
+        {"lens": {"kind": "tuned", "source": "here", "sha256": "ab"}},
+        {"generation": {"chat_template": False}},
+        {"config": {"temperature": 0.9}},
+        {"items_sha256": "of other references"},
+    ],
+)
+@pytest.mark.parametrize("place", [1, 2])
+def test_evaluations_that_differ_in_more_than_their_seed(folders, change, place):
+    """Another model as the control, or as what chooses the levels, would show anything but chance."""
+    path = folders[place] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name, value in change.items():
+        (manifest["evaluation"]["tasks"]["omni_math"] if name in ("config", "items_sha256") else manifest)[name] = value
+    path.write_text(json.dumps(manifest))
+    with refused(RunError, given=folders[place], problem="cannot stand beside"):
+        levels_table(*folders)
+
+
+def test_greedy_answers_are_not_independent(tmp_path):
+    """Another seed changes nothing where nothing is drawn."""
+    places = [write(tmp_path / name, {("omni_math", "last"): [[1.0], [0.0]]}) for name in "abc"]
+    for seed, place in enumerate(places):
+        manifest = json.loads((place / "manifest.json").read_text())
+        (place / "manifest.json").write_text(json.dumps(manifest | {"seed": seed}))
+    with refused(RunError, given=places[1], problem="greedy"):
+        levels_table(*places)
 
 
 def test_table_3_needs_three(folders):

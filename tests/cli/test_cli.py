@@ -80,7 +80,7 @@ def test_trace_then_figures_tables_and_a_report(cli, model, tmp_path):
         "model: give the run of that model",
     ]
     code, out, err = cli("table", "all", "--run", tmp_path / "run", "--out", tmp_path / "tables")
-    assert (code, err) == (0, "layerlens: tables 1, 2, 7, 9, 10, 3, 4 show scored answers: give --evaluation\n")
+    assert (code, err) == (0, "layerlens: tables 1, 2, 3, 4, 7, 9, 10 show scored answers: give --evaluation\n")
     assert len(out.split()) == 9
     code, out, err = cli("report", tmp_path / "run")
     assert (code, err) == (0, "")

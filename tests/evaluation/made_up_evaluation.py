@@ -7,17 +7,20 @@ from layerlens.records import new_manifest
 from layerlens.records.evaluation import MEASURES, SCORED, EvaluationWriter
 
 
-def write(folder: Path, scores: dict[tuple[str, str], list[list[float | None]]], **columns: Any) -> Path:
+def write(
+    folder: Path, scores: dict[tuple[str, str], list[list[float | None]]], temperature: float = 0.0, **columns: Any
+) -> Path:
     """Write one.
 
     Args:
         folder: to write.
         scores: of each task and arm, for each item those of its epochs; None: no score.
+        temperature: of all answers.
         columns: functions of (task, arm, item, epoch, score) that give a column; 40 tokens and no measures otherwise.
     """
-    asked = [list(pair) for pair in scores]
+    asked, config = [list(pair) for pair in scores], {"temperature": temperature}
     tasks = {
-        task: {"items": [f"{task}-{n}" for n in range(len(items))], "items_sha256": "", "best": 1.0, "config": {}}
+        task: {"items": [f"{task}-{n}" for n in range(len(items))], "items_sha256": "", "best": 1.0, "config": config}
         for (task, _), items in scores.items()
     }
     evaluation = {"tasks": tasks, "arms": {arm: {"strategy": arm} for _, arm in scores}, "asked": asked}
