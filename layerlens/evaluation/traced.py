@@ -224,7 +224,7 @@ def _answers(model: Model, folder: Path, task: str, arm: str, options: TraceOpti
             for sample in log.samples or []:
                 # without usage it is no answer: the prompt was too long, or could not be read
                 if sample.error is None and sample.output.choices and sample.output.usage is not None:
-                    found.setdefault(str(sample.id), {})[sample.epoch] = sample
+                    found.setdefault(str(sample.id), {}).setdefault(sample.epoch, sample)  # as the table has it
     for item in read_manifest(folder)["evaluation"]["tasks"][task]["items"]:
         for _, sample in sorted(found.get(item, {}).items()):
             yield _answered(model, sample, _id(sample), options)
