@@ -68,13 +68,15 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
         for arm in asked.arms
     ]
     judge = None if asked.judge is None else _judge(asked.judge, asked.judge_url)
+    roles = None if judge is None else {"grader": judge}
     with EvaluationWriter(out, manifest) as writer:
         try:
+            _score_again(writer.logs, tasks, subject, roles)
             _, logs = eval_set(
                 runs,
                 str(writer.logs),
                 model=subject.model,
-                model_roles=None if judge is None else {"grader": judge},
+                model_roles=roles,
                 max_connections=subject.model.api.max_connections(),  # else inspect begins with 20, whatever the batch
                 max_tasks=1,
                 fail_on_error=False,
@@ -88,6 +90,28 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
         if len(logs) < len(runs):  # inspect ends at Ctrl-C as if all were well, and gives no logs
             raise KeyboardInterrupt
         return writer.folder
+
+
+def _score_again(folder: Path, tasks: "Mapping[str, InspectTask]", subject: "Subject", roles: Any) -> None:
+    """Have answers of an earlier session scored to which the judge gave no score; the logs are written anew."""
+    from inspect_ai import score
+    from inspect_ai.log import recompute_metrics, write_eval_log
+
+    from layerlens.evaluation.logs import logs_in, unscored_in
+
+    for log in logs_in(folder):
+        task = tasks.get((log.eval.metadata or {})["benchmark"])
+        left = unscored_in(log)
+        if task is None or task.scorer is None or not left:
+            continue
+        part = log.model_copy(update={"samples": left, "results": None})
+        part = score(
+            part, task.scorer, model=subject.model, model_roles=roles, action="overwrite", display="none", copy=True
+        )
+        found = {(sample.id, sample.epoch): sample for sample in part.samples or []}
+        log.samples = [found.get((sample.id, sample.epoch), sample) for sample in log.samples or []]
+        recompute_metrics(log)
+        write_eval_log(log, log.location)
 
 
 def _judge(name: str, url: str | None) -> Any:
@@ -118,13 +142,18 @@ def _task(one: Task, asked: Asked, subject: "Subject") -> "InspectTask":
 def _told(task: "InspectTask", best: float) -> dict[str, Any]:
     """What a manifest says of a task."""
     samples = list(task.dataset)
-    texts = "\0".join(f"{sample.id}\0{sample.input}\0{sample.choices}\0{sample.target}" for sample in samples)
+    texts = "\0".join(f"{sample.id}\0{_text(sample.input)}\0{sample.choices}\0{sample.target}" for sample in samples)
     return {
         "items": [str(sample.id) for sample in samples],
         "items_sha256": digest(texts),
         "best": best,
         "config": task.config.model_dump(exclude_none=True),
     }
+
+
+def _text(given: Any) -> Any:
+    """An input of inspect without the ids of its messages, which are drawn anew each time."""
+    return given if isinstance(given, str) else [(message.role, message.text) for message in given]
 
 
 def _under(task: "InspectTask", name: str, arm: Arm, epochs: int) -> "InspectTask":

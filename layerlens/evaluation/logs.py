@@ -58,6 +58,11 @@ def logs_in(folder: Path) -> Iterator[EvalLog]:
             yield log
 
 
+def unscored_in(log: EvalLog) -> list[EvalSample]:
+    """The samples of a log that were answered and have no score, because the judge gave none."""
+    return [sample for sample in log.samples or [] if _row(sample, 1.0)["outcome"] == "unscored"]
+
+
 def _row(sample: EvalSample, best: float) -> dict[str, Any]:
     """Columns of one answer."""
     usage, output = sample.output.usage, sample.output

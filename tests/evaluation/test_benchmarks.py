@@ -364,6 +364,36 @@ def test_a_judge_that_does_not_judge_is_told_and_not_counted(tmp_path, says):
     assert len(asked) >= 3 * (3 + 3 + 2)
 
 
+def test_what_a_judge_left_out_is_scored_when_the_command_is_repeated(tmp_path):
+    """The answers are kept, those that have a score are not judged again, and nothing else changes."""
+    names, works = ["hle", "air_bench", "writingbench", "sample"], []
+    first = rows.HLE[0]["question"]
+
+    def moody(prompt):
+        return verdict(prompt) if works or first in prompt else None
+
+    files = {name: tmp_path / f"{name}.jsonl" for name in names}
+    for name, path in files.items():
+        path.write_text("".join(json.dumps(row) + "\n" for row in FILES[name]))
+    options = {"data_files": files, "max_new_tokens": 4, "judge": "openai-api/judge/made-up"}
+    model = tiny("llama", max_position_embeddings=2048)
+    with judging(moody) as (url, asked):
+        before = ll.evaluate(model, names, out=tmp_path / "out", judge_url=url, **options).set_index("task")
+        assert before["unscored"].to_dict() == {"hle": 2, "air_bench": 3, "writingbench": 2, "sample": 0}
+        works.append(True)
+        del asked[:]
+        after = ll.evaluate(model, names, out=tmp_path / "out", judge_url=url, **options).set_index("task")
+        assert len(asked) == 2 + 3 + 2 * 5
+        del asked[:]
+        again = ll.evaluate(model, names, out=tmp_path / "out", judge_url=url, **options).set_index("task")
+        assert not asked
+    gc.collect()
+    assert after["unscored"].sum() == 0
+    assert after["score"].to_dict() == {"hle": 1.0, "air_bench": 1.0, "writingbench": 0.7, "sample": 0.0}
+    assert after["generated_tokens"].equals(before["generated_tokens"])
+    assert again.equals(after)
+
+
 def test_a_judge_that_judges_at_the_second_attempt(tmp_path):
     seen = set()
 
