@@ -118,19 +118,23 @@ class Offline:
         self.refuse_unfit(batches, options)
         waiting, open_batches = list(enumerate(batches))[::-1], dict[int, dict[int, Answer]]()
         of_request: dict[str, tuple[int, int]] = {}
-        while waiting or of_request:
-            while waiting and len(of_request) < self.room:
-                number, batch = waiting.pop()
-                open_batches[number] = {}
-                for row, prompt in enumerate(batch.prompts):
-                    id = self.add(prompt, batch.strategy, f"{batch.seed}/{row}", options, trace)
-                    of_request[id] = number, row
-            for id, answer in self.step().items():
-                number, row = of_request.pop(id)
-                open_batches[number][row] = answer
-                if len(open_batches[number]) == len(batches[number].prompts):
-                    by_row = open_batches.pop(number)
-                    yield number, [by_row[row] for row in sorted(by_row)]
+        try:
+            while waiting or of_request:
+                while waiting and len(of_request) < self.room:
+                    number, batch = waiting.pop()
+                    open_batches[number] = {}
+                    for row, prompt in enumerate(batch.prompts):
+                        id = self.add(prompt, batch.strategy, f"{batch.seed}/{row}", options, trace)
+                        of_request[id] = number, row
+                for id, answer in self.step().items():
+                    number, row = of_request.pop(id)
+                    open_batches[number][row] = answer
+                    if len(open_batches[number]) == len(batches[number].prompts):
+                        by_row = open_batches.pop(number)
+                        yield number, [by_row[row] for row in sorted(by_row)]
+        finally:
+            # an interrupt ends vLLM's processes too, and an answer would be waited for in vain
+            self._has_failed |= bool(of_request)
 
     @property
     def room(self) -> int:
@@ -179,7 +183,6 @@ class Offline:
             answers = self._answers(outs) if outs else {}
             is_done = True
         finally:
-            # an interrupt ends vLLM's processes too, and an answer would be waited for in vain
             self._has_failed |= not is_done
         return answers
 
