@@ -2,8 +2,6 @@
 leaves as soon as it ends."""
 
 import contextlib
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -29,10 +27,9 @@ from layerlens.decode.prompts import TokenizedPrompt, end_token_ids, pad, pad_to
 from layerlens.decode.requests import Answer, Requests
 from layerlens.decode.sampling import Sampler
 from layerlens.decode.strategies import Strategy
-from layerlens.errors import LayerlensError, ModelError, OptionError
+from layerlens.errors import LayerlensError, OptionError
 from layerlens.lens.transport import IDENTITY, Transport
 from layerlens.models import Model
-from layerlens.models.use import in_use
 
 _MOST_READ = 2048
 """Tokens of prompts, padding included, that are read in one pass while others wait for their next token."""
@@ -58,12 +55,8 @@ class Continuous(Requests):
         super().__init__(model)
         self._transport = transport
         self._batch_size = batch_size
-        self._requests: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
         self._lanes: dict[Any, _Lane] = {}
-        self._waiting: list[_Row] = []
-        self._is_closed = False
         self._joins = True  # until a lane shows that the family cannot
-        self._thread = threading.Thread(target=self._run, name="layerlens requests", daemon=True)
         self._thread.start()
 
     def submit(
@@ -72,36 +65,13 @@ class Continuous(Requests):
         """As `Requests.submit`."""
         tokenized, settled = self.prepared(prompt, strategy, options)
         row = _Row(self.model, tokenized, strategy, settled, n_first)
-        if self._is_closed:
-            raise ModelError("requests are no longer taken", "begin anew", given=prompt.prompt_id)
-        self._requests.put(row)
+        self.take(row)
         return row.future
 
-    def close(self) -> None:
-        """End the thread; requests that are not answered yet are cancelled."""
-        self._is_closed = True
-        self._requests.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        """Wait for requests; while there are any, the model is in use by this thread alone."""
-        while (first := self._requests.get()) is not None:
-            self._waiting.append(first)
-            try:
-                with in_use(self.model), torch.no_grad():
-                    self._work()
-            except BaseException as error:  # whatever went wrong, nobody may wait for ever
-                self._end_all(error)
-            if self._is_closed:
-                break
-        self._end_all(None)
-
-    def _work(self) -> None:
+    def work(self) -> None:
         """Decode until nothing is asked any more."""
-        while (self._waiting or self._lanes) and not self._is_closed:
-            while not self._requests.empty():
-                if (row := self._requests.get()) is not None:
-                    self._waiting.append(row)
+        while (self.waiting or self._lanes) and not self.is_closed:
+            self.come()
             self._begin()
             for key, lane in list(self._lanes.items()):
                 lane.step()
@@ -114,8 +84,8 @@ class Continuous(Requests):
         full = set()
         later = []
         running = sum(lane.n_rows for lane in self._lanes.values())
-        room = (self._batch_size if running + len(self._waiting) > 1 and self._shares_batches else 1) - running
-        for row in self._waiting:
+        room = (self._batch_size if running + len(self.waiting) > 1 and self._shares_batches else 1) - running
+        for row in self.waiting:
             if row.future.cancelled():
                 continue
             lane = self._lanes.get(row.lane)
@@ -128,7 +98,7 @@ class Continuous(Requests):
                 room -= 1
             else:
                 later.append(row)
-        self._waiting = later
+        self.waiting = later
         for key, rows in begun.items():
             if key not in self._lanes:
                 self._lanes[key] = _Lane(self.model, rows[0].strategy.for_one_row(), self._transport)
@@ -145,17 +115,11 @@ class Continuous(Requests):
         """Whether prompts of different lengths can go through the model together."""
         return padding_fault(self.model) is None
 
-    def _end_all(self, error: BaseException | None) -> None:
-        """End all requests, with the error or as cancelled."""
-        rows = self._waiting + [row for lane in self._lanes.values() for row in lane.rows if row is not None]
-        while not self._requests.empty():
-            rows += [row for row in [self._requests.get()] if row is not None]
-        self._waiting, self._lanes = [], {}
-        for row in rows:
-            if error is None:
-                row.future.cancel()
-            else:
-                row.end(error)
+    def begun(self) -> list[Any]:
+        """As `Requests.begun`."""
+        rows = [row for lane in self._lanes.values() for row in lane.rows if row is not None]
+        self._lanes = {}
+        return rows
 
 
 @dataclass(eq=False)

@@ -1,11 +1,10 @@
 """Requests that come one by one are answered by vLLM's engine, which batches them by itself."""
 
 import contextlib
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from typing import Any
 
 from layerlens.datasets import Prompt
 from layerlens.decode.batch import Decoded
@@ -16,9 +15,8 @@ from layerlens.decode.requests import Answer, Requests
 from layerlens.decode.strategies import Strategy
 from layerlens.engines.vllm import offline
 from layerlens.engines.vllm.offline import Offline, refuse_too_long
-from layerlens.errors import ModelError, OptionError, spelled
+from layerlens.errors import OptionError, spelled
 from layerlens.models import Model
-from layerlens.models.use import in_use
 
 Ready = Callable[[Sequence[Strategy]], Offline]
 """The engine that answers requests with these strategies, started or started anew where it must be."""
@@ -56,11 +54,7 @@ class Engine(Requests):
         super().__init__(model)
         self._ready = ready
         self._strategies = list(strategies)
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._waiting: list[_Request] = []
         self._open: dict[str, _Request] = {}
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._run, name="layerlens requests", daemon=True)
         self._thread.start()
 
     def submit(
@@ -74,36 +68,14 @@ class Engine(Requests):
         offline.refuse_stops(options)
         tokenized, settled = self.prepared(prompt, strategy, options)
         request = _Request(tokenized, strategy, settled)
-        if self._is_closed:
-            raise ModelError("requests are no longer taken", "begin anew", given=prompt.prompt_id)
-        self._requests.put(request)
+        self.take(request)
         return request.future
 
-    def close(self) -> None:
-        """End the thread; requests that are not answered yet are cancelled. The engine stays."""
-        self._is_closed = True
-        self._requests.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (first := self._requests.get()) is not None:
-            self._waiting.append(first)
-            try:
-                with in_use(self.model, may_decode_elsewhere=True):
-                    self._work()
-            except BaseException as error:  # whatever went wrong, nobody may wait for ever
-                self._end_all(error)
-            if self._is_closed:
-                break
-        self._end_all(None)
-
-    def _work(self) -> None:
+    def work(self) -> None:
         """Answer until nothing is asked any more."""
         engine: Offline | None = None
-        while (self._waiting or self._open) and not self._is_closed:
-            while not self._requests.empty():
-                if (request := self._requests.get()) is not None:
-                    self._waiting.append(request)
+        while (self.waiting or self._open) and not self.is_closed:
+            self.come()
             if not self._open:
                 engine = self._started()
             if engine is None:
@@ -120,16 +92,16 @@ class Engine(Requests):
 
     def _started(self) -> Offline | None:
         """The engine for what waits; None where nothing does any more."""
-        self._waiting = [request for request in self._waiting if not request.future.cancelled()]
-        if not self._waiting:
+        self.waiting = [request for request in self.waiting if not request.future.cancelled()]
+        if not self.waiting:
             return None
-        self._strategies = list(dict.fromkeys([*self._strategies, *(one.strategy for one in self._waiting)]))
+        self._strategies = list(dict.fromkeys([*self._strategies, *(one.strategy for one in self.waiting)]))
         return self._ready(self._strategies)
 
     def _begin(self, engine: Offline) -> None:
         """Give requests to the engine, the first ones first, as far as it has room and was started for them."""
         later = []
-        for request in self._waiting:
+        for request in self.waiting:
             if request.future.cancelled():
                 continue
             if len(self._open) >= engine.room or not engine.fits([request.strategy], None, engine.lens):
@@ -143,21 +115,15 @@ class Engine(Requests):
                 request.end(error)
             else:
                 self._open[begun] = request
-        self._waiting = later
+        self.waiting = later
 
     def _answer(self, request: _Request, answer: offline.Answer) -> Answer:
         emitted = Decoded([answer.token_ids], [answer.finish_reason], [answer.decisions])
         (generation,) = generations(self.model, [request.prompt], request.strategy, emitted)
         return Answer(generation, request.prompt, None)
 
-    def _end_all(self, error: BaseException | None) -> None:
-        """End all requests, with the error or as cancelled."""
-        requests = [*self._waiting, *self._open.values()]
-        while not self._requests.empty():
-            requests += [request for request in [self._requests.get()] if request is not None]
-        self._waiting, self._open = [], {}
-        for request in requests:
-            if error is None:
-                request.future.cancel()
-            else:
-                request.end(error)
+    def begun(self) -> list[Any]:
+        """As `Requests.begun`."""
+        requests = list(self._open.values())
+        self._open = {}
+        return requests
