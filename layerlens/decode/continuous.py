@@ -57,7 +57,7 @@ class Continuous(Requests):
         self._batch_size = batch_size
         self._lanes: dict[Any, _Lane] = {}
         self._joins = True  # until a lane shows that the family cannot
-        self._thread.start()
+        self.start()
 
     def submit(
         self, prompt: Prompt, strategy: Strategy, options: GenerateOptions, n_first: int | None = None

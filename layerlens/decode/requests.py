@@ -72,6 +72,10 @@ class Requests(ABC):
             OptionError, PromptError: the strategy does not fit the model, or the prompt does not fit its context.
         """
 
+    def start(self) -> None:
+        """Start the thread, once all that `work` needs is there."""
+        self._thread.start()
+
     def take(self, request: Any) -> None:
         """Let a request wait; ModelError where the thread has been ended. A request has a `future` and an `end`."""
         if self.is_closed:

@@ -55,7 +55,7 @@ class Engine(Requests):
         self._ready = ready
         self._strategies = list(strategies)
         self._open: dict[str, _Request] = {}
-        self._thread.start()
+        self.start()
 
     def submit(
         self, prompt: Prompt, strategy: Strategy, options: GenerateOptions, n_first: int | None = None
