@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from layerlens.decode.options import GenerateOptions
     from layerlens.decode.readouts import Readouts
     from layerlens.decode.registry import named_strategy, register_strategy
+    from layerlens.decode.speculative.clasp import Clasp
+    from layerlens.decode.speculative.conflayers import ConfLayers
+    from layerlens.decode.speculative.drafter import Drafter
+    from layerlens.decode.speculative.fixed import EveryOther, FixedSkip, Traced
+    from layerlens.decode.speculative.knapspec import KnapSpec
+    from layerlens.decode.speculative.policy import Search, SkipPolicy
+    from layerlens.decode.speculative.registry import named_skip_policy, register_skip_policy
+    from layerlens.decode.speculative.skipset import SkipSet
+    from layerlens.decode.speculative.swift import Swift
     from layerlens.decode.strategies import Choice, Fixed, Last, Strategy, Valley
     from layerlens.errors import LayerlensError, ModelError, OptionError, PromptError, RunError
     from layerlens.evaluation.ablation import ablate
@@ -30,13 +39,19 @@ if TYPE_CHECKING:
 __all__ = [
     "SLED",
     "Choice",
+    "Clasp",
+    "ConfLayers",
     "Dataset",
     "DecodingLog",
     "DoLa",
+    "Drafter",
+    "EveryOther",
     "Fitted",
     "Fixed",
+    "FixedSkip",
     "GenerateOptions",
     "Generation",
+    "KnapSpec",
     "Last",
     "LayerlensError",
     "Model",
@@ -47,8 +62,13 @@ __all__ = [
     "Readouts",
     "Run",
     "RunError",
+    "Search",
+    "SkipPolicy",
+    "SkipSet",
     "Strategy",
+    "Swift",
     "TraceOptions",
+    "Traced",
     "Transport",
     "Valley",
     "ablate",
@@ -59,11 +79,13 @@ __all__ = [
     "generate",
     "load",
     "merge",
+    "named_skip_policy",
     "named_strategy",
     "open_lens",
     "open_run",
     "plot",
     "read_prompts",
+    "register_skip_policy",
     "register_strategy",
     "trace",
 ]
@@ -77,6 +99,15 @@ _HOMES = {
     "layerlens.decode.registry": ("named_strategy", "register_strategy"),
     "layerlens.decode.options": ("GenerateOptions",),
     "layerlens.decode.readouts": ("Readouts",),
+    "layerlens.decode.speculative.clasp": ("Clasp",),
+    "layerlens.decode.speculative.conflayers": ("ConfLayers",),
+    "layerlens.decode.speculative.drafter": ("Drafter",),
+    "layerlens.decode.speculative.fixed": ("EveryOther", "FixedSkip", "Traced"),
+    "layerlens.decode.speculative.knapspec": ("KnapSpec",),
+    "layerlens.decode.speculative.policy": ("Search", "SkipPolicy"),
+    "layerlens.decode.speculative.registry": ("named_skip_policy", "register_skip_policy"),
+    "layerlens.decode.speculative.skipset": ("SkipSet",),
+    "layerlens.decode.speculative.swift": ("Swift",),
     "layerlens.decode.strategies": ("Choice", "Fixed", "Last", "Strategy", "Valley"),
     "layerlens.errors": ("LayerlensError", "ModelError", "OptionError", "PromptError", "RunError"),
     "layerlens.evaluation.ablation": ("ablate",),

@@ -16,6 +16,7 @@ from layerlens.decode.generation_config import row_processors
 from layerlens.decode.log import Decisions
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id, refuse_unreadable
+from layerlens.decode.rows import seen_tokens
 from layerlens.decode.sampling import Sampler
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
@@ -256,9 +257,3 @@ class _Batch:
         self._chooser.keep_rows(alive, len(self._prompts))
         self._chooser.is_alive = self._alive
         self._recorded, self._graph, self._n_eager = [], None, _EAGER_STEPS - 1
-
-
-def seen_tokens(ids: Tensor, mask: Tensor, n_vocab: int) -> Tensor:
-    """Which tokens each row has read: bool [rows, vocab]. Padding and tokens that cannot be emitted do not count."""
-    words = ids.masked_fill(mask == 0, n_vocab).clamp(max=n_vocab)
-    return torch.zeros(len(ids), n_vocab + 1, dtype=torch.bool, device=ids.device).scatter_(1, words, True)[:, :n_vocab]

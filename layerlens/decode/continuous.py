@@ -4,28 +4,24 @@ leaves as soon as it ends."""
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
 
 from layerlens.compat import decoding_fast
 from layerlens.datasets import Prompt
-from layerlens.decode.batch import Decoded, seen_tokens
+from layerlens.decode.batch import Decoded
 from layerlens.decode.chooser import Chooser, generator_of
-from layerlens.decode.endings import ending_criteria, has_ended
 from layerlens.decode.forward import Forward
-from layerlens.decode.generation_config import row_processors
 from layerlens.decode.log import Decisions
 from layerlens.decode.loop import generations
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.padding import padding_fault
-from layerlens.decode.prompts import TokenizedPrompt, end_token_ids, pad, pad_token_id, refuse_unreadable
+from layerlens.decode.prompts import TokenizedPrompt, pad, pad_token_id, refuse_unreadable
 from layerlens.decode.requests import Answer, Requests
-from layerlens.decode.sampling import Sampler
+from layerlens.decode.rows import Row
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import LayerlensError, OptionError
 from layerlens.lens.transport import IDENTITY, Transport
@@ -90,7 +86,7 @@ class Continuous(Requests):
                 continue
             lane = self._lanes.get(row.lane)
             beside = [*begun.get(row.lane, []), row]
-            longest = max(len(one.prompt.token_ids) for one in beside)
+            longest = max(len(one.prompt) for one in beside)
             if self._joins and len(beside) > 1 and len(beside) * longest > _MOST_READ:
                 full.add(row.lane)  # the first ones first
             if room > 0 and row.lane not in full and (lane is None or lane.can_join):
@@ -122,32 +118,19 @@ class Continuous(Requests):
         return rows
 
 
-@dataclass(eq=False)
-class _Row:
+class _Row(Row):
     """A request, and what was emitted for it so far."""
 
-    model: Model
-    prompt: TokenizedPrompt
-    strategy: Strategy
-    options: GenerateOptions
-    n_first: int | None
-    future: "Future[Answer]" = field(default_factory=Future)
-    output: list[int] = field(default_factory=list)
-    decisions: list[Decisions] = field(default_factory=list)
-    log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        model, options, ids = self.model, self.options, list(self.prompt.token_ids)
-        ends = end_token_ids(model, options)
-        end_ids = torch.tensor(ends, dtype=torch.long, device=model.device)
-        processors = row_processors(model, [ids], options, ends)
-        penalised = processors is None and options.repetition_penalty not in (None, 1.0)
-        read = torch.tensor([ids], device=model.device)
-        seen = seen_tokens(read, torch.ones_like(read), model.n_vocab) if penalised else None
-        self.sampler = Sampler(options, end_ids, seen, 1, options.seed, processors, [ids], model.source)
+    def __init__(
+        self, model: Model, prompt: TokenizedPrompt, strategy: Strategy, options: GenerateOptions, n_first: int | None
+    ) -> None:
+        super().__init__(model, prompt.token_ids, options, options.seed)
+        self.asked, self.strategy = prompt, strategy
         self.draws = generator_of(options.seed, model.unembed.device)
-        self.endings: StoppingCriteriaList = ending_criteria(ends, options.stops, model.tokenizer)
-        self.tail = max((len(stop.encode()) for stop in options.stops), default=1)
+        self.future: Future[Answer] = Future()
+        self._model = model
+        self._n_first = n_first
+        self._log_probs: list[list[tuple[int, float]]] = []
 
     @property
     def lane(self) -> Any:
@@ -163,35 +146,29 @@ class _Row:
             else:
                 self.future.set_result(result)
 
-    def emit(self, logits: Tensor, decisions: Decisions) -> str | None:
+    def draw(self, logits: Tensor, decisions: Decisions) -> str | None:
         """Draw the next token; why the text ends with it or before it, or None where it goes on.
 
         Args:
             logits: of this row: [1, vocab].
             decisions: of this row alone.
         """
-        token = self.sampler(logits, torch.tensor(len(self.output), device=logits.device))
+        token = self.sampler(logits, self.step)
         if not bool(decisions.is_finite):
             return "non_finite"
-        self.output.append(int(token))
-        if self.n_first is not None:
+        token_id = int(token)
+        if self._n_first is not None:
             of_all = logits[0].float().log_softmax(0)
-            first = of_all.topk(self.n_first)
+            first = of_all.topk(self._n_first)
             pairs = zip(first.indices.tolist(), first.values.tolist(), strict=True)
-            self.log_probs.append([(self.output[-1], float(of_all[token])), *pairs])
-        self.decisions.append(Decisions(decisions.numbers.cpu().clone(), decisions.values.cpu().clone()))
-        text = [*self.prompt.token_ids[-self.tail :], *self.output[-self.tail :]][-self.tail :]
-        if has_ended(self.endings, text):
-            return "stop"
-        return "length" if len(self.output) == self.options.max_new_tokens else None
+            self._log_probs.append([(token_id, float(of_all[token])), *pairs])
+        return self.emit(token_id, decisions)
 
     def answer(self, reason: str) -> "Answer":
         """What is answered, once the text has ended."""
-        nothing = Decisions(torch.zeros(0, 5, dtype=torch.int32), torch.zeros(0, 0))
-        decisions = Decisions.joined(self.decisions) if self.decisions else nothing
-        emitted = Decoded([self.output], [reason], [decisions])
-        (generation,) = generations(self.model, [self.prompt], self.strategy, emitted)
-        return Answer(generation, self.prompt, None if self.n_first is None else self.log_probs)
+        emitted = Decoded([self.output], [reason], [self.decisions])
+        (generation,) = generations(self._model, [self.asked], self.strategy, emitted)
+        return Answer(generation, self.asked, None if self._n_first is None else self._log_probs)
 
 
 class _RowChooser(Chooser):
@@ -235,7 +212,7 @@ class _Lane:
 
     def begin(self, rows: Sequence[_Row]) -> None:
         """Read the prompts of these rows, emit their first tokens, and go on with them."""
-        ids, mask = pad([row.prompt.token_ids for row in rows], self._pad, left=True)
+        ids, mask = pad([row.prompt for row in rows], self._pad, left=True)
         forward = Forward(self._model, ids.to(self._model.device), mask.to(self._model.device), 1, static=False)
         with self._choosing(rows):
             logits = forward.prompts()
@@ -288,7 +265,7 @@ class _Lane:
             goes_on = row is not None and not row.future.cancelled()
             if row is not None and goes_on:
                 try:
-                    reason = row.emit(logits[here], Decisions(decisions.numbers[here], decisions.values[here]))
+                    reason = row.draw(logits[here], Decisions(decisions.numbers[here], decisions.values[here]))
                     if reason is None:
                         refuse_unreadable(row.output[-1:], self._model.n_known_tokens)
                 except LayerlensError as error:

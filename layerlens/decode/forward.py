@@ -1,10 +1,12 @@
 """A model's forward passes over texts that grow: the prompts first, then one token at a time."""
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, StaticCache
@@ -35,6 +37,7 @@ class Forward:
         *,
         static: bool,
         rewinds: bool = False,
+        n_spare: int = 0,
     ) -> None:
         """Begin with the prompts.
 
@@ -45,6 +48,7 @@ class Forward:
             n_steps: the most tokens that will be read after the prompts.
             static: whether to use a cache of fixed size where the family can.
             rewinds: whether `rewind` will be called, for which some caches keep more.
+            n_spare: how many tokens `aside` can take back.
         """
         self._hf: Any = model.hf
         self._source = model.source
@@ -57,6 +61,7 @@ class Forward:
         self._name = next((name for name in _MEMORIES if name in self._inputs), None)
         self._memory, self.is_static = self._cache(model, ids.shape[1] + n_steps, static=static)
         self._rewinds = rewinds = rewinds and windows_rewind()
+        self._n_spare = n_spare
         self._n_new = 0  # tokens that can be taken back
         if rewinds and hasattr(self._memory, "activate_past_recording"):
             self._memory.activate_past_recording()
@@ -131,16 +136,8 @@ class Forward:
             ModelError: `can_rewind` is false.
             OptionError: n_tokens is larger than the number of tokens that were read.
         """
-        if not self.can_rewind:
-            raise ModelError(
-                f"{self._source} keeps a recurrence or a window of fixed size", "read its text again from the beginning"
-            )
-        if not 0 <= n_tokens <= self._n_new:
-            raise OptionError(
-                f"{n_tokens} tokens cannot be taken back",
-                f"give 0 to {self._n_new}, which were read since the last time",
-                given=n_tokens,
-            )
+        self._refuse_fixed()
+        self._refuse_more_than_read(n_tokens)
         self._n_new = 0
         self._position.sub_(n_tokens)
         self._n_seen -= n_tokens
@@ -151,7 +148,159 @@ class Forward:
             if self.is_static:
                 layer.cumulative_length.fill_(self._n_seen)
             elif layer.is_initialized:
-                layer.crop(min(0, self._n_seen - layer.get_seq_length()))
+                self._crop(layer, layer.keys.shape[2] - (layer.get_seq_length() - self._n_seen))
+
+    def retract(self, n_read: int, kept: Sequence[Sequence[int]]) -> None:
+        """Of the last tokens read, keep some of each row, and take back the others, as if they had not been read.
+
+        Args:
+            n_read: how many tokens of each row this is about, all read by whole passes since the last call of this or
+                of `rewind`.
+            kept: for each row which of them stay, 0-based and increasing. The rows may keep different numbers of them.
+
+        Raises:
+            ModelError: `can_rewind` is false, or the rows keep different tokens and the cache has a fixed size.
+            OptionError: n_read is larger than the number of tokens that were read.
+        """
+        most = max(map(len, kept))
+        if all(list(row) == list(range(most)) for row in kept):
+            self.rewind(n_read - most)
+            return
+        self._refuse_fixed()
+        self._refuse_more_than_read(n_read)
+        if self.is_static:
+            raise ModelError(f"{self._source} keeps its states in a cache of fixed size", "use a growing cache")
+        self._n_new = 0
+        device = self._mask.device
+        counts = torch.tensor([len(row) for row in kept], device=device)
+        self._position += (counts - n_read).unsqueeze(1)
+        before, self._n_seen = self._n_seen - n_read, self._n_seen - n_read + most
+        # rows stay aligned on the right: one that keeps fewer tokens gets padding on the left
+        texts = [[-1] * (most - len(row)) + list(range(before)) + [before + index for index in row] for row in kept]
+        source = torch.tensor(texts, device=device)
+        self._mask[:, : self._n_seen] = self._mask.gather(1, source.clamp_min(0)).masked_fill(source < 0, 0)
+        self._mask[:, self._n_seen :] = 1  # what will be read is no padding
+        if self._name is None:
+            self._text = self._text.gather(1, source.clamp_min(0))
+            return
+        for layer in self._memory.layers:
+            if layer.is_initialized:
+                dropped = before + n_read - layer.keys.shape[2]  # slots that have left a window
+                here = (source[:, dropped:] - dropped).clamp_min(0).to(layer.keys.device)[:, None, :, None]
+                layer.keys, layer.values = (
+                    one.gather(2, here.expand(-1, one.shape[1], -1, one.shape[3])) for one in (layer.keys, layer.values)
+                )
+                self._crop(layer, layer.keys.shape[2])
+
+    def _crop(self, layer: Any, n_slots: int) -> None:
+        """Keep the first slots of a growing cache; of a window, those that later passes can see, and some to spare."""
+        first = 0
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length = self._n_seen
+            first = max(0, n_slots - (layer.sliding_window - 1 + self._n_spare))
+        layer.keys, layer.values = layer.keys[:, :, first:n_slots], layer.values[:, :, first:n_slots]
+
+    @contextmanager
+    def aside(self, n_back: int = 0) -> Iterator[None]:
+        """While open, the last tokens are taken back and others can be read; afterwards everything is as it was.
+
+        The cache is neither copied nor read again: its tensors are kept, and the passes make new ones.
+
+        Args:
+            n_back: how many of the last tokens of each row are taken back, at most `n_spare`.
+
+        Raises:
+            ModelError: `can_rewind` is false, or the cache has a fixed size.
+        """
+        self._refuse_fixed()
+        if self.is_static:
+            raise ModelError(f"{self._source} keeps its states in a cache of fixed size", "use a growing cache")
+        assert n_back <= self._n_spare, "windows keep no more"
+        names = ("keys", "values", "cumulative_length", "is_initialized")
+        layers = [] if self._name is None else self._memory.layers
+        kept = [{name: getattr(layer, name) for name in names if hasattr(layer, name)} for layer in layers]
+        own = (self._text, self._mask, self._position.clone(), self._n_seen, self._n_new)
+        try:
+            self._n_new = n_back
+            self.rewind(n_back)
+            yield
+        finally:
+            self._text, self._mask, self._position, self._n_seen, self._n_new = own
+            for layer, state in zip(layers, kept, strict=True):
+                for name, value in state.items():
+                    setattr(layer, name, value)
+
+    def branch(
+        self,
+        token_ids: Int[Tensor, "rows new"],
+        parents: Int[Tensor, "rows new"],
+        n_read: int,
+    ) -> Float[Tensor, "rows read vocab"]:
+        """The pass over a tree of tokens: each token reads the text, its ancestors and itself.
+
+        Args:
+            token_ids: of the nodes, parents first.
+            parents: for each node the index of the node before it, or -1 where the text is before it.
+            n_read: of how many nodes, counted back from the last one, the logits are returned.
+
+        Raises:
+            ModelError: `can_rewind` is false.
+        """
+        self._refuse_fixed()
+        n_rows, n_new = token_ids.shape
+        self.make_room(n_new)
+        rows = torch.arange(n_rows, device=token_ids.device)
+        ancestors = torch.eye(n_new, dtype=torch.bool, device=token_ids.device).repeat(n_rows, 1, 1)
+        depth = torch.zeros_like(token_ids)
+        for node in range(n_new):
+            parent, inner = parents[:, node].clamp_min(0), parents[:, node] >= 0
+            ancestors[:, node] |= ancestors[rows, parent] & inner.unsqueeze(1)
+            depth[:, node] = (depth[rows, parent] + 1) * inner
+        inputs = {
+            "input_ids": token_ids,
+            "attention_mask": self._tree_masks(ancestors, depth),
+            "position_ids": self._position + 1 + depth,
+            "use_cache": True,
+            str(self._name): self._memory,
+            **({"logits_to_keep": n_read} if "logits_to_keep" in self._inputs else {}),
+        }
+        self._n_new += n_new
+        self._n_seen += n_new
+        self._position.add_(n_new)
+        logits: Tensor = self._hf(**inputs, return_dict=True).logits[:, -n_read:]
+        return logits
+
+    def _tree_masks(self, ancestors: Bool[Tensor, "rows new new"], depth: Int[Tensor, "rows new"]) -> Any:
+        """What is added to the attention of the nodes; by kind where the layers are of several kinds."""
+        config = self._hf.config.get_text_config(decoder=True)
+        kinds = getattr(config, "layer_types", None) or ["full_attention"]
+        firsts = {kind: self._memory.layers[kinds.index(kind)] for kind in set(kinds)}
+        masks = {kind: self._tree_mask(ancestors, depth, layer) for kind, layer in firsts.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _tree_mask(self, ancestors: Tensor, depth: Tensor, layer: Any) -> Float[Tensor, "rows 1 new slots"]:
+        _, first = layer.get_mask_sizes(ancestors.shape[1])
+        text = self._mask[:, None, first : self._n_seen].bool()
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            slots = torch.arange(first, self._n_seen, device=depth.device)
+            text = text & (self._n_seen + depth.unsqueeze(2) - slots < layer.sliding_window)
+        visible = torch.cat([text.expand(-1, ancestors.shape[1], -1), ancestors], dim=2)
+        mask = torch.zeros(visible.shape, dtype=self._hf.dtype, device=depth.device)
+        return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min).unsqueeze(1)
+
+    def _refuse_fixed(self) -> None:
+        if not self.can_rewind:
+            raise ModelError(
+                f"{self._source} keeps a recurrence or a window of fixed size", "read its text again from the beginning"
+            )
+
+    def _refuse_more_than_read(self, n_tokens: int) -> None:
+        if not 0 <= n_tokens <= self._n_new:
+            raise OptionError(
+                f"{n_tokens} tokens cannot be taken back",
+                f"give 0 to {self._n_new}, which were read since the last time",
+                given=n_tokens,
+            )
 
     def keep_rows(self, index: Int[Tensor, " kept"]) -> bool:
         """Continue with these rows only; False where the family cannot."""

@@ -17,6 +17,9 @@ from layerlens.decode.options import GenerateOptions, made, settle_chat_template
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import TokenizedPrompt, tokenize
 from layerlens.decode.registry import strategy_of
+from layerlens.decode.speculative.drafter import Drafter, drafter_of
+from layerlens.decode.speculative.loop import decode_drafted
+from layerlens.decode.speculative.policy import SkipPolicy
 from layerlens.decode.strategies import Strategy, layers_of
 from layerlens.decode.texts import decoded
 from layerlens.errors import Notice, spelled
@@ -60,6 +63,7 @@ def generate(
     *,
     strategy: Strategy | str | None = ...,
     lens: str | Transport | None = ...,
+    draft: Drafter | SkipPolicy | str | None = ...,
     **options: Any,
 ) -> Generation: ...
 @overload
@@ -69,6 +73,7 @@ def generate(
     *,
     strategy: Strategy | str | None = ...,
     lens: str | Transport | None = ...,
+    draft: Drafter | SkipPolicy | str | None = ...,
     **options: Any,
 ) -> list[Generation]: ...
 @uses_model(may_decode_elsewhere=True)
@@ -78,6 +83,7 @@ def generate(
     *,
     strategy: Strategy | str | None = None,
     lens: str | Transport | None = None,
+    draft: Drafter | SkipPolicy | str | None = None,
     **options: Any,
 ) -> Generation | list[Generation]:
     """The model's answer to each prompt, in the order of the prompts, with logits that a strategy chooses.
@@ -88,6 +94,8 @@ def generate(
         strategy: such as `Valley(window=10)`, or its name, as the command line takes it; None is `Last()`.
         lens: through which layers are read: "linear:FILE", "tuned:FILE", "jacobian:FILE", a transport, or None for the
             logit lens.
+        draft: makes drafts that the whole model checks, so that the text is the one without drafts: a policy such as
+            `ConfLayers()`, or its name; or a `Drafter`, which keeps what its search has found. None: no drafts.
         **options: fields of `GenerateOptions` (max_new_tokens, temperature, top_p, stop_strings, batch_size, ...).
 
     Returns:
@@ -101,8 +109,10 @@ def generate(
     strategy = strategy_of(strategy)
     layers_of(strategy, model.n_layers, model.tied)
     transport = open_lens(lens, model)
+    drafter = drafter_of(draft, model)
     settled = settle_chat_template(
-        made(GenerateOptions, options, ("strategy", "lens")), bool(getattr(model.tokenizer, "chat_template", None))
+        made(GenerateOptions, options, ("strategy", "lens", "draft")),
+        bool(getattr(model.tokenizer, "chat_template", None)),
     )
     settled = with_generation_config(settled, model)
     dataset = (
@@ -111,14 +121,14 @@ def generate(
     tokenized = tokenize(model, dataset.prompts, settled)
     batches = by_length(tokenized, settled.batch_size)
     ragged = any(len({len(tokenized[index].token_ids) for index in batch}) > 1 for batch in batches)
-    if model.backend.is_here and ragged:
+    if model.backend.is_here and (ragged or (drafter is not None and max(map(len, batches)) > 1)):
         refuse_ignored_padding(model)
     jobs = [
         Job([tokenized[index] for index in batch], strategy, batch_seed(settled.seed, number))
         for number, batch in enumerate(batches)
     ]
     by_index: dict[int, Generation] = {}
-    for number, generations in answered(model, jobs, transport, settled):
+    for number, generations in answered(model, jobs, transport, settled, drafter):
         by_index.update(zip(batches[number], generations, strict=True))
     in_order = [by_index[index] for index in range(len(tokenized))]
     _tell_broken(model, tokenized, in_order)
@@ -167,7 +177,11 @@ class Job(NamedTuple):
 
 
 def answered(
-    model: Model, jobs: Sequence[Job], transport: Transport, options: GenerateOptions
+    model: Model,
+    jobs: Sequence[Job],
+    transport: Transport,
+    options: GenerateOptions,
+    drafter: Drafter | None = None,
 ) -> Iterator[tuple[int, list[Generation]]]:
     """The number of each job, with the answers to its prompts, as they are made.
 
@@ -176,8 +190,9 @@ def answered(
         jobs: what to answer.
         transport: that of the lens.
         options: settled, with what the model's generation config says.
+        drafter: makes the drafts, if there are any.
     """
-    for number, emitted in _decoded(model, jobs, transport, options):
+    for number, emitted in _decoded(model, jobs, transport, options, drafter):
         prompts, strategy, _ = jobs[number]
         yield number, generations(model, prompts, strategy, emitted)
 
@@ -204,12 +219,20 @@ def generations(
 
 
 def _decoded(
-    model: Model, jobs: Sequence[Job], transport: Transport, options: GenerateOptions
+    model: Model,
+    jobs: Sequence[Job],
+    transport: Transport,
+    options: GenerateOptions,
+    drafter: Drafter | None,
 ) -> Iterator[tuple[int, Decoded]]:
     """By our own loop one after the other; by an engine elsewhere in the order in which it ends them."""
     if model.backend.home is not None:
         yield from model.backend.elsewhere.decoded(model, jobs, transport, options)
         return
     for number, (prompts, strategy, seed) in enumerate(jobs):
+        if drafter is not None and drafter.pays:
+            ids = [list(prompt.token_ids) for prompt in prompts]
+            yield number, decode_drafted(model, ids, strategy, options, seed, drafter, transport=transport)
+            continue
         chooser = Chooser(model, strategy, seed, transport)
         yield number, decode_batch(model, [list(prompt.token_ids) for prompt in prompts], chooser, options, seed)

@@ -2,6 +2,7 @@
 the same seed."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from jaxtyping import Float, Int
@@ -69,27 +70,50 @@ class Sampler:
 
     def __call__(self, logits: Float[Tensor, "rows vocab"], step: Int[Tensor, ""]) -> Int[Tensor, " rows"]:
         """The next token of each row; `step` counts from 0."""
+        scores = self.scores(logits, step)
+        token_ids = self.drawn(self.probabilities(scores)) if self._options.samples else arg_max(scores)
+        self.append(token_ids)
+        return token_ids
+
+    def scores(self, logits: Float[Tensor, "rows vocab"], step: Int[Tensor, ""]) -> Float[Tensor, "rows vocab"]:
+        """The float32 logits after penalties, bans and everything else that depends on the text so far."""
         scores = logits.float()
         if self._processors is not None:
-            scores = processed(self._source, self._processors, self._texts, scores)
-        elif self._seen is not None:
+            return processed(self._source, self._processors, self._texts, scores)
+        if self._seen is not None:
             penalty = self._options.repetition_penalty or 1.0
             scores = torch.where(self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-        if self._processors is None and self._options.min_new_tokens and len(self._ends):
+        if self._options.min_new_tokens and len(self._ends):
             barred = torch.where(step < self._options.min_new_tokens, -torch.inf, 0.0).to(scores.dtype)
             scores = scores.index_add(1, self._ends, barred.expand(len(scores), len(self._ends)))
-        if not self._options.samples:
-            token_ids = arg_max(scores)
-        else:
-            # as torch.multinomial for one draw, which would also ask the host whether the numbers are valid
-            probs = self._warpers(None, scores).softmax(1)  # type: ignore[arg-type]
-            noise = probs.new_empty(self._n_rows, probs.shape[1]).exponential_(generator=self.generator)
-            token_ids = arg_max(probs / (noise if self._alive is None else noise[self._alive]))
+        return scores
+
+    def probabilities(self, scores: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+        """What tokens are drawn from: temperature, top-k and top-p applied."""
+        return self._warpers(None, scores).softmax(1)  # type: ignore[arg-type]
+
+    def drawn(self, probs: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+        """A token of each row, as torch.multinomial draws it, but without a look of the host.
+
+        Args:
+            probs: not below 0; they need not add up to 1.
+        """
+        noise = probs.new_empty(self._n_rows, probs.shape[1]).exponential_(generator=self.generator)
+        return arg_max(probs / (noise if self._alive is None else noise[self._alive]))
+
+    def append(self, token_ids: Int[Tensor, " rows"]) -> None:
+        """Add a token to each text, on which later scores depend."""
         if self._seen is not None:
             self._seen.scatter_(1, token_ids.unsqueeze(1), True)
         if self._processors is not None:
             self._texts = [torch.cat([text, one]) for text, one in zip(self._texts, token_ids.split(1), strict=True)]
-        return token_ids
+
+    def fork(self) -> "Sampler":
+        """A sampler of the same texts, to which tokens can be added that these do not get; the generator is shared."""
+        fork = copy(self)
+        fork._seen = None if self._seen is None else self._seen.clone()
+        fork._texts = list(self._texts)
+        return fork
 
     def keep_rows(self, kept: Int[Tensor, " rows"], alive: Int[Tensor, " rows"]) -> None:
         """Continue with some rows: `kept` says which of the present rows, `alive` which of the first rows."""

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from threading import get_ident
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +82,62 @@ def replaced(block: nn.Module, states: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def outputs_of(modules: Iterable[nn.Module], on_output: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    """Call `on_output(module, output)` with the first tensor that each of these modules returns, at each call."""
+
+    def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+        on_output(module, first_tensor(output))
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(_of_this_thread(hook)).remove)
+        yield
+
+
+@contextmanager
+def timed_modules(
+    modules: Iterable[nn.Module], device: torch.device, on_seconds: Callable[[float], None]
+) -> Iterator[None]:
+    """Call `on_seconds` with the time that each call of one of these modules takes; CUDA is waited for."""
+    began: list[float] = []
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return perf_counter()
+
+    def before(*_: Any) -> None:
+        began.append(now())
+
+    def after(*_: Any) -> None:
+        on_seconds(now() - began.pop())
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(_of_this_thread(before)).remove)
+            stack.callback(module.register_forward_hook(_of_this_thread(after)).remove)
+        yield
+
+
+@contextmanager
+def rewritten(blocks: Sequence[nn.Module], rewrite: Callable[[int, Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """While open, each block hands on `rewrite(index, h_in, h_out)` in place of h_out."""
+
+    def hook_of(index: int) -> Callable[..., Any]:
+        def hook(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            states = rewrite(index, stream_argument(args, kwargs), first_tensor(output))
+            return type(output)([states, *output[1:]]) if isinstance(output, tuple | list) else states
+
+        return hook
+
+    with ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            hook = _of_this_thread(hook_of(index))
+            stack.callback(block.register_forward_hook(hook, with_kwargs=True).remove)
+        yield
 
 
 class Call(NamedTuple):

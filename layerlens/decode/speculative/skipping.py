@@ -1,91 +1,175 @@
-"""Passes that leave blocks out, for the drafts of self-speculative decoding."""
+"""Passes that leave blocks out, or their attention or MLP alone, for the drafts of self-speculative decoding."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from layerlens.errors import OptionError
-from layerlens.models.hooks import stream_argument
+from layerlens.decode.speculative.skipset import SkipSet, refuse_no_such_blocks
+from layerlens.errors import ModelError
+from layerlens.models import Model
+from layerlens.models.adapter import named_in
+from layerlens.models.families import family_of
+from layerlens.models.hooks import first_tensor, stream_argument
 
 
-def indispensable(blocks: Sequence[nn.Module], kinds: Sequence[str]) -> set[int]:
+def indispensable(model: Model) -> set[int]:
     """The blocks, 0-based, that no pass can leave out: the first of each kind.
 
     The model takes the length of the text so far from the keys of the first block of a kind, and the form of what other
     blocks of a class return from what the first one returns.
-
-    Args:
-        blocks: of the model, in order.
-        kinds: what each is: "full", "sliding", ...
     """
     firsts: dict[Any, int] = {}
-    for index, (block, kind) in enumerate(zip(blocks, kinds, strict=True)):
+    for index, (block, kind) in enumerate(zip(model.blocks, model.layer_kinds, strict=True)):
         firsts.setdefault(kind, index)
         firsts.setdefault(type(block), index)
     return set(firsts.values())
 
 
-@contextmanager
-def skipping(blocks: Sequence[nn.Module], kinds: Sequence[str], skipped: Collection[int]) -> Iterator[None]:
-    """While open, passes of this thread leave these blocks out: such a block hands on its input, computes nothing and
-    keeps no keys.
+def parts_of(model: Model) -> tuple[list[list[nn.Module]], list[list[nn.Module]]] | None:
+    """The attention modules and the MLPs of each block, where each can be left out alone; None where it cannot.
 
-    Hooks on a block that is left out still run, and see that it changed nothing.
+    A family is left out whose modules do more than to add to the stream, or do only a part of the work.
+    """
+    family = family_of(model.family, model.hf.config.get_text_config(decoder=True))
+    names = (*family.attention, *family.mlp)
+    known = all(part is not None for part in model.sublayers)
+    if not known or any("." in name for name in names) or "fc2" in names:
+        return None
+    parts = tuple([named_in(block, names) for block in model.blocks] for names in (family.attention, family.mlp))
+    return (parts[0], parts[1]) if all(map(all, parts)) else None
+
+
+@contextmanager
+def skipping(model: Model, skips: SkipSet) -> Iterator[None]:
+    """While open, passes of this thread leave these blocks and parts out: they compute nothing and keep no keys.
+
+    A block that is left out hands on its input; hooks on it still run, and see that it changed nothing.
 
     Args:
-        blocks: of the model, in order.
-        kinds: the kind of each block: "full", "sliding", ...
-        skipped: numbers of blocks, 0-based; none of `indispensable`.
+        model: from `load`.
+        skips: none of the blocks that are `indispensable`.
 
     Raises:
         OptionError: there is no such block, or no pass can leave it out.
+        ModelError: a block is left out in part, and the family's cannot be.
     """
-    kept = indispensable(blocks, kinds)
-    for number in skipped:
-        if type(number) is not int or number not in range(len(blocks)):
-            raise OptionError(f"there is no block {number} to skip", f"give 0..{len(blocks) - 1}", given=number)
-        if number in kept:
-            raise OptionError(
-                f"block {number} is the first of its kind and cannot be skipped", "leave it out", given=number
+    kept = indispensable(model)
+    refuse_no_such_blocks(skips, model.n_layers, kept)
+    silent: list[nn.Module] = []
+    if not skips.is_of_blocks:
+        parts = parts_of(model)
+        if parts is None:
+            raise ModelError(
+                f"the blocks of {model.source} ({model.family}) can be left out as a whole only",
+                "give a policy that skips whole blocks",
+                given=model.source,
             )
+        for modules, numbers in zip(parts, (skips.attention, skips.mlp), strict=True):
+            silent += [module for number in sorted(numbers - skips.blocks) for module in modules[number]]
     returned: dict[type, Any] = {}
     owner = get_ident()
 
-    def remember(block: nn.Module, _args: Any, output: Any) -> None:
+    def remember(module: nn.Module, _args: Any, output: Any) -> None:
         if get_ident() == owner:
-            returned[type(block)] = output
-
-    def handing_on(block: nn.Module) -> Callable[..., Any]:
-        own = block.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if get_ident() != owner:
-                return own(*args, **kwargs)
-            stream, like = stream_argument(args, kwargs), returned[type(block)]
-            return stream if isinstance(like, Tensor) else type(like)((stream, *like[1:]))
-
-        return forward
+            returned[type(module)] = output
 
     with ExitStack() as stack:
-        for number in sorted(kept) if skipped else ():
-            stack.callback(blocks[number].register_forward_hook(remember).remove)
-        for number in skipped:
-            stack.callback(_restored(blocks[number]))
-            blocks[number].forward = handing_on(blocks[number])
+        for number in sorted(kept) if skips else ():
+            first = model.blocks[number]
+            for module in (first, *(one for one in first.modules() if type(one) in {type(part) for part in silent})):
+                stack.callback(module.register_forward_hook(remember).remove)
+        for number in sorted(skips.blocks):
+            _replace(stack, model.blocks[number], owner, returned, lambda stream: stream)
+        for module in silent:
+            _replace(stack, module, owner, returned, torch.zeros_like)
         yield
 
 
-def _restored(block: nn.Module) -> Callable[[], None]:
-    """Gives the block the forward that it has now."""
-    own = vars(block).get("forward")
+@contextmanager
+def split(
+    model: Model, blocks: Collection[int], rewrite: Callable[[int, str, Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    """While open, each of these blocks runs in two halves, and each half hands on what `rewrite` makes of it.
+
+    Args:
+        model: one whose blocks have `parts_of`.
+        blocks: numbers of blocks, 0-based.
+        rewrite: gets the block's number, "attention" or "mlp", the stream before that half and after it; returns the
+            stream that is handed on.
+    """
+    parts = parts_of(model)
+    assert parts is not None, "asked for by policies that have refused other families"
+    by_name = dict(zip(("attention", "mlp"), parts, strict=True))
+    returned: dict[type, Any] = {}
+    owner = get_ident()
+    with ExitStack() as stack:
+
+        def silenced(number: int, name: str) -> ExitStack:
+            silence = ExitStack()
+            for module in by_name[name][number]:
+                _replace(silence, module, owner, returned, torch.zeros_like)
+            return silence
+
+        def halves(number: int) -> Callable[..., Any]:
+            own = model.blocks[number].forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if get_ident() != owner:
+                    return own(*args, **kwargs)
+                output: Any = stream_argument(args, kwargs)
+                for name, other in (("attention", "mlp"), ("mlp", "attention")):
+                    before = first_tensor(output)
+                    given = ((before, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": before})
+                    with silenced(number, other):
+                        output = own(*given[0], **given[1])
+                    states = rewrite(number, name, before, first_tensor(output))
+                    output = type(output)((states, *output[1:])) if isinstance(output, tuple | list) else states
+                return output
+
+            return forward
+
+        def remember(module: nn.Module, _args: Any, output: Any) -> None:
+            if get_ident() == owner:
+                returned[type(module)] = output
+
+        for of_name in parts:
+            for module in {type(one): one for of_block in reversed(of_name) for one in of_block}.values():
+                stack.callback(module.register_forward_hook(remember).remove)
+        for number in blocks:
+            forward = halves(number)
+            stack.callback(_restored(model.blocks[number]))
+            model.blocks[number].forward = forward
+        yield
+
+
+def _replace(
+    stack: ExitStack, module: nn.Module, owner: int, returned: dict[type, Any], instead: Callable[[Tensor], Tensor]
+) -> None:
+    """Until the stack is closed, the module returns this of its input, in the form that others of its class do."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if get_ident() != owner:
+            return own(*args, **kwargs)
+        stream, like = instead(stream_argument(args, kwargs)), returned.get(type(module))
+        return type(like)((stream, *like[1:])) if isinstance(like, tuple | list) else stream
+
+    stack.callback(_restored(module))
+    module.forward = forward
+
+
+def _restored(module: nn.Module) -> Callable[[], None]:
+    """Gives the module the forward that it has now."""
+    own = vars(module).get("forward")
 
     def restore() -> None:
         if own is None:
-            del block.forward
+            del module.forward
         else:
-            block.forward = own
+            module.forward = own
 
     return restore

@@ -1,0 +1,104 @@
+"""Skip policies by name, for the command line and for code that registers its own."""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from layerlens.errors import OptionError, did_you_mean, spelled
+
+# the classes are imported where they are needed: a misspelt name is refused before torch is loaded
+if TYPE_CHECKING:
+    from layerlens.decode.speculative.policy import SkipPolicy
+
+_BUILT_IN = ("conflayers", "swift", "clasp", "knapspec", "every-other", "fixed", "traced")
+_REGISTERED: "dict[str, Callable[..., SkipPolicy]]" = {}
+
+
+def register_skip_policy(name: str, policy: "Callable[..., SkipPolicy]") -> None:
+    """Make a policy known by a name, on the command line too.
+
+    Args:
+        name: lower-case letters, digits and hyphens.
+        policy: a frozen dataclass that derives from `SkipPolicy`; its fields are its options.
+
+    Raises:
+        OptionError: the name is taken or malformed, or the class does not derive from `SkipPolicy` or is abstract.
+    """
+    from layerlens.decode.speculative.policy import SkipPolicy
+
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        problem = f"the name {name!r} of a skip policy is malformed"
+        raise OptionError(problem, "give lower-case letters, digits and hyphens", option="name", given=name)
+    if not (isinstance(policy, type) and issubclass(policy, SkipPolicy)):
+        problem = f"{policy!r} is not a subclass of SkipPolicy"
+        raise OptionError(problem, "give a class that derives from layerlens.SkipPolicy", option="policy", given=policy)
+    if lacking := ", ".join(sorted(getattr(policy, "__abstractmethods__", ()))):
+        problem = f"{policy.__name__} lacks the methods {lacking}"
+        raise OptionError(problem, "write them before you register it", option="policy", given=policy)
+    if name in skip_policy_names():
+        raise OptionError(f"there is already a skip policy {name!r}", "give another name", option="name", given=name)
+    _REGISTERED[name] = policy
+
+
+def skip_policy_names() -> list[str]:
+    """Every registered name."""
+    return [*_BUILT_IN, *_REGISTERED]
+
+
+def refuse_unknown_policy(name: str, option: str = "draft") -> None:
+    """OptionError where no policy has the name; without torch, which the policies themselves need."""
+    known = skip_policy_names()
+    advice = f"give {', '.join(known)}"
+    if not isinstance(name, str):
+        raise OptionError.about(option, name, "is not a text", advice)
+    if name not in known:
+        raise OptionError.about(option, name, "is unknown", did_you_mean(name, known, advice))
+
+
+def named_skip_policy(name: str, **options: Any) -> "SkipPolicy":
+    """The policy of that name with these options.
+
+    Raises:
+        OptionError: the name is unknown, or an option has no effect on it, is missing or is out of range.
+    """
+    refuse_unknown_policy(name)
+    make = _class_of(name)
+    parameters = inspect.signature(make).parameters
+    for option, value in options.items():
+        if option not in parameters:
+            what = f"has no effect on {spelled('draft', name)}"
+            raise OptionError.about(option, value, what, did_you_mean(option, list(parameters), "leave it out"))
+    missing = [one.name for one in parameters.values() if one.default is one.empty and one.name not in options]
+    if missing:
+        raise OptionError.about("draft", name, f"needs {' and '.join(missing)}", "give it too")
+    return make(**options)
+
+
+def policy_name(policy: "SkipPolicy") -> str:
+    """The name that the policy's class was registered by, else the name of the class."""
+    kind = type(policy)
+    return next((name for name in skip_policy_names() if _class_of(name) is kind), kind.__name__)
+
+
+def policy_record(policy: "SkipPolicy") -> dict[str, Any]:
+    """The policy's name and every option, for a manifest."""
+    from layerlens.decode.identity import attributes_of, recorded
+
+    return {"name": policy_name(policy)} | {name: recorded(value) for name, value in attributes_of(policy).items()}
+
+
+def _class_of(name: str) -> "Callable[..., SkipPolicy]":
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    from layerlens.decode.speculative import clasp, conflayers, fixed, knapspec, swift
+
+    return {
+        "conflayers": conflayers.ConfLayers,
+        "swift": swift.Swift,
+        "clasp": clasp.Clasp,
+        "knapspec": knapspec.KnapSpec,
+        "every-other": fixed.EveryOther,
+        "fixed": fixed.FixedSkip,
+        "traced": fixed.Traced,
+    }[name]
