@@ -86,7 +86,7 @@ class Continuous(Requests):
                 continue
             lane = self._lanes.get(row.lane)
             beside = [*begun.get(row.lane, []), row]
-            longest = max(len(one.prompt) for one in beside)
+            longest = max(len(one.prompt_ids) for one in beside)
             if self._joins and len(beside) > 1 and len(beside) * longest > _MOST_READ:
                 full.add(row.lane)  # the first ones first
             if room > 0 and row.lane not in full and (lane is None or lane.can_join):
@@ -125,7 +125,7 @@ class _Row(Row):
         self, model: Model, prompt: TokenizedPrompt, strategy: Strategy, options: GenerateOptions, n_first: int | None
     ) -> None:
         super().__init__(model, prompt.token_ids, options, options.seed)
-        self.asked, self.strategy = prompt, strategy
+        self.prompt, self.strategy = prompt, strategy
         self.draws = generator_of(options.seed, model.unembed.device)
         self.future: Future[Answer] = Future()
         self._model = model
@@ -167,8 +167,8 @@ class _Row(Row):
     def answer(self, reason: str) -> "Answer":
         """What is answered, once the text has ended."""
         emitted = Decoded([self.output], [reason], [self.decisions])
-        (generation,) = generations(self._model, [self.asked], self.strategy, emitted)
-        return Answer(generation, self.asked, None if self._n_first is None else self._log_probs)
+        (generation,) = generations(self._model, [self.prompt], self.strategy, emitted)
+        return Answer(generation, self.prompt, None if self._n_first is None else self._log_probs)
 
 
 class _RowChooser(Chooser):
@@ -212,7 +212,7 @@ class _Lane:
 
     def begin(self, rows: Sequence[_Row]) -> None:
         """Read the prompts of these rows, emit their first tokens, and go on with them."""
-        ids, mask = pad([row.prompt for row in rows], self._pad, left=True)
+        ids, mask = pad([row.prompt_ids for row in rows], self._pad, left=True)
         forward = Forward(self._model, ids.to(self._model.device), mask.to(self._model.device), 1, static=False)
         with self._choosing(rows):
             logits = forward.prompts()

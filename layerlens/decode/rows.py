@@ -19,23 +19,23 @@ class Row:
     """The text of one prompt as it grows.
 
     Attributes:
-        prompt: its token ids.
+        prompt_ids: the prompt's tokens.
         sampler: draws its tokens.
         output: the tokens emitted so far, end token included.
     """
 
     def __init__(self, model: Model, prompt: Sequence[int], options: GenerateOptions, seed: int) -> None:
-        self.prompt = list(prompt)
+        self.prompt_ids = list(prompt)
         self.output: list[int] = []
         self._most = options.max_new_tokens
         self._decisions: list[Decisions] = []
         ends = end_token_ids(model, options)
         end_ids = torch.tensor(ends, dtype=torch.long, device=model.device)
-        processors = row_processors(model, [self.prompt], options, ends)
+        processors = row_processors(model, [self.prompt_ids], options, ends)
         penalised = processors is None and options.repetition_penalty not in (None, 1.0)
-        read = torch.tensor([self.prompt], device=model.device)
+        read = torch.tensor([self.prompt_ids], device=model.device)
         seen = seen_tokens(read, torch.ones_like(read), model.n_vocab) if penalised else None
-        self.sampler = Sampler(options, end_ids, seen, 1, seed, processors, [self.prompt], model.source)
+        self.sampler = Sampler(options, end_ids, seen, 1, seed, processors, [self.prompt_ids], model.source)
         self._ends = set(ends)
         self._endings: StoppingCriteriaList = ending_criteria(ends, options.stops, model.tokenizer)
         # a stop string spans no more tokens than it has bytes
@@ -64,7 +64,7 @@ class Row:
         """
         self.output.append(token_id)
         self._decisions.append(Decisions(decisions.numbers.cpu().clone(), decisions.values.cpu().clone()))
-        text = [*self.prompt[-self._tail :], *self.output[-self._tail :]][-self._tail :]
+        text = [*self.prompt_ids[-self._tail :], *self.output[-self._tail :]][-self._tail :]
         if has_ended(self._endings, text):
             return "stop"
         return "length" if self.n_left == 0 else None

@@ -94,7 +94,7 @@ class _Text(Row):
     @property
     def read(self) -> list[int]:
         """The tokens that the model has read: all but the last."""
-        return [*self.prompt, *self.output[:-1]]
+        return [*self.prompt_ids, *self.output[:-1]]
 
 
 class _StepChooser(Chooser):
