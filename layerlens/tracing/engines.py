@@ -13,6 +13,8 @@ from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.chooser import Chooser
 from layerlens.decode.log import Decisions
 from layerlens.decode.prompts import end_token_ids, pad, pad_token_id
+from layerlens.decode.speculative.drafter import Drafter
+from layerlens.decode.speculative.loop import decode_drafted
 from layerlens.decode.strategies import Choice, Strategy
 from layerlens.errors import OptionError, spelled
 from layerlens.lens import IDENTITY, CoarseHead, Transport, refuse_without_bfloat16
@@ -86,8 +88,14 @@ class Engine(ABC):
         """
 
 
-class _InTurn(Engine):
-    """One batch after the other. Tokens come from our decoding loop."""
+class InTurn(Engine):
+    """One batch after the other. Tokens come from our decoding loop.
+
+    Attributes:
+        drafter: makes drafts for it; None: there are none.
+    """
+
+    drafter: Drafter | None = None
 
     def recorded(
         self, batches: Sequence[Batch], strategy: Strategy, on_tokens: OnTokens
@@ -134,11 +142,27 @@ class _InTurn(Engine):
 
     def generated(self, prompts: Prompts, strategy: Strategy, seed: int, on_tokens: OnTokens) -> Decoded:
         """What is emitted for each prompt of a batch, when the strategy chooses the logits; nothing is measured."""
+        if (drafter := self._drafter_now) is not None:
+            return decode_drafted(
+                self.model,
+                prompts,
+                strategy,
+                self.options,
+                seed,
+                drafter,
+                transport=self.transport,
+                on_tokens=on_tokens,
+            )
         chooser = Chooser(self.model, strategy, seed, self.transport)
         return decode_batch(self.model, prompts, chooser, self.options, seed, on_tokens=on_tokens)
 
+    @property
+    def _drafter_now(self) -> Drafter | None:
+        """The drafter, unless it has given up."""
+        return self.drafter if self.drafter is not None and self.drafter.pays else None
 
-class InProcess(_InTurn):
+
+class InProcess(InTurn):
     """transformers, or TransformerLens's components in a model of transformers: blocks are watched as it runs here."""
 
     modes = ("generate", "replay")
@@ -165,7 +189,17 @@ class InProcess(_InTurn):
     ) -> tuple[Decoded, Measured, Rows]:
         """By the decoding loop, with a meter on every block."""
         meter = self._meter()
-        decoded, rows = generate(self.model, prompts, self.options, strategy, seed, meter, on_tokens, self.transport)
+        decoded, rows = generate(
+            self.model,
+            prompts,
+            self.options,
+            strategy,
+            seed,
+            meter,
+            on_tokens,
+            self.transport,
+            self._drafter_now,
+        )
         return decoded, meter.collect(), rows
 
     def _meter(self) -> Meter:
@@ -173,7 +207,7 @@ class InProcess(_InTurn):
         return Meter(self.model, wanted, self.transport, self._coarse)
 
 
-class WithNnsight(_InTurn):
+class WithNnsight(InTurn):
     """nnsight with the weights here: nnsight runs full passes, and our own loop decodes."""
 
     modes = ("replay",)

@@ -29,6 +29,7 @@ def trace_manifest(
     strategy: Strategy,
     chat_template: str | None,
     lens: Mapping[str, Any] | None = None,
+    draft: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The manifest that a trace begins with.
 
@@ -41,7 +42,9 @@ def trace_manifest(
         strategy: what chooses the logits.
         chat_template: of the tokenizer; None where it has none.
         lens: the record of the transport through which layers are read; None for the logit lens.
+        draft: the record of the skip policy by whose drafts tokens are generated; None where there are none.
     """
+    drafts = {} if draft is None else {"draft": dict(draft)}
     template = chat_template if options.chat_template else None
     return new_manifest(
         seed=options.seed,
@@ -54,7 +57,7 @@ def trace_manifest(
         strategy_code=code_of(type(strategy)),
         lens=dict(lens or IDENTITY.record()),
         mode=options.mode,
-        options={name: value for name, value in asdict(options).items() if name not in ("mode", "seed")},
+        options={name: value for name, value in asdict(options).items() if name not in ("mode", "seed")} | drafts,
         window=options.window,
         batches=[[prompt.prompt_id for prompt in batch] for batch in batches],
         padding="left" if options.mode == "generate" else "right",

@@ -1,7 +1,8 @@
 """The two ways to send a batch through the model while its blocks are watched: generating, and one full pass."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from layerlens.compat import can_grow_a_cache
 from layerlens.decode.batch import Decoded, decode_batch
 from layerlens.decode.chooser import Chooser
 from layerlens.decode.prompts import pad, pad_token_id
+from layerlens.decode.speculative.drafter import Drafter
+from layerlens.decode.speculative.loop import Watch, decode_drafted
 from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError, spelled
 from layerlens.lens import IDENTITY, Transport
@@ -25,6 +28,7 @@ from layerlens.tracing.options import TraceOptions
 
 OnTokens = Callable[[int], None]
 
+_NOWHERE = 2**31  # in place of a position: no text is so long
 _LONGEST_PASS = 4096  # tokens of a piece of a text
 _ATTENTION = {"full", "sliding"}
 
@@ -55,11 +59,28 @@ def generate(
     meter: Meter,
     on_tokens: OnTokens | None = None,
     transport: Transport = IDENTITY,
+    drafter: Drafter | None = None,
 ) -> tuple[Decoded, Rows]:
     """What is emitted for each prompt when `strategy` chooses the logits, and the rows that `meter` saw.
 
-    Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended.
+    Rows of positions after the end of a text can be among them: a step does not wait to learn that a row has ended. Of
+    drafts, the meter sees the whole model's states, and those of rejected tokens too.
     """
+    if drafter is not None:
+        drafted = _DraftedSelection(prompts, options, meter)
+        with watch_blocks(model.blocks, model.sublayers, drafted.on_block):
+            decoded = decode_drafted(
+                model,
+                prompts,
+                strategy,
+                options,
+                seed,
+                drafter,
+                transport=transport,
+                on_tokens=on_tokens,
+                watch=drafted,
+            )
+        return decoded, drafted.rows()
     chooser = Chooser(model, strategy, seed, transport)
     selection = _GrowingSelection(prompts, options, meter)
     with watch_blocks(model.blocks, model.sublayers, meter.on_block):
@@ -166,6 +187,58 @@ class _GrowingSelection:
     def rows(self) -> Rows:
         """The rows that passed through the blocks, in their order."""
         return _joined(self._seen)
+
+
+class _DraftedSelection(_GrowingSelection, Watch):
+    """Follows the whole model's passes where drafts are verified: every state of a pass is measured, and those of
+    rejected tokens get a position that no text has."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], options: TraceOptions, meter: Meter) -> None:
+        super().__init__(prompts, options, meter)
+        self._tells = options.targets
+        self._is_passing = False
+        self._pass: tuple[Sequence[int], int | None] = ((), None)
+        self._n_read = self._lengths.copy()
+
+    def on_block(self, index: int, h_in: Tensor, part: Tensor | None, h_out: Tensor) -> None:
+        """For `watch_blocks`: hands on what passes of the whole model do."""
+        if self._is_passing:
+            self._meter.on_block(index, h_in, part, h_out)
+
+    @contextmanager
+    def passing(self, rows: Sequence[int], n_tokens: int | None) -> Iterator[None]:
+        """As `Watch.passing`."""
+        self._pass = (rows, n_tokens)
+        if n_tokens is None:
+            self.before_pass(rows)
+        else:
+            self._meter.select = _everything
+        self._is_passing = True
+        try:
+            yield
+        finally:
+            self._is_passing = False
+
+    def kept(self, read: Sequence[Sequence[int]], emitted: Sequence[Sequence[int]]) -> None:
+        """As `Watch.kept`."""
+        rows, n_tokens = self._pass
+        if n_tokens is None:
+            if self._tells:
+                self.after_pass(torch.tensor([tokens[0] if tokens else NOTHING for tokens in emitted]))
+            return
+        positions = np.full((len(rows), n_tokens), _NOWHERE)
+        following = torch.full((len(rows), n_tokens), NOTHING)
+        for place, (row, own, tokens) in enumerate(zip(rows, read, emitted, strict=True)):
+            positions[place, own] = self._n_read[row] + np.arange(len(own))
+            following[place, own[: len(tokens)]] = torch.tensor(tokens, dtype=torch.long)
+            self._n_read[row] += len(own)
+        self._seen.append(Rows(np.repeat(rows, n_tokens), positions.ravel()))
+        if self._tells:
+            self._meter.tell(following.flatten())
+
+
+def _everything(stream: Tensor) -> Tensor:
+    return stream.flatten(0, 1).clone()
 
 
 def _joined(seen: Sequence[Rows]) -> Rows:

@@ -12,6 +12,9 @@ from layerlens.decode.options import made
 from layerlens.decode.padding import refuse_ignored_padding
 from layerlens.decode.prompts import tokenize
 from layerlens.decode.registry import strategy_of, strategy_record
+from layerlens.decode.speculative.drafter import Drafter, drafter_of
+from layerlens.decode.speculative.policy import SkipPolicy
+from layerlens.decode.speculative.registry import policy_name, policy_record
 from layerlens.decode.strategies import Strategy, layers_of
 from layerlens.errors import OptionError, spelled
 from layerlens.lens import IDENTITY, Transport
@@ -20,7 +23,7 @@ from layerlens.lens.transport import refuse_lacking
 from layerlens.models import Model
 from layerlens.models.use import uses_model
 from layerlens.run import Run
-from layerlens.tracing.engines import engine_of
+from layerlens.tracing.engines import Engine, InTurn, engine_of
 from layerlens.tracing.manifest import described, trace_manifest
 from layerlens.tracing.options import TraceOptions
 from layerlens.tracing.recording import record
@@ -36,6 +39,7 @@ def trace(
     out: str | os.PathLike[str],
     strategy: Strategy | str | None = None,
     lens: str | Transport | None = None,
+    draft: Drafter | SkipPolicy | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -51,6 +55,8 @@ def trace(
             command line takes it ("valley", "last-1"); a `window` is then its window too. None is `Last()`.
         lens: through which layers are read, by the trace and by the strategy: "linear:FILE", "tuned:FILE",
             "jacobian:FILE", a transport, or None for the logit lens.
+        draft: makes drafts that the whole model checks, as in `generate`. The records are of the whole model's states,
+            each once. None: no drafts.
         resume: continue the run at `out`. It must have been begun with the same model, prompts and options, and with
             the same hooks and modules, as far as these can be compared (docs/records.md).
         overwrite: replace the run at `out`, once everything that can be refused is checked; nothing but a run is ever
@@ -70,7 +76,7 @@ def trace(
     kind = engine_of(model)
     if options.get("mode") is None and "generate" not in kind.modes:
         options["mode"] = "replay"
-    own = ("out", "strategy", "lens", "resume", "overwrite", "progress")
+    own = ("out", "strategy", "lens", "draft", "resume", "overwrite", "progress")
     settled = made(TraceOptions, options, own).settled(
         model.n_layers, bool(getattr(model.tokenizer, "chat_template", None))
     )
@@ -79,6 +85,9 @@ def trace(
     refuse_lacking(transport, layers, strategy_record(strategy)["name"])
     engine = kind(model, settled, transport)
     engine.refuse_unable(strategy)
+    drafter = drafter_of(draft, model)
+    if drafter is not None:
+        _draft(engine, drafter, settled)
     if settled.top > model.n_vocab:
         what = f"is more than the {model.n_vocab:,} vocabulary entries of {model.source}"
         raise OptionError.about("top", settled.top, what, "lower it")
@@ -90,7 +99,10 @@ def trace(
     if (
         model.backend.is_here
         and settled.max_new_tokens
-        and any(len({len(prompt.token_ids) for prompt in batch}) > 1 for batch in batches)
+        and any(
+            len({len(prompt.token_ids) for prompt in batch}) > 1 or (drafter is not None and len(batch) > 1)
+            for batch in batches
+        )
     ):
         refuse_ignored_padding(model)
     template = model.tokenizer.chat_template
@@ -103,6 +115,7 @@ def trace(
         strategy,
         None if template is None else str(template),
         transport.record(),
+        None if drafter is None else policy_record(drafter.policy),
     )
     places = [dataset.place_of(index) for index in range(len(batches))]
     return record(
@@ -118,6 +131,18 @@ def trace(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def _draft(engine: Engine, drafter: Drafter, options: TraceOptions) -> None:
+    """Let the engine's tokens come by drafts; OptionError where they cannot."""
+    name = policy_name(drafter.policy)
+    if options.max_new_tokens == 0:
+        what = f"has no effect with {spelled('max_new_tokens', 0)}"
+        raise OptionError.about("draft", name, what, "drop one of them")
+    if not isinstance(engine, InTurn):
+        what = f"does not work with {spelled('backend', engine.model.backend.name)}"
+        raise OptionError.about("draft", name, what, "leave it out, or give another backend")
+    engine.drafter = drafter
 
 
 def _lens_for(lens: str | Transport | None, model: Model, *, takes_lens: bool) -> Transport:

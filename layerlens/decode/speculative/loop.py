@@ -2,8 +2,8 @@
 drafted in one pass, and what it would have emitted itself is kept."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 
 import torch
@@ -41,6 +41,7 @@ def decode_drafted(
     *,
     transport: Transport = IDENTITY,
     on_tokens: Callable[[int], None] | None = None,
+    watch: "Watch | None" = None,
 ) -> Decoded:
     """What is emitted for each prompt: the tokens that the strategy emits without drafts.
 
@@ -56,6 +57,7 @@ def decode_drafted(
         drafter: makes the drafts.
         transport: that of the lens.
         on_tokens: called with the number of tokens after each round.
+        watch: is told of the whole model's passes.
 
     Raises:
         ModelError: nothing can be taken out of the model's cache.
@@ -68,9 +70,31 @@ def decode_drafted(
             "chooses for a batch as a whole",
             "give another, or decode without drafts",
         )
-    batch = _Batch(model, prompts, strategy, options, seed, drafter, transport)
+    batch = _Batch(model, prompts, strategy, options, seed, drafter, transport, watch or Watch())
     with torch.no_grad(), batch.chooser.choosing():
         return batch.run(on_tokens or (lambda _: None))
+
+
+class Watch:
+    """Is told of the whole model's passes, and of what became of them; this one does nothing."""
+
+    @contextmanager
+    def passing(self, rows: Sequence[int], n_tokens: int | None) -> Iterator[None]:
+        """Open around each pass, and around no pass of a draft or a search.
+
+        Args:
+            rows: the numbers of the prompts that the rows belong to.
+            n_tokens: how many tokens of each row are read; None for the prompts.
+        """
+        yield
+
+    def kept(self, read: Sequence[Sequence[int]], emitted: Sequence[Sequence[int]]) -> None:
+        """Called once it is known which tokens of the last pass belong to the texts.
+
+        Args:
+            read: for each row, which of the tokens that the pass read, 0-based; of the prompts, none.
+            emitted: for each row, the tokens that followed these; for the prompts, the one that followed.
+        """
 
 
 class _Text(Row):
@@ -164,8 +188,9 @@ class _Batch:
         seed: int,
         drafter: Drafter,
         transport: Transport,
+        watch: Watch,
     ) -> None:
-        self._model, self._options, self._drafter = model, options, drafter
+        self._model, self._options, self._drafter, self._watch = model, options, drafter, watch
         self._texts = [_Text(number, model, prompt, options, seed) for number, prompt in enumerate(prompts)]
         self._rows = list(self._texts)
         self._pad = pad_token_id(model)
@@ -176,7 +201,8 @@ class _Batch:
     def run(self, on_tokens: Callable[[int], None]) -> Decoded:
         """Decode until every row has ended."""
         self._drafter.begin()
-        logits = self._forward.prompts()
+        with self._watch.passing([text.number for text in self._rows], None):
+            logits = self._forward.prompts()
         if not self._forward.can_rewind:
             raise ModelError(
                 f"{self._model.source} ({self._model.family}) cannot take drafted tokens back: it keeps a recurrence "
@@ -188,6 +214,7 @@ class _Batch:
         decisions = self._decisions(1)
         for row, text in enumerate(self._rows):
             self._emit(text, logits[row : row + 1], decisions[row][0], (), None)
+        self._watch.kept([[] for _ in self._rows], [text.output for text in self._rows])
         on_tokens(len(self._rows))
         self._leave_out_ended()
         with decoding_fast(self._model.hf):
@@ -210,6 +237,7 @@ class _Batch:
         with ExitStack() as stack:
             if not was_over:
                 stack.enter_context(search.watching(len(tree)))
+            stack.enter_context(self._watch.passing([text.number for text in self._rows], len(tree)))
             logits = self._verified(tree)
         decisions = self._decisions(len(tree))
         before = [len(text.output) for text in self._rows]
@@ -217,14 +245,15 @@ class _Batch:
             self._accepted(text, draft, logits[row], decisions[row], tree.siblings[row])
             for row, (text, draft) in enumerate(zip(self._rows, drafts, strict=True))
         ]
-        emitted = [len(text.output) - n for text, n in zip(self._rows, before, strict=True)]
+        emitted = [text.output[n:] for text, n in zip(self._rows, before, strict=True)]
+        self._watch.kept(read, emitted)
         self._forward.retract(len(tree), read)
         verified_at = time.perf_counter()
         last = Round(
             max(len(text.output) for text in self._rows),
             [len(draft.places) for draft in drafts],
             [text.n_accepted for text in self._rows],
-            emitted,
+            [len(tokens) for tokens in emitted],
             read,
             skips,
         )
@@ -237,7 +266,7 @@ class _Batch:
             self.chooser.is_running = True
         seconds = Seconds(drafted_at - began, verified_at - drafted_at, time.perf_counter() - verified_at)
         drafter.add(last, seconds, n_before, was_over=was_over)
-        return sum(emitted)
+        return sum(map(len, emitted))
 
     def _drafted(self, most: int) -> list[Draft]:
         """A draft for each row, of at most so many tokens; the cache is left as it was."""
