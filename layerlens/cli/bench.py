@@ -128,6 +128,75 @@ def analysis(
     return 0
 
 
+@bench.command("speculative")
+@options.grouped
+def speculative(
+    *,
+    model: options.Model,
+    policies: Annotated[
+        str, typer.Option(metavar="NAMES", help="Skip policies, separated by commas.")
+    ] = "conflayers,swift,clasp,knapspec,every-other",
+    run: Annotated[Path | None, typer.Option(help="Run directory for the policy traced.")] = None,
+    skip_set: Annotated[Path | None, typer.Option(help="File of a skip set for the policy fixed.")] = None,
+    draft_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An option of all policies that have it, such as length=10; can be given several times.",
+        ),
+    ] = None,
+    strategy: options.StrategyName = "last",
+    window: options.Window = None,
+    strategy_options: options.StrategyOptions,
+    early_exit: Annotated[
+        int | None,
+        typer.Option(help="How many layers transformers' own drafts have; 0 leaves them out. [default: half of all]"),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Name of the dataset of prompts; see `layerlens datasets`.")] = "sample",
+    data_file: options.DataFile = None,
+    limit: Annotated[int, typer.Option(help="How many prompts to answer in each way, at least 2.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(help="Generate at most this many tokens for each prompt.")] = 200,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Also measure drafts that leave out one block alone, block by block.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.json, tables as csv, and figures; made if missing.")
+    ] = None,
+    loading: options.Loading,
+) -> int:
+    """Learn whether drafting pays on a model: every policy against plain decoding, prompt by prompt, in turns.
+
+    Speed-ups count the search, and are given again for the prompts after it has ended. Policies that the model cannot
+    follow are left out with the reason.
+    """
+    from layerlens.cli.speculative import answered, asked_policies
+    from layerlens.decode.options import GenerateOptions, whole
+    from layerlens.decode.registry import refuse_unknown
+
+    settings = GenerateOptions(max_new_tokens=max_new_tokens)
+    whole("limit", limit, 2)
+    if early_exit is not None:
+        whole("early_exit", early_exit, 0)
+    refuse_unknown(strategy)
+    given = options.variables_of(draft_option or [], "draft_option", "length=10", texts=True)
+    asked = asked_policies(policies, run, skip_set, given)
+    if out is not None:
+        from layerlens.records.places import refuse_inside
+
+        refuse_inside(out / "report.json", option="out")
+    import layerlens as ll
+
+    prompts = ll.dataset(dataset, limit=limit, data_file=data_file)
+    loading.refuse_unloadable(model, window)
+    # and what needs torch
+    chosen = strategy_options.strategy(strategy, window)
+    loading.refuse_unfit(model, chosen)
+    loaded = loading.load(model)
+    chosen.fit(loaded.n_layers, loaded.tied)
+    answered(loaded, asked, prompts, settings, chosen, early_exit, blocks=blocks, out=out)
+    return 0
+
+
 def _refuse_unwritable(json: Path | None) -> None:
     """OptionError where no such file can be written. This is checked before anything is measured."""
     if json is not None:

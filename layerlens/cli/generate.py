@@ -1,5 +1,6 @@
 """`layerlens generate`: a text in which the tokens are marked that the strategy changed."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,10 @@ def generate(
     window: options.Window = None,
     strategy_options: options.StrategyOptions,
     lens: options.Lens = None,
+    drafting: options.Drafting,
+    save_skip_set: Annotated[
+        Path | None, typer.Option(help="With --draft: JSON file for the blocks that the policy left out in the end.")
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also generate from the last layer, and show both texts side by side.")
     ] = False,
@@ -37,20 +42,42 @@ def generate(
     settings = decoding.settings(max_new_tokens=max_new_tokens)
     GenerateOptions(**settings)
     refuse_unknown(strategy)
+    drafting.refuse_unknown()
+    _refuse_unwritable(save_skip_set, drafting.draft)
     loading.refuse_unloadable(model, window)
     # and what needs torch
     chosen = strategy_options.strategy(strategy, window)
     loading.refuse_unfit(model, chosen)
     options.refuse_no_lens(lens)
+    policy = drafting.policy()
 
     import layerlens as ll
-    from layerlens.cli.text import print_generation, print_side_by_side
+    from layerlens.cli.text import print_drafts, print_generation, print_side_by_side
 
     loaded, sampled = loading.load(model), decoding.temperature > 0
     chosen.fit(loaded.n_layers, loaded.tied)
-    generation = ll.generate(loaded, prompt, strategy=chosen, lens=lens, **settings)
+    drafter = None if policy is None else ll.Drafter(loaded, policy)
+    generation = ll.generate(loaded, prompt, strategy=chosen, lens=lens, draft=drafter, **settings)
     if compare:
         last = ll.generate(loaded, prompt, strategy=ll.Last(), **settings)
         print_side_by_side(loaded, "last", last, strategy, generation, sampled=sampled)
     else:
         print_generation(loaded, strategy, generation, sampled=sampled)
+    if drafter is not None:
+        print_drafts(drafter)
+        if save_skip_set is not None:
+            drafter.skips.save(save_skip_set, loaded)
+            typer.echo(f"skip set written to {save_skip_set}")
+
+
+def _refuse_unwritable(path: Path | None, draft: str | None) -> None:
+    if path is None:
+        return
+    from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
+
+    if draft is None:
+        what = f"has no effect without {spelled('draft')}"
+        raise OptionError.about("save_skip_set", path, what, "name a policy, or leave it out")
+    refuse_other_suffix(path, (".json",), "save_skip_set")
+    refuse_inside(path, option="save_skip_set")
+    refuse_no_folder(path.expanduser(), "save_skip_set")

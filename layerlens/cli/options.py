@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
+    from layerlens.decode.speculative.policy import SkipPolicy
     from layerlens.decode.strategies import Strategy
     from layerlens.models import Model as LoadedModel
     from layerlens.models.placement import Place
@@ -290,6 +291,46 @@ class StrategyOptions:
 
 
 @dataclass(frozen=True)
+class Drafting:
+    """Whether the model drafts with some of its blocks left out, and by which policy."""
+
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="Draft tokens with blocks left out, and let the whole model check them: conflayers, swift, clasp, "
+            "knapspec, every-other, fixed, traced, or a registered name. The text stays the same."
+        ),
+    ] = None
+    draft_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="With --draft: an option of the policy, such as length=10 or skipped=[3,5]; can be given several "
+            "times.",
+        ),
+    ] = None
+
+    def refuse_unknown(self) -> None:
+        """OptionError where no policy has the name, or options are given without one."""
+        from layerlens.decode.speculative.registry import refuse_unknown_policy
+
+        if self.draft is not None:
+            refuse_unknown_policy(self.draft)
+        elif self.draft_option:
+            what = f"has no effect without {spelled('draft')}"
+            raise OptionError.about("draft_option", self.draft_option[0], what, "name a policy, or leave it out")
+
+    def policy(self) -> "SkipPolicy | None":
+        """The policy with its options; None where nothing is drafted."""
+        from layerlens.decode.speculative.registry import named_skip_policy
+
+        if self.draft is None:
+            return None
+        given = variables_of(self.draft_option or [], "draft_option", "length=10", texts=True)
+        return named_skip_policy(self.draft, **given)
+
+
+@dataclass(frozen=True)
 class Readings:
     """What is read at each layer, and through which lens."""
 
@@ -357,9 +398,19 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def variables_of(
-    words: Sequence[str], option: str = "chat_template_args", example: str = "enable_thinking=false"
+    words: Sequence[str],
+    option: str = "chat_template_args",
+    example: str = "enable_thinking=false",
+    *,
+    texts: bool = False,
 ) -> dict[str, Any]:
-    """Values in JSON by name, from texts such as "enable_thinking=false"; the last two arguments are for messages.
+    """Values in JSON by name, from texts such as "enable_thinking=false".
+
+    Args:
+        words: the texts.
+        option: for messages.
+        example: for messages.
+        texts: whether a value that is not JSON is a text as it stands.
 
     Raises:
         OptionError: a text is not a name with a value in JSON, or a name is given twice.
@@ -374,6 +425,9 @@ def variables_of(
         try:
             variables[name] = json.loads(value)
         except ValueError as error:
+            if texts:
+                variables[name] = value
+                continue
             advice = f"write true, false, a number, or a text in double quotes: '{name}=\"text\"'"
             raise OptionError.about(option, word, "has a value that is not JSON", advice) from error
     return variables

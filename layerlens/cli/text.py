@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerlens.decode.loop import Generation
+from layerlens.decode.speculative.drafter import Drafter
 from layerlens.decode.texts import decoded, is_known
 from layerlens.models import Model
 
@@ -32,6 +33,21 @@ def print_generation(model: Model, name: str, generation: Generation, *, sampled
     text = marked(model, generation, brackets, sampled=sampled)
     notes = [counts(model, name, generation, sampled=sampled), *_legend(brackets, [text])]
     _print([*text, ("\n", "")], notes)
+
+
+def print_drafts(drafter: Drafter) -> None:
+    """Print a line on what the drafts were worth."""
+    rounds = drafter.rounds
+    drafted = rounds[rounds["set"] >= 0]
+    left_out = f"now left out: {drafter.skips}"
+    if drafted.empty:
+        _print([], [f"nothing was drafted; {left_out}"])
+        return
+    seconds = (drafted["draft_seconds"] + drafted["verify_seconds"]).sum()
+    speed = (drafted["emitted"] * drafted["plain_seconds"]).sum() / seconds
+    accepted, proposed = drafted["accepted"].sum(), drafted["drafted"].sum()
+    note = f"{accepted:,.0f} of {proposed:,.0f} drafted tokens accepted in {len(drafted):,} rounds"
+    _print([], [f"{note}, {speed:.2f} x plain decoding without the search; {left_out}"])
 
 
 def print_side_by_side(

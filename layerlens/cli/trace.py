@@ -54,6 +54,7 @@ def trace(
     decoding: options.Decoding,
     strategy: options.StrategyName = "last",
     strategy_options: options.StrategyOptions,
+    drafting: options.Drafting,
     batch_size: options.BatchSize = 1,
     mode: Annotated[
         Mode | None,
@@ -98,6 +99,7 @@ def trace(
     )
     TraceOptions(**settings)
     refuse_unknown(strategy)
+    drafting.refuse_unknown()
     asked = _prompts(dataset, prompts, data_file, limit, decoding.seed)
     asked = asked if shard is None else asked.shard(*options.shard_of(shard))
     refuse_unless_free(out, resume=resume, overwrite=overwrite)
@@ -106,6 +108,7 @@ def trace(
     chosen = strategy_options.strategy(strategy, window, window_has_other_use=True)
     loading.refuse_unfit(model, chosen)
     options.refuse_no_lens(readings.lens)
+    policy = drafting.policy()
 
     import layerlens as ll
 
@@ -118,6 +121,7 @@ def trace(
             out=out,
             strategy=chosen,
             lens=readings.lens,
+            draft=policy,
             resume=resume,
             overwrite=overwrite,
             **settings,

@@ -1,10 +1,11 @@
 """A policy at work on one model: what its search found, and whether its drafts pay."""
 
-import statistics
+import math
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 
 import pandas as pd
 
@@ -17,6 +18,10 @@ from layerlens.models import Model
 _PLAIN_FIRST = 4  # rounds of plain decoding before the first draft of so many rows, to compare with
 _PLAIN_EVERY = 32  # afterwards every so many rounds, because a longer text takes longer
 _PLAIN_KEPT = 8
+_COLUMNS = (
+    *("n_rows", "set", "drafted", "accepted", "siblings", "emitted", "is_over"),
+    *("draft_seconds", "verify_seconds", "search_seconds", "plain_seconds"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Drafter:
         self.search = policy.search(model)
         self.pays = True
         self._rounds: list[dict[str, float]] = []
+        self._sets: list[SkipSet] = []
         self._plain: Mapping[int, deque[float]] = defaultdict(lambda: deque(maxlen=_PLAIN_KEPT))
         self._since_plain = 0
         self._n_judged, self._seconds, self._worth = 0, 0.0, 0.0
@@ -78,16 +84,42 @@ class Drafter:
         """One row per round.
 
         n_rows               texts that were being decoded
+        set                  which of `sets` the draft left out; -1 where nothing was drafted
         drafted, accepted    tokens for each text, on average; accepted counts siblings
+        siblings             of the accepted ones
         emitted              tokens for each text, on average
-        n_skipped            attention modules and MLPs that the draft left out
-        n_proposals          sets that the search had tried before
         is_over              whether the search had ended before
         draft_seconds, verify_seconds, search_seconds
+        plain_seconds        what a round of plain decoding took at that time; NaN before the first
         """
-        names = ("n_rows", "drafted", "accepted", "emitted", "n_skipped", "n_proposals", "is_over")
-        columns = [*names, "draft_seconds", "verify_seconds", "search_seconds"]
-        table: pd.DataFrame = pd.DataFrame(self._rounds, columns=columns)
+        table: pd.DataFrame = pd.DataFrame(self._rounds, columns=_COLUMNS)
+        return table
+
+    @property
+    def sets(self) -> pd.DataFrame:
+        """One row per set that drafts left out.
+
+        skipped              the blocks, in words
+        share                of the model's attention modules and MLPs, 0..1
+        lambda               of ConfLayers; NaN for others
+        rounds, drafted, accepted, siblings, emitted   sums over its rounds
+        acceptance           accepted over drafted, 0..1
+        speed_up             over plain decoding at the same time, without the search
+        """
+        rounds = self.rounds
+        rounds = rounds[rounds["set"] >= 0]
+        seconds = rounds["draft_seconds"] + rounds["verify_seconds"]
+        rounds = rounds.assign(seconds=seconds, worth=rounds["emitted"] * rounds["plain_seconds"], rounds=1)
+        names = ["rounds", "drafted", "accepted", "siblings", "emitted", "seconds", "worth"]
+        sums = rounds.groupby("set")[names].sum()
+        known = [self._sets[number] for number in sums.index]
+        first = {
+            "skipped": [str(skips) for skips in known],
+            "share": [skips.share(self.model.n_layers) for skips in known],
+            "lambda": [float(skips.found.get("lambda", math.nan)) for skips in known],
+        }
+        last = {"acceptance": sums["accepted"] / sums["drafted"], "speed_up": sums["worth"] / sums["seconds"]}
+        table: pd.DataFrame = pd.DataFrame(first, index=sums.index).join(sums[names[:5]]).assign(**last)
         return table
 
     def begin(self) -> None:
@@ -102,40 +134,47 @@ class Drafter:
             return 0
         return self.search.length or self.policy.length
 
-    def add(self, last: Round, seconds: Seconds, n_before: int, *, was_over: bool) -> None:
+    def add(self, last: Round, seconds: Seconds, *, was_over: bool) -> None:
         """Note a round, and give drafting up where it does not pay.
 
         Args:
             last: the round.
             seconds: what it took.
-            n_before: proposals before it.
             was_over: whether the search had ended before it.
         """
         n_rows = len(last.drafted)
-        counts = {"drafted": last.drafted, "accepted": last.accepted, "emitted": last.emitted}
-        mean = {name: sum(of_rows) / n_rows for name, of_rows in counts.items()}
+        names = ("drafted", "accepted", "siblings", "emitted")
+        means = {name: sum(getattr(last, name)) / n_rows for name in names}
+        plain = median(self._plain[n_rows]) if self._plain[n_rows] else math.nan
+        is_drafted = means["drafted"] > 0
         self._rounds.append(
             {
                 "n_rows": n_rows,
-                **mean,
-                "n_skipped": len(last.skips) if mean["drafted"] else 0,
-                "n_proposals": n_before,
+                "set": self._number_of(last.skips) if is_drafted else -1,
+                **means,
                 "is_over": was_over,
                 "draft_seconds": seconds.draft,
                 "verify_seconds": seconds.verify,
                 "search_seconds": seconds.search,
+                "plain_seconds": plain,
             }
         )
-        if not mean["drafted"]:
-            self._plain[n_rows].append(seconds.verify)
+        if not is_drafted:
+            self._plain[n_rows].append(seconds.draft + seconds.verify)
             self._since_plain = 0
             return
         self._since_plain += 1
         self._n_judged += 1
         self._seconds += seconds.draft + seconds.verify
-        self._worth += mean["emitted"] * statistics.median(self._plain[n_rows])
+        self._worth += means["emitted"] * plain
         if self.policy.patience is not None and self._n_judged >= self.policy.patience:
             self._judge()
+
+    def _number_of(self, skips: SkipSet) -> int:
+        """The place of the set among `sets`; a set that comes again later counts as another."""
+        if not self._sets or self._sets[-1] is not skips:
+            self._sets.append(skips)
+        return len(self._sets) - 1
 
     def _judge(self) -> None:
         speed = self._worth / self._seconds

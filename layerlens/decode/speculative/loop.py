@@ -104,6 +104,7 @@ class _Text(Row):
         number: of the prompt in the batch.
         reason: why the text has ended; None while it goes on.
         n_accepted: how many of the tokens drafted last were emitted.
+        n_siblings: how many of these were siblings.
         chosen: the whole model's best token at each place of the output.
     """
 
@@ -112,7 +113,7 @@ class _Text(Row):
         super().__init__(model, prompt, options, own)
         self.number = number
         self.reason: str | None = None
-        self.n_accepted = 0
+        self.n_accepted = self.n_siblings = 0
         self.chosen: list[int] = []
 
     @property
@@ -228,7 +229,7 @@ class _Batch:
     def _round(self) -> int:
         """Draft, verify, keep what holds; the number of tokens emitted."""
         drafter, search = self._drafter, self._drafter.search
-        skips, was_over, n_before = search.skips, search.is_over, search.n_proposals
+        skips, was_over = search.skips, search.is_over
         began = time.perf_counter()
         most = min(drafter.length(len(self._rows)), max(text.n_left for text in self._rows) - 1)
         drafts = self._drafted(most)
@@ -253,6 +254,7 @@ class _Batch:
             max(len(text.output) for text in self._rows),
             [len(draft.places) for draft in drafts],
             [text.n_accepted for text in self._rows],
+            [text.n_siblings for text in self._rows],
             [len(tokens) for tokens in emitted],
             read,
             skips,
@@ -265,7 +267,7 @@ class _Batch:
             search.after(last, lab)
             self.chooser.is_running = True
         seconds = Seconds(drafted_at - began, verified_at - drafted_at, time.perf_counter() - verified_at)
-        drafter.add(last, seconds, n_before, was_over=was_over)
+        drafter.add(last, seconds, was_over=was_over)
         return sum(map(len, emitted))
 
     def _drafted(self, most: int) -> list[Draft]:
@@ -341,12 +343,13 @@ class _Batch:
     ) -> list[int]:
         """Emit what the whole model would have emitted, as far as it has read it; the nodes that were read for it."""
         node, read = 0, [0]
-        text.n_accepted = 0
+        text.n_accepted = text.n_siblings = 0
         for place in range(len(draft.places) + 1):
             drafted = draft.places[place] if place < len(draft.places) else []
             probs = draft.probs[place] if drafted and draft.probs else None
             token = self._emit(text, logits[node : node + 1], decisions[node], drafted, probs)
             text.n_accepted += token in drafted
+            text.n_siblings += token in drafted[1:]
             if token is None or text.reason is not None or token not in drafted:
                 break
             is_sibling = token != drafted[0]

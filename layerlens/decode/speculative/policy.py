@@ -24,6 +24,7 @@ class Round:
         n_emitted: tokens emitted so far for the longest of these texts.
         drafted: for each row, how many tokens were drafted.
         accepted: for each row, how many of them were emitted, siblings included.
+        siblings: for each row, how many of these were siblings: 0 or 1.
         emitted: for each row, how many tokens were emitted, the whole model's own included.
         read: for each row, which tokens of the verifying pass belong to the text now, 0-based.
         skips: what the draft left out.
@@ -32,6 +33,7 @@ class Round:
     n_emitted: int
     drafted: Sequence[int]
     accepted: Sequence[int]
+    siblings: Sequence[int]
     emitted: Sequence[int]
     read: Sequence[Sequence[int]]
     skips: SkipSet

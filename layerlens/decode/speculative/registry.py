@@ -63,7 +63,7 @@ def named_skip_policy(name: str, **options: Any) -> "SkipPolicy":
         OptionError: the name is unknown, or an option has no effect on it, is missing or is out of range.
     """
     refuse_unknown_policy(name)
-    make = _class_of(name)
+    make = policy_class(name)
     parameters = inspect.signature(make).parameters
     for option, value in options.items():
         if option not in parameters:
@@ -78,7 +78,7 @@ def named_skip_policy(name: str, **options: Any) -> "SkipPolicy":
 def policy_name(policy: "SkipPolicy") -> str:
     """The name that the policy's class was registered by, else the name of the class."""
     kind = type(policy)
-    return next((name for name in skip_policy_names() if _class_of(name) is kind), kind.__name__)
+    return next((name for name in skip_policy_names() if policy_class(name) is kind), kind.__name__)
 
 
 def policy_record(policy: "SkipPolicy") -> dict[str, Any]:
@@ -88,7 +88,8 @@ def policy_record(policy: "SkipPolicy") -> dict[str, Any]:
     return {"name": policy_name(policy)} | {name: recorded(value) for name, value in attributes_of(policy).items()}
 
 
-def _class_of(name: str) -> "Callable[..., SkipPolicy]":
+def policy_class(name: str) -> "Callable[..., SkipPolicy]":
+    """The class of a registered name."""
     if name in _REGISTERED:
         return _REGISTERED[name]
     from layerlens.decode.speculative import clasp, conflayers, fixed, knapspec, swift
