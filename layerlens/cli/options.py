@@ -360,6 +360,14 @@ class Readings:
         bool, typer.Option("--sublayers", help="Also read the residual stream between attention and MLP of each block.")
     ] = False
 
+    confidence: Annotated[
+        bool,
+        typer.Option(
+            "--confidence",
+            help="Also record how peaked is what attention and MLP return, by which ConfLayers skips layers.",
+        ),
+    ] = False
+
     def numbers(self) -> dict[str, Any]:
         """What is read, as options of a trace."""
         return {name: value for name, value in asdict(self).items() if name != "lens"}

@@ -101,6 +101,21 @@ HALF_TOP_TOKEN_ID = Column(
     "0..V-1",
     "arg-max of the readout of h(l−1) + what attention adds; null as above",
 )
+CONFIDENCE = Column(
+    "confidence",
+    _layer_floats,
+    "1",
+    "0..2",
+    "1 − H(softmax(x)) / ln d of what attention returns, x its d entries, plus the same of the MLP; null where the "
+    "parts of a block cannot be told apart",
+)
+VOCAB_CONFIDENCE = Column(
+    "vocab_confidence",
+    _layer_floats,
+    "1",
+    "0..2",
+    "1 − H / ln V of the readout of what attention returns, plus the same of the MLP; null as above",
+)
 
 ON_REQUEST: dict[str, tuple[Column, ...]] = {
     "kl": (KL,),
@@ -108,6 +123,7 @@ ON_REQUEST: dict[str, tuple[Column, ...]] = {
     "targets": (NEXT_LOG_PROB, NEXT_RANK),
     "top": (TOP_K_TOKEN_IDS, TOP_K_PROBS),
     "sublayers": (HALF_ENTROPY, HALF_TOP_TOKEN_ID),
+    "confidence": (CONFIDENCE, VOCAB_CONFIDENCE),
 }
 """Columns of tokens that a run has only where they were asked for, by the option that asks for them."""
 

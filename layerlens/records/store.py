@@ -31,10 +31,12 @@ from layerlens.records.files import (
 )
 from layerlens.records.manifest import read_manifest, refuse_disagreement
 from layerlens.records.schema import (
+    CONFIDENCE,
     HALF_ENTROPY,
     NEXT_LOG_PROB,
     ON_REQUEST,
     PROMPTS,
+    VOCAB_CONFIDENCE,
     WORDS,
     Column,
     all_token_columns,
@@ -45,7 +47,10 @@ from layerlens.records.schema import (
 Columns = dict[str, Any]
 
 _NOTHING = -1  # in place of a whole number
-_CAN_LACK = ("attn_ratio", "mlp_ratio", NEXT_LOG_PROB.name, HALF_ENTROPY.name)
+_CAN_LACK = (
+    *("attn_ratio", "mlp_ratio"),
+    *(column.name for column in (NEXT_LOG_PROB, HALF_ENTROPY, CONFIDENCE, VOCAB_CONFIDENCE)),
+)
 _READERS = 2  # unpacking keeps a core busy; more threads than cores would only wait
 
 

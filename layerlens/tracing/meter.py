@@ -1,20 +1,24 @@
 """Turns the states that pass through the blocks into numbers, as they pass, on the device where they are."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerlens.axes import States
+from layerlens.decode.speculative.confidence import confidence
+from layerlens.decode.speculative.skipping import parts_of
 from layerlens.formulas import changes
 from layerlens.lens import IDENTITY, CoarseHead, Reading, Transport, js_from_last, kl_from_last, tiled
 from layerlens.lens.transport import at_head
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 from layerlens.records.schema import (
+    CONFIDENCE,
     HALF_ENTROPY,
     HALF_TOP_TOKEN_ID,
     JS,
@@ -23,6 +27,7 @@ from layerlens.records.schema import (
     NEXT_RANK,
     TOP_K_PROBS,
     TOP_K_TOKEN_IDS,
+    VOCAB_CONFIDENCE,
 )
 from layerlens.tracing.beside import Beside
 
@@ -52,11 +57,17 @@ class Wanted:
     targets: bool = False
     top: int = 0
     sublayers: bool = False
+    confidence: bool = False
 
     @property
     def floats(self) -> tuple[str, ...]:
         """The columns that hold one float each, without the divergences from the last layer."""
-        more = ((NEXT_LOG_PROB, self.targets), (HALF_ENTROPY, self.sublayers))
+        more = (
+            (NEXT_LOG_PROB, self.targets),
+            (HALF_ENTROPY, self.sublayers),
+            (CONFIDENCE, self.confidence),
+            (VOCAB_CONFIDENCE, self.confidence),
+        )
         return (*FLOATS, *(column.name for column, wanted in more if wanted))
 
     @property
@@ -101,11 +112,22 @@ class Meter:
         self._layers = [
             _Layer(model, index, rows_waiting, self._wanted, transport, coarse) for index in range(model.n_layers)
         ]
+        self._parts = parts_of(model) if self._wanted.confidence else None
+        self._outputs: dict[nn.Module, Tensor] = {}
         self._next_ids: list[Tensor] = []
         self._n_told = 0
         device = model.unembed.device
         self._beside = Beside(device) if model.overlaps and not is_spread(model.hf) else None
         self.select: Select = lambda stream: stream.flatten(0, 1)
+
+    @property
+    def watched_parts(self) -> list[nn.Module]:
+        """The modules whose outputs `on_part` wants."""
+        return [] if self._parts is None else [module for of in self._parts for block in of for module in block]
+
+    def on_part(self, module: nn.Module, output: Tensor) -> None:
+        """Keep what a part of a block returned until the block returns."""
+        self._outputs[module] = output.clone()  # some blocks add to it in place
 
     def on_block(self, index: int, h_in: Tensor, part: Tensor | None, h_out: Tensor) -> None:
         """Keep or measure what the block did to the selected rows."""
@@ -113,11 +135,19 @@ class Meter:
         # the first block on a device is seen before its inputs are brought there
         before = self.select(h_in).to(after.device)
         layer = self._layers[index]
-        layer.add(before, None if part is None else self.select(part), after)
+        layer.add(before, None if part is None else self.select(part), after, self._of_parts(index, h_out))
         if layer.is_full:
             self._measure(layer)
         if index == self._n_layers - 1:
             self._do(self._compare, [])
+
+    def _of_parts(self, index: int, h_out: Tensor) -> Tensor | None:
+        """What attention and MLP of a block returned for the selected rows, [2, rows, d_model]; None if not wanted."""
+        if self._parts is None:
+            return None
+        # some blocks flatten batch and sequence on their way to the MLP
+        outputs = [[self._outputs.pop(module).reshape(h_out.shape) for module in of[index]] for of in self._parts]
+        return torch.stack([self.select(sum(of_part[1:], of_part[0])) for of_part in outputs])
 
     def tell(self, next_ids: Tensor) -> None:
         """Which tokens followed the next rows, int64 [rows], `NOTHING` where none did; before or after their pass."""
@@ -228,12 +258,12 @@ class _Layer:
         self.divergences: list[Tensor] = []
         sublayer = model.sublayers[index]
         self._parallel = sublayer is not None and sublayer.parallel
-        self._waiting: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        self._waiting: list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]] = []
         self._measured: list[_Numbers] = []
         self.n_measured = self.n_seen = 0
 
-    def add(self, h_in: States, part: States | None, h_out: States) -> None:
-        self._waiting.append((h_in, part, h_out))
+    def add(self, h_in: States, part: States | None, h_out: States, of_parts: Tensor | None) -> None:
+        self._waiting.append((h_in, part, h_out, of_parts))
         self.n_seen += len(h_out)
 
     @property
@@ -260,9 +290,10 @@ class _Layer:
     def measure_waiting(self, targets: Tensor | None = None) -> None:
         if not self._waiting:
             return
-        h_in = torch.cat([states for states, _, _ in self._waiting])
-        parts = [states for _, states, _ in self._waiting if states is not None]
-        h_out = torch.cat([states for _, _, states in self._waiting])
+        h_in = torch.cat([states for states, _, _, _ in self._waiting])
+        parts = [states for _, states, _, _ in self._waiting if states is not None]
+        h_out = torch.cat([states for _, _, states, _ in self._waiting])
+        of_parts = [states for _, _, _, states in self._waiting if states is not None]
         self._waiting = []
         self.n_measured = self.n_seen
         nothing = [None] * len(h_in)
@@ -271,12 +302,15 @@ class _Layer:
             torch.cat(parts).split(_ROWS_AT_ONCE) if parts else nothing,
             h_out.split(_ROWS_AT_ONCE),
             nothing if targets is None else targets.split(_ROWS_AT_ONCE),
+            torch.cat(of_parts, dim=1).split(_ROWS_AT_ONCE, dim=1) if of_parts else nothing,
             strict=False,
         )
         for piece in pieces:
             self._measured.append(self._numbers(*piece))
 
-    def _numbers(self, h_in: States, part: States | None, h_out: States, targets: Tensor | None) -> _Numbers:
+    def _numbers(
+        self, h_in: States, part: States | None, h_out: States, targets: Tensor | None, of_parts: Tensor | None
+    ) -> _Numbers:
         changed = changes(h_in, part, h_out, self._parallel)
         states = at_head(self._transport, h_out.to(self._unembed.device), self._number, self._n_layers)
         chosen = None if targets is None else targets.to(states.device).clamp(0, self._unembed.n_vocab - 1).unsqueeze(1)
@@ -292,6 +326,8 @@ class _Layer:
             half = self._half(part, states.device)
             floats.append(torch.full_like(read.entropy, torch.nan) if half is None else half.entropy)
             ids.append(torch.full_like(read.top_token_id, NOTHING) if half is None else half.top_token_id)
+        if self._wanted.confidence:
+            floats += self._confidences(of_parts, read.entropy)
         numbers = _Numbers(
             torch.cat([changed, torch.stack(floats).to(changed.device)]), torch.stack(ids).to(changed.device)
         )
@@ -303,6 +339,15 @@ class _Layer:
         if self._coarse is not None:
             return self._coarse.read(states)
         return tiled.read(states, self._unembed, chosen, n_first=self._wanted.top)
+
+    def _confidences(self, of_parts: Tensor | None, like: Tensor) -> list[Tensor]:
+        """Over the entries, and over the vocabulary: each the sum over attention and MLP. NaN where there are none."""
+        if of_parts is None:
+            return [torch.full_like(like, torch.nan)] * 2
+        n_vocab = math.log(self._unembed.n_vocab)
+        over_entries = sum(confidence(states) for states in of_parts)
+        read = [tiled.read(states.to(like.device), self._unembed).entropy for states in of_parts]
+        return [torch.as_tensor(over_entries).to(like.device), sum((1 - one / n_vocab for one in read), 0 * like)]
 
     def _half(self, part: States | None, device: torch.device) -> Reading | None:
         """The reading of the stream between attention and MLP, through the transport of the layer before, because

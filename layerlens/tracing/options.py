@@ -39,6 +39,10 @@ class TraceOptions(GenerateOptions):
     """Also record this many first tokens of each layer and their probabilities, at most 20; 0: none."""
     sublayers: bool = False
     """Also read the stream between attention and MLP of each block: its entropy and top token."""
+    confidence: bool = False
+    """Also record how peaked is what attention and MLP of each block return, over its own entries and over the
+    vocabulary, as ConfLayers (arXiv 2604.14612) compares layers. The vocabulary takes two more products of each layer
+    with the unembedding."""
     lens_precision: str = "float32"
     """Precision of the products with the unembedding, on a CPU: "float32", or "bfloat16" with the likeliest tokens in
     float32, for processors with AVX512-BF16 or AMX. With "bfloat16", entropies are within 0.01 nats for 99 of 100
@@ -61,7 +65,7 @@ class TraceOptions(GenerateOptions):
                 advice = did_you_mean(given, known, f"give {' or '.join(known)}")
                 raise OptionError.about(name, given, "is unknown", advice)
         refuse_too_many(self.top)
-        for name in ("kl", "js", "targets", "top"):
+        for name in ("kl", "js", "targets", "top", "confidence"):
             if getattr(self, name) and self.lens_precision != "float32":
                 what = f"does not go with {spelled('lens_precision', self.lens_precision)}"
                 raise OptionError.about(name, getattr(self, name), what, "leave one of them out")

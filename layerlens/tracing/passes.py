@@ -22,7 +22,7 @@ from layerlens.decode.strategies import Strategy
 from layerlens.errors import ModelError, spelled
 from layerlens.lens import IDENTITY, Transport
 from layerlens.models import Model
-from layerlens.models.hooks import watch_blocks
+from layerlens.models.hooks import OnBlock, outputs_of, watch_blocks
 from layerlens.tracing.meter import NOTHING, Meter
 from layerlens.tracing.options import TraceOptions
 
@@ -68,7 +68,7 @@ def generate(
     """
     if drafter is not None:
         drafted = _DraftedSelection(prompts, options, meter)
-        with watch_blocks(model.blocks, model.sublayers, drafted.on_block):
+        with _watched(model, meter, drafted.on_block):
             decoded = decode_drafted(
                 model,
                 prompts,
@@ -83,7 +83,7 @@ def generate(
         return decoded, drafted.rows()
     chooser = Chooser(model, strategy, seed, transport)
     selection = _GrowingSelection(prompts, options, meter)
-    with watch_blocks(model.blocks, model.sublayers, meter.on_block):
+    with _watched(model, meter, meter.on_block):
         decoded = decode_batch(
             model,
             prompts,
@@ -125,7 +125,7 @@ def replay(
     if cache is None:
         pieces = [(ids, kept, following)]
     begin, seen = 0, []
-    with torch.no_grad(), watch_blocks(model.blocks, model.sublayers, meter.on_block):
+    with torch.no_grad(), _watched(model, meter, meter.on_block):
         for piece, kept_here, following_here in pieces:
             if next_ids is not None:
                 meter.tell(following_here[kept_here])
@@ -141,6 +141,13 @@ def replay(
             seen.append(Rows(batch_row.numpy(), position.numpy() + begin))
             begin = end
     return _joined(seen)
+
+
+@contextmanager
+def _watched(model: Model, meter: Meter, on_block: OnBlock) -> Iterator[None]:
+    """While open, the meter sees what it measures; what drafts return it forgets at their next block."""
+    with outputs_of(meter.watched_parts, meter.on_part), watch_blocks(model.blocks, model.sublayers, on_block):
+        yield
 
 
 def _goes_on(model: Model) -> bool:

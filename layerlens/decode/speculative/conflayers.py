@@ -1,5 +1,6 @@
 """ConfLayers (arXiv 2604.14612): a draft leaves out the blocks that are less confident than their neighbours."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -99,7 +100,10 @@ class ConfidenceSearch(Search):
         """Keeps what attention and MLP of each candidate return."""
         self._outputs = {}
         modules = {module for parts in self._parts for of_block in parts for module in of_block}
-        return outputs_of(modules, self._outputs.__setitem__)
+        return outputs_of(modules, self._keep)
+
+    def _keep(self, module: nn.Module, output: Tensor) -> None:
+        self._outputs[module] = output.clone()  # some blocks add to it in place
 
     def begin(self) -> None:
         """One more proposal is due, once enough tokens of the new prompts are there."""
@@ -166,16 +170,13 @@ class ConfidenceSearch(Search):
         """Of each candidate and each token that the last pass added to a text: [candidates, tokens]."""
         tokens = [(row, place) for row, places in enumerate(last.read) for place in places]
         rows, places = (torch.tensor(list(of_all)) for of_all in zip(*tokens, strict=True))
-        of_blocks = [[module for part in parts for module in part] for parts in self._parts]
-        return np.stack(
-            [
-                np.sum([self._confidence(module, rows, places).numpy() for module in modules], axis=0)
-                for modules in of_blocks
-            ]
-        )
+        of_parts = [[self._confidence(part, rows, places).numpy() for part in parts] for parts in self._parts]
+        summed: np.ndarray = np.sum(of_parts, axis=1)
+        return summed
 
-    def _confidence(self, module: nn.Module, rows: Tensor, places: Tensor) -> Tensor:
-        output = self._outputs[module]
+    def _confidence(self, part: Sequence[nn.Module], rows: Tensor, places: Tensor) -> Tensor:
+        outputs = [self._outputs[module] for module in part]
+        output = sum(outputs[1:], outputs[0])
         if output.ndim == 2:  # some blocks flatten batch and sequence on their way to the MLP
             output = output.unflatten(0, (int(rows.max()) + 1, -1))
         states = output[rows.to(output.device), places.to(output.device)]

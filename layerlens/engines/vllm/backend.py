@@ -80,9 +80,10 @@ class Tracing(Engine):
         options = self.options
         _refuse(options, self.transport)
         named(strategy)
-        if options.sublayers:
-            what = f"does not work with {spelled('backend', NAME)}, which hands out what leaves a block alone"
-            raise OptionError.about("sublayers", True, what, "leave it out, or give another backend")
+        for name in ("sublayers", "confidence"):
+            if getattr(options, name):
+                what = f"does not work with {spelled('backend', NAME)}, which hands out what leaves a block alone"
+                raise OptionError.about(name, True, what, "leave it out, or give another backend")
         if options.lens_precision != "float32":
             what = f"is for a model in this process, and not for {spelled('backend', NAME)}"
             raise OptionError.about("lens_precision", options.lens_precision, what, "leave it out")
