@@ -145,6 +145,10 @@ class Run(Records):
         """Settling depth and deep-thinking ratio, for one threshold g or several; see `analysis.settling`."""
         return analysis.settling(self, g, rho, unit=unit)
 
+    def dispensable(self) -> pd.DataFrame:
+        """How far measures agree about which layers a draft can do without; see `analysis.dispensable`."""
+        return analysis.dispensable(self)
+
     def kind_jumps(self) -> pd.DataFrame:
         """Jumps of entropy between layers of different kinds and elsewhere; see `analysis.kind_jumps`."""
         return analysis.kind_jumps(self)

@@ -9,6 +9,7 @@ from layerlens.analysis.decoding import (
     valley_statistics,
     walk_depths,
 )
+from layerlens.analysis.drafts import dispensable
 from layerlens.analysis.kinds import kind_jumps
 from layerlens.analysis.layers import by_layer, entropy_curves
 from layerlens.analysis.onset import onset, onset_by_layer
@@ -33,6 +34,7 @@ __all__ = [
     "class_shares",
     "compare",
     "compare_outputs",
+    "dispensable",
     "earliest_agreement",
     "entropy_curves",
     "half_step_curves",

@@ -19,6 +19,7 @@ STATISTICS = (
     "walk_depths",
     "agreement",
     "earliest_agreement",
+    "dispensable",
     "kind_jumps",
     "substitutions",
     "substitution_pairs",

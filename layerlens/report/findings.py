@@ -8,11 +8,13 @@ import pandas as pd
 
 from layerlens.analysis.agreement import earliest_agreement
 from layerlens.analysis.decoding import by_entropy_band, by_relative_position, valley_statistics
+from layerlens.analysis.drafts import dispensable
 from layerlens.analysis.partition import partition
 from layerlens.analysis.phases import phases
 from layerlens.analysis.valleys import marks_shown, valleys
 from layerlens.errors import RunError, spelled
 from layerlens.records.reader import Records
+from layerlens.records.schema import CONFIDENCE, VOCAB_CONFIDENCE
 from layerlens.report.markup import Markup, element, join
 
 Row = dict[Any, Any]
@@ -36,6 +38,8 @@ def findings(run: Records) -> tuple[Markup, Markup]:
     except RunError as error:
         steps, why_not = None, f"No statistics of generated tokens: {error}."
     tables = [_phase_table(phase_table), _valley_table(valley_table), _partition_table(partitioned)]
+    if run.has(CONFIDENCE.name):
+        tables.append(_dispensable_table(run))
     return _highlights(phase_table, partitioned, valley_table, steps, _settled(run)), join(
         element("div", *tables, attributes={"class": "tables"}),
         note(why_not) if steps is None else _generated_tables(run, steps),
@@ -205,6 +209,34 @@ _STATISTICS = {
     "walk_depth": "layers walked back",
     "walk_depth_of_valleys": "layers walked back to a valley",
     "substitution_rate_sd": "share substituted, sd over texts",
+}
+
+
+def _dispensable_table(run: Records) -> Markup:
+    """How far measures of a layer agree about which layers do least."""
+    try:
+        agreement = dispensable(run)
+    except RunError as error:
+        return note(f"No comparison of what layers a draft can do without: {error}.")
+    rows = [
+        [
+            f"{_MEASURES[row['measure']]} and {_MEASURES[row['other']]}",
+            with_interval(row, "rho"),
+            f"{row['shared']} of {row['n_lowest']}",
+        ]
+        for row in _rows(agreement)
+    ]
+    head = ("Measures", "Rank correlation over layers", "Same among the lowest quarter")
+    basis = f"{count(agreement.attrs['n_prompts'], 'prompt')}, layers 2 to {run.n_layers - 1}"
+    return _table("Which layers do least: how far measures agree", head, rows, basis)
+
+
+_MEASURES = {
+    "norm_ratio": "norm ratio",
+    "one_minus_cosine": "1 − I/O cosine",
+    "entropy_change": "entropy change",
+    CONFIDENCE.name: "confidence",
+    VOCAB_CONFIDENCE.name: "confidence over the vocabulary",
 }
 
 

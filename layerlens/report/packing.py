@@ -19,7 +19,7 @@ import numpy as np
 from layerlens.analysis.layers import layer_kinds
 from layerlens.errors import OptionError, RunError, did_you_mean, spelled, spelled_command
 from layerlens.records.reader import Records
-from layerlens.records.schema import JS, KL, NEXT_RANK, TOP_K_PROBS, TOP_K_TOKEN_IDS
+from layerlens.records.schema import CONFIDENCE, JS, KL, NEXT_RANK, TOP_K_PROBS, TOP_K_TOKEN_IDS, VOCAB_CONFIDENCE
 
 BUDGET = 4_300_000
 STEPS = (65535, 255, 127)
@@ -43,6 +43,8 @@ _CURVES: dict[str, tuple[str, Curve, Curve]] = {
     NEXT_RANK.name: ("logarithm", np.log1p, np.expm1),
     JS.name: ("square", np.sqrt, np.square),
     KL.name: ("square", np.sqrt, np.square),
+    CONFIDENCE.name: ("straight", np.positive, np.positive),
+    VOCAB_CONFIDENCE.name: ("straight", np.positive, np.positive),
 }
 _ZERO_IS_PALE = ("entropy", NEXT_RANK.name, JS.name, KL.name)
 
@@ -114,6 +116,7 @@ def _values(run: Records) -> dict[str, Array]:
     if run.has(NEXT_RANK.name):
         ranks = run.layers(NEXT_RANK.name)
         values[NEXT_RANK.name] = np.where(ranks < 0, np.nan, ranks)
+    values |= {name: run.layers(name) for name in (CONFIDENCE.name, VOCAB_CONFIDENCE.name) if run.has(name)}
     return {name: values[name] for name in _CURVES if name in values}
 
 

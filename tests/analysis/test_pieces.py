@@ -23,6 +23,7 @@ TABLES = [
     "walk_depths",
     "agreement",
     "earliest_agreement",
+    "dispensable",
     "kind_jumps",
     "substitutions",
     "substitution_pairs",

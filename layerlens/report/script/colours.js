@@ -8,6 +8,8 @@ const COLOURINGS = {
   kl_last_to_layer: {label: "Divergence (KL)", short: "KL", unit: "nats", ramp: "stream"},
   norm_ratio: {label: "Norm ratio", ramp: "stream"},
   io_cosine: {label: "I/O cosine", ramp: "stream", reversed: true},
+  confidence: {label: "Confidence of parts", short: "Confidence", ramp: "stream"},
+  vocab_confidence: {label: "Confidence over vocabulary", short: "Vocabulary", ramp: "stream"},
   valley_layer: {label: "Valley layer", unit: "layer", ramp: "layer", reversed: true, ofToken: true},
   selected_layer: {label: "Selected layer", unit: "layer", ramp: "layer", reversed: true, ofToken: true},
 };
