@@ -105,6 +105,7 @@ def _as_lines(coverages: "Iterable[Coverage]") -> Iterator[str]:
             yield start + one.reason
             continue
         marks = dict.fromkeys(STEPS, "yes") | ({"padding": "alone"} if one.padding else {})
+        marks |= {"drafts": "no"} if one.drafts else {}
         steps = "  ".join(f"{mark:<{len(step)}}" for step, mark in marks.items())
         alone = f"; alone, because {one.padding}" if one.padding else ""
         yield f"{start}{steps}  {'yes' if one.parts else 'null':<5}  {one.kinds}{alone}"

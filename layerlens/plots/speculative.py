@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from layerlens.plots import style
 
@@ -85,7 +86,7 @@ def draw_speed_ups(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylim(-0.6, len(shown) - 0.4)
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(left=0)
-    ax.set_xlabel("speed-up over plain decoding, with 95 % intervals")
+    ax.set_xlabel("speed-up over plain decoding, [95 %]")
     return ax
 
 
@@ -97,7 +98,7 @@ def draw_acceptance(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_xlabel("left out, % of attention modules and MLPs")
     ax.set_ylabel("accepted, of drafted tokens")
     ax.set_ylim(-0.03, 1.03)
-    ax.set_xlim(left=0)
+    ax.set_xlim(0, max(50.0, 105 * table["share"].max()))
     return ax
 
 
@@ -127,6 +128,7 @@ def draw_confidence(picture: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_xlabel("block, counted from 0")
     ax.set_ylabel("confidence, attention + MLP")
     ax.set_xlim(blocks.min() - 0.6, blocks.max() + 0.6)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return ax
 
 
@@ -145,5 +147,5 @@ def draw_blocks(table: pd.DataFrame, ax: Axes, rho: Mapping[str, Any]) -> Axes:
     ax.set_ylabel("accepted without the block")
     ax.set_ylim(top=1.02)
     text = f"rank correlation {rho['rho']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}], {rho['n_blocks']} blocks"
-    ax.set_title(text, loc="left")
+    ax.set_title(text.replace("-", "−"), loc="left")
     return ax

@@ -22,6 +22,10 @@ from transformers import PreTrainedModel
 
 from layerlens.decode.loop import generate
 from layerlens.decode.padding import padding_fault
+from layerlens.decode.speculative.branching import branching_fault
+from layerlens.decode.speculative.fixed import FixedSkip
+from layerlens.decode.speculative.skipping import indispensable, parts_of
+from layerlens.decode.speculative.skipset import SkipSet
 from layerlens.decode.strategies import Valley
 from layerlens.errors import ModelError, OptionError, first_sentence
 from layerlens.models import Model, load, tiny_model, tiny_tokenizer
@@ -39,9 +43,11 @@ STEPS = {
     "readout": "they are what a plain reading of every layer gives",
     "valley": "decoding from the valley emits the tokens, of the layers, that a plain walk finds",
     "padding": "texts of different lengths give the same numbers together as alone, or generating together is refused",
+    "drafts": "drafts with blocks left out change no token, or are refused",
 }
 _TEXTS = ["Hello there, you and I", "a b"]
 _N_NEW = 5
+_N_WITH_DRAFTS = 16  # the first few come without
 _WINDOW = 3
 _NUMBERS = ("norm_ratio", "io_cosine", "attn_ratio", "mlp_ratio", "entropy")
 # float32; recurrences compute a full pass in chunks, and single steps one by one
@@ -72,6 +78,10 @@ class Coverage:
     """Whether the attention part and the MLP part of each block are recorded; None where it did not load."""
     padding: str = ""
     """Why prompts of different lengths cannot generate in one batch; empty where they can, or where nothing loaded."""
+    drafts: str = ""
+    """Why no tokens can be drafted with blocks left out; empty where they can, or where nothing loaded."""
+    draft_kinds: tuple[str, ...] = ()
+    """What drafts can do beyond leaving out whole blocks: "trees", "parts"."""
     seconds: float = 0.0
     """The seconds that the check took."""
 
@@ -138,6 +148,8 @@ def _cells(one: Coverage) -> list[str]:
     marks = {step: "✓" if step in one.passed else "" for step in STEPS}
     if one.padding:
         marks["padding"] = f"one by one: {one.padding}"
+    if marks["drafts"]:
+        marks["drafts"] = f"refused: {one.drafts}" if one.drafts else ", ".join(("✓", *one.draft_kinds))
     return [
         f"`{one.name}`",
         f"{one.verdict}: {reason}" if reason else one.verdict,
@@ -179,6 +191,7 @@ def _steps(hf: PreTrainedModel) -> Iterator[dict[str, Any]]:
     _check_decoding(model)
     yield {}
     yield {"padding": _padding(model, generated)}
+    yield _drafts(model)
 
 
 def _described(error: Exception) -> str:
@@ -196,6 +209,30 @@ def _padding(model: Model, alone: dict[str, np.ndarray]) -> str:
         return padding_fault(model) or ""
     _agree("generating one by one", alone, "together", together)
     return ""
+
+
+def _drafts(model: Model) -> dict[str, Any]:
+    """Why nothing can be drafted, and what drafts can do: fields of `Coverage`. Drafts must change no token."""
+    able = sorted(set(range(model.n_layers)) - indispensable(model))
+    if not able:
+        return {"drafts": "each of its blocks is the first of its kind"}
+    kinds = {"trees": branching_fault(model) is None, "parts": parts_of(model) is not None}
+    n = _N_WITH_DRAFTS
+    options: dict[str, Any] = {"max_new_tokens": n, "min_new_tokens": n, "generation_config": False}
+    plain = [generate(model, text, **options).token_ids for text in _TEXTS]
+    skips = [SkipSet.of_blocks(able[-2:])] + [SkipSet(frozenset(able[:1]), frozenset(able[-1:]))] * kinds["parts"]
+    for skipped in skips:
+        for tree in (False, True)[: 1 + kinds["trees"]]:
+            policy = FixedSkip(skipped, length=3, threshold=0.0, tree=tree, patience=None)
+            try:
+                drafted = [generate(model, text, draft=policy, **options).token_ids for text in _TEXTS]
+            except ModelError as error:
+                if error.option != "draft":
+                    raise
+                return {"drafts": error.problem.partition(": ")[2]}
+            if drafted != plain:
+                raise _Disagreement(f"drafts without {skipped} give tokens {drafted} in place of {plain}")
+    return {"draft_kinds": tuple(kind for kind, can in kinds.items() if can)}
 
 
 def _traced(model: Model, mode: str | None, batch_size: int) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import torch
 
 from layerlens.decode.forward import Forward
 from layerlens.decode.prompts import pad, pad_token_id
-from layerlens.errors import first_sentence
+from layerlens.errors import ModelError, first_sentence
 from layerlens.models import Model
 
 _TOLERANCE = {torch.float32: 5e-3, torch.float64: 5e-3, torch.float16: 3e-2}  # of the largest logit, for rounding
@@ -46,3 +46,14 @@ def branching_fault(model: Model) -> str | None:
     within = _TOLERANCE.get(model.hf.dtype, 6e-2) * max(float(one.abs().max()) for one in expected)
     worst = max(float((found[:, place] - one).abs().max()) for place, one in enumerate(expected))
     return None if worst <= within else "it ignores a mask of several continuations"
+
+
+def refuse_unbranched(model: Model) -> None:
+    """ModelError where the model cannot read several continuations of a text in one pass."""
+    fault = branching_fault(model)
+    if fault is not None:
+        raise ModelError(
+            f"{model.source} ({model.family}) cannot read several continuations of a text in one pass, because {fault}",
+            "give another policy",
+            given=model.source,
+        )

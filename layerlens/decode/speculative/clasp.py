@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerlens.decode.speculative.branching import branching_fault
+from layerlens.decode.speculative.branching import refuse_unbranched
 from layerlens.decode.speculative.lab import Lab
 from layerlens.decode.speculative.policy import Round, Search, SkipPolicy, candidates, n_of, number, whole
 from layerlens.decode.speculative.programme import Programme
 from layerlens.decode.speculative.skipset import SkipSet
-from layerlens.errors import ModelError
 from layerlens.models import Model
 from layerlens.models.hooks import rewritten, watch_blocks
 from layerlens.models.probing import Streams, keeper
@@ -40,17 +39,6 @@ class Clasp(SkipPolicy):
         """
         refuse_unbranched(model)
         return BlockSearch(self, model)
-
-
-def refuse_unbranched(model: Model) -> None:
-    """ModelError where the model cannot read several continuations of a text in one pass."""
-    fault = branching_fault(model)
-    if fault is not None:
-        raise ModelError(
-            f"{model.source} ({model.family}) cannot read several continuations of a text in one pass, because {fault}",
-            "give another policy",
-            given=model.source,
-        )
 
 
 class StateSearch(Search):

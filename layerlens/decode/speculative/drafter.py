@@ -9,6 +9,7 @@ from statistics import median
 
 import pandas as pd
 
+from layerlens.decode.speculative.branching import refuse_unbranched
 from layerlens.decode.speculative.policy import Round, SkipPolicy
 from layerlens.decode.speculative.registry import named_skip_policy
 from layerlens.decode.speculative.skipset import SkipSet
@@ -65,6 +66,8 @@ class Drafter:
                 option="draft",
                 given=model.backend.name,
             )
+        if policy.tree:
+            refuse_unbranched(model)
         self.model, self.policy = model, policy
         self.search = policy.search(model)
         self.pays = True
@@ -126,6 +129,11 @@ class Drafter:
         """Other prompts begin."""
         self.search.begin()
 
+    @property
+    def searches(self) -> bool:
+        """Whether the search still looks at the whole model's passes."""
+        return self.pays and not self.search.is_over
+
     def length(self, n_rows: int) -> int:
         """The most tokens to draft in the next round of so many rows; 0 for plain decoding."""
         if not (self.pays and self.skips):
@@ -159,6 +167,8 @@ class Drafter:
                 "plain_seconds": plain,
             }
         )
+        if self.search.is_over and not self.skips and self.search.n_proposals:
+            self._give_up(f"none of {self.search.n_proposals} sets of blocks was good enough to leave out")
         if not is_drafted:
             self._plain[n_rows].append(seconds.draft + seconds.verify)
             self._since_plain = 0
@@ -179,14 +189,14 @@ class Drafter:
     def _judge(self) -> None:
         speed = self._worth / self._seconds
         if speed < 1:
-            self.pays = False
-            warnings.warn(
-                f"drafts do not pay on {self.model.source}: {self._n_judged} rounds were {speed:.2f} times as fast as "
-                "plain decoding, which goes on from here",
-                Notice,
-                stacklevel=2,
-            )
+            self._give_up(f"{self._n_judged} rounds were {speed:.2f} times as fast as plain decoding")
         self._n_judged, self._seconds, self._worth = 0, 0.0, 0.0
+
+    def _give_up(self, why: str) -> None:
+        if self.pays:
+            self.pays = False
+            said = f"drafts do not pay on {self.model.source}: {why}; decoding goes on without them"
+            warnings.warn(said, Notice, stacklevel=2)
 
 
 def drafter_of(draft: "Drafter | SkipPolicy | str | None", model: Model) -> "Drafter | None":

@@ -12,7 +12,8 @@ from time import perf_counter
 import numpy as np
 from torch import Tensor
 
-from layerlens.decode.speculative.clasp import StateSearch, refuse_unbranched
+from layerlens.decode.speculative.branching import refuse_unbranched
+from layerlens.decode.speculative.clasp import StateSearch
 from layerlens.decode.speculative.lab import Lab
 from layerlens.decode.speculative.policy import Round, SkipPolicy, candidates, number, whole
 from layerlens.decode.speculative.programme import Programme

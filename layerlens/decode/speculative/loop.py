@@ -229,14 +229,14 @@ class _Batch:
     def _round(self) -> int:
         """Draft, verify, keep what holds; the number of tokens emitted."""
         drafter, search = self._drafter, self._drafter.search
-        skips, was_over = search.skips, search.is_over
+        skips, searches, was_over = search.skips, drafter.searches, search.is_over
         began = time.perf_counter()
         most = min(drafter.length(len(self._rows)), max(text.n_left for text in self._rows) - 1)
         drafts = self._drafted(most)
         drafted_at = time.perf_counter()
         tree = _Tree([text.output[-1] for text in self._rows], drafts, self._pad)
         with ExitStack() as stack:
-            if not was_over:
+            if searches:
                 stack.enter_context(search.watching(len(tree)))
             stack.enter_context(self._watch.passing([text.number for text in self._rows], len(tree)))
             logits = self._verified(tree)
@@ -259,7 +259,7 @@ class _Batch:
             read,
             skips,
         )
-        if not was_over:
+        if searches:
             lab = Lab(
                 self._model, self._forward, [text.read for text in self._rows], [text.chosen for text in self._rows]
             )
