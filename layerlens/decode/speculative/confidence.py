@@ -11,6 +11,7 @@ from torch import Tensor
 ALPHA = 5
 """How fast windows widen from the first candidate to the last."""
 LAMBDA_STEP = 0.05
+_ROUNDING = 1e-9  # of z, which is about 1
 SLACK = 0.25
 """How far above the wanted share a proposal may be before lambda rises."""
 
@@ -34,7 +35,7 @@ def windows(confidences: Float[ndarray, " layers"]) -> Int[ndarray, " layers"]:
     z = (confidences - confidences.mean()) / (confidences.std() + 1e-6)
     bend = np.gradient(np.gradient(z)) if n > 1 else np.zeros(n)
     spread = bend.max() - bend.min() if n else 0.0
-    scaled = (bend - bend.min()) / spread if spread > 0 else np.full(n, 0.5)
+    scaled = (bend - bend.min()) / spread if spread > _ROUNDING else np.full(n, 0.5)
     weight = np.clip(scaled - scaled.mean() + 0.5, 0.0, 1.0)
     widths: ndarray = 2 + (ALPHA * weight * (np.arange(n) + 1) / n).astype(np.int64)
     return widths

@@ -1,6 +1,5 @@
 """ConfLayers (arXiv 2604.14612): a draft leaves out the blocks that are less confident than their neighbours."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -89,7 +88,9 @@ class ConfidenceSearch(Search):
         self._able = candidates(model)
         self._parts = [(parts[0][block], parts[1][block]) for block in self._able]
         self._outputs: dict[nn.Module, Tensor] = {}
-        self._recent: list[np.ndarray] = []
+        self._recent: list[
+            Tensor
+        ] = []  # of each round: what its tokens' parts returned, [candidates, 2, tokens, d_model]
         self._best: tuple[float, SkipSet] | None = None
         self._has_proposed = False
         self._n_rounds, self._n_accepted, self._n_drafted = 0, 0.0, 0.0
@@ -111,10 +112,10 @@ class ConfidenceSearch(Search):
 
     def after(self, last: Round, lab: Lab) -> None:
         """See what the last drafts were worth; propose a set where one is due."""
-        self._recent.append(self._confidences(last))
-        while sum(part.shape[1] for part in self._recent[1:]) >= self._policy.context_window:
+        self._recent.append(self._returned(last))
+        while sum(states.shape[2] for states in self._recent[1:]) >= self._policy.context_window:
             self._recent.pop(0)
-        if last.skips:
+        if last.skips and any(last.drafted):
             self._n_rounds += 1
             self._n_accepted += float(np.mean(last.accepted))
             self._n_drafted += float(np.mean(last.drafted))
@@ -140,7 +141,7 @@ class ConfidenceSearch(Search):
 
     def _propose(self) -> None:
         self._keep_if_best()
-        values = np.concatenate(self._recent, axis=1)[:, -self._policy.context_window :].mean(1)
+        values = self._confidences()
         below = below_neighbours(values, self.lam)
         self.n_proposals += 1
         found = {"policy": "conflayers", "readout": self._policy.readout, "lambda": round(self.lam, 6)}
@@ -166,20 +167,30 @@ class ConfidenceSearch(Search):
         if self._n_rounds and self._accepted >= max(_LEAST_ACCEPTED, self._best[0] if self._best else 0.0):
             self._best = (self._accepted, self.skips)
 
-    def _confidences(self, last: Round) -> np.ndarray:
-        """Of each candidate and each token that the last pass added to a text: [candidates, tokens]."""
+    def _returned(self, last: Round) -> Tensor:
+        """What attention and MLP of each candidate returned for the tokens that the last pass added to the texts.
+
+        [candidates, 2, tokens, d_model].
+        """
         tokens = [(row, place) for row, places in enumerate(last.read) for place in places]
         rows, places = (torch.tensor(list(of_all)) for of_all in zip(*tokens, strict=True))
-        of_parts = [[self._confidence(part, rows, places).numpy() for part in parts] for parts in self._parts]
-        summed: np.ndarray = np.sum(of_parts, axis=1)
-        return summed
+        device = self._model.unembed.device
+        found = []
+        for part in (part for parts in self._parts for part in parts):
+            outputs = [self._outputs[module] for module in part]
+            output = sum(outputs[1:], outputs[0])
+            if output.ndim == 2:  # some blocks flatten batch and sequence on their way to the MLP
+                output = output.unflatten(0, (len(last.read), -1))
+            found.append(output[rows.to(output.device), places.to(output.device)].to(device))
+        stacked: Tensor = torch.stack(found).unflatten(0, (-1, 2))
+        return stacked
 
-    def _confidence(self, part: Sequence[nn.Module], rows: Tensor, places: Tensor) -> Tensor:
-        outputs = [self._outputs[module] for module in part]
-        output = sum(outputs[1:], outputs[0])
-        if output.ndim == 2:  # some blocks flatten batch and sequence on their way to the MLP
-            output = output.unflatten(0, (int(rows.max()) + 1, -1))
-        states = output[rows.to(output.device), places.to(output.device)]
-        if self._policy.readout == "vocabulary":
-            states = self._model.unembed.logits(states)
-        return confidence(states).double().cpu()
+    def _confidences(self) -> np.ndarray:
+        """Of each candidate the confidence, summed over attention and MLP, averaged over the last tokens."""
+        recent = torch.cat(self._recent, dim=2)[:, :, -self._policy.context_window :]
+        values = []
+        for states in recent.flatten(0, 1):
+            logits = states if self._policy.readout == "hidden" else self._model.unembed.logits(states)
+            values.append(float(confidence(logits).double().mean()))
+        summed: np.ndarray = np.array(values).reshape(-1, 2).sum(1)
+        return summed

@@ -66,6 +66,8 @@ class Traced(SkipPolicy):
     def check(self) -> None:
         """As for every policy, and the share is one."""
         super().check()
+        if not isinstance(self.run, str | Path):
+            raise OptionError.about("run", self.run, "is not a path", "give that of a run directory")
         number("skip_ratio", self.skip_ratio, 0, 1)
 
     def search(self, model: Model) -> Search:

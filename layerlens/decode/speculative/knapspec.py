@@ -17,11 +17,11 @@ from layerlens.decode.speculative.clasp import StateSearch
 from layerlens.decode.speculative.lab import Lab
 from layerlens.decode.speculative.policy import Round, SkipPolicy, candidates, number, whole
 from layerlens.decode.speculative.programme import Programme
-from layerlens.decode.speculative.skipping import parts_of, split
+from layerlens.decode.speculative.skipping import parts_of, split, splits
 from layerlens.decode.speculative.skipset import SkipSet
 from layerlens.errors import ModelError
 from layerlens.models import Model
-from layerlens.models.hooks import timed_modules
+from layerlens.models.hooks import rewritten, timed_modules
 
 _UNITS = 48  # weights of all candidates together, about: the programme's pass reads as many states
 _BUDGETS = 4
@@ -99,7 +99,7 @@ class LatencySearch(StateSearch):
             name: [module for block in self._able for module in of_all[block]]
             for name, of_all in zip(("attention", "mlp"), parts, strict=True)
         }
-        self._parallel = any(part is not None and part.parallel for part in model.sublayers)
+        self._splits = splits(model)
         self._seconds: dict[str, deque[float]] = defaultdict(partial(deque, maxlen=_KEPT))
         self._passes: dict[int, deque[float]] = defaultdict(partial(deque, maxlen=_KEPT))
 
@@ -134,7 +134,7 @@ class LatencySearch(StateSearch):
         self.is_done()
         best = (1.0, SkipSet(), 0)
         for weight in {programme.nearest(most * part // _BUDGETS) for part in range(1, _BUDGETS + 1)} - {0}:
-            left_out = programme.left_out(weight)
+            left_out = [(block, name) for block, names in programme.left_out(weight) for name in names]
             skips = SkipSet(
                 frozenset(block for block, name in left_out if name == "attention"),
                 frozenset(block for block, name in left_out if name == "mlp"),
@@ -148,18 +148,29 @@ class LatencySearch(StateSearch):
         self.expected, self.skips, self.length = best[0], best[1], best[2] or None
 
     def _programme(self, last: Round, lab: Lab, weights: dict[str, int], most: int) -> Programme:
-        """The states of the last verified token, with every weight up to the most left out."""
+        """The states of the last verified token, with every weight up to the most left out.
+
+        Blocks that do not split, such as parallel ones, are left out as a whole.
+        """
         programme = Programme(most)
-        wanted: list[dict[str, Tensor]] = []
-        for h_in, part, h_out in self.streams:
-            assert part is not None, "refused by the policy"
-            middle = h_in + part if self._parallel else part
-            wanted.append({"attention": self.last_token(last, middle), "mlp": self.last_token(last, h_out)})
+        ends = [self.last_token(last, h_out) for _, _, h_out in self.streams]
+        middles = [None if part is None else self.last_token(last, part) for _, part, _ in self.streams]
 
-        def through(block: int, name: str, before: Tensor, applied: Tensor) -> Tensor:
-            return programme.choose((block, name), weights[name], wanted[block][name], before, applied)
+        def through_half(block: int, name: str, before: Tensor, applied: Tensor) -> Tensor:
+            wanted = ends[block] if name == "mlp" else middles[block]
+            assert wanted is not None, "refused by the policy"
+            return programme.choose((block, (name,)), weights[name], wanted, before, applied)
 
-        with split(self.model, self._able, through):
+        def through_block(block: int, before: Tensor, applied: Tensor) -> Tensor:
+            if block not in self._able:
+                return programme.apply(ends[block], applied)
+            return programme.choose((block, tuple(weights)), sum(weights.values()), ends[block], before, applied)
+
+        with ExitStack() as stack:
+            if self._splits:
+                stack.enter_context(split(self.model, self._able, through_half))
+            else:
+                stack.enter_context(rewritten(self.model.blocks, through_block))
             lab.variants(most + 1)
         return programme
 

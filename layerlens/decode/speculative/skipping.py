@@ -43,6 +43,12 @@ def parts_of(model: Model) -> tuple[list[list[nn.Module]], list[list[nn.Module]]
     return (parts[0], parts[1]) if all(map(all, parts)) else None
 
 
+def splits(model: Model) -> bool:
+    """Whether each block is attention, then MLP, and nothing else, so that `split` gives what the block does."""
+    family = family_of(model.family, model.hf.config.get_text_config(decoder=True))
+    return parts_of(model) is not None and not family.parallel and not family.adds_more
+
+
 @contextmanager
 def skipping(model: Model, skips: SkipSet) -> Iterator[None]:
     """While open, passes of this thread leave these blocks and parts out: they compute nothing and keep no keys.
@@ -96,7 +102,7 @@ def split(
     """While open, each of these blocks runs in two halves, and each half hands on what `rewrite` makes of it.
 
     Args:
-        model: one whose blocks have `parts_of`.
+        model: one that `splits`.
         blocks: numbers of blocks, 0-based.
         rewrite: gets the block's number, "attention" or "mlp", the stream before that half and after it; returns the
             stream that is handed on.

@@ -81,11 +81,11 @@ class SkipSet:
             "mlp": sorted(self.mlp),
             "found": self.found,
         }
-        target = Path(path).expanduser()
+        text = json.dumps(content, indent=1, default=str) + "\n"
         try:
-            target.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        except OSError as error:
-            what = f"could not be written ({error.strerror})"
+            Path(path).expanduser().write_text(text, encoding="utf-8")
+        except (OSError, ValueError) as error:  # the latter for a path that no file can have
+            what = f"could not be written ({getattr(error, 'strerror', None) or error})"
             raise OptionError.about("path", str(path), what, "give another path") from error
 
     @classmethod
