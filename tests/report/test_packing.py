@@ -15,6 +15,7 @@ from tests.refusals import refused
 
 KINDS = {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32, "int32": np.int32}
 MEASURES = ("entropy", "norm_ratio", "io_cosine")
+CONFIDENCES = ("confidence", "vocab_confidence")
 
 
 def inflated(base64_text):
@@ -33,7 +34,8 @@ def held(packed, prompt, measure, token, layer):
         return None
     ends = packed["measures"][measure]
     along = ends["low"][layer - 1] + (ends["high"][layer - 1] - ends["low"][layer - 1]) * step / (packed["steps"] - 1)
-    curves = {"norm_ratio": (math.exp(along) - 1) / 100, "io_cosine": along, "top_prob": along}
+    curves = {"norm_ratio": (math.exp(along) - 1) / 100}
+    curves |= dict.fromkeys(("io_cosine", "top_prob", *CONFIDENCES), along)
     return (curves | {"next_rank": math.exp(along) - 1}).get(measure, along**2)
 
 
@@ -211,6 +213,33 @@ def test_what_was_asked_for_comes_back(full, monkeypatch, steps, relative):
                         assert (round(back) == 0) == (value == 0)
                     else:
                         assert back == pytest.approx(value, abs=relative)
+
+
+@pytest.mark.parametrize(("steps", "most"), [(65535, 2e-4), (255, 0.01), (127, 0.02)])
+def test_confidences_come_back(tmp_path, monkeypatch, steps, most):
+    monkeypatch.setattr(packing, "STEPS", (steps,))
+    random = np.random.default_rng(3)
+    prompts = {f"p{n}": measured(7 + n, 6, seed=n) for n in range(3)}
+    for given in prompts.values():
+        given |= {name: random.uniform(0, 2, given["entropy"].shape) for name in CONFIDENCES}
+    prompts["p1"]["vocab_confidence"][:, 3] = np.nan
+    run = write_run(tmp_path / "run", prompts)
+    packed = packing.pack(run)
+    assert list(packed["measures"]) == [*MEASURES, *CONFIDENCES]
+    for prompt in packed["prompts"]:
+        for measure in CONFIDENCES:
+            for token, row in enumerate(prompts[prompt["id"]][measure]):
+                for layer, value in enumerate(row, start=1):
+                    back = held(packed, prompt, measure, token, layer)
+                    assert back is None if math.isnan(value) else back == pytest.approx(value, abs=most)
+
+
+def test_confidences_that_are_null_are_held_as_such(tmp_path):
+    given = measured(5, 4) | {name: np.full((5, 4), np.nan) for name in CONFIDENCES}
+    packed = packing.pack(write_run(tmp_path / "run", {"p": given}))
+    for measure in CONFIDENCES:
+        assert {held(packed, packed["prompts"][0], measure, token, 2) for token in range(5)} == {None}
+    json.dumps(packed, allow_nan=False)
 
 
 def first_words(packed, prompt, words, token, layer):

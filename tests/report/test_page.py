@@ -18,7 +18,9 @@ from layerlens.report import explorer_html, write_report
 from layerlens.report.facts import labels
 from layerlens.report.markup import Markup, element, escaped, join
 from layerlens.run import open_run
+from layerlens.tracing.tracer import trace
 from tests.analysis.test_no_torch import first_with_torch
+from tests.conftest import tiny
 from tests.made_up_run import hybrid_curves, hybrid_kinds, planted, write_run
 from tests.refusals import refused
 
@@ -124,6 +126,74 @@ def test_it_says_what_it_ran_on_and_with_how_many_threads(given, shown, tmp_path
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": hardware}))
     texts = page_of(open_run(path.parent), tmp_path).texts
     assert texts[texts.index("Hardware") + 1] == shown
+
+
+MEASURES = {
+    "norm_ratio": "norm ratio",
+    "one_minus_cosine": "1 − I/O cosine",
+    "entropy_change": "entropy change",
+    "confidence": "confidence",
+    "vocab_confidence": "confidence over the vocabulary",
+}
+
+
+@pytest.fixture(scope="module")
+def confident(tmp_path_factory):
+    """Runs of a tiny model that were asked for confidences: of several prompts, and of one; and one that was not."""
+    model, folder = tiny("llama", num_hidden_layers=8), tmp_path_factory.mktemp("confident")
+    texts, options = ["Hello there", "What is it?", "x"], {"max_new_tokens": 6, "progress": False}
+    runs = [
+        trace(model, asked, out=folder / str(number), confidence=number < 2, **options)
+        for number, asked in enumerate((texts, texts[:1], texts))
+    ]
+    return dict(zip(("several", "one", "not asked"), runs, strict=True))
+
+
+def from_caption(page, caption):
+    """The text of the page from each caption on that begins so; none where there is no such table."""
+    begun = [at for at, text in enumerate(page.texts) if text.startswith(caption)]
+    return [" ".join(" ".join(page.texts[at:]).split()) for at in begun]
+
+
+def test_it_says_which_layers_do_least(confident, tmp_path):
+    run = confident["several"]
+    table = run.dispensable()
+    assert len(table) == 10
+    page = page_of(run, tmp_path)
+    assert [*json.loads(page.all("script")[0].text)["measures"]][-2:] == ["confidence", "vocab_confidence"]
+    [text] = from_caption(page, "Which layers do least")
+    for row in table.to_dict("records"):
+        line = f"{MEASURES[row['measure']]} and {MEASURES[row['other']]} {numbers(row, 'rho')}"
+        assert f"{line} {row['shared']} of {row['n_lowest']}" in text
+    assert "3 prompts, layers 2 to 7" in text
+
+
+def test_one_prompt_says_which_layers_do_least_without_intervals(confident, tmp_path):
+    page = page_of(confident["one"], tmp_path)
+    [text] = from_caption(page, "Which layers do least")
+    for row in confident["one"].dispensable().to_dict("records"):
+        rho = f"{row['rho']:.2f}".replace("-", "−")
+        line = f"{MEASURES[row['measure']]} and {MEASURES[row['other']]} {rho}"
+        assert f"{line} {row['shared']} of {row['n_lowest']}" in text
+    assert "nan" not in text.lower()
+
+
+def test_a_run_that_was_not_asked_for_confidences_compares_no_layers(confident, run, tmp_path):
+    for one in (confident["not asked"], run):
+        assert not from_caption(page_of(one, tmp_path), "Which layers do least")
+
+
+def test_too_few_layers_and_parts_that_cannot_be_told_apart_have_a_report_too(run_of, tmp_path):
+    shallow = run_of(tiny("llama"), ["Hello"], max_new_tokens=3, confidence=True)
+    page = page_of(shallow, tmp_path)
+    assert not from_caption(page, "Which layers do least")
+    assert "4 layers, too few to compare" in page.text
+    null = run_of(tiny("mamba2", num_hidden_layers=6), ["Hello", "x"], max_new_tokens=3, confidence=True)
+    [text] = from_caption(page_of(null, tmp_path), "Which layers do least")
+    assert len(null.dispensable()) == 3
+    for row in null.dispensable().to_dict("records"):
+        assert f"{MEASURES[row['measure']]} and {MEASURES[row['other']]} {numbers(row, 'rho')}" in text
+    assert "and confidence" not in text
 
 
 def test_two_figures_are_inside(run, tmp_path):

@@ -6,6 +6,7 @@ docs/models.md. LAYERLENS_ALL_FAMILIES=1 tries all families, which takes minutes
 
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from transformers import AutoConfig
 
 import layerlens as ll
 from layerlens.decode import scan
+from layerlens.decode.forward import Forward
+from layerlens.decode.speculative import loop
 from layerlens.lens import tiled
 from layerlens.models import adapter, tiny_model, tiny_tokenizer
 from layerlens.support.coverage import (
@@ -219,6 +222,70 @@ def test_it_fails_where_the_walk_is_off_by_one(monkeypatch, family, by):
 def test_it_fails_where_padding_is_let_through(monkeypatch):
     monkeypatch.setattr(tracer, "refuse_ignored_padding", lambda _: None)
     assert fails_at("padding", "bart").startswith("generating one by one and together differ by ")
+
+
+@pytest.mark.parametrize(
+    ("family", "refused_because", "kinds"),
+    [
+        ("llama", "", ("trees", "parts")),
+        ("gemma2", "", ("trees", "parts")),
+        ("opt", "", ("trees",)),
+        ("mamba", "recurrence", ()),
+        ("qwen3_next", "recurrence", ()),
+    ],
+)
+def test_it_says_whether_and_how_a_family_drafts(family, refused_because, kinds):
+    found = check_family(family)
+    assert (found.verdict, found.passed[-1]) == ("works", "drafts")
+    assert refused_because in found.drafts
+    assert bool(found.drafts) == bool(refused_because)
+    assert found.draft_kinds == kinds
+    (row,) = rows(as_table([found])).values()
+    cell = dict(zip(("verdict", *STEPS), row, strict=False))["drafts"]
+    assert cell == (f"refused: {found.drafts}" if found.drafts else ", ".join(("✓", *kinds)))
+
+
+def lasting(is_broken):
+    """As `skipping`, but the last block stays without effect afterwards, where the set is one that breaks it."""
+    right = loop.skipping
+
+    @contextmanager
+    def skipping(model, skips):
+        with right(model, skips):
+            yield
+        if is_broken(skips):
+            passed_by = lambda _, args, output: args[0] if torch.is_tensor(output) else (args[0], *output[1:])  # noqa: E731
+            model.blocks[-1].register_forward_hook(passed_by)
+
+    return skipping
+
+
+@pytest.mark.parametrize("parts_alone", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_it_fails_where_blocks_are_left_out_outside_of_drafts_too(monkeypatch, family, parts_alone):
+    monkeypatch.setattr(loop, "skipping", lasting(lambda skips: not (parts_alone and skips.is_of_blocks)))
+    reason = fails_at("drafts", family)
+    assert reason.startswith("drafts without ")
+    assert ("attention" in reason) == parts_alone
+
+
+def test_it_fails_where_rejected_tokens_stay_in_the_cache(monkeypatch):
+    right = Forward.retract
+    keep_all = lambda self, n_read, kept: right(self, n_read, [range(n_read) for _ in kept])  # noqa: E731
+    monkeypatch.setattr(Forward, "retract", keep_all)
+    assert fails_at("drafts", "llama").startswith("drafts without ")
+
+
+def test_it_fails_where_drafts_break(monkeypatch):
+    """A refusal is one only where it says that the family cannot draft."""
+    monkeypatch.setattr(loop, "skipping", lambda *_: 1 / 0)
+    assert fails_at("drafts", "llama").startswith("ZeroDivisionError: ")
+
+    def refuses(*_):
+        raise ll.ModelError("another thing is wrong", "do something", option="skipped")
+
+    monkeypatch.setattr(loop, "skipping", refuses)
+    assert fails_at("drafts", "llama").startswith("ModelError: another thing is wrong")
 
 
 def fails_at(step, family):
