@@ -29,7 +29,7 @@ from layerlens.decode.speculative.registry import policy_record
 from layerlens.decode.speculative.skipping import indispensable
 from layerlens.decode.speculative.skipset import SkipSet
 from layerlens.decode.strategies import Last, Strategy
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, first_sentence
 from layerlens.formulas import changes
 from layerlens.models import Model
 from layerlens.models.hooks import watch_blocks
@@ -105,9 +105,17 @@ def measure_speculative(
     def answer(name: str, prompt: Sequence[int]) -> None:
         outputs[name] = decoded(name, prompt)
 
-    for name in names:  # what happens only once
-        if name not in policies:
-            answer(name, prompts[0])
+    for name in [name for name in names if name not in (*policies, EARLY_EXIT)]:  # what happens only once
+        answer(name, prompts[0])
+    unable: dict[str, str] = {}
+    for prompt in prompts if EARLY_EXIT in names else []:
+        try:
+            answer(EARLY_EXIT, prompt)
+        except Exception as error:  # whatever transformers' own drafts do with a model that they do not know
+            unable[EARLY_EXIT] = first_sentence(error)
+            names.remove(EARLY_EXIT)
+            del ways[EARLY_EXIT]
+            break
     for number, prompt in enumerate(prompts):
         first = number % len(names)
         for name in [*names[first:], *names[:first]]:
@@ -131,6 +139,7 @@ def measure_speculative(
         "max_new_tokens": options.max_new_tokens,
         "early_exit": early_exit,
         "policies": {name: policy_record(policy) for name, policy in policies.items()},
+        "left_out": unable,
         "table": [_row(name, ways, drafters.get(name)) for name in names],
         "by_prompt": {name: {"seconds": way.seconds, "tokens": way.tokens} for name, way in ways.items()},
         "differences": [{"way": name} | one for name, way in ways.items() for one in way.differences],
@@ -150,7 +159,12 @@ def _generated(model: Model, prompt: Sequence[int], options: GenerateOptions, ea
         assistant_early_exit=early_exit,
     )
     hf: Any = model.hf
-    out = hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    about = hf.config.get_text_config(decoder=True)
+    n_layers = about.num_hidden_layers
+    try:
+        out = hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    finally:
+        about.num_hidden_layers = n_layers  # its drafts change it, and leave it so where they fail
     tokens: list[int] = out[0, ids.shape[1] :].tolist()
     return tokens
 

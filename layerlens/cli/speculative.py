@@ -81,7 +81,7 @@ def answered(
         report, drafters = measure_speculative(
             model, policies, ids, settled, strategy, early_exit=exits or None, on_prompt=lambda: bar.advance(1)
         )
-        report["left_out"] = left_out
+        report["left_out"] |= left_out
         by_block = None
         if blocks:
             bar.begin("without one block", 2 * len(ids), "passes")

@@ -170,6 +170,9 @@ def _said(key: str, value: Any) -> str:
     if option is None:
         owner = "a strategy's " if section == "strategy" else ""
         return f"{owner}{name.replace('_', ' ')} {_shown(value)}"
+    if key == "options.draft" and isinstance(value, dict):
+        own = [f"{name}={json.dumps(one, default=str)}" for name, one in value.items() if name != "name"]
+        return " ".join([spelled("draft", str(value.get("name"))), *(spelled("draft_option", one) for one in own)])
     return f"no {spelled(option)}" if value is None else spelled(option, _shortened(value))
 
 

@@ -11,6 +11,22 @@ _TOLERANCE = {torch.float32: 5e-3, torch.float64: 5e-3, torch.float16: 3e-2}  # 
 
 
 @torch.no_grad()
+def refuse_recurrent(model: Model) -> None:
+    """ModelError where tokens that were drafted cannot be taken out of what the model keeps of a text."""
+    ids = torch.tensor([[min(3, model.n_known_tokens - 1)] * 4], device=model.device)
+    forward = Forward(model, ids, torch.ones_like(ids), 1, static=False, rewinds=True)
+    forward.prompts()
+    if not forward.can_rewind:
+        raise ModelError(
+            f"{model.source} ({model.family}) cannot take drafted tokens back: it keeps a recurrence or a window of "
+            "fixed size",
+            "decode it without drafts",
+            option="draft",
+            given=model.source,
+        )
+
+
+@torch.no_grad()
 def branching_fault(model: Model) -> str | None:
     """Why the model cannot read several continuations of a text in one pass; None where it can.
 

@@ -9,7 +9,7 @@ from statistics import median
 
 import pandas as pd
 
-from layerlens.decode.speculative.branching import refuse_unbranched
+from layerlens.decode.speculative.branching import refuse_recurrent, refuse_unbranched
 from layerlens.decode.speculative.policy import Round, SkipPolicy
 from layerlens.decode.speculative.registry import named_skip_policy
 from layerlens.decode.speculative.skipset import SkipSet
@@ -66,6 +66,7 @@ class Drafter:
                 option="draft",
                 given=model.backend.name,
             )
+        refuse_recurrent(model)
         if policy.tree:
             refuse_unbranched(model)
         self.model, self.policy = model, policy

@@ -1,6 +1,6 @@
 """Policies whose set is known before the first token."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ class FixedSkip(SkipPolicy):
         super().check()
         if isinstance(self.skipped, SkipSet | str | Path):
             return
-        if not isinstance(self.skipped, Collection) or not all(type(one) is int for one in self.skipped):
+        is_set = isinstance(self.skipped, Collection) and not isinstance(self.skipped, Mapping)
+        if not is_set or not all(type(one) is int for one in self.skipped):
             what = "is neither a set of blocks nor a file"
             raise OptionError.about("skipped", self.skipped, what, "give numbers of blocks, or a path")
 

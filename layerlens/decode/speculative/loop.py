@@ -24,7 +24,7 @@ from layerlens.decode.speculative.lab import Lab
 from layerlens.decode.speculative.policy import Round
 from layerlens.decode.speculative.skipping import skipping
 from layerlens.decode.strategies import Strategy
-from layerlens.errors import ModelError, OptionError
+from layerlens.errors import OptionError
 from layerlens.lens.sums import arg_max
 from layerlens.lens.transport import IDENTITY, Transport
 from layerlens.models import Model
@@ -60,7 +60,6 @@ def decode_drafted(
         watch: is told of the whole model's passes.
 
     Raises:
-        ModelError: nothing can be taken out of the model's cache.
         OptionError: the strategy chooses for a batch as a whole.
     """
     if strategy.for_one_row().whole_batch:
@@ -204,14 +203,6 @@ class _Batch:
         self._drafter.begin()
         with self._watch.passing([text.number for text in self._rows], None):
             logits = self._forward.prompts()
-        if not self._forward.can_rewind:
-            raise ModelError(
-                f"{self._model.source} ({self._model.family}) cannot take drafted tokens back: it keeps a recurrence "
-                "or a window of fixed size",
-                "decode it without drafts",
-                option="draft",
-                given=self._model.source,
-            )
         decisions = self._decisions(1)
         for row, text in enumerate(self._rows):
             self._emit(text, logits[row : row + 1], decisions[row][0], (), None)

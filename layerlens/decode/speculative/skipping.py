@@ -19,13 +19,14 @@ from layerlens.models.hooks import first_tensor, stream_argument
 def indispensable(model: Model) -> set[int]:
     """The blocks, 0-based, that no pass can leave out: the first of each kind.
 
-    The model takes the length of the text so far from the keys of the first block of a kind, and the form of what other
-    blocks of a class return from what the first one returns.
+    The model takes the length of the text so far from the keys of the first block of a kind. The form of what a block,
+    an attention module or an MLP returns is that of the first one of its class.
     """
     firsts: dict[Any, int] = {}
+    parts = parts_of(model) or ([[]] * model.n_layers, [[]] * model.n_layers)
     for index, (block, kind) in enumerate(zip(model.blocks, model.layer_kinds, strict=True)):
-        firsts.setdefault(kind, index)
-        firsts.setdefault(type(block), index)
+        for key in (kind, type(block), *map(type, parts[0][index]), *map(type, parts[1][index])):
+            firsts.setdefault(key, index)
     return set(firsts.values())
 
 
@@ -147,8 +148,7 @@ def split(
                 stack.callback(module.register_forward_hook(remember).remove)
         for number in blocks:
             forward = halves(number)
-            stack.callback(_restored(model.blocks[number]))
-            model.blocks[number].forward = forward
+            _set(stack, model.blocks[number], forward)
         yield
 
 
@@ -164,18 +164,19 @@ def _replace(
         stream, like = instead(stream_argument(args, kwargs)), returned.get(type(module))
         return type(like)((stream, *like[1:])) if isinstance(like, tuple | list) else stream
 
-    stack.callback(_restored(module))
-    module.forward = forward
+    _set(stack, module, forward)
 
 
-def _restored(module: nn.Module) -> Callable[[], None]:
-    """Gives the module the forward that it has now."""
-    own = vars(module).get("forward")
+def _set(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Give the module another forward until the stack is closed."""
+    own = vars(module)  # some libraries' modules set attributes on another module
+    before = own.get("forward")
 
     def restore() -> None:
-        if own is None:
-            del module.forward
+        if before is None:
+            del own["forward"]
         else:
-            module.forward = own
+            own["forward"] = before
 
-    return restore
+    stack.callback(restore)
+    own["forward"] = forward
