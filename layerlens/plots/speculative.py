@@ -1,13 +1,14 @@
 """What drafts with blocks left out are worth, drawn from a report of `layerlens bench speculative`."""
 
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from layerlens.plots import style
 
@@ -36,9 +37,8 @@ def figures(
     """
     speeds = pd.DataFrame(report["table"])
     yield "speed_up", *_drawn(width, draw_speed_ups, speeds)
-    sets = pd.concat(
-        [pd.DataFrame(of_policy).assign(policy=name) for name, of_policy in report["sets"].items()], ignore_index=True
-    )
+    tables = [pd.DataFrame(of_policy).assign(policy=name) for name, of_policy in report["sets"].items() if of_policy]
+    sets = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     if not sets.empty:
         yield "acceptance", *_drawn(width, draw_acceptance, sets)
         tried = sets.dropna(subset=["lambda", "speed_up"])
@@ -92,7 +92,7 @@ def draw_speed_ups(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def draw_acceptance(table: pd.DataFrame, ax: Axes) -> Axes:
     """The axes with the share of drafted tokens that were accepted, by what each set left out of the model."""
-    for (name, of_policy), look in zip(table.groupby("policy", sort=False), _LOOKS, strict=False):
+    for (name, of_policy), look in zip(table.groupby("policy", sort=False), cycle(_LOOKS), strict=False):
         sizes = _LEAST_SIZE + _SIZE_PER_ROUND * of_policy["rounds"].clip(upper=100)
         ax.scatter(100 * of_policy["share"], of_policy["acceptance"], s=sizes, label=str(name), alpha=0.7, **look)
     ax.set_xlabel("left out, % of attention modules and MLPs")
@@ -104,7 +104,7 @@ def draw_acceptance(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def draw_lambda(table: pd.DataFrame, ax: Axes) -> Axes:
     """The axes with the speed-up of each set that ConfLayers proposed, by the lambda of the proposal."""
-    for (name, of_policy), look in zip(table.groupby("policy", sort=False), _LOOKS, strict=False):
+    for (name, of_policy), look in zip(table.groupby("policy", sort=False), cycle(_LOOKS), strict=False):
         sizes = _LEAST_SIZE + _SIZE_PER_ROUND * of_policy["rounds"].clip(upper=100)
         ax.scatter(of_policy["lambda"], of_policy["speed_up"], s=sizes, label=str(name), alpha=0.7, **look)
     ax.axhline(1.0, color=style.GREY, linestyle="--", linewidth=0.8, zorder=1)
@@ -143,6 +143,10 @@ def draw_blocks(table: pd.DataFrame, ax: Axes, rho: Mapping[str, Any]) -> Axes:
         ax.annotate(f"{row['block']:.0f}", place, xytext=(3, 2), textcoords="offset points", fontsize=6)
     if (table["one_minus_cosine"] > 0).all():
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # exponents would be too small to read
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        if np.log10(table["one_minus_cosine"].max() / table["one_minus_cosine"].min()) < 1:
+            ax.set_xscale("linear")
     ax.set_xlabel("1 − I/O cosine of the block")
     ax.set_ylabel("accepted without the block")
     ax.set_ylim(top=1.02)

@@ -75,7 +75,7 @@ def test_sets_that_are_searched_for(family, monkeypatch):
     steady_clock(monkeypatch, part=0.1)
     model = damped(family)
     policies = [
-        ll.Swift(skip_ratio=0.5, context_window=3, good_score=1.0, **ALWAYS),
+        ll.Swift(skip_ratio=0.8, context_window=3, good_score=1.0, **ALWAYS),
         *([EveryOther(**ALWAYS)] if any(block % 2 for block in candidates(model)) else []),
         *([ll.ConfLayers(skip_ratio=0.5, context_window=2, search_interval=3, **ALWAYS)] if parts_of(model) else []),
     ]
@@ -88,22 +88,21 @@ def test_sets_that_are_searched_for(family, monkeypatch):
     for drafter in drafters:
         assert_same(drafted(drafter), expected)
     accepted, rejected = n_accepted_and_rejected(*drafters)
-    assert accepted > 0
+    # of llama4 one block alone can be left out, and no draft without it holds
+    assert accepted > 0 or family == "llama4_text"
     assert rejected > 0
     assert_untouched(model)
 
 
 @pytest.mark.parametrize("family", sorted(RECURRENT))
 def test_a_recurrence_is_refused(family):
-    """Whatever the draft: at once where the policy needs to read several continuations, else before the first draft."""
+    """Before anything is decoded, whatever the policy; the model is left as it was."""
     model = stateful(family) if family not in ll.models.tiny_names() else tiny(family)
-    drafter = ll.Drafter(model, fixed(model))
-    with refused(ModelError, "draft", model.source, problem="it keeps a recurrence", advice="without drafts"):
-        drafted(drafter)
+    for policy in (fixed(model), ll.Swift(), Clasp()):
+        with refused(ModelError, "draft", model.source, problem="it keeps a recurrence", advice="without drafts"):
+            ll.Drafter(model, policy)
     with refused(ModelError, "draft", model.source, problem=family):
-        ll.generate(model, "abc", draft=fixed(model), max_new_tokens=9)
-    with refused(ModelError, given=model.source, problem="it keeps a recurrence"):
-        ll.Drafter(model, Clasp())
+        ll.generate(model, "abc", draft="swift", max_new_tokens=9)
     assert_untouched(model)
     assert len(plain(model, max_new_tokens=2).outputs[0]) == 2, "without drafts it decodes"
 
