@@ -18,6 +18,7 @@ from layerlens.bench.timing import Timing
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.speculative.policy import Search, SkipPolicy
 from layerlens.decode.speculative.skipset import SkipSet
+from layerlens.models import tiny_model, tiny_tokenizer
 from tests.conftest import tiny
 from tests.refusals import refused
 
@@ -151,6 +152,18 @@ def test_all_ways_emit_the_tokens_of_transformers(measured):
     assert [row["different"] for row in report["table"]] == [0] * 6
     for way in report["by_prompt"].values():
         assert way["tokens"] == [14] * 4
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_transformers_own_drafts_leave_the_model_as_it_was(family):
+    """Whether they work for the family, or break on their way."""
+    model = ll.load(tiny_model(family), tokenizer=tiny_tokenizer())
+    before = model.hf.config.to_dict()
+    expected = greedy_outputs(model, PROMPTS, OPTIONS)
+    report, _ = measure_speculative(model, {}, PROMPTS, OPTIONS, early_exit=2)
+    assert model.hf.config.to_dict() == before
+    assert greedy_outputs(model, PROMPTS, OPTIONS) == expected
+    assert all(way["tokens"] == [14] * 4 for way in report["by_prompt"].values())
 
 
 def test_drafts_pay_from_the_first_prompt_at_which_their_total_is_not_behind(monkeypatch):

@@ -191,12 +191,19 @@ def test_a_policy_that_a_model_cannot_follow_is_left_out_with_its_reason(cli, ti
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-def test_a_model_that_transformers_cannot_draft_with_is_measured_all_the_same(cli, tiny_folder, family):
+def test_a_model_that_transformers_cannot_draft_with_is_measured_all_the_same(cli, tiny_folder, tmp_path, family):
     """transformers' own drafts by the first layers do not work for every family."""
     words = ["--limit", 2, "--policies", "every-other" if family == "gpt2" else "swift"]
-    code, out, err = cli("bench", "speculative", "--model", tiny_folder(family), *FEW, *words)
+    asked = ["bench", "speculative", "--model", tiny_folder(family), *FEW, *words, "--out", tmp_path / "found"]
+    code, out, err = cli(*asked)
     assert code == 0, err
-    assert {"plain", words[-1], "generate"} <= set(lines_of(out, ["plain", "generate", *POLICIES]))
+    report = strictly((tmp_path / "found" / "report.json").read_text())
+    ways = ["plain", words[-1], "generate", "assistant_early_exit"]
+    assert [way for way in ways if way not in report["left_out"]] == [row["way"] for row in report["table"]]
+    assert set(report["left_out"]) <= {"assistant_early_exit"}
+    assert list(lines_of(out, [way.replace("_", " ") for way in ways])) == [
+        row["way"].replace("_", " ") for row in report["table"]
+    ]
 
 
 @pytest.mark.parametrize("more", [["--early-exit", 0], []], ids=["without", "with"])
