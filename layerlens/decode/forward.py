@@ -123,6 +123,11 @@ class Forward:
         kinds = (StaticLayer,) if self.is_static else (DynamicLayer, *windows)
         return self._forgets_rows and all(type(layer) in kinds for layer in layers)
 
+    @property
+    def n_slots(self) -> int:
+        """How many tokens of each row were read, padding included."""
+        return self._n_seen
+
     def rewind(self, n_tokens: int) -> None:
         """Take back the last tokens of every row, as if they had not been read, even by steps with skipped blocks.
 
@@ -284,6 +289,7 @@ class Forward:
         if isinstance(layer, DynamicSlidingWindowLayer):
             slots = torch.arange(first, self._n_seen, device=depth.device)
             text = text & (self._n_seen + depth.unsqueeze(2) - slots < layer.sliding_window)
+            ancestors = ancestors & (depth.unsqueeze(2) - depth.unsqueeze(1) < layer.sliding_window)
         visible = torch.cat([text.expand(-1, ancestors.shape[1], -1), ancestors], dim=2)
         mask = torch.zeros(visible.shape, dtype=self._hf.dtype, device=depth.device)
         return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min).unsqueeze(1)

@@ -223,15 +223,19 @@ class _Batch:
         skips, searches, was_over = search.skips, drafter.searches, search.is_over
         began = time.perf_counter()
         most = min(drafter.length(len(self._rows)), max(text.n_left for text in self._rows) - 1)
+        if self._model.context_length is not None:  # beyond it there are no positions, not even for padding
+            most = max(0, min(most, self._model.context_length - self._forward.n_slots - 1))
         drafts = self._drafted(most)
         drafted_at = time.perf_counter()
         tree = _Tree([text.output[-1] for text in self._rows], drafts, self._pad)
-        with ExitStack() as stack:
-            if searches:
-                stack.enter_context(search.watching(len(tree)))
-            stack.enter_context(self._watch.passing([text.number for text in self._rows], len(tree)))
-            logits = self._verified(tree)
-        decisions = self._decisions(len(tree))
+        logits, decisions = self._passed(tree, searches=searches)
+        if len(tree) > 1 and not all(bool(one.is_finite) for row in decisions for one in row):
+            # a state that is no number spoils those of other nodes, though they do not attend to it
+            self._watch.kept([[] for _ in self._rows], [[] for _ in self._rows])
+            self._forward.rewind(len(tree))
+            drafts = [Draft(is_done=True) for _ in self._rows]
+            tree = _Tree([text.output[-1] for text in self._rows], drafts, self._pad)
+            logits, decisions = self._passed(tree, searches=searches)
         before = [len(text.output) for text in self._rows]
         read = [
             self._accepted(text, draft, logits[row], decisions[row], tree.siblings[row])
@@ -260,6 +264,15 @@ class _Batch:
         seconds = Seconds(drafted_at - began, verified_at - drafted_at, time.perf_counter() - verified_at)
         drafter.add(last, seconds, was_over=was_over)
         return sum(map(len, emitted))
+
+    def _passed(self, tree: _Tree, *, searches: bool) -> tuple[Tensor, list[list[Decisions]]]:
+        """The whole model's logits after each node, and what the strategy decided about it."""
+        with ExitStack() as stack:
+            if searches:
+                stack.enter_context(self._drafter.search.watching(len(tree)))
+            stack.enter_context(self._watch.passing([text.number for text in self._rows], len(tree)))
+            logits = self._verified(tree)
+        return logits, self._decisions(len(tree))
 
     def _drafted(self, most: int) -> list[Draft]:
         """A draft for each row, of at most so many tokens; the cache is left as it was."""
@@ -290,6 +303,10 @@ class _Batch:
         self, draft: Draft, text: _Text, fork: Sampler, logits: Tensor, most: int, tree: bool, samples: bool
     ) -> None:
         step = text.step + len(draft.places)
+        if samples and logits.shape[1] > self._model.n_known_tokens:
+            # what ends a draft must not depend on what was drawn
+            logits = logits.clone()
+            logits[:, self._model.n_known_tokens :] = -torch.inf
         sure = draft.extend(logits, fork, step, samples=samples, tree=tree)
         # the model cannot read some tokens that it can emit
         known = list(takewhile(lambda token: token < self._model.n_known_tokens, draft.places.pop()))
