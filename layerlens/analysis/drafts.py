@@ -25,18 +25,22 @@ class RankCorrelation(NamedTuple):
     n_prompts: int
 
 
-def rank_correlation(left: Floats, right: Floats, counts: Floats, weights: Floats) -> RankCorrelation:
+def rank_correlation(
+    left: Floats, right: Floats, counts: Floats, weights: Floats, right_counts: Floats | None = None
+) -> RankCorrelation:
     """Of the means of two measures, over blocks.
 
     Args:
         left: sums over the tokens of each prompt, [prompts, blocks].
         right: the same of the other measure.
-        counts: tokens of each prompt, [prompts, 1].
+        counts: tokens of each prompt, [prompts, 1] or [prompts, blocks].
         weights: from `resample`.
+        right_counts: those that have the other measure; None: the same.
     """
+    others = np.broadcast_to(counts if right_counts is None else right_counts, right.shape)
     counts = np.broadcast_to(counts, left.shape)
-    rho = spearman(ratio(left.sum(0), counts.sum(0)), ratio(right.sum(0), counts.sum(0)))
-    pairs = zip(resampled_means(left, counts, weights), resampled_means(right, counts, weights), strict=True)
+    rho = spearman(ratio(left.sum(0), counts.sum(0)), ratio(right.sum(0), others.sum(0)))
+    pairs = zip(resampled_means(left, counts, weights), resampled_means(right, others, weights), strict=True)
     draws = np.array([spearman(one, other) for one, other in pairs])
     low, high = holding(rho, *interval(draws[:, np.newaxis], len(left)))
     return RankCorrelation(rho, float(low[0]), float(high[0]), left.shape[1], len(left))
@@ -86,7 +90,7 @@ def dispensable(run: Records) -> pd.DataFrame:
     rows = []
     for measure, other in combinations(order, 2):
         left, right = totals[measure], totals[other]
-        own = rank_correlation(left.sums, right.sums, left.counts, weights)
+        own = rank_correlation(left.sums, right.sums, left.counts, weights, right.counts)
         lowest = [_lowest(one) for one in (left, right)]
         rows.append(
             {
