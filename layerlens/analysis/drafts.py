@@ -40,23 +40,28 @@ def rank_correlation(
     others = np.broadcast_to(counts if right_counts is None else right_counts, right.shape)
     counts = np.broadcast_to(counts, left.shape)
     rho = spearman(ratio(left.sum(0), counts.sum(0)), ratio(right.sum(0), others.sum(0)))
-    pairs = zip(resampled_means(left, counts, weights), resampled_means(right, others, weights), strict=True)
-    draws = np.array([spearman(one, other) for one, other in pairs])
+    draws = _correlations(resampled_means(left, counts, weights), resampled_means(right, others, weights))
     low, high = holding(rho, *interval(draws[:, np.newaxis], len(left)))
     return RankCorrelation(rho, float(low[0]), float(high[0]), left.shape[1], len(left))
 
 
 def spearman(left: Floats, right: Floats) -> float:
     """Spearman's rank correlation; equal values share the mean of their ranks. NaN where one side has one value."""
-    ranks = [_ranks(values) for values in (left, right)]
-    if any(np.ptp(one) == 0 for one in ranks):
-        return float("nan")
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    return float(_correlations(left[np.newaxis], right[np.newaxis])[0])
+
+
+def _correlations(left: Floats, right: Floats) -> Floats:
+    """Of each row, [rows] from [rows, values]."""
+    ours, theirs = (ranks - ranks.mean(1, keepdims=True) for ranks in (_ranks(left), _ranks(right)))
+    return ratio((ours * theirs).sum(1), np.sqrt((ours**2).sum(1) * (theirs**2).sum(1)))
 
 
 def _ranks(values: Floats) -> Floats:
-    order = np.sort(values)
-    return (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right") + 1) / 2
+    """Within each row, [rows, values]."""
+    below = (values[:, np.newaxis] < values[:, :, np.newaxis]).sum(2)
+    equal = (values[:, np.newaxis] == values[:, :, np.newaxis]).sum(2)
+    ranks: Floats = below + (equal + 1) / 2
+    return ranks
 
 
 def dispensable(run: Records) -> pd.DataFrame:

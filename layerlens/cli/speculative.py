@@ -76,11 +76,17 @@ def answered(
     ids = [list(prompt.token_ids) for prompt in tokenize(model, prompts.prompts, settled)]
     settled = with_generation_config(settled, model)
     exits = model.n_layers // 2 if early_exit is None else early_exit
+    if exits >= model.n_layers:
+        advice = f"give {spelled('early_exit', 0)} to {spelled('early_exit', model.n_layers - 1)}"
+        what = f"leaves nothing out of a model of {model.n_layers} layers"
+        raise OptionError.about("early_exit", exits, what, advice)
     with Progress(shown=True) as bar:
         bar.begin("answering", len(ids), "prompts")
         report, drafters = measure_speculative(
             model, policies, ids, settled, strategy, early_exit=exits or None, on_prompt=lambda: bar.advance(1)
         )
+        for name, reason in report["left_out"].items():
+            typer.echo(f"layerlens: {name} is left out: {reason}", err=True)
         report["left_out"] |= left_out
         by_block = None
         if blocks:

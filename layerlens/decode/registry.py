@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from layerlens.decode.registering import refuse_unregistrable
 from layerlens.errors import OptionError, did_you_mean, spelled
 
 # the classes are imported where they are needed: a misspelt name is refused before torch is loaded
@@ -29,19 +30,8 @@ def register_strategy(name: str, strategy: "Callable[..., Strategy]") -> None:
     """
     from layerlens.decode.strategies import Strategy
 
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        problem = f"the name {name!r} of a strategy is malformed"
-        raise OptionError(problem, "give lower-case letters, digits and hyphens", option="name", given=name)
-    if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
-        problem = f"{strategy!r} is not a subclass of Strategy"
-        raise OptionError(
-            problem, "give a class that derives from layerlens.Strategy", option="strategy", given=strategy
-        )
-    if lacking := ", ".join(sorted(getattr(strategy, "__abstractmethods__", ()))):
-        problem = f"{strategy.__name__} lacks the methods {lacking}"
-        raise OptionError(problem, "write them before you register it", option="strategy", given=strategy)
-    if is_strategy_name(name):
-        raise OptionError(f"there is already a strategy {name!r}", "give another name", option="name", given=name)
+    taken = [name] if is_strategy_name(name) else []
+    refuse_unregistrable("strategy", "strategy", name, strategy, Strategy, taken)
     _REGISTERED[name] = strategy
 
 

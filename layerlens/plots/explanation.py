@@ -24,15 +24,6 @@ _NAMES = {
     "settling_depth": "settling depth",
 }
 """The measures in the order in which they are drawn; the baselines come first."""
-_LOOKS = (
-    {"color": "black", "marker": "o"},
-    {"color": "#0072B2", "marker": "D"},
-    {"color": "#D55E00", "marker": "s"},
-    {"color": "#009E73", "marker": "^"},
-    {"color": "#CC79A7", "marker": "v"},
-    {"color": "#E69F00", "marker": "P"},
-    {"color": "#56B4E9", "marker": "X"},
-)
 _MEASURE_INCHES = 0.21
 _FRAME_INCHES = 0.95  # of the title, the axis and the legend
 
@@ -92,7 +83,12 @@ def draw_explanation(table: pd.DataFrame, arms: list[str], ax: Axes) -> Axes:
         of_arm = of_arm.loc[[name for name in measures if name in of_arm.index]]
         places = [measures.index(name) + apart * (number - (len(arms) - 1) / 2) for name in of_arm.index]
         ends = [(of_arm["auroc"] - of_arm["low"]).to_numpy(), (of_arm["high"] - of_arm["auroc"]).to_numpy()]
-        look: dict[str, Any] = {**_LOOKS[number % len(_LOOKS)], "markersize": 3, "elinewidth": 0.9, "zorder": 3}
+        look: dict[str, Any] = {
+            **style.LOOKS[number % len(style.LOOKS)],
+            "markersize": 3,
+            "elinewidth": 0.9,
+            "zorder": 3,
+        }
         ax.errorbar(of_arm["auroc"], places, xerr=ends, linestyle="none", label=arm, **look)
     ax.axvline(0.5, color="0.4", linestyle="--", linewidth=0.8, zorder=1)
     n_baselines = sum(name in measures for name in BASELINES)

@@ -12,15 +12,6 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from layerlens.plots import style
 
-_LOOKS: tuple[dict[str, Any], ...] = (
-    {"color": "#000000", "marker": "o"},
-    {"color": "#0072B2", "marker": "D"},
-    {"color": "#D55E00", "marker": "s"},
-    {"color": "#009E73", "marker": "^"},
-    {"color": "#CC79A7", "marker": "v"},
-    {"color": "#E69F00", "marker": "P"},
-    {"color": "#56B4E9", "marker": "X"},
-)
 _HEIGHT = 2.3
 _LEAST_SIZE, _SIZE_PER_ROUND = 6.0, 0.6
 
@@ -72,8 +63,8 @@ def draw_speed_ups(table: pd.DataFrame, ax: Axes) -> Axes:
     shown = table[~table["way"].isin(["plain", "generate"])].iloc[::-1]
     places = np.arange(len(shown))
     for name, label, look, shift in (
-        ("speed_up", "search included", _LOOKS[0], 0.14),
-        ("speed_up_after_search", "after the search", _LOOKS[1], -0.14),
+        ("speed_up", "search included", style.LOOKS[0], 0.14),
+        ("speed_up_after_search", "after the search", style.LOOKS[1], -0.14),
     ):
         if name not in shown or shown[name].isna().all():
             continue
@@ -92,7 +83,7 @@ def draw_speed_ups(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def draw_acceptance(table: pd.DataFrame, ax: Axes) -> Axes:
     """The axes with the share of drafted tokens that were accepted, by what each set left out of the model."""
-    for (name, of_policy), look in zip(table.groupby("policy", sort=False), cycle(_LOOKS), strict=False):
+    for (name, of_policy), look in zip(table.groupby("policy", sort=False), cycle(style.LOOKS), strict=False):
         sizes = _LEAST_SIZE + _SIZE_PER_ROUND * of_policy["rounds"].clip(upper=100)
         ax.scatter(100 * of_policy["share"], of_policy["acceptance"], s=sizes, label=str(name), alpha=0.7, **look)
     ax.set_xlabel("left out, % of attention modules and MLPs")
@@ -104,7 +95,7 @@ def draw_acceptance(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def draw_lambda(table: pd.DataFrame, ax: Axes) -> Axes:
     """The axes with the speed-up of each set that ConfLayers proposed, by the lambda of the proposal."""
-    for (name, of_policy), look in zip(table.groupby("policy", sort=False), cycle(_LOOKS), strict=False):
+    for (name, of_policy), look in zip(table.groupby("policy", sort=False), cycle(style.LOOKS), strict=False):
         sizes = _LEAST_SIZE + _SIZE_PER_ROUND * of_policy["rounds"].clip(upper=100)
         ax.scatter(of_policy["lambda"], of_policy["speed_up"], s=sizes, label=str(name), alpha=0.7, **look)
     ax.axhline(1.0, color=style.GREY, linestyle="--", linewidth=0.8, zorder=1)

@@ -24,6 +24,17 @@ PHASE_TINTS = {"I": "#56B4E9", "III": "#E69F00"}
 GREY = "0.4"
 FULL_ATTENTION = "0.88"
 
+LOOKS: tuple[dict[str, Any], ...] = (
+    {"color": "black", "marker": "o"},
+    {"color": "#0072B2", "marker": "D"},
+    {"color": "#D55E00", "marker": "s"},
+    {"color": "#009E73", "marker": "^"},
+    {"color": "#CC79A7", "marker": "v"},
+    {"color": "#E69F00", "marker": "P"},
+    {"color": "#56B4E9", "marker": "X"},
+)
+"""Colour and marker of the first, second, ... of things that stand beside each other in one panel."""
+
 WIDTHS = {"one": 3.3, "two": 6.9}
 """Inches across one and two columns of a printed page. Figures are drawn at the size in which they are printed."""
 LEAST_POINTS = 6.0

@@ -8,7 +8,8 @@ from matplotlib.colors import to_hex
 
 from layerlens.analysis.explanation import explanation_table
 from layerlens.errors import RunError
-from layerlens.plots.explanation import _LOOKS, _NAMES, figure_explanation
+from layerlens.plots.explanation import _NAMES, figure_explanation
+from layerlens.plots.style import LOOKS
 from tests.evaluation.made_up_evaluation import write
 from tests.refusals import refused
 
@@ -45,7 +46,7 @@ def test_marks_and_bars_are_the_table(folder, width):
             ends = [segment[:, 0] for segment in bars.get_segments()]
             for x, y, (low, high) in zip(line.get_xdata(), line.get_ydata(), ends, strict=True):
                 drawn[container.get_label(), measures[round(y)]] = (x, low, high)
-            assert to_hex(line.get_color()) == to_hex(_LOOKS[ARMS.index(container.get_label())]["color"])
+            assert to_hex(line.get_color()) == to_hex(LOOKS[ARMS.index(container.get_label())]["color"])
         expected = {(row.arm, row.measure): (row.auroc, row.low, row.high) for row in rows.itertuples()}
         assert drawn.keys() == expected.keys()
         for key, values in expected.items():

@@ -1,10 +1,10 @@
 """Skip policies by name, for the command line and for code that registers its own."""
 
 import inspect
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from layerlens.decode.registering import refuse_unregistrable
 from layerlens.errors import OptionError, did_you_mean, spelled
 
 # the classes are imported where they are needed: a misspelt name is refused before torch is loaded
@@ -27,17 +27,7 @@ def register_skip_policy(name: str, policy: "Callable[..., SkipPolicy]") -> None
     """
     from layerlens.decode.speculative.policy import SkipPolicy
 
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        problem = f"the name {name!r} of a skip policy is malformed"
-        raise OptionError(problem, "give lower-case letters, digits and hyphens", option="name", given=name)
-    if not (isinstance(policy, type) and issubclass(policy, SkipPolicy)):
-        problem = f"{policy!r} is not a subclass of SkipPolicy"
-        raise OptionError(problem, "give a class that derives from layerlens.SkipPolicy", option="policy", given=policy)
-    if lacking := ", ".join(sorted(getattr(policy, "__abstractmethods__", ()))):
-        problem = f"{policy.__name__} lacks the methods {lacking}"
-        raise OptionError(problem, "write them before you register it", option="policy", given=policy)
-    if name in skip_policy_names():
-        raise OptionError(f"there is already a skip policy {name!r}", "give another name", option="name", given=name)
+    refuse_unregistrable("skip policy", "policy", name, policy, SkipPolicy, skip_policy_names())
     _REGISTERED[name] = policy
 
 
@@ -71,7 +61,7 @@ def named_skip_policy(name: str, **options: Any) -> "SkipPolicy":
             raise OptionError.about(option, value, what, did_you_mean(option, list(parameters), "leave it out"))
     missing = [one.name for one in parameters.values() if one.default is one.empty and one.name not in options]
     if missing:
-        raise OptionError.about("draft", name, f"needs {' and '.join(missing)}", "give it too")
+        raise OptionError.about("draft", name, f"needs {' and '.join(missing)}", "give it as an option of the policy")
     return make(**options)
 
 
