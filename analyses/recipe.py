@@ -79,10 +79,15 @@ RUNS = {
         "--sublayers"
         for lens in LENSES
     },
+    **{
+        f"gemma3-ablation-{lens}": f"ablate {GEMMA3} {TASK} --data-file {QUESTIONS} --arms valley --p 1"
+        f"{through('gemma3', lens)} --no-chat-template --max-new-tokens 48 --stop-strings '\n' --batch-size 20"
+        for lens in LENSES
+    },
 }
 """The arguments of `layerlens`, by the name of the run's folder in RUNS."""
 
-EARLIER = {name: asked.replace(TASK, SAMPLE) for name, asked in RUNS.items() if asked.startswith("ablate ")}
+EARLIER = {name: asked.replace(TASK, SAMPLE) for name, asked in RUNS.items() if asked.startswith(f"ablate {SMOLLM2}")}
 """What was asked of an earlier version for the runs that are committed. It answered and scored the same problems in a
 runner of its own, in batches and not one by one, so that other layers and tokens were drawn where any are."""
 
@@ -169,7 +174,7 @@ FOLDERS = {
         f"analyses/given.py {' '.join(f'{{runs}}/smollm2-given-{lens}' for lens in LENSES)} {{folder}}",
         *(kept(f"smollm2-given-{lens}", f"{lens}/manifest-given.json") for lens in LENSES),
     ],
-    "gemma3-lenses": by_lens("gemma3"),
+    "gemma3-lenses": by_lens("gemma3", tuple(LENSES)),
     "lenses": ["analyses/lens_figure.py SmolLM2={out}/smollm2-lenses 'Gemma 3={out}/gemma3-lenses' {folder}"],
     "verdicts": ["analyses/verdicts.py {out}"],
 }

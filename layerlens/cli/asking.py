@@ -87,6 +87,9 @@ class Answering:
     ] = None
     top_k: Annotated[int | None, typer.Option(help="Sample from this many most probable tokens.")] = None
     seed: Annotated[int, typer.Option(help="Seed for what is drawn, and for shuffling answer options.")] = 0
+    stop_strings: Annotated[
+        list[str] | None, typer.Option(help="Text before which an answer ends; can be given several times.")
+    ] = None
 
 
 @dataclass(frozen=True)

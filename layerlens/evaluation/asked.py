@@ -23,6 +23,7 @@ class Generating:
     top_p: float | None = None
     top_k: int | None = None
     seed: int = 0
+    stop_strings: str | Sequence[str] | None = None
 
     def config(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Options of inspect: a benchmark's settings, with what was given in their place.
@@ -41,14 +42,16 @@ class Generating:
         if given.get("temperature") == 0:
             own = {name: value for name, value in own.items() if name not in ("top_p", "top_k")}
         config = {**own, **given}
-        GenerateOptions(
+        options = GenerateOptions(
             max_new_tokens=config["max_tokens"],
             temperature=config.get("temperature", 0.0),
             top_p=config.get("top_p"),
             top_k=config.get("top_k"),
+            stop_strings=self.stop_strings,
             seed=self.seed,
         )
-        return {**config, "seed": self.seed}
+        stops = {"stop_seqs": options.stops} if options.stops else {}
+        return {**config, **stops, "seed": self.seed}
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,7 @@ def evaluate(
     top_p: float | None = None,
     top_k: int | None = None,
     seed: int = 0,
+    stop_strings: str | Sequence[str] | None = None,
     batch_size: int = 16,
     judge: str | None = None,
     judge_url: str | None = None,
@@ -223,6 +224,7 @@ def evaluate(
         lens: through which layers are read.
         max_new_tokens, temperature, top_p, top_k: in place of a benchmark's own settings.
         seed: of everything that is drawn, and of the order of options.
+        stop_strings: texts before which an answer ends.
         batch_size: requests that are decoded at once.
         judge: a model of inspect, such as "openai/gpt-5", that scores answers where a benchmark needs it.
         judge_url: address of a server for it.
@@ -239,7 +241,7 @@ def evaluate(
     asked = asked_of(
         tasks,
         strategies,
-        Generating(max_new_tokens, temperature, top_p, top_k, seed),
+        Generating(max_new_tokens, temperature, top_p, top_k, seed, stop_strings),
         limit=limit,
         epochs=epochs,
         data_files=data_files,

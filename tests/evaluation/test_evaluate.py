@@ -69,6 +69,11 @@ def only(files, name):
     return {name: files[name]}
 
 
+def answers_of(out, arm):
+    logs = map(read_eval_log, list_eval_logs(str(out / "logs")))
+    return next(log.samples for log in logs if log.eval.metadata["arm"] == arm)
+
+
 def answers(out):
     return read_answers(out).to_pandas()
 
@@ -93,6 +98,28 @@ def test_answers_are_those_of_generate(files, tmp_path):
             assert sample.output.metadata["tokens"] == [
                 {"ids": list(alone.token_ids), "layers": alone.steps["selected_layer"].tolist()}
             ]
+
+
+def test_an_answer_ends_before_a_stop_string(files, tmp_path):
+    """Which text it is does not matter: it is a letter of what is answered without it."""
+    model = tiny("llama", max_position_embeddings=2048)
+    evaluated(only(files, "gsm8k"), tmp_path / "all", ["gsm8k"])
+    texts = "".join(sample.output.completion for sample in answers_of(tmp_path / "all", "valley"))
+    stop = next(letter for letter in texts if letter.isascii() and letter.isprintable())
+    evaluated(only(files, "gsm8k"), tmp_path / "out", ["gsm8k"], stop_strings=stop)
+    ended = 0
+    for arm, strategy in (("last", ll.Last()), ("valley", ll.Valley(window=3))):
+        for sample in answers_of(tmp_path / "out", arm):
+            alone = ll.generate(
+                model, sample.messages[0].text, strategy=strategy, max_new_tokens=8, stop_strings=[stop]
+            )
+            assert sample.output.completion == alone.text.split(stop)[0]
+            assert sample.output.stop_reason == {"stop": "stop", "length": "max_tokens"}[alone.finish_reason]
+            ended += alone.finish_reason == "stop"
+    assert ended
+    assert read_manifest(tmp_path / "out")["evaluation"]["tasks"]["gsm8k"]["config"]["stop_seqs"] == [stop]
+    with refused(ll.RunError, "out", "gsm8k"):
+        evaluated(only(files, "gsm8k"), tmp_path / "out", ["gsm8k"])
 
 
 def test_the_table_has_every_item_under_every_arm(files, tmp_path):
@@ -172,6 +199,7 @@ def test_options_of_a_question_depend_on_its_id_and_the_seed_alone(files, tmp_pa
         ({"temperature": -1}, "temperature", -1),
         ({"temperature": 0.0, "top_p": 0.5}, "top_p", 0.5),
         ({"max_new_tokens": 0}, "max_new_tokens", 0),
+        ({"stop_strings": ["a", ""]}, "stop_strings", ["a", ""]),
         ({"epochs": 0}, "epochs", 0),
         ({"limit": {"gsm8k": 0}}, "limit", 0),
         ({"limit": {"math500": 3}}, "limit", 3),
