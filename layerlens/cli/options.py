@@ -350,11 +350,7 @@ class Readings:
     ] = False
     js: Annotated[
         bool,
-        typer.Option(
-            "--js",
-            help="Also record each layer's Jensen-Shannon divergence from the last layer. Each layer is then read out "
-            "twice.",
-        ),
+        typer.Option("--js", help="Also record each layer's Jensen-Shannon divergence from the last layer."),
     ] = False
     sublayers: Annotated[
         bool, typer.Option("--sublayers", help="Also read the residual stream between attention and MLP of each block.")

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 
 from layerlens.axes import Logits
 from layerlens.compat import can_fill_a_static_cache, can_grow_a_cache, windows_rewind
+from layerlens.decode.growing import GrowingLayer, growing
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 
@@ -120,7 +121,7 @@ class Forward:
             return True
         layers = getattr(self._memory, "layers", [])
         windows = (DynamicSlidingWindowLayer,) if self._rewinds else ()
-        kinds = (StaticLayer,) if self.is_static else (DynamicLayer, *windows)
+        kinds = (StaticLayer,) if self.is_static else (DynamicLayer, GrowingLayer, *windows)
         return self._forgets_rows and all(type(layer) in kinds for layer in layers)
 
     @property
@@ -209,7 +210,7 @@ class Forward:
     def aside(self, n_back: int = 0) -> Iterator[None]:
         """While open, the last tokens are taken back and others can be read; afterwards everything is as it was.
 
-        The cache is neither copied nor read again: its tensors are kept, and the passes make new ones.
+        The cache is not read again: its tensors are kept, and the passes make new ones.
 
         Args:
             n_back: how many of the last tokens of each row are taken back, at most `n_spare`.
@@ -221,10 +222,13 @@ class Forward:
         if self.is_static:
             raise ModelError(f"{self._source} keeps its states in a cache of fixed size", "use a growing cache")
         assert n_back <= self._n_spare, "windows keep no more"
-        names = ("keys", "values", "cumulative_length", "is_initialized")
+        names = ("keys", "values", "rooms", "cumulative_length", "is_initialized")
         layers = [] if self._name is None else self._memory.layers
         kept = [{name: getattr(layer, name) for name in names if hasattr(layer, name)} for layer in layers]
         own = (self._text, self._mask, self._position.clone(), self._n_seen, self._n_new)
+        for layer in layers:
+            if isinstance(layer, GrowingLayer):
+                layer.rooms = (None, None)  # so that nothing is written over what is taken back
         try:
             self._n_new = n_back
             self.rewind(n_back)
@@ -323,7 +327,7 @@ class Forward:
         """Whether rows of another batch can be put beside these; known once the prompts were read."""
         if not self._forgets_rows or self._name is None:
             return self._forgets_rows
-        kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+        kinds = (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer)
         return not self.is_static and all(type(layer) in kinds for layer in self._memory.layers)
 
     def join(self, other: "Forward") -> None:
@@ -405,7 +409,8 @@ class Forward:
         if self._name is None or not can_grow_a_cache(self._hf):
             return None, False
         if self._hf.config.get_text_config(decoder=True).num_hidden_layers < model.n_layers:
-            return DynamicCache(), False  # for the decoder half of a translator the config counts the encoder's layers
+            # for the decoder half of a translator the config counts the encoder's layers
+            return growing(DynamicCache()), False
         if static and can_fill_a_static_cache(self._hf):
             return StaticCache(config=self._hf.config, max_cache_len=length), True
-        return DynamicCache(config=self._hf.config), False
+        return growing(DynamicCache(config=self._hf.config)), False

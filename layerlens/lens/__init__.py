@@ -2,7 +2,7 @@
 
 from layerlens.lens.coarse import CoarseHead, refuse_without_bfloat16
 from layerlens.lens.criterion import perturbed, valley_layers
-from layerlens.lens.divergence import js_from_last, kl_from_last
+from layerlens.lens.divergence import kl_from_last, read_with_js
 from layerlens.lens.reading import Reading
 from layerlens.lens.tiled import read
 from layerlens.lens.transport import IDENTITY, Affine, Transport
@@ -13,10 +13,10 @@ __all__ = [
     "CoarseHead",
     "Reading",
     "Transport",
-    "js_from_last",
     "kl_from_last",
     "perturbed",
     "read",
+    "read_with_js",
     "refuse_without_bfloat16",
     "valley_layers",
 ]

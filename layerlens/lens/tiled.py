@@ -46,9 +46,7 @@ def read(
         return read_fused(states, unembed)
     rows, words = tile or tile_for(states.device)
     choices = [None] * (len(states) // rows + 1) if chosen is None else chosen.split(rows)
-    parts = [
-        _read_rows(part, head, ids, n_first, words) for part, ids in zip(states.split(rows), choices, strict=False)
-    ]
+    parts = [read_rows(part, head, ids, n_first, words) for part, ids in zip(states.split(rows), choices, strict=False)]
     return parts[0] if len(parts) == 1 else Reading.joined(parts)
 
 
@@ -77,8 +75,10 @@ def tile_bytes(d_model: int, dtype: torch.dtype, device: torch.device) -> int:
     return 4 * (2 * rows * words + 2 * rows * d_model + copied)
 
 
-def _read_rows(states: States, head: Head, chosen: Tensor | None, n_first: int, words: int) -> Reading:
-    """One pass over the vocabulary, tile by tile."""
+def read_rows(
+    states: States, head: Head, chosen: Tensor | None, n_first: int, words: int, kept: list[Tensor] | None = None
+) -> Reading:
+    """One pass over the vocabulary, tile by tile; `kept` gets every tile of logits if it is given."""
     normed = head.normed(states)
     maximum = normed.new_full((len(states),), -math.inf, dtype=torch.float32)
     top = torch.zeros_like(maximum, dtype=torch.long)
@@ -91,6 +91,8 @@ def _read_rows(states: States, head: Head, chosen: Tensor | None, n_first: int, 
         logits = head.logits_tile(normed, start, min(start + words, head.n_vocab))
         if head.bans_words:
             logits.clamp_(min=LOWEST)
+        if kept is not None:
+            kept.append(logits)
         for one in picked:
             one.add(logits, start)
         torch.stack(Sums.of_tile(logits, maximum, top, start), out=parts[:, place])

@@ -1,6 +1,10 @@
 """What the loops share, in LLVM's assembly language."""
 
+import math
 import struct
+
+_LOWEST = -87.0  # its exponential is nearly the smallest float32
+_TERMS = 7  # terms of the series of the exponential; the rest is below the rounding of float32
 
 # The work of every thread of a team: its share of the pieces, whose number is the first of `arguments`.
 TEAM = """
@@ -60,3 +64,45 @@ def float32(value: float) -> float:
 def literal(value: float) -> str:
     """A float32 as LLVM reads it without loss: the bits of the same number in float64."""
     return "0x" + struct.pack(">d", float32(value)).hex().upper()
+
+
+def exponential(lanes: int, of: str, name: str) -> list[str]:
+    """%<name>x, which is %<of> less %center_all, and %<name>e, its exponential; both 0 where that is below _LOWEST.
+
+    2^n times the series of the rest, which lies within ± ln 2 / 2.
+    """
+    v, ints, bools, high = f"<{lanes} x float>", f"<{lanes} x i32>", f"<{lanes} x i1>", float32(math.log(2))
+    fma, n = f"call {v} @llvm.fma.v{lanes}f32", f"%{name}"
+    lines = [
+        f"  {n}centred = fsub {v} %{of}, %center_all",
+        f"  {n}below = fcmp olt {v} {n}centred, {all_lanes(lanes, _LOWEST)}",
+        f"  {n}x = select {bools} {n}below, {v} zeroinitializer, {v} {n}centred",
+        f"  {n}powers = fmul {v} {n}x, {all_lanes(lanes, 1 / math.log(2))}",
+        f"  {n}rounded = call {v} @llvm.rint.v{lanes}f32({v} {n}powers)",
+        *greater(lanes, f"{n}n", f"{n}rounded", all_lanes(lanes, -127.0)),
+        f"  {n}most = {fma}({v} {n}n, {v} {all_lanes(lanes, -high)}, {v} {n}x)",
+        f"  {n}rest = {fma}({v} {n}n, {v} {all_lanes(lanes, high - math.log(2))}, {v} {n}most)",
+    ]
+    before = all_lanes(lanes, 1 / math.factorial(_TERMS))
+    for power in reversed(range(_TERMS)):
+        term = all_lanes(lanes, 1 / math.factorial(power))
+        lines.append(f"  {n}p{power} = {fma}({v} {before}, {v} {n}rest, {v} {term})")
+        before = f"{n}p{power}"
+    return [
+        *lines,
+        f"  {n}integer = fptosi {v} {n}n to {ints}",
+        f"  {n}shifted = shl {ints} {n}integer, {all_integers(lanes, 23)}",
+        f"  {n}bits = add {ints} {n}shifted, {all_integers(lanes, 127 << 23)}",
+        f"  {n}scale = bitcast {ints} {n}bits to {v}",
+        f"  {n}scaled = fmul {v} {n}p0, {n}scale",
+        f"  {n}e = select {bools} {n}below, {v} zeroinitializer, {v} {n}scaled",
+    ]
+
+
+def greater(lanes: int, name: str, first: str, second: str) -> list[str]:
+    """The greater of both, or the second where one is NaN: a single instruction, unlike any function of LLVM."""
+    v = f"<{lanes} x float>"
+    return [
+        f"  {name}_first = fcmp ogt {v} {first}, {second}",
+        f"  {name} = select <{lanes} x i1> {name}_first, {v} {first}, {v} {second}",
+    ]

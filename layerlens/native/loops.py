@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from layerlens.compat import is_watched
-from layerlens.native import count_loop, product_loop, sum_loop
+from layerlens.native import count_loop, mix_loop, product_loop, sum_loop
 from layerlens.native.compiled import Loop, compiled, processor
 
 _MOST_STATES = 80  # states of one product: with more, oneDNN is as fast
@@ -75,6 +75,26 @@ def count_above(logits: Tensor, bounds: Tensor, above: Tensor) -> bool:
     return True
 
 
+def mixed_sums(logits: Tensor, log_normalizers: Tensor, probs: Tensor) -> Float[Tensor, " rows"] | None:
+    """Σ (p + q) ln(p + q) of each row, from the logits of p [rows, words], their log-normalizers [rows], and q.
+
+    The sum is in float32, one value after another, so that rows should have a few thousand words. None where rows are
+    not in a CPU's memory value after value, at the same distance in both, or do not fill whole registers.
+    """
+    rows, words = logits.shape
+    this = processor()
+    if this is None or words % this.lanes or not (_are_rows(logits) and _are_rows(probs)):
+        return None
+    if probs.shape != logits.shape or probs.stride(0) != logits.stride(0):
+        return None
+    if not _is_column(log_normalizers, rows, torch.float32):
+        return None
+    out = logits.new_empty(rows)
+    places = (logits.data_ptr(), log_normalizers.data_ptr(), probs.data_ptr(), out.data_ptr())
+    _mixed_sums()(rows, words, logits.stride(0), *places)
+    return out
+
+
 def _are_rows(logits: Tensor) -> bool:
     """Whether these are float32 rows in a CPU's memory, value after value, and there are loops for them."""
     if processor() is None or logits.numel() == 0:
@@ -120,3 +140,10 @@ def _counts() -> Loop:
     this = processor()
     assert this is not None
     return compiled(count_loop.assembly(this.lanes), this)
+
+
+@cache
+def _mixed_sums() -> Loop:
+    this = processor()
+    assert this is not None
+    return compiled(mix_loop.assembly(this.lanes), this)

@@ -2,11 +2,9 @@
 
 import math
 
-from layerlens.native.assembly import all_integers, all_lanes, float32, literal, unpacked
+from layerlens.native.assembly import all_lanes, exponential, greater, literal, unpacked
 
-_LOWEST = -87.0  # its exponential is nearly the smallest float32
 _PIECE = 1024  # logits that are added up one after another, before their sums are
-_TERMS = 7  # terms of the series of the exponential; the rest is below the rounding of float32
 
 
 def assembly(lanes: int) -> str:
@@ -59,14 +57,14 @@ def assembly(lanes: int) -> str:
             "  br i1 %more_copies, label %copy, label %copied",
             "copied:",
             f"  %left = load {v}, ptr %spare",
-            *_greater(lanes, "%left_high", "%left", nothing),
+            *greater(lanes, "%left_high", "%left", nothing),
             "  br i1 %has_whole, label %highest, label %maximum",
             "highest:",
             "  %i = phi i64 [ 0, %copied ], [ %i_next, %highest ]",
             f"  %high = phi {v} [ %left_high, %copied ], [ %higher, %highest ]",
             "  %zi = getelementptr float, ptr %z, i64 %i",
             f"  %these = load {v}, ptr %zi, align 4",
-            *_greater(lanes, "%higher", "%these", "%high"),
+            *greater(lanes, "%higher", "%these", "%high"),
             f"  %i_next = add i64 %i, {lanes}",
             "  %more_high = icmp ult i64 %i_next, %whole",
             "  br i1 %more_high, label %highest, label %maximum",
@@ -77,7 +75,7 @@ def assembly(lanes: int) -> str:
             "  %center = select i1 %is_nothing, float 0.0, float %m",
             f"  %center_first = insertelement {v} poison, float %center, i64 0",
             f"  %center_all = shufflevector {v} %center_first, {v} poison, {ints} zeroinitializer",
-            *_exponential(lanes, "left", "left_"),
+            *exponential(lanes, "left", "left_"),
             f"  %left_moments = fmul {v} %left_e, %left_x",
             "  br i1 %has_whole, label %piece, label %summed",
             "piece:",
@@ -93,7 +91,7 @@ def assembly(lanes: int) -> str:
             f"  %moments = phi {v} [ zeroinitializer, %piece ], [ %moments_next, %sum ]",
             "  %zj = getelementptr float, ptr %z, i64 %j",
             f"  %those = load {v}, ptr %zj, align 4",
-            *_exponential(lanes, "those", ""),
+            *exponential(lanes, "those", ""),
             f"  %totals_next = fadd {v} %totals, %e",
             f"  %moments_next = call {v} @llvm.fma.v{lanes}f32({v} %e, {v} %x, {v} %moments)",
             f"  %j_next = add i64 %j, {lanes}",
@@ -146,45 +144,3 @@ def assembly(lanes: int) -> str:
             "}",
         ]
     )
-
-
-def _exponential(lanes: int, of: str, name: str) -> list[str]:
-    """%<name>x, which is %<of> less %center_all, and %<name>e, its exponential; both 0 where that is below _LOWEST.
-
-    2^n times the series of the rest, which lies within ± ln 2 / 2.
-    """
-    v, ints, bools, high = f"<{lanes} x float>", f"<{lanes} x i32>", f"<{lanes} x i1>", float32(math.log(2))
-    fma, n = f"call {v} @llvm.fma.v{lanes}f32", f"%{name}"
-    lines = [
-        f"  {n}centred = fsub {v} %{of}, %center_all",
-        f"  {n}below = fcmp olt {v} {n}centred, {all_lanes(lanes, _LOWEST)}",
-        f"  {n}x = select {bools} {n}below, {v} zeroinitializer, {v} {n}centred",
-        f"  {n}powers = fmul {v} {n}x, {all_lanes(lanes, 1 / math.log(2))}",
-        f"  {n}rounded = call {v} @llvm.rint.v{lanes}f32({v} {n}powers)",
-        *_greater(lanes, f"{n}n", f"{n}rounded", all_lanes(lanes, -127.0)),
-        f"  {n}most = {fma}({v} {n}n, {v} {all_lanes(lanes, -high)}, {v} {n}x)",
-        f"  {n}rest = {fma}({v} {n}n, {v} {all_lanes(lanes, high - math.log(2))}, {v} {n}most)",
-    ]
-    before = all_lanes(lanes, 1 / math.factorial(_TERMS))
-    for power in reversed(range(_TERMS)):
-        term = all_lanes(lanes, 1 / math.factorial(power))
-        lines.append(f"  {n}p{power} = {fma}({v} {before}, {v} {n}rest, {v} {term})")
-        before = f"{n}p{power}"
-    return [
-        *lines,
-        f"  {n}integer = fptosi {v} {n}n to {ints}",
-        f"  {n}shifted = shl {ints} {n}integer, {all_integers(lanes, 23)}",
-        f"  {n}bits = add {ints} {n}shifted, {all_integers(lanes, 127 << 23)}",
-        f"  {n}scale = bitcast {ints} {n}bits to {v}",
-        f"  {n}scaled = fmul {v} {n}p0, {n}scale",
-        f"  {n}e = select {bools} {n}below, {v} zeroinitializer, {v} {n}scaled",
-    ]
-
-
-def _greater(lanes: int, name: str, first: str, second: str) -> list[str]:
-    """The greater of both, or the second where one is NaN: a single instruction, unlike any function of LLVM."""
-    v = f"<{lanes} x float>"
-    return [
-        f"  {name}_first = fcmp ogt {v} {first}, {second}",
-        f"  {name} = select <{lanes} x i1> {name}_first, {v} {first}, {v} {second}",
-    ]

@@ -13,7 +13,7 @@ from layerlens.axes import States
 from layerlens.decode.speculative.confidence import confidence
 from layerlens.decode.speculative.skipping import parts_of
 from layerlens.formulas import changes
-from layerlens.lens import IDENTITY, CoarseHead, Reading, Transport, js_from_last, kl_from_last, tiled
+from layerlens.lens import IDENTITY, CoarseHead, Reading, Transport, kl_from_last, read_with_js, tiled
 from layerlens.lens.transport import at_head
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
@@ -200,11 +200,19 @@ class Meter:
 
     @torch.no_grad()
     def _compare(self) -> None:
-        """Compare the readings that the layers kept with those of the last layer, which has just been read."""
+        """Compare the states that the layers kept with those of the last layer, which have just been seen."""
         for pieces in zip(*(layer.kept for layer in self._layers), strict=False):
-            states, readings = zip(*pieces, strict=True)
-            measures = ((kl_from_last, self._wanted.kl), (js_from_last, self._wanted.js))
-            divergences = [measure(states, readings, self._unembed) for measure, wanted in measures if wanted]
+            states = [piece.states for piece in pieces]
+            divergences = []
+            if self._wanted.js:
+                readings, js = read_with_js(states, self._unembed, pieces[-1].chosen, n_first=self._wanted.top)
+                divergences.append(js)
+                for layer, piece, reading in zip(self._layers, pieces, readings, strict=True):
+                    layer.add_numbers(piece, reading)
+            else:
+                readings = [piece.reading for piece in pieces if piece.reading is not None]
+            if self._wanted.kl:
+                divergences.insert(0, kl_from_last(states, readings, self._unembed))
             for layer, *values in zip(self._layers, *divergences, strict=True):
                 layer.divergences.append(torch.stack(values))
         n_done = min(len(layer.kept) for layer in self._layers)
@@ -235,9 +243,25 @@ class _Numbers:
     first_probs: Tensor | None = None
 
 
+@dataclass
+class _Piece:
+    """Some rows of a layer, and what is known of them before the head reads them, [numbers, rows] each."""
+
+    states: Tensor
+    """As the head reads them."""
+    changed: Tensor
+    further: Tensor
+    """Of the half step and of the parts: floats that follow those of the reading."""
+    further_ids: Tensor
+    targets: Tensor | None
+    chosen: Tensor | None
+    """The targets, [rows, 1], with another token where there is none."""
+    reading: Reading | None = None
+
+
 class _Layer:
-    """Attributes: kept, the states and their readings that wait for the last layer; divergences from it, of rows so
-    far; n_measured, how many rows were measured; n_seen, how many were measured or wait."""
+    """Attributes: kept, what waits for the last layer; divergences from it, of rows so far; n_measured, how many rows
+    were measured; n_seen, how many were measured or wait."""
 
     def __init__(
         self,
@@ -254,7 +278,7 @@ class _Layer:
         self._coarse = coarse
         self._number, self._n_layers = index + 1, model.n_layers
         self._rows_waiting = rows_waiting
-        self.kept: list[tuple[Tensor, Reading]] = []
+        self.kept: list[_Piece] = []
         self.divergences: list[Tensor] = []
         sublayer = model.sublayers[index]
         self._parallel = sublayer is not None and sublayer.parallel
@@ -306,34 +330,54 @@ class _Layer:
             strict=False,
         )
         for piece in pieces:
-            self._measured.append(self._numbers(*piece))
+            self._measure(*piece)
 
-    def _numbers(
+    def _measure(
         self, h_in: States, part: States | None, h_out: States, targets: Tensor | None, of_parts: Tensor | None
-    ) -> _Numbers:
-        changed = changes(h_in, part, h_out, self._parallel)
+    ) -> None:
         states = at_head(self._transport, h_out.to(self._unembed.device), self._number, self._n_layers)
-        chosen = None if targets is None else targets.to(states.device).clamp(0, self._unembed.n_vocab - 1).unsqueeze(1)
-        read = self._read(states, chosen)
+        floats, ids = self._further(part, of_parts, states)
+        piece = _Piece(states, changes(h_in, part, h_out, self._parallel), floats, ids, None, None)
+        if targets is not None:
+            piece.targets = targets.to(states.device)
+            piece.chosen = piece.targets.clamp(0, self._unembed.n_vocab - 1).unsqueeze(1)
         if self._wanted.from_last:
-            self.kept.append((states, read))
+            self.kept.append(piece)
+        if not self._wanted.js:  # else it is read beside the last layer
+            piece.reading = self._read(states, piece.chosen)
+            self.add_numbers(piece, piece.reading)
+
+    def add_numbers(self, piece: _Piece, read: Reading) -> None:
+        """Put what was read of a piece beside what is known of it."""
         floats, ids = [read.entropy], [read.top_token_id]
-        if targets is not None and chosen is not None and read.log_probs is not None and read.ranks is not None:
-            is_nothing = targets.to(states.device) != chosen[:, 0]  # no token, or a token that the head does not have
+        if piece.targets is not None and piece.chosen is not None:
+            assert read.log_probs is not None
+            assert read.ranks is not None
+            is_nothing = piece.targets != piece.chosen[:, 0]  # no token, or one that the head does not have
             floats.append(read.log_probs[:, 0].masked_fill(is_nothing, torch.nan))
             ids.append(read.ranks[:, 0].masked_fill(is_nothing, NOTHING))
-        if self._wanted.sublayers:
-            half = self._half(part, states.device)
-            floats.append(torch.full_like(read.entropy, torch.nan) if half is None else half.entropy)
-            ids.append(torch.full_like(read.top_token_id, NOTHING) if half is None else half.top_token_id)
-        if self._wanted.confidence:
-            floats += self._confidences(of_parts, read.entropy)
+        device = piece.changed.device
         numbers = _Numbers(
-            torch.cat([changed, torch.stack(floats).to(changed.device)]), torch.stack(ids).to(changed.device)
+            torch.cat([piece.changed, torch.stack(floats).to(device), piece.further.to(device)]),
+            torch.cat([torch.stack(ids), piece.further_ids]).to(device),
         )
         if read.first_ids is not None and read.first_log_probs is not None:
             numbers.first_ids, numbers.first_probs = read.first_ids, read.first_log_probs.exp()
-        return numbers
+        self._measured.append(numbers)
+
+    def _further(self, part: States | None, of_parts: Tensor | None, states: States) -> tuple[Tensor, Tensor]:
+        """What is wanted besides the reading of the states, floats and ids, [numbers, rows] each."""
+        floats = torch.empty(0, len(states), device=states.device)
+        ids = torch.empty(0, len(states), dtype=torch.long, device=states.device)
+        if self._wanted.sublayers:
+            half = self._half(part, states.device)
+            entropy = torch.full_like(states[:, 0], torch.nan, dtype=torch.float32) if half is None else half.entropy
+            top = torch.full_like(states[:, 0], NOTHING, dtype=torch.long) if half is None else half.top_token_id
+            floats, ids = entropy.unsqueeze(0), top.unsqueeze(0)
+        if self._wanted.confidence:
+            like = torch.zeros_like(states[:, 0], dtype=torch.float32)
+            floats = torch.cat([floats, torch.stack(self._confidences(of_parts, like))])
+        return floats, ids
 
     def _read(self, states: States, chosen: Tensor | None = None) -> Reading:
         if self._coarse is not None:

@@ -93,6 +93,9 @@ def test_divergences_are_those_of_the_whole_head(family):
     )
     assert whole[:-1].min() > 0.01
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+    whole, found = (lens.read_with_js(layers, head)[1] for head in (model.unembed, shards))
+    assert whole[:-1].min() > 0.001
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

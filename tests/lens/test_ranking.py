@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerlens import lens
+from layerlens.lens import divergence
 from layerlens.lens.ranking import FirstWords
 from tests.lens.test_head import sharded
 from tests.lens.test_reading import make, peak_bytes, whole
@@ -116,8 +117,7 @@ def test_of_a_state_that_is_not_a_number():
 def test_jensen_shannon_is_scipys(seed, rows, d, vocab, bias, scale, softcap, spread, tile, chance, n_layers):
     _, unembed = make(seed, 1, d, vocab, bias=bias, scale=scale, softcap=softcap, spread=spread)
     states = [torch.randn(rows, d, generator=torch.Generator().manual_seed(seed + one)) for one in range(n_layers)]
-    readings = [lens.read(one, unembed) for one in states]
-    ours = lens.js_from_last(states, readings, unembed, tile=tile)
+    _, ours = lens.read_with_js(states, unembed, tile=tile)
     probs = [np.exp(whole(one, unembed)) for one in states]
     for layer in range(n_layers):
         theirs = scipy.spatial.distance.jensenshannon(probs[layer], probs[-1], axis=1) ** 2
@@ -127,12 +127,41 @@ def test_jensen_shannon_is_scipys(seed, rows, d, vocab, bias, scale, softcap, sp
     assert (ours[-1] == 0).all()
 
 
+@pytest.mark.parametrize("loops", [True, False])
+def test_readings_beside_a_divergence_are_those_alone(monkeypatch, loops):
+    """Also where rows come in several pieces, the last one smaller, and where no loop is compiled."""
+    monkeypatch.setattr(divergence, "_CPU_KEPT", (64, 4 * 1003 * 5))  # five rows
+    if not loops:
+        monkeypatch.setattr(divergence, "mixed_sums", lambda *_: None)
+    states, unembed = make(7, 13, 16, 1003, softcap=20.0)
+    states[4] = torch.nan
+    layers = [states * factor + 0.1 * factor for factor in (0.3, -2.0, 1.0)]
+    chosen = torch.arange(13).unsqueeze(1) * 70
+    readings, divergences = lens.read_with_js(layers, unembed, chosen, n_first=6)
+    for layer, reading in zip(layers, readings, strict=True):
+        for ours, alone in zip(reading, lens.read(layer, unembed, chosen, n_first=6), strict=True):
+            torch.testing.assert_close(ours, alone, equal_nan=True)
+    assert divergences[:, 4].isnan().all()
+    rows = [row for row in range(13) if row != 4]
+    p, q = (np.exp(whole(layer[rows], unembed)) for layer in (layers[1], layers[2]))
+    theirs = scipy.spatial.distance.jensenshannon(p, q, axis=1) ** 2
+    assert theirs.max() > 0.1
+    np.testing.assert_allclose(divergences[1][rows], theirs, atol=2e-6)
+
+
+def test_a_divergence_of_no_rows():
+    states, unembed = make(7, 3, 16, 90)
+    readings, divergences = lens.read_with_js([states[:0], states[:0]], unembed, torch.zeros(0, 1, dtype=torch.long))
+    assert [reading.log_probs.shape for reading in readings] == [(0, 1)] * 2
+    assert divergences.shape == (2, 0)
+
+
 def test_a_small_divergence_is_small():
     """Of two layers that differ by a thousandth."""
     states, unembed = make(8, 12, 32, 3000)
     near = states + 1e-3 * torch.randn(12, 32, generator=torch.Generator().manual_seed(2))
     both = [near, states]
-    ours = lens.js_from_last(both, [lens.read(one, unembed) for one in both], unembed)[0].numpy()
+    ours = lens.read_with_js(both, unembed)[1][0].numpy()
     theirs = scipy.spatial.distance.jensenshannon(*(np.exp(whole(one, unembed)) for one in both), axis=1) ** 2
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -141,7 +170,7 @@ def test_a_banned_word_and_a_layer_of_nothing_but_noughts():
     states, unembed = make(6, 4, 8, 300, bias=True)
     unembed.bias[[0, 5, 299]] = -torch.inf
     layers = [torch.zeros_like(states), states]
-    ours = lens.js_from_last(layers, [lens.read(one, unembed) for one in layers], unembed, tile=(4, 64))[0]
+    ours = lens.read_with_js(layers, unembed, tile=(4, 64))[1][0]
     p, q = (np.exp(whole(one, unembed)) for one in layers)
     np.testing.assert_allclose(ours, scipy.spatial.distance.jensenshannon(p, q, axis=1) ** 2, atol=1e-5)
 
@@ -160,6 +189,7 @@ def test_no_temporary_grows_with_the_vocabulary():
     lens.read(states[:1], unembed, chosen[:1], n_first=20)
     work = lambda: lens.read(states, unembed, chosen, n_first=20)  # noqa: E731
     assert 2**20 < peak_bytes(work) < 40 * 2**20
-    reading = lens.read(states, unembed)
-    work = lambda: lens.js_from_last([states, states], [reading, reading], unembed)  # noqa: E731
-    assert 2**20 < peak_bytes(work) < 60 * 2**20
+    for vocab in (400_000, 800_000):  # the logits that are kept fill the most that they may
+        states, unembed = make(5, 90, 4, vocab)
+        work = lambda: lens.read_with_js([states, states], unembed, chosen[:90], n_first=20)  # noqa: B023, E731
+        assert 80 * 2**20 < peak_bytes(work) < 145 * 2**20

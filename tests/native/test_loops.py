@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerlens.lens import sums
 from layerlens.lens.tiled import read
 from layerlens.models.unembed import Unembed
-from layerlens.native import compiled, count_above, loops, products, row_sums
+from layerlens.native import compiled, count_above, loops, mixed_sums, products, row_sums
 
 pytestmark = pytest.mark.skipif(compiled.processor() is None, reason="no loops are compiled for this processor")
 
@@ -180,6 +180,56 @@ def test_the_exponential_is_within_float32s_rounding():
     x = pairs[:-1, 1].double()
     ratio = moment[:-1].double() / (x * x.exp())
     assert (ratio - 1).abs().max() < 2e-7
+
+
+@pytest.mark.parametrize("words", [16, 48, 1024, 4096])
+def test_mixed_sums_are_those_of_float64(words):
+    """Of rows that stand apart in memory, with banned words and words that neither distribution has."""
+    drawn_from = torch.Generator().manual_seed(words)
+    logits, others = (torch.randn(9, words + 16, generator=drawn_from) * 6 for _ in range(2))
+    logits[:3] *= 20
+    logits[4, : words // 2] = others[4, : words // 4] = others[5, 3] = -math.inf
+    logits, others = logits[:, :words], others[:, :words]
+    normalizers = logits.logsumexp(1)
+    probs = torch.empty(9, words + 16)[:, :words].copy_(others.softmax(1))
+    both = (logits.double() - normalizers.double().unsqueeze(1)).exp() + probs.double()
+    found = mixed_sums(logits, normalizers, probs)
+    torch.testing.assert_close(found.double(), torch.special.xlogy(both, both).sum(1), rtol=2e-6, atol=5e-6)
+    assert torch.equal(found[:4], mixed_sums(logits[:4], normalizers[:4], probs[:4]))
+
+
+def test_the_logarithm_is_within_float32s_rounding():
+    """Of probabilities that are alone in their rows, beside zeros that count as 1e-37."""
+    ends = torch.logspace(-28, 0, 20_000, dtype=torch.float64).float()
+    probs = torch.zeros(20_000, 16)
+    probs[:, 5] = ends
+    found = mixed_sums(torch.full((20_000, 16), -math.inf), torch.zeros(20_000), probs).double()
+    x = ends.double()
+    away = found - torch.special.xlogy(x, x)
+    assert (away.abs() / (x * x.log().abs().clamp_min(1))).max() < 3e-7
+
+
+def test_mixed_sums_of_rows_without_a_number():
+    logits, normalizers, probs = torch.zeros(4, 16), torch.full((4,), math.log(16)), torch.full((4, 16), 1 / 16)
+    logits[0, 3], normalizers[1], probs[2, 9] = math.nan, math.nan, math.nan
+    found = mixed_sums(logits, normalizers, probs)
+    assert found[:3].isnan().all()
+    torch.testing.assert_close(found[3], torch.tensor(2 * math.log(1 / 8)))
+
+
+def test_mixed_sums_that_are_left_to_torch():
+    logits, normalizers, probs = torch.zeros(4, 32), torch.zeros(4), torch.zeros(4, 32)
+    assert mixed_sums(logits, normalizers, probs) is not None
+    for others in (
+        (logits[:, :30], normalizers, probs[:, :30]),
+        (logits, normalizers.double(), probs),
+        (logits, normalizers[:2], probs),
+        (logits, normalizers, probs.double()),
+        (logits, normalizers, torch.zeros(4, 48)[:, :32]),
+        (logits, normalizers, torch.zeros(32, 4).t()),
+        (logits[:0], normalizers[:0], probs[:0]),
+    ):
+        assert mixed_sums(*others) is None
 
 
 def test_the_first_of_equal_words_is_on_top_and_only_where_it_is_higher():

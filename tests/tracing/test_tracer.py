@@ -60,7 +60,7 @@ def test_what_is_asked_for_is_further_columns_however_states_wait(run_of, monkey
     monkeypatch.setattr(meter, "_MOST_ROWS_WAITING", rows_waiting)
     monkeypatch.setattr(meter, "_LEAST_ROWS_WAITING", 1)
     model = fresh("llama")
-    run = run_of(model, TEXTS, max_new_tokens=7, batch_size=2, positions=positions, **EVERYTHING)
+    run = run_of(model, TEXTS, max_new_tokens=7, batch_size=2, positions=positions, confidence=True, **EVERYTHING)
     assert list(run.tokens.columns) == [column.name for column in all_token_columns()]
     blocks, tail = reference.structure(model.hf)
     for text, (_, rows) in zip(TEXTS, run.positions.groupby("prompt_id", sort=False), strict=True):

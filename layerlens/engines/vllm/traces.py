@@ -15,7 +15,7 @@ from layerlens.engines.vllm.head import Reads, StockHead, behind_norm
 from layerlens.engines.vllm.options import RequestOptions
 from layerlens.engines.vllm.shards import Shards
 from layerlens.formulas import changes
-from layerlens.lens import Reading, js_from_last, kl_from_last, tiled
+from layerlens.lens import Reading, kl_from_last, read_with_js, tiled
 from layerlens.records.schema import JS, KL, NEXT_LOG_PROB, NEXT_RANK, TOP_K_PROBS, TOP_K_TOKEN_IDS
 from layerlens.tracing.meter import NOTHING, Wanted
 
@@ -102,8 +102,18 @@ def _measured(
     head = StockHead(reads.logits_of, reads.n_vocab, last.device)
     whole = max(1, _LOGITS_AT_ONCE // head.n_vocab), head.n_vocab
     chosen = targets.long().clamp(0, head.n_vocab - 1)
-    of_all = chosen.repeat(n_layers).unsqueeze(1) if wanted.targets else None
-    reading = tiled.read(torch.cat(read), head, of_all, n_first=wanted.top, tile=whole)
+    of_one = chosen.unsqueeze(1) if wanted.targets else None
+    divergences = {}
+    if wanted.js:
+        readings, divergences[JS.name] = read_with_js(read, head, of_one, n_first=wanted.top, tile=whole)
+        reading = Reading.joined(readings)
+    else:
+        of_all = None if of_one is None else of_one.repeat(n_layers, 1)
+        reading = tiled.read(torch.cat(read), head, of_all, n_first=wanted.top, tile=whole)
+        fields = [[None] * n_layers if field is None else field.split(n_rows) for field in reading]
+        readings = [Reading(*of_layer) for of_layer in zip(*fields, strict=True)]
+    if wanted.kl:
+        divergences[KL.name] = kl_from_last(read, readings, head, tile=whole)
     columns = {
         **changed,
         "entropy": by_layer(reading.entropy),
@@ -120,14 +130,7 @@ def _measured(
         assert reading.first_log_probs is not None
         columns[TOP_K_TOKEN_IDS.name] = by_layer(reading.first_ids).int()
         columns[TOP_K_PROBS.name] = by_layer(reading.first_log_probs.exp())
-    if wanted.from_last:
-        readings = [
-            Reading(*(None if field is None else field[start : start + n_rows] for field in reading))  # type: ignore[arg-type]
-            for start in range(0, n_layers * n_rows, n_rows)
-        ]
-        for column, measure, asked in ((KL, kl_from_last, wanted.kl), (JS, js_from_last, wanted.js)):
-            if asked:
-                columns[column.name] = measure(read, readings, head, tile=whole).t()
+    columns |= {name: values.t() for name, values in divergences.items()}
     return columns
 
 
