@@ -46,6 +46,7 @@ def ablate(
 
     if model is None:
         asking.refuse_no_model(items)
+        asking.tell_again(out)
     else:
         refuse_unless_free(out)
         given = {**items.given(), **vars(scoring), "window": window}

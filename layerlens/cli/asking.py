@@ -1,5 +1,6 @@
 """What `layerlens eval` and `layerlens ablate` share: their options, how they ask, and how they show scores."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,21 @@ def head(table: "pd.DataFrame") -> str:
     """The model and how many items of which tasks were asked."""
     counts = ", ".join(f"{n:,} items of {name}" for name, n in table.attrs["n_items"].items())
     return f"{table.attrs['model']}: {counts}"
+
+
+def tell_again(out: Path) -> None:
+    """Tell what the logs of an evaluation have, if it was killed; one that is being written is shown as it is."""
+    from importlib.util import find_spec
+
+    from layerlens.errors import RunError
+    from layerlens.records.evaluation import read_manifest
+
+    if find_spec("inspect_ai") is None or read_manifest(out).get("totals") is not None:
+        return
+    from layerlens.evaluation.evaluate import tell_again as tell_logs_again
+
+    with contextlib.suppress(RunError):
+        tell_logs_again(out)
 
 
 def say_unfinished(table: "pd.DataFrame") -> None:

@@ -60,6 +60,7 @@ def evaluate(
         raise OptionError.about("power", power, "is no difference in points", "give a number above 0 and below 100")
     if model is None:
         asking.refuse_no_model(items)
+        asking.tell_again(out)
     else:
         refuse_unless_free(out)
         given = {**items.given(), **vars(scoring), "window": window}

@@ -22,7 +22,7 @@ from layerlens.lens.transport import Transport, refuse_lacking
 from layerlens.models import Model
 from layerlens.models.use import in_use
 from layerlens.records import new_manifest
-from layerlens.records.evaluation import EvaluationWriter, n_epochs
+from layerlens.records.evaluation import EvaluationWriter, n_epochs, read_manifest
 from layerlens.records.manifest import digest
 
 if TYPE_CHECKING:
@@ -168,6 +168,16 @@ def _under(task: "InspectTask", name: str, arm: Arm, epochs: int) -> "InspectTas
         config=task.config.merge(GenerateConfig(extra_body={"layerlens": dict(arm.options)})),
         metadata={"benchmark": name, "arm": arm.name},
     )
+
+
+def tell_again(folder: Path) -> None:
+    """Write the table of all answers that the logs have, for an evaluation that was killed before it could.
+
+    Raises:
+        RunError: the folder holds no evaluation, or one that another process is writing.
+    """
+    with EvaluationWriter(folder, read_manifest(folder)) as writer:
+        _write(writer)
 
 
 def _write(writer: EvaluationWriter) -> None:

@@ -153,14 +153,27 @@ def _work(files, out):
     evaluated(files, out, max_new_tokens=200, batch_size=2)
 
 
-def test_killed_and_resumed_gives_the_same_table(files, tmp_path):
+def test_killed_and_resumed_gives_the_same_table(files, tmp_path, capsys):
+    from layerlens.cli import run
+
     def done():
         return sum(path.stat().st_size > 3000 for path in (tmp_path / "killed" / "logs").glob("*.eval"))
 
     kill_while_working(_work, files, tmp_path / "killed", after=(1, done), then=0.5)
+    assert not (tmp_path / "killed" / "answers.parquet").exists()
+    assert run(["eval", "--out", str(tmp_path / "killed")]) == 0
+    told = answers(tmp_path / "killed")
+    assert set(told["outcome"]) == {"scored", "missing"}
+    assert len(told) == 22
+    shown = capsys.readouterr()
+    assert "gsm8k" in shown.out
+    assert "not complete" in shown.err
     _work(files, tmp_path / "killed")
     _work(files, tmp_path / "whole")
-    pd.testing.assert_frame_equal(answers(tmp_path / "killed"), answers(tmp_path / "whole"))
+    whole = answers(tmp_path / "whole")
+    pd.testing.assert_frame_equal(answers(tmp_path / "killed"), whole)
+    scored = told["outcome"] == "scored"  # what was told meanwhile is a part of it
+    pd.testing.assert_frame_equal(told[scored], whole[scored])
 
 
 def test_another_evaluation_is_refused_and_nothing_is_lost(files, tmp_path):
