@@ -154,7 +154,6 @@ FOLDERS = {
         f"layerlens eval {SMOLLM2} --tasks gsm8k,math500 --strategies valley,dola,sled --limit gsm8k=200 "
         "--limit math500=100 --max-new-tokens 320 --batch-size 64 --out {runs}/benchmarks",
         "analyses/benchmarks.py {runs}/benchmarks {folder}",
-        "analyses/greedy.py {runs}/benchmarks {folder}",
     ],
     "smollm2-sample": drawn("sample-last", "sample-valley"),
     "smollm2-sample/answers": counted("smollm2-qa-last", "smollm2-qa-valley"),
