@@ -45,7 +45,7 @@ def test_a_line_for_each_family_and_one_of_counts(cli):
     code, out, err = cli("models", "--check", *NAMES)
     assert (code, err) == (0, "")
     head, *lines, last = out.splitlines()
-    assert head.split()[:9] == ["family", "verdict", "seconds", *STEPS]
+    assert head.split()[:10] == ["family", "verdict", "seconds", *STEPS]
     assert [line.split()[:2] for line in lines] == [
         ["qwen3_next", "works"],
         ["bart", "works"],
@@ -73,6 +73,8 @@ def test_json_says_the_same(cli):
         "layers": ["linear", "linear", "linear", "full"],
         "parts": True,
         "padding": "",
+        "drafts": "it keeps a recurrence or a window of fixed size",
+        "draft_kinds": [],
         "seconds": 0,
     }
     assert 0 < found["llava"]["seconds"] < 300

@@ -9,9 +9,6 @@ import pytest
 
 from layerlens.report import explorer_html, write_report
 from tests.made_up_run import eq7, write_run
-from tests.report.browser import CHROMIUM
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 
 N_LAYERS = 12
 WINDOW = 5

@@ -13,11 +13,8 @@ from layerlens.report import explorer_html, write_report
 from layerlens.report.beside import text_of as read_text
 from tests.made_up_run import write_run
 from tests.refusals import refused
-from tests.report.browser import CHROMIUM
 from tests.report.test_beside import plain_counterparts, plain_parting
 from tests.report.test_explorer import READY, choose, go_to, prompts_listed, text_of
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>window.hacked=1</script>"
 OURS = {0: "The", 1: " sky", 2: " is", 3: " blue", 4: ".", 5: "Why", 6: "?", 7: "</script>", 8: " to", 9: "day"}

@@ -10,7 +10,6 @@ import pytest
 
 from layerlens.report import explorer_html
 from tests.made_up_run import eq7, write_run
-from tests.report.browser import CHROMIUM
 from tests.report.test_explorer import (
     HOSTILE_ID,
     READY,
@@ -23,8 +22,6 @@ from tests.report.test_explorer import (
     shown_prompt,
     text_of,
 )
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 
 N_LAYERS, N_TOPS = 9, 4
 CELLS = "[...document.querySelectorAll('#grid .cell')]"

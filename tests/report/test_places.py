@@ -10,10 +10,7 @@ from layerlens.report import write_report
 from layerlens.report.facts import _counts
 from layerlens.run import open_run
 from tests.made_up_run import hybrid_curves, planted, write_run
-from tests.report.browser import CHROMIUM
 from tests.report.test_explorer import BOXES, READY, text_of
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 
 PHONE = {"width": 360, "height": 740}
 TOKEN, CELL = "document.querySelector('#tokens [aria-selected=true]')", "document.querySelector('#chosen-cell')"

@@ -7,7 +7,6 @@ import pytest
 from layerlens.report import explorer_html
 from layerlens.report.packing import BEGINNING, distinct_beginnings
 from tests.made_up_run import planted, write_run
-from tests.report.browser import CHROMIUM
 from tests.report.test_explorer import READY, prompts_listed, shown_prompt, text_of
 
 TEMPLATE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
@@ -52,8 +51,6 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def explorer(browser, page):
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed: apt-get install chromium")
     browser.open(page)
     browser.until(READY)
     yield browser
@@ -146,8 +143,6 @@ def test_keys_walk_through_the_list(explorer):
 
 
 def test_a_run_without_texts_lists_ids(browser, tmp_path):
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed: apt-get install chromium")
     prompts = planted({"perturbed": [2, 1], "unperturbed": [2, 1]}, n_prompts=2, n_tokens=2)
     run = write_run(tmp_path / "run", prompts, texts=dict.fromkeys(prompts, ""))
     path = tmp_path / "page.html"

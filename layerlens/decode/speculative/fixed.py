@@ -78,14 +78,15 @@ class Traced(SkipPolicy):
             RunError: there is no such run.
             OptionError: the run is one of another model.
         """
-        from layerlens.run import open_run
+        from layerlens.analysis.layers import by_layer
+        from layerlens.records.reader import Records
 
-        run = open_run(self.run)
+        run = Records(self.run)
         about = run.manifest["model"]
         if about.get("n_layers") != model.n_layers or about.get("fingerprint") != model.fingerprint():
             what = f"is a run of {str(about.get('source'))[:100]!r}, and not of these weights"
             raise OptionError.about("run", str(self.run), what, f"give a run of {model.source}")
-        means = run.by_layer().set_index("layer")
+        means = by_layer(run).set_index("layer")
         able = candidates(model)
         own = means.loc[[block + 1 for block in able]]
         ranks = own["norm_ratio"].rank() + (1 - own["io_cosine"]).rank()
