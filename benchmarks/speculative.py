@@ -93,7 +93,7 @@ def lossless(arguments: argparse.Namespace) -> dict[str, Any]:
     model = ll.load(arguments.model, dtype="float32", device="cpu")
     prompts = token_ids(model, arguments.prompts)
     batches = [prompts[start : start + arguments.rows] for start in range(0, len(prompts), arguments.rows)]
-    options = GenerateOptions(max_new_tokens=arguments.new_tokens, generation_config=False)
+    options = GenerateOptions(max_new_tokens=arguments.new_tokens, generation_config=False, eos_token_id=-1)
     plain = [
         text for batch in batches for text in decode_batch(model, batch, Chooser(model, ll.Last()), options, 0).outputs
     ]

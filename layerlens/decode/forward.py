@@ -375,7 +375,8 @@ class Forward:
             more = n
             if isinstance(layer, DynamicSlidingWindowLayer) and layer.keys is not None:
                 layer.cumulative_length += n
-                more = min(layer.cumulative_length, layer.sliding_window - 1) - layer.keys.shape[2]
+                kept = layer.sliding_window - 1 + self._n_spare
+                more = min(layer.cumulative_length, kept) - layer.keys.shape[2]
             layer.keys, layer.values = (functional.pad(one, (0, 0, more, 0)) for one in (layer.keys, layer.values))
 
     def _pass(self, ids: Tensor, position: Tensor, n_read: int, *, is_first: bool = False) -> Tensor:

@@ -223,8 +223,11 @@ class _Batch:
         skips, searches, was_over = search.skips, drafter.searches, search.is_over
         began = time.perf_counter()
         most = min(drafter.length(len(self._rows)), max(text.n_left for text in self._rows) - 1)
-        if self._model.context_length is not None:  # beyond it there are no positions, not even for padding
-            most = max(0, min(most, self._model.context_length - self._forward.n_slots - 1))
+        length = self._model.context_length
+        if length is not None and self._forward.n_slots + most + 1 > length:
+            self._forward.narrow()
+            # beyond the context there are no positions, not even for padding
+            most = max(0, min(most, length - self._forward.n_slots - 1))
         drafts = self._drafted(most)
         drafted_at = time.perf_counter()
         tree = _Tree([text.output[-1] for text in self._rows], drafts, self._pad)

@@ -126,6 +126,24 @@ def test_a_tree_that_the_model_cannot_read(family):
             ll.Drafter(model, policy)
 
 
+@pytest.mark.parametrize("family", DRAFTING)
+def test_ragged_rows_that_fill_the_context(family):
+    """Rows that accept different numbers of tokens need padding; it is dropped before it takes them over the context."""
+    model = damped(family)
+    length = model.context_length or 128
+    lengths = (length - 30, length - 41, 2)
+    prompts = [[(7 * place + size) % 90 + 5 for place in range(size)] for size in lengths]
+    options = {"prompts": prompts, "max_new_tokens": 30}
+    expected = plain(model, **options)
+    searching = ll.Swift(skip_ratio=0.8, context_window=3, good_score=1.0, **ALWAYS)
+    for policy in (fixed(model), searching):
+        drafter = Eager(model, policy)
+        assert_same(drafted(drafter, **options), expected)
+        rounds = drafter.rounds
+        assert rounds["n_rows"].max() == 3
+        assert (rounds["accepted"] % 1 > 0).any(), "rows accept different numbers"
+
+
 @pytest.mark.parametrize("tree", [False, True])
 @pytest.mark.parametrize("family", WINDOWED)
 def test_drafts_and_texts_longer_than_a_window(family, tree):
