@@ -28,6 +28,7 @@ TEXTS = "--max-new-tokens 0 --no-chat-template"
 QUESTIONS = "{runs}/qa.jsonl"
 ANSWERS = f"{SAMPLE} --data-file {QUESTIONS} --no-chat-template --max-new-tokens 48 --stop-strings '\n' --batch-size 20"
 TEMPERATURES = ("0.1", "0.4", "0.7", "1.0")
+POLICIES = ("conflayers", "swift", "clasp", "knapspec", "every-other", "traced")
 LENSES = {"logit": "", "linear": ".safetensors", "tuned": ".safetensors", "jacobian": ".pt"}
 """Kinds of lenses, and the endings of their files in RUNS/lenses, such as smollm2-linear.safetensors. docs/lenses.md
 has the fits."""
@@ -83,6 +84,12 @@ RUNS = {
         f"gemma3-ablation-{lens}": f"ablate {GEMMA3} {TASK} --data-file {QUESTIONS} --arms valley --p 1"
         f"{through('gemma3', lens)} --no-chat-template --max-new-tokens 48 --stop-strings '\n' --batch-size 20"
         for lens in LENSES
+    },
+    "explained": f"eval {SMOLLM2} {TASK} --strategies valley --temperature 0.7 --epochs 4 --max-new-tokens 128 "
+    "--batch-size 60 --trace",
+    **{
+        f"{name}-confidence": f"trace {model} {SAMPLE} --limit 10 --max-new-tokens 64 --batch-size 10 --confidence"
+        for name, model in (("smollm2", SMOLLM2), ("gemma3", GEMMA3))
     },
 }
 """The arguments of `layerlens`, by the name of the run's folder in RUNS."""
@@ -142,6 +149,15 @@ def by_lens(model: str, answered: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
+def by_drafts(name: str, model: str) -> list[str]:
+    """The commands for what drafts are worth on a model; they measure times, so run them alone on the machine."""
+    return [
+        f"layerlens bench speculative {model} --policies {','.join(POLICIES)} --run {{runs}}/{name}-confidence "
+        "--blocks --out {folder}",
+        kept(f"{name}-confidence", "manifest.json"),
+    ]
+
+
 FOLDERS = {
     "theory": ["analyses/theory.py {folder}"],
     "smollm2-criteria": ["analyses/criteria.py {folder}"],
@@ -154,9 +170,22 @@ FOLDERS = {
         f"layerlens eval {SMOLLM2} --tasks gsm8k,math500 --strategies valley,dola,sled --limit gsm8k=200 "
         "--limit math500=100 --max-new-tokens 320 --batch-size 64 --out {runs}/benchmarks",
         "analyses/benchmarks.py {runs}/benchmarks {folder}",
+        "analyses/greedy.py {runs}/benchmarks {folder}",
     ],
+    "gemma3-benchmarks": [
+        f"layerlens eval {GEMMA3} --tasks gsm8k --strategies valley,dola,sled --limit 100 --max-new-tokens 128 "
+        "--batch-size 50 --out {runs}/gemma3-benchmarks",
+        "analyses/benchmarks.py {runs}/gemma3-benchmarks {folder}",
+    ],
+    "smollm2-drafts": by_drafts("smollm2", SMOLLM2),
+    "gemma3-drafts": by_drafts("gemma3", GEMMA3),
     "smollm2-sample": drawn("sample-last", "sample-valley"),
     "smollm2-sample/answers": counted("smollm2-qa-last", "smollm2-qa-valley"),
+    "smollm2-sample/explained": [
+        "analyses/benchmarks.py {runs}/explained {folder}",
+        "layerlens figure explanation --evaluation {runs}/explained --out {folder}",
+        kept("explained", "manifest.json"),
+    ],
     "smollm2-sample/ablation": [
         "layerlens figure 3 --evaluation {runs}/ablation-sample --out {folder}",
         "layerlens table 7 --evaluation {runs}/ablation-sample "
@@ -215,7 +244,7 @@ def carry_out(words: list[str], runs: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
         return
-    if rest[0] in ("trace", "ablate"):
+    if rest[0] in ("trace", "ablate", "eval"):
         manifest = Path(rest[rest.index("--out") + 1]) / "manifest.json"
         if manifest.exists():
             if json.loads(manifest.read_text(encoding="utf-8"))["totals"] is not None:
