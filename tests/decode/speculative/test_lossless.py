@@ -128,7 +128,7 @@ def test_a_tree_that_the_model_cannot_read(family):
 
 @pytest.mark.parametrize("family", DRAFTING)
 def test_ragged_rows_that_fill_the_context(family):
-    """Rows that accept different numbers of tokens need padding; it is dropped before it takes them over the context."""
+    """Rows that accept different numbers of tokens need padding, which is dropped before they outgrow the context."""
     model = damped(family)
     length = model.context_length or 128
     lengths = (length - 30, length - 41, 2)
