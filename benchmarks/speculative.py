@@ -172,14 +172,12 @@ def planted(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = [[generator.randrange(3, model.n_known_tokens) for _ in range(24)] for _ in range(arguments.prompts)]
     options = GenerateOptions(max_new_tokens=arguments.new_tokens, eos_token_id=-1, generation_config=False)
     told = {name: replace(policies()[name], skip_ratio=PLANTED_SHARE) for name in ("swift", "clasp")}
-    asked = (
-        policies() | told | {"fixed": ll.FixedSkip([block for block in range(PLANTED_LAYERS) if block not in USEFUL])}
-    )
+    idle = [number for number in range(PLANTED_LAYERS) if number not in USEFUL]
+    asked = policies() | told | {"fixed": ll.FixedSkip(idle)}
     report, drafters = measure_speculative(model, asked, prompts, options)
     for row in report["table"]:
         if row["way"] in drafters:
             skips = drafters[row["way"]].skips
-            idle = [number for number in range(PLANTED_LAYERS) if number not in USEFUL]
             row["planted_left_out"] = sum((number in skips.attention) + (number in skips.mlp) for number in idle)
             row["planted"] = 2 * len(idle)
             row["useful_left_out"] = len(skips) - row["planted_left_out"]
