@@ -204,7 +204,8 @@ def _row(name: str, ways: Mapping[str, _Way], drafter: Drafter | None) -> dict[s
     after |= _mean("mean_speed_up_after_search", (other / own)[over])
     rounds, search = drafter.rounds, drafter.search
     drafted = rounds[rounds["set"] >= 0]
-    paid = np.flatnonzero(np.cumsum(other) >= np.cumsum(own))
+    behind = np.flatnonzero(np.cumsum(other) < np.cumsum(own))
+    ahead = int(behind[-1]) + 2 if len(behind) else 1  # the prompt from which the time saved is never lost again
     total = max(len(drafted), 1)
     return row | {
         **after,
@@ -219,7 +220,7 @@ def _row(name: str, ways: Mapping[str, _Way], drafter: Drafter | None) -> dict[s
         "skipped": str(search.skips),
         "proposals": search.n_proposals,
         "is_over": search.is_over,
-        "break_even": int(paid[0]) + 1 if len(paid) else None,
+        "break_even": ahead if len(drafted) and ahead <= len(own) else None,
     }
 
 
@@ -263,12 +264,6 @@ def measure_blocks(
         text = [*prompt, *emitted[:-1]]
         n = len(emitted)
         measured: list[torch.Tensor] = []
-
-        def on_block(
-            _: int, h_in: torch.Tensor, part: Any, h_out: torch.Tensor, n: int = n, kept: Any = measured
-        ) -> None:
-            kept.append(changes(h_in[0, -n:], None, h_out[0, -n:], parallel=False)[:2].double().mean(1).cpu())
-
         ids = torch.tensor([text], device=model.device)
         forward = Forward(model, ids, torch.ones_like(ids), n, static=False, rewinds=True, n_spare=n)
         with watch_blocks(model.blocks, [None] * model.n_layers, partial(_keep_changes, measured, n)):

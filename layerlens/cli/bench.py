@@ -169,7 +169,7 @@ def speculative(
     Speed-ups count the search, and are given again for the prompts after it has ended. Policies that the model cannot
     follow are left out with the reason.
     """
-    from layerlens.cli.speculative import answered, asked_policies
+    from layerlens.cli.speculative import answered, asked_policies, refuse_occupied
     from layerlens.decode.options import GenerateOptions, whole
     from layerlens.decode.registry import refuse_unknown
 
@@ -181,9 +181,7 @@ def speculative(
     given = options.variables_of(draft_option or [], "draft_option", "length=10", texts=True)
     asked = asked_policies(policies, run, skip_set, given)
     if out is not None:
-        from layerlens.records.places import refuse_inside
-
-        refuse_inside(out / "report.json", option="out")
+        refuse_occupied(out)
     import layerlens as ll
 
     prompts = ll.dataset(dataset, limit=limit, data_file=data_file)

@@ -60,14 +60,17 @@ def generate(
     generation = ll.generate(loaded, prompt, strategy=chosen, lens=lens, draft=drafter, **settings)
     if compare:
         last = ll.generate(loaded, prompt, strategy=ll.Last(), **settings)
-        print_side_by_side(loaded, "last", last, strategy, generation, sampled=sampled)
+        print_side_by_side(loaded, "last", last, strategy, generation, sampled=sampled, drafted=drafter is not None)
     else:
-        print_generation(loaded, strategy, generation, sampled=sampled)
+        print_generation(loaded, strategy, generation, sampled=sampled, drafted=drafter is not None)
     if drafter is not None:
         print_drafts(drafter)
         if save_skip_set is not None:
-            drafter.skips.save(save_skip_set, loaded)
-            typer.echo(f"skip set written to {save_skip_set}")
+            if drafter.skips:
+                drafter.skips.save(save_skip_set, loaded)
+                typer.echo(f"skip set written to {save_skip_set}")
+            else:
+                typer.echo(f"layerlens: no blocks are left out, so that {save_skip_set} was not written", err=True)
 
 
 def _refuse_unwritable(path: Path | None, draft: str | None) -> None:

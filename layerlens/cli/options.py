@@ -401,6 +401,9 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
+_PYTHON = {"True": True, "False": False, "None": None}
+
+
 def variables_of(
     words: Sequence[str],
     option: str = "chat_template_args",
@@ -414,7 +417,7 @@ def variables_of(
         words: the texts.
         option: for messages.
         example: for messages.
-        texts: whether a value that is not JSON is a text as it stands.
+        texts: whether a value that is not JSON is a text as it stands, but for True, False and None.
 
     Raises:
         OptionError: a text is not a name with a value in JSON, or a name is given twice.
@@ -427,7 +430,7 @@ def variables_of(
         if name in variables:
             raise OptionError.about(option, word, f"gives {name} a second time", "give it once")
         try:
-            variables[name] = json.loads(value)
+            variables[name] = _PYTHON[value] if texts and value in _PYTHON else json.loads(value)
         except ValueError as error:
             if texts:
                 variables[name] = value

@@ -2,13 +2,14 @@
 
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from layerlens.errors import LayerlensError, OptionError, spelled
+from layerlens.errors import LayerlensError, ModelError, OptionError, spelled
 
 if TYPE_CHECKING:
     from layerlens.datasets import Dataset
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from layerlens.decode.speculative.policy import SkipPolicy
     from layerlens.decode.strategies import Strategy
     from layerlens.models import Model
+
+_REPORT = "report.json"
 
 Arguments = dict[str, dict[str, Any]]
 """The options of each policy, by name."""
@@ -97,7 +100,7 @@ def answered(
             report["rank_correlations"] = {name: one._asdict() for name, one in correlations.items()}
     print_report(report)
     if out is not None:
-        for path in _written(report, drafters, out):
+        for path in _written(report, drafters, model, out):
             typer.echo(f"written to {path}")
 
 
@@ -115,6 +118,8 @@ def _fitting(model: "Model", asked: Arguments) -> "tuple[dict[str, SkipPolicy], 
         try:
             policy.search(model)
         except LayerlensError as error:
+            if not isinstance(error, ModelError) and error.option != "model":
+                raise
             left_out[name] = str(error)
         else:
             policies[name] = policy
@@ -158,10 +163,11 @@ def print_report(report: Mapping[str, Any]) -> None:
         cells = [f"{row['tokens_per_second']:.2f}", _interval(row, "speed_up")]
         if "rounds" in row:
             over = row["prompts_after_search"]
+            drafted = row["rounds"] > 0
             cells += [
                 _interval(row, "speed_up_after_search") if over else "search goes on",
-                f"{row['accepted']:.2f} a round",
-                f"{row['acceptance']:.2f}",
+                f"{row['accepted']:.2f} a round" if drafted else "none drafted",
+                f"{row['acceptance']:.2f}" if drafted else "",
                 f"{row['skipped_share']:.0%}",
                 f"{row['proposals']}",
                 "never" if row["break_even"] is None else f"prompt {row['break_even']}",
@@ -191,8 +197,28 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _written(report: Mapping[str, Any], drafters: "Mapping[str, Drafter]", out: Path) -> list[Path]:
-    """The report, the tables and the figures in a folder."""
+def refuse_occupied(out: Path) -> None:
+    """Make the folder for the results; OptionError where that fails, or where it holds earlier ones.
+
+    This is checked before anything is measured.
+    """
+    from layerlens.records.places import refuse_inside
+
+    refuse_inside(out / _REPORT, option="out")
+    folder = out.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / _REPORT).exists():
+            raise OptionError.about("out", out, f"holds the {_REPORT} of earlier measurements", "give another folder")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise OptionError.about("out", out, what, "give a folder that can be made or written") from error
+
+
+def _written(report: Mapping[str, Any], drafters: "Mapping[str, Drafter]", model: "Model", out: Path) -> list[Path]:
+    """The report, the tables, the figures and what each search found in a folder."""
     import pandas as pd
 
     from layerlens.plots.save import save
@@ -201,7 +227,7 @@ def _written(report: Mapping[str, Any], drafters: "Mapping[str, Drafter]", out: 
     folder = out.expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "report.json"
+        path = folder / _REPORT
         path.write_text(json.dumps(_without_nan(report), indent=1, default=str) + "\n", encoding="utf-8")
         table = folder / "speculative.csv"
         pd.DataFrame(report["table"]).to_csv(table, index=False, float_format="%.6g")
@@ -209,6 +235,10 @@ def _written(report: Mapping[str, Any], drafters: "Mapping[str, Drafter]", out: 
         what = f"could not be written ({error.strerror})"
         raise OptionError.about("out", out, what, "the measurements are printed above: give another folder") from error
     paths = [path, table]
+    for name, drafter in drafters.items():
+        if drafter.skips:
+            paths.append(folder / f"skipset_{name}.json")
+            drafter.skips.save(paths[-1], model)
     pictures = {
         name: picture for name, one in drafters.items() if (picture := getattr(one.search, "picture", None)) is not None
     }

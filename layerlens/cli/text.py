@@ -27,11 +27,11 @@ _BRACKETS = (("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"), ("«", "»"))
 _PLAIN_BRACKETS = ("<", ">")  # for an encoding that lacks the others; doubled until the text does not hold them
 
 
-def print_generation(model: Model, name: str, generation: Generation, *, sampled: bool) -> None:
+def print_generation(model: Model, name: str, generation: Generation, *, sampled: bool, drafted: bool = False) -> None:
     """Print the text with its changed tokens marked, and a line of counts. Only a terminal gets colours."""
     brackets = brackets_for(model, [generation])
     text = marked(model, generation, brackets, sampled=sampled)
-    notes = [counts(model, name, generation, sampled=sampled), *_legend(brackets, [text])]
+    notes = [counts(model, name, generation, sampled=sampled, drafted=drafted), *_legend(brackets, [text])]
     _print([*text, ("\n", "")], notes)
 
 
@@ -51,7 +51,14 @@ def print_drafts(drafter: Drafter) -> None:
 
 
 def print_side_by_side(
-    model: Model, left_name: str, left: Generation, right_name: str, right: Generation, *, sampled: bool
+    model: Model,
+    left_name: str,
+    left: Generation,
+    right_name: str,
+    right: Generation,
+    *,
+    sampled: bool,
+    drafted: bool = False,
 ) -> None:
     """Print two texts in two columns, and a line of counts for each. Without a terminal one stands below the other."""
     both = [(left_name, left), (right_name, right)]
@@ -60,7 +67,10 @@ def print_side_by_side(
     same = _common_length(left.token_ids, right.token_ids)
     whole = same == len(left.token_ids) == len(right.token_ids)
     notes = ["the texts are equal" if whole else f"the first {same:,} tokens are equal"]
-    notes += [counts(model, name, generation, sampled=sampled) for name, generation in both]
+    notes += [
+        counts(model, left_name, left, sampled=sampled),
+        counts(model, right_name, right, sampled=sampled, drafted=drafted),
+    ]
     notes += _legend(brackets, texts)
     if not sys.stdout.isatty():
         below = [piece for (name, _), text in zip(both, texts, strict=True) for piece in _below(name, text)]
@@ -152,18 +162,21 @@ def marked(model: Model, generation: Generation, brackets: tuple[str, str], *, s
     return text
 
 
-def counts(model: Model, name: str, generation: Generation, *, sampled: bool) -> str:
-    """How many tokens there are, how many the strategy changed, how many came from an earlier layer, and the cost."""
+def counts(model: Model, name: str, generation: Generation, *, sampled: bool, drafted: bool = False) -> str:
+    """How many tokens there are, how many the strategy changed, how many came from an earlier layer, and the cost.
+
+    The cost is not known with drafts, where tokens that are rejected were read out too.
+    """
     steps = generation.steps
     n_tokens = len(steps)
     if not n_tokens:
         return f"{name}: no tokens"
     changed = len(_substituted(model, generation, sampled=sampled))
     earlier = int((steps["selected_layer"] < model.n_layers).sum())
+    cost = "" if drafted else f", {steps['projections'].mean():.1f} unembeddings a token"
     return (
         f"{name}: {n_tokens:,} tokens, {changed:,} changed ({changed / n_tokens:.1%}), "
-        f"{earlier:,} from an earlier layer ({earlier / n_tokens:.1%}), "
-        f"{steps['projections'].mean():.1f} unembeddings a token"
+        f"{earlier:,} from an earlier layer ({earlier / n_tokens:.1%}){cost}"
     )
 
 

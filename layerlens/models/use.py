@@ -36,6 +36,18 @@ def uses_model(*, may_be_remote: bool = False, may_decode_elsewhere: bool = Fals
     return of
 
 
+def loaded_model(model: object) -> Model:
+    """The model itself; OptionError where it is not one from `load`."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | os.PathLike):
+        advice = f"load it first: ll.load({os.fspath(model)!r})"
+        raise OptionError.about("model", os.fspath(model), "is a name and not a loaded model", advice)
+    name = type(model).__name__
+    problem, advice = f"a {name} is not a loaded model", "load it: ll.load(model, tokenizer=tokenizer)"
+    raise OptionError(problem, advice, option="model", given=name)
+
+
 @contextmanager
 def in_use(
     model: object, *, may_be_compiled: bool = False, may_be_remote: bool = False, may_decode_elsewhere: bool = False
@@ -45,20 +57,10 @@ def in_use(
     Raises:
         ModelError, OptionError: this is not a model from `load`; see also `still_as_loaded` and `own_terms`.
     """
-    if not isinstance(model, Model):
-        name = type(model).__name__
-        if isinstance(model, str | os.PathLike):
-            advice = f"load it first: ll.load({os.fspath(model)!r})"
-            raise OptionError.about("model", os.fspath(model), "is a name and not a loaded model", advice)
-        raise OptionError(
-            f"a {name} is not a loaded model",
-            "load it: ll.load(model, tokenizer=tokenizer)",
-            option="model",
-            given=name,
-        )
-    with own_terms(), alone(model.hf):
+    loaded = loaded_model(model)
+    with own_terms(), alone(loaded.hf):
         still_as_loaded(
-            model,
+            loaded,
             may_be_compiled=may_be_compiled,
             may_be_remote=may_be_remote,
             may_decode_elsewhere=may_decode_elsewhere,

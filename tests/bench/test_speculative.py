@@ -166,7 +166,7 @@ def test_transformers_own_drafts_leave_the_model_as_it_was(family):
     assert all(way["tokens"] == [14] * 4 for way in report["by_prompt"].values())
 
 
-def test_drafts_pay_from_the_first_prompt_at_which_their_total_is_not_behind(monkeypatch):
+def test_drafts_pay_from_the_prompt_from_which_their_total_is_never_behind(monkeypatch):
     """With seconds that are made up, so that every answer occurs."""
     found = []
     for seed in range(8):
@@ -178,15 +178,23 @@ def test_drafts_pay_from_the_first_prompt_at_which_their_total_is_not_behind(mon
 
         monkeypatch.setattr(speculative, "timed_with_memory", timed)
         policy = {"fixed": ll.FixedSkip([1], length=2, threshold=0.0)}
-        options = GenerateOptions(max_new_tokens=2, eos_token_id=-1)
+        options = GenerateOptions(max_new_tokens=8, eos_token_id=-1)
         report, _ = measure_speculative(tiny("llama"), policy, [[number] for number in range(5, 10)], options)
         seconds = [report["by_prompt"][way]["seconds"] for way in ("plain", "fixed")]
         totals = [list(accumulate(of_way)) for of_way in seconds]
-        pays = [number for number, (plain, own) in enumerate(zip(*totals, strict=True), start=1) if plain >= own]
-        found.append(pays[0] if pays else None)
+        is_ahead = [plain >= own for plain, own in zip(*totals, strict=True)]
+        found.append(next((number + 1 for number in range(5) if all(is_ahead[number:])), None))
         assert report["table"][1]["break_even"] == found[-1]
         assert_holds(report["table"][1], "speed_up", interval(*seconds))
     assert {None, 1} < set(found)
+
+
+def test_nothing_that_was_never_drafted_pays(monkeypatch):
+    monkeypatch.setattr(speculative, "timed_with_memory", lambda way, _: (way(), Timing(1.0, 0.0))[1])
+    options = GenerateOptions(max_new_tokens=2, eos_token_id=-1)  # fewer than are decoded before the first draft
+    report, _ = measure_speculative(tiny("llama"), {"fixed": ll.FixedSkip([1])}, PROMPTS, options)
+    row = report["table"][1]
+    assert (row["rounds"], row["speed_up"], row["break_even"]) == (0, 1.0, None)
 
 
 class Meddling(Search):

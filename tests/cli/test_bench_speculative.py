@@ -137,7 +137,9 @@ def test_the_files_are_those_that_are_named(done):
     stems |= {"lambda"} if tried["lambda"].nunique() > 1 else set()
     assert "lambda" in stems, "options with which lambda moves"
     figures = {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf", "csv")}
-    assert {path.name for path in done.out.iterdir()} == figures | {"report.json", "speculative.csv"}
+    found = {f"skipset_{row['way']}.json" for row in done.report["table"] if row.get("skipped", "nothing") != "nothing"}
+    assert found
+    assert {path.name for path in done.out.iterdir()} == figures | found | {"report.json", "speculative.csv"}
     assert all(path.stat().st_size > 100 for path in done.out.iterdir())
     for name in ("speculative", "speed_up"):
         table = pd.read_csv(done.out / f"{name}.csv")
@@ -261,12 +263,41 @@ def test_an_option_that_no_policy_takes_is_refused_before_anything_is_measured(c
 
 @pytest.mark.parametrize("policy", ["fixed", "traced"])
 def test_a_file_that_is_none_is_named(cli, done, tmp_path, policy):
-    """The reason stands in the first line, and in the second that nothing is left to measure."""
+    """Even where other policies could be measured without it."""
     gone = tmp_path / "gone"
     option = "--skip-set" if policy == "fixed" else "--run"
-    code, out, err = cli("bench", "speculative", "--model", done.folder, *FEW, "--policies", policy, option, gone)
-    assert (code, out, err.count("\n")) == (2, "", 2)
-    assert str(gone) in err.splitlines()[0]
+    for policies in (policy, f"every-other,{policy}"):
+        code, out, err = cli("bench", "speculative", "--model", done.folder, *FEW, "--policies", policies, option, gone)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert str(gone) in err
+
+
+def test_earlier_results_are_not_replaced(cli, done):
+    before = {path: path.read_bytes() for path in done.out.iterdir()}
+    code, out, err = cli("bench", "speculative", "--model", done.folder, *FEW, "--out", done.out)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"--out {done.out}" in err
+    assert {path: path.read_bytes() for path in done.out.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(cli, done, monkeypatch, tmp_path):
+    monkeypatch.setattr("layerlens.cli.speculative.answered", None)
+    (tmp_path / "file").write_text("")
+    code, out, err = cli("bench", "speculative", "--model", done.folder, *FEW, "--out", tmp_path / "file")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"--out {tmp_path / 'file'}" in err
+
+
+def test_a_set_that_was_found_drafts_again(cli, done):
+    """The files of sets are those that `fixed` reads."""
+    for path in done.out.glob("skipset_*.json"):
+        code, out, err = cli(
+            *("generate", "--model", done.folder, "--prompt", "Hello", "--max-new-tokens", "9", "--strategy", "last"),
+            *("--draft", "fixed", "--draft-option", f"skipped={path}"),
+        )
+        assert code == 0, err
+        skips = ll.SkipSet.load(path, ll.load(str(done.folder), device="cpu"))
+        assert f"left out: {skips}" in out
 
 
 def test_no_part_of_a_run_is_replaced_by_a_report(cli, done, tmp_path):

@@ -10,11 +10,12 @@ from statistics import median
 import pandas as pd
 
 from layerlens.decode.speculative.branching import refuse_recurrent, refuse_unbranched
-from layerlens.decode.speculative.policy import Round, SkipPolicy
+from layerlens.decode.speculative.policy import Round, Search, SkipPolicy
 from layerlens.decode.speculative.registry import named_skip_policy
 from layerlens.decode.speculative.skipset import SkipSet
 from layerlens.errors import ModelError, Notice, OptionError
 from layerlens.models import Model
+from layerlens.models.use import loaded_model
 
 _PLAIN_FIRST = 4  # rounds of plain decoding before the first draft of so many rows, to compare with
 _PLAIN_EVERY = 32  # afterwards every so many rounds, because a longer text takes longer
@@ -49,13 +50,15 @@ class Drafter:
 
     Attributes:
         search: of the policy.
-        pays: False once drafting was given up because it was slower than plain decoding.
+        pays: False once drafting was given up: it was slower than plain decoding, or the search found nothing to leave
+            out.
 
     Raises:
         ModelError, OptionError: the policy cannot work with the model.
     """
 
     def __init__(self, model: Model, policy: SkipPolicy) -> None:
+        loaded_model(model)
         if not isinstance(policy, SkipPolicy):
             advice = "give one such as ConfLayers(), or its name, such as 'conflayers'"
             raise OptionError.about("draft", policy, "is not a skip policy", advice)
@@ -71,12 +74,16 @@ class Drafter:
             refuse_unbranched(model)
         self.model, self.policy = model, policy
         self.search = policy.search(model)
+        if not isinstance(self.search, Search):
+            what = f"returns {type(self.search).__name__!r} from its search"
+            raise OptionError.about("draft", type(policy).__name__, what, "return an ll.Search, such as Settled(skips)")
         self.pays = True
         self._rounds: list[dict[str, float]] = []
         self._sets: list[SkipSet] = []
         self._plain: Mapping[int, deque[float]] = defaultdict(lambda: deque(maxlen=_PLAIN_KEPT))
         self._since_plain = 0
         self._n_judged, self._seconds, self._worth = 0, 0.0, 0.0
+        self._n_in_vain = 0  # rounds of searching since the last draft, once a set was proposed
 
     @property
     def skips(self) -> SkipSet:
@@ -120,7 +127,7 @@ class Drafter:
         first = {
             "skipped": [str(skips) for skips in known],
             "share": [skips.share(self.model.n_layers) for skips in known],
-            "lambda": [float(skips.found.get("lambda", math.nan)) for skips in known],
+            "lambda": [_number(skips.found.get("lambda")) for skips in known],
         }
         last = {"acceptance": sums["accepted"] / sums["drafted"], "speed_up": sums["worth"] / sums["seconds"]}
         table: pd.DataFrame = pd.DataFrame(first, index=sums.index).join(sums[names[:5]]).assign(**last)
@@ -173,13 +180,19 @@ class Drafter:
         if not is_drafted:
             self._plain[n_rows].append(seconds.draft + seconds.verify)
             self._since_plain = 0
+            self._n_in_vain += self.searches and self.search.n_proposals > 0
+            if self.policy.patience is not None and self._n_in_vain >= self.policy.patience:
+                self._give_up(f"in {self._n_in_vain} rounds the search found no blocks worth leaving out")
             return
         self._since_plain += 1
+        self._n_in_vain = 0
         self._n_judged += 1
         self._seconds += seconds.draft + seconds.verify
         self._worth += means["emitted"] * plain
-        if self.policy.patience is not None and self._n_judged >= self.policy.patience:
-            self._judge()
+        if self.policy.patience is not None:
+            lost = self._seconds - self._worth
+            if self._n_judged >= self.policy.patience or lost > self.policy.patience * plain:
+                self._judge()
 
     def _number_of(self, skips: SkipSet) -> int:
         """The place of the set among `sets`; a set that comes again later counts as another."""
@@ -198,6 +211,10 @@ class Drafter:
             self.pays = False
             said = f"drafts do not pay on {self.model.source}: {why}; decoding goes on without them"
             warnings.warn(said, Notice, stacklevel=2)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def drafter_of(draft: "Drafter | SkipPolicy | str | None", model: Model) -> "Drafter | None":

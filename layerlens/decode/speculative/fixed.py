@@ -6,7 +6,7 @@ from pathlib import Path
 
 from layerlens.decode.speculative.policy import Search, Settled, SkipPolicy, candidates, n_of, number
 from layerlens.decode.speculative.skipping import indispensable, parts_of
-from layerlens.decode.speculative.skipset import SkipSet, refuse_no_such_blocks
+from layerlens.decode.speculative.skipset import SkipSet, block_numbers, refuse_no_such_blocks
 from layerlens.errors import ModelError, OptionError
 from layerlens.models import Model
 
@@ -23,10 +23,11 @@ class FixedSkip(SkipPolicy):
         super().check()
         if isinstance(self.skipped, SkipSet | str | Path):
             return
-        is_set = isinstance(self.skipped, Collection) and not isinstance(self.skipped, Mapping)
-        if not is_set or not all(type(one) is int for one in self.skipped):
-            what = "is neither a set of blocks nor a file"
-            raise OptionError.about("skipped", self.skipped, what, "give numbers of blocks, or a path")
+        if isinstance(self.skipped, Collection) and not isinstance(self.skipped, Mapping):
+            block_numbers(self.skipped, "skipped")
+            return
+        what = "is neither a set of blocks nor a file"
+        raise OptionError.about("skipped", self.skipped, what, "give numbers of blocks, or a path")
 
     def search(self, model: Model) -> Search:
         """The set, if the model can leave it out."""

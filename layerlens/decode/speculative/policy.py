@@ -99,7 +99,8 @@ class SkipPolicy(ABC):
     tree: bool = False
     """Whether a draft also holds the next best tokens at each place: the more of them, the less sure it is."""
     patience: int | None = 100
-    """Plain decoding goes on after this many rounds that were slower than it; None: never."""
+    """Plain decoding goes on for good once this many rounds were slower than it, once as much time was lost as this
+    many plain passes take, or once the search found nothing to leave out in this many rounds. None: never."""
 
     def __post_init__(self) -> None:
         self.check()

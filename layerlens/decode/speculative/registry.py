@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layerlens.decode.speculative.policy import SkipPolicy
 
 _BUILT_IN = ("conflayers", "swift", "clasp", "knapspec", "every-other", "fixed", "traced")
+_EXAMPLES = {"skipped": "[3,5]", "run": "runs/first"}
 _REGISTERED: "dict[str, Callable[..., SkipPolicy]]" = {}
 
 
@@ -61,7 +62,8 @@ def named_skip_policy(name: str, **options: Any) -> "SkipPolicy":
             raise OptionError.about(option, value, what, did_you_mean(option, list(parameters), "leave it out"))
     missing = [one.name for one in parameters.values() if one.default is one.empty and one.name not in options]
     if missing:
-        raise OptionError.about("draft", name, f"needs {' and '.join(missing)}", "give it as an option of the policy")
+        advice = f"give it as an option of the policy, as in {missing[0]}={_EXAMPLES.get(missing[0], 'VALUE')}"
+        raise OptionError.about("draft", name, f"needs {' and '.join(missing)}", advice)
     return make(**options)
 
 

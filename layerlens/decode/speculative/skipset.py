@@ -1,6 +1,7 @@
 """Which attention modules and MLPs a draft leaves out, and how such a set is saved."""
 
 import json
+import operator
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,14 @@ class SkipSet:
     mlp: frozenset[int] = frozenset()
     found: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    def __post_init__(self) -> None:
+        for name in ("attention", "mlp"):
+            object.__setattr__(self, name, block_numbers(getattr(self, name), name))
+
     @classmethod
     def of_blocks(cls, blocks: Iterable[int], **found: Any) -> "SkipSet":
         """Whole blocks."""
-        whole = frozenset(blocks)
+        whole = block_numbers(blocks, "blocks")
         return cls(whole, whole, found)
 
     @property
@@ -67,8 +72,13 @@ class SkipSet:
             model: what it was found on.
 
         Raises:
-            OptionError: the file cannot be written.
+            OptionError: the model has no such blocks, or the file cannot be written or lies in a run directory.
         """
+        from layerlens.models.use import loaded_model
+        from layerlens.records.places import refuse_inside
+
+        loaded_model(model)
+        refuse_no_such_blocks(self, model.n_layers)
         content = {
             "format": _FORMAT,
             "model": {
@@ -83,8 +93,10 @@ class SkipSet:
         }
         text = json.dumps(content, indent=1, default=str) + "\n"
         try:
-            Path(path).expanduser().write_text(text, encoding="utf-8")
-        except (OSError, ValueError) as error:  # the latter for a path that no file can have
+            file = Path(path).expanduser()
+            refuse_inside(file, option="path")
+            file.write_text(text, encoding="utf-8")
+        except (OSError, ValueError, RuntimeError) as error:  # the last two for a path that no file can have
             what = f"could not be written ({getattr(error, 'strerror', None) or error})"
             raise OptionError.about("path", str(path), what, "give another path") from error
 
@@ -98,10 +110,12 @@ class SkipSet:
         given = str(path)
         content = _read(given)
         try:
-            own, attention, mlp = content["model"], content["attention"], content["mlp"]
+            own, attention, mlp = dict(content["model"]), content["attention"], content["mlp"]
             n_layers, fingerprint = own["n_layers"], own["fingerprint"]
             found = content.get("found", {})
-        except (KeyError, TypeError) as error:
+        except (TypeError, ValueError) as error:
+            raise _malformed(given, "it says of no model") from error
+        except KeyError as error:
             raise _malformed(given, f"it has no {first_sentence(error)}") from error
         lists = isinstance(attention, list) and isinstance(mlp, list) and isinstance(found, dict)
         if not lists or not all(type(number) is int for number in [*attention, *mlp]):
@@ -109,10 +123,23 @@ class SkipSet:
         if n_layers != model.n_layers or fingerprint != model.fingerprint():
             what = f"was found for {str(own.get('source'))[:100]!r} of {n_layers!r} layers, and not for these weights"
             advice = f"find one for {model.source}, which has {model.n_layers} layers"
+            if n_layers == model.n_layers:  # the weights of one model in two formats are two
+                advice += ", or load the model with the dtype that it was found with"
             raise OptionError.about("skipped", given, what, advice)
         skips = cls(frozenset(attention), frozenset(mlp), found)
         refuse_no_such_blocks(skips, model.n_layers)
         return skips
+
+
+def block_numbers(blocks: Iterable[int], option: str) -> frozenset[int]:
+    """The numbers of blocks as plain integers; OptionError about the option where one is something else."""
+    try:
+        given = list(blocks)
+        if any(isinstance(one, bool) for one in given):
+            raise TypeError
+        return frozenset(operator.index(one) for one in given)
+    except TypeError as error:
+        raise OptionError.about(option, blocks, "are not numbers of blocks", "give whole numbers from 0") from error
 
 
 def refuse_no_such_blocks(skips: SkipSet, n_layers: int, kept: Collection[int] = ()) -> None:
@@ -132,11 +159,11 @@ def _read(path: str) -> dict[str, Any]:
         if file.stat().st_size > _MOST_BYTES:
             raise _malformed(path, "it is too large")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        raise OptionError.about("skipped", path, what, "give a file that a skip set was saved in") from error
     except (ValueError, RecursionError) as error:
         raise _malformed(path, "it is not JSON") from error
+    except (OSError, RuntimeError) as error:  # the latter for the home of a user that there is not
+        what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise OptionError.about("skipped", path, what, "give a file that a skip set was saved in") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise _malformed(path, "its format is another one")
     return content

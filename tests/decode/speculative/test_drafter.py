@@ -1,5 +1,6 @@
 """A drafter's tables against drafts made by hand, what it keeps from prompt to prompt, and when it gives up."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -179,20 +180,78 @@ def wrong():
     return model
 
 
-@pytest.mark.parametrize("patience", [1, 3])
-def test_drafts_that_do_not_pay_are_given_up(wrong, patience):
-    """After so many rounds; the tokens stay what they are, and later prompts are decoded plainly."""
-    drafter = ll.Drafter(wrong, skip(1, 2, length=20, patience=patience))
+def test_drafts_that_do_not_pay_are_given_up(wrong):
+    """After one round of twenty wrong drafts. Tokens stay what they are, and later prompts are decoded plainly."""
+    drafter = ll.Drafter(wrong, skip(1, 2, length=20, patience=1))
     expected = plain(wrong, max_new_tokens=30)
-    with pytest.warns(Notice, match=f"{wrong.source}.* {patience} rounds were 0") as told:
+    with pytest.warns(Notice, match=f"{wrong.source}.* 1 rounds were 0") as told:
         assert_same(drafted(drafter, max_new_tokens=30), expected)
     assert len(told) == 1
     assert not drafter.pays
     rounds = drafter.rounds
-    assert (rounds["set"] >= 0).tolist() == [False] * 4 + [True] * patience + [False] * (29 - 4 - patience)
+    assert (rounds["set"] >= 0).tolist() == [False] * 4 + [True] + [False] * (29 - 4 - 1)
     again = ll.generate(wrong, "abc", draft=drafter, max_new_tokens=20)
     assert again.token_ids == ll.generate(wrong, "abc", max_new_tokens=20).token_ids
     assert len(drafter.rounds) == len(rounds), "not one round more"
+
+
+def told(drafter, drafted_tokens, seconds, emitted=1):
+    """Tell a drafter of one round of one text."""
+    skips = drafter.skips if drafted_tokens else ll.SkipSet()
+    last = Round(9, [drafted_tokens], [emitted - 1], [0], [emitted], [list(range(emitted))], skips)
+    drafter.add(last, seconds, was_over=False)
+
+
+@pytest.mark.parametrize(
+    ("patience", "draft", "emitted", "n_rounds"),
+    [
+        (3, 0.2, 1, 3),  # each round loses a fifth of a plain pass
+        (3, 5.0, 1, 1),  # the first one loses more than three
+        (12, 5.0, 1, 3),  # three lose fifteen
+        (12, 5.0, 3, 5),  # as many tokens as three plain passes give: each round loses three
+        (12, 5.0, 6, None),  # nothing is lost
+        (None, 5.0, 1, None),
+    ],
+)
+def test_drafting_ends_after_so_many_rounds_or_after_the_time_of_so_many_passes(
+    wrong, patience, draft, emitted, n_rounds
+):
+    """A plain pass takes a second, and so does the pass that checks a draft."""
+    drafter = ll.Drafter(wrong, skip(1, 2, length=20, patience=patience))
+    for _ in range(4):
+        told(drafter, 0, Seconds(0.0, 1.0, 0.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)
+        for number in range(1, 40):
+            told(drafter, 7, Seconds(draft, 1.0, 100.0), emitted)
+            assert drafter.pays == (n_rounds is None or number < n_rounds)
+            if not drafter.pays:
+                break
+
+
+@pytest.mark.parametrize(("n_proposals", "patience", "gives_up"), [(1, 5, True), (0, 5, False), (1, None, False)])
+def test_a_search_in_vain_ends(wrong, n_proposals, patience, gives_up):
+    """Once it has proposed something, and then found nothing to leave out in so many rounds."""
+    drafter = ll.Drafter(wrong, ll.Swift(patience=patience))
+    drafter.search.n_proposals = n_proposals
+    assert not drafter.skips
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for number in range(1, 12):
+            told(drafter, 0, Seconds(0.0, 1.0, 1.0))
+            assert drafter.pays == (not gives_up or number < 5)
+    assert [one.category for one in said] == [Notice] * gives_up
+
+
+def test_what_is_no_model_or_no_search_is_refused(wrong):
+    class Wrong(ll.FixedSkip):
+        def search(self, model):
+            return ll.SkipSet.of_blocks([1])
+
+    with refused(OptionError, "model", "smollm2", advice="ll.load"):
+        ll.Drafter("smollm2", ll.Swift())
+    with refused(OptionError, "draft", "Wrong", problem="SkipSet", advice="ll.Search"):
+        ll.Drafter(wrong, Wrong([1]))
 
 
 def test_drafts_are_not_given_up_without_patience(wrong):

@@ -4,6 +4,7 @@ import json
 import random
 from itertools import product
 
+import numpy as np
 import pytest
 
 import layerlens as ll
@@ -267,3 +268,44 @@ def test_parts_of_blocks_are_for_families_whose_blocks_have_some(tmp_path):
     with refused(ModelError, given=bloom.source, problem="as a whole only"):
         ll.FixedSkip(tmp_path / "parts").search(bloom)
     assert ll.FixedSkip(tmp_path / "blocks").search(bloom).skips == ll.SkipSet.of_blocks([1])
+
+
+@pytest.mark.parametrize("blocks", [np.array([1, 4]), [np.int64(1), np.uint8(4)], (1, 4), {1, 4}, range(1, 5, 3)])
+def test_numbers_of_every_whole_kind_name_blocks(model, tmp_path, blocks):
+    """And are written as such."""
+    path = tmp_path / "set.json"
+    ll.SkipSet.of_blocks(blocks).save(path, model)
+    assert json.loads(path.read_text())["mlp"] == [1, 4]
+    assert ll.SkipSet(blocks, blocks) == ll.SkipSet.load(path, model) == ll.SkipSet.of_blocks([1, 4])
+    assert ll.Drafter(model, ll.FixedSkip(blocks)).skips == ll.SkipSet.of_blocks([1, 4])
+
+
+@pytest.mark.parametrize("blocks", [[1.0], [True], ["1"], [None], 3, np.array([1.5])])
+def test_what_is_no_number_of_a_block_is_refused(blocks):
+    with refused(OptionError, "attention"):
+        ll.SkipSet(blocks)
+    with refused(OptionError, "blocks"):
+        ll.SkipSet.of_blocks(blocks)
+    with refused(OptionError, "skipped"):
+        ll.FixedSkip(blocks)
+
+
+def test_a_set_is_saved_for_a_model_that_has_its_blocks_and_in_no_run(model, tmp_path):
+    path = tmp_path / "set.json"
+    with refused(OptionError, "skipped", problem="block 77"):
+        ll.SkipSet.of_blocks([77]).save(path, model)
+    with refused(OptionError, "model", "smollm2"):
+        ll.SkipSet.of_blocks([1]).save(path, "smollm2")
+    run = ll.trace(model, ["abc"], out=tmp_path / "run", max_new_tokens=1, progress=False)
+    with refused(OptionError, "path", run.path / "manifest.json"):
+        ll.SkipSet.of_blocks([1]).save(run.path / "manifest.json", model)
+    assert ll.open_run(run.path).is_complete
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("value", [None, "abc", [1]])
+def test_a_lambda_that_is_no_number_is_left_out_of_the_table(model, value):
+    skips = ll.SkipSet(frozenset([3]), frozenset([3]), {"lambda": value})
+    drafter = ll.Drafter(model, ll.FixedSkip(skips, patience=None))
+    ll.generate(model, "abcdefgh", draft=drafter, max_new_tokens=9)
+    assert drafter.sets["lambda"].isna().all()
