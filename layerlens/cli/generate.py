@@ -1,6 +1,5 @@
 """`layerlens generate`: a text in which the tokens are marked that the strategy changed."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,9 +18,6 @@ def generate(
     strategy_options: options.StrategyOptions,
     lens: options.Lens = None,
     drafting: options.Drafting,
-    save_skip_set: Annotated[
-        Path | None, typer.Option(help="With --draft: JSON file for the blocks that the policy left out in the end.")
-    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also generate from the last layer, and show both texts side by side.")
     ] = False,
@@ -43,7 +39,6 @@ def generate(
     GenerateOptions(**settings)
     refuse_unknown(strategy)
     drafting.refuse_unknown()
-    _refuse_unwritable(save_skip_set, drafting.draft)
     loading.refuse_unloadable(model, window)
     # and what needs torch
     chosen = strategy_options.strategy(strategy, window)
@@ -52,7 +47,7 @@ def generate(
     policy = drafting.policy()
 
     import layerlens as ll
-    from layerlens.cli.text import print_drafts, print_generation, print_side_by_side
+    from layerlens.cli.text import print_generation, print_side_by_side
 
     loaded, sampled = loading.load(model), decoding.temperature > 0
     chosen.fit(loaded.n_layers, loaded.tied)
@@ -63,24 +58,4 @@ def generate(
         print_side_by_side(loaded, "last", last, strategy, generation, sampled=sampled, drafted=drafter is not None)
     else:
         print_generation(loaded, strategy, generation, sampled=sampled, drafted=drafter is not None)
-    if drafter is not None:
-        print_drafts(drafter)
-        if save_skip_set is not None:
-            if drafter.skips:
-                drafter.skips.save(save_skip_set, loaded)
-                typer.echo(f"skip set written to {save_skip_set}")
-            else:
-                typer.echo(f"layerlens: no blocks are left out, so that {save_skip_set} was not written", err=True)
-
-
-def _refuse_unwritable(path: Path | None, draft: str | None) -> None:
-    if path is None:
-        return
-    from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
-
-    if draft is None:
-        what = f"has no effect without {spelled('draft')}"
-        raise OptionError.about("save_skip_set", path, what, "name a policy, or leave it out")
-    refuse_other_suffix(path, (".json",), "save_skip_set")
-    refuse_inside(path, option="save_skip_set")
-    refuse_no_folder(path.expanduser(), "save_skip_set")
+    drafting.end(drafter)

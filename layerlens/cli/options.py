@@ -13,6 +13,7 @@ import typer
 from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
+    from layerlens.decode.speculative.drafter import Drafter
     from layerlens.decode.speculative.policy import SkipPolicy
     from layerlens.decode.strategies import Strategy
     from layerlens.models import Model as LoadedModel
@@ -309,16 +310,42 @@ class Drafting:
             "times.",
         ),
     ] = None
+    save_skip_set: Annotated[
+        Path | None, typer.Option(help="With --draft: JSON file for the blocks that the policy left out in the end.")
+    ] = None
 
     def refuse_unknown(self) -> None:
-        """OptionError where no policy has the name, or options are given without one."""
+        """OptionError where no policy has the name, what needs one is given without, or no such file can be written."""
         from layerlens.decode.speculative.registry import refuse_unknown_policy
+        from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
 
         if self.draft is not None:
             refuse_unknown_policy(self.draft)
-        elif self.draft_option:
-            what = f"has no effect without {spelled('draft')}"
-            raise OptionError.about("draft_option", self.draft_option[0], what, "name a policy, or leave it out")
+        else:
+            what, advice = f"has no effect without {spelled('draft')}", "name a policy, or leave it out"
+            if self.draft_option:
+                raise OptionError.about("draft_option", self.draft_option[0], what, advice)
+            if self.save_skip_set is not None:
+                raise OptionError.about("save_skip_set", self.save_skip_set, what, advice)
+        if self.save_skip_set is not None:
+            refuse_other_suffix(self.save_skip_set, (".json",), "save_skip_set")
+            refuse_inside(self.save_skip_set, option="save_skip_set")
+            refuse_no_folder(self.save_skip_set.expanduser(), "save_skip_set")
+
+    def end(self, drafter: "Drafter | None") -> None:
+        """Print what the drafts were worth, and save what was left out in the end where that was asked for."""
+        from layerlens.cli.text import print_drafts
+
+        if drafter is None:
+            return
+        print_drafts(drafter)
+        if self.save_skip_set is None:
+            return
+        if drafter.skips:
+            drafter.skips.save(self.save_skip_set, drafter.model)
+            typer.echo(f"skip set written to {self.save_skip_set}")
+        else:
+            typer.echo(f"layerlens: no blocks are left out, so that {self.save_skip_set} was not written", err=True)
 
     def policy(self) -> "SkipPolicy | None":
         """The policy with its options; None where nothing is drafted."""

@@ -115,13 +115,14 @@ def trace(
     try:
         loaded = loading.load(model)
         chosen.fit(loaded.n_layers, loaded.tied)
+        drafter = None if policy is None else ll.Drafter(loaded, policy)
         run = ll.trace(
             loaded,
             asked,
             out=out,
             strategy=chosen,
             lens=readings.lens,
-            draft=policy,
+            draft=drafter,
             resume=resume,
             overwrite=overwrite,
             **settings,
@@ -129,6 +130,7 @@ def trace(
     except KeyboardInterrupt:
         return _interrupted(out, len(asked))
     _print_summary(run)
+    drafting.end(drafter)
     return 0
 
 

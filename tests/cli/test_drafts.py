@@ -258,6 +258,31 @@ def test_a_run_says_by_which_policy_its_tokens_were_drafted(trace):
     assert abs(run.layers("entropy") - plain.layers("entropy")).max() < 1e-5
 
 
+def test_a_trace_saves_what_its_drafts_left_out_and_says_what_they_were_worth(begin, generate, folder, tmp_path):
+    file = tmp_path / "skips.json"
+    code, err, _ = begin("--draft", "swift", "--draft-option", "context_window=3", *EAGER, "--save-skip-set", file)
+    assert (code, err.count("nothing was drafted")) == (0, 0), err
+    assert json.loads(file.read_text())["found"]["policy"] == "swift"
+    code, again, err = generate("--draft", "fixed", "--draft-option", f"skipped={file}", *EAGER)
+    assert (code, err) == (0, "")
+    assert counted(again)[3] == str(ll.SkipSet.load(file, ll.load(folder, device="cpu")))
+
+
+def test_a_set_that_leaves_nothing_out_replaces_no_file(generate, tmp_path):
+    """Before the search has found anything, or where the policy leaves nothing out."""
+    file = tmp_path / "skips.json"
+    file.write_text("what was there before")
+    code, out, err = generate("--draft", "conflayers", "--save-skip-set", file)
+    assert (code, file.read_text()) == (0, "what was there before")
+    assert "nothing was drafted" in out
+    assert str(file) in err
+
+
+def test_values_in_the_spelling_of_python(generate):
+    words = ["--draft", "every-other", "--draft-option", "tree=True", "--draft-option", "patience=None"]
+    assert generate(*words)[0] == 0
+
+
 def test_a_saved_set_in_a_trace(generate, trace, tmp_path):
     file = tmp_path / "skips.json"
     assert generate("--draft", "every-other", "--save-skip-set", file)[0] == 0
