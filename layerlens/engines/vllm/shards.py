@@ -57,10 +57,10 @@ class Shards:
         """The token with the greatest logit of each row; the first of equal ones."""
         top = arg_max(logits)
         greatest = logits.gather(1, top.unsqueeze(1))[:, 0]
-        values = self._gather(greatest)
+        # in one exchange, of float32: some ways between ranks take no integers, and it holds every id up to 2^24
+        values, ids = self._gather(torch.stack([greatest, (top + self._first).float()])).unbind(1)
         best = values.argmax(0, keepdim=True)  # a NaN counts as the greatest
-        ids = self._gather(top + self._first)
-        return ids.gather(0, best)[0]
+        return ids.gather(0, best)[0].long()
 
     def whole(self, logits: Logits) -> Logits:
         """The logits of the whole vocabulary, [rows, vocab], of rows of which this rank has a part."""
