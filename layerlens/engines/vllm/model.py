@@ -126,7 +126,7 @@ class Kept:
                 return logits_of(states)
 
         def gather(values: Tensor) -> Tensor:
-            every: Tensor = tensor_model_parallel_all_gather(values.unsqueeze(0), dim=0)
+            every: Tensor = tensor_model_parallel_all_gather(values.contiguous().unsqueeze(0), dim=0)
             return every
 
         shards = Shards(own, gather, self._n_vocab, get_tensor_model_parallel_rank(), own(normed).shape[1])
