@@ -86,7 +86,7 @@ RUNS = {
         for lens in LENSES
     },
     "explained": f"eval {SMOLLM2} {TASK} --strategies valley --temperature 0.7 --epochs 4 --max-new-tokens 128 "
-    "--batch-size 60 --trace",
+    "--batch-size 60",
     **{
         f"{name}-confidence": f"trace {model} {SAMPLE} --limit 10 --max-new-tokens 64 --batch-size 10 --confidence"
         for name, model in (("smollm2", SMOLLM2), ("gemma3", GEMMA3))
@@ -151,9 +151,12 @@ def by_lens(model: str, answered: tuple[str, ...] = ()) -> list[str]:
 
 def by_drafts(name: str, model: str) -> list[str]:
     """The commands for what drafts are worth on a model; they measure times, so run them alone on the machine."""
+    place = f"{{runs}}/{name}-drafts"
+    tables = ("speculative.csv", "acceptance.csv", "blocks.csv", "blocks.png", "report.json")
     return [
         f"layerlens bench speculative {model} --policies {','.join(POLICIES)} --run {{runs}}/{name}-confidence "
-        "--blocks --out {folder}",
+        f"--limit 20 --max-new-tokens 100 --blocks --out {place}",
+        *(f"cp {place}/{table} {{folder}}/{table}" for table in tables),
         kept(f"{name}-confidence", "manifest.json"),
     ]
 
@@ -243,6 +246,8 @@ def carry_out(words: list[str], runs: Path) -> None:
         source, target = map(Path, rest)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
+        return
+    if "speculative" in rest and (Path(rest[rest.index("--out") + 1]) / "report.json").exists():
         return
     if rest[0] in ("trace", "ablate", "eval"):
         manifest = Path(rest[rest.index("--out") + 1]) / "manifest.json"

@@ -303,7 +303,7 @@ SENTENCES = [
         None,
         None,
         "ablate --tasks sample --out AT/ablation",
-        "--tasks sample needs a model to answer them; give a model, or leave it out",
+        "--tasks sample has no effect without a model; give a model, or leave it out",
     ),
     # datasets and prompts
     Refusal(

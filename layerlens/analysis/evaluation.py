@@ -27,7 +27,8 @@ def evaluation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     unembedding for a token on average, NaN where it was not told; unscored, answers without a score, because the judge
     did not give one, there was an error, or the answer is missing. Scores, differences, lengths and finished have
     `_low` and `_high` (95 %): shares as in `analysis.shares`, other means by resampling items. Epochs of an item are
-    one unit. `attrs` has the model, the kind of lens, the temperature and n_items asked, by task, and is_complete.
+    one unit. `attrs` has the model, the kind of lens, the temperature and n_items asked, by task, is_complete, and
+    too_long: by task the answers that the model's context had no room for, or not to their end.
 
     Raises:
         RunError: there is no evaluation, one of its files cannot be read, or it holds no answer yet.
@@ -53,6 +54,7 @@ def evaluation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
         "temperature": {name: float(one["config"].get("temperature", 0)) for name, one in said["tasks"].items()},
         "n_items": {name: len(one["items"]) for name, one in said["tasks"].items()},
         "is_complete": manifest["totals"] is not None,
+        "too_long": answers.loc[answers["stop_reason"] == "model_length", "task"].value_counts().to_dict(),
     }
     return table
 

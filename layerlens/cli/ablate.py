@@ -45,7 +45,7 @@ def ablate(
     from layerlens.records.evaluation import refuse_unless_free
 
     if model is None:
-        asking.refuse_no_model(items)
+        asking.refuse_no_model(items, scoring, answering, wrapping, window=(window, None), lens=(lens, None))
         asking.tell_again(out)
     else:
         refuse_unless_free(out)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,10 +131,19 @@ def answered(
     return True
 
 
-def refuse_no_model(items: Items) -> None:
-    """OptionError where tasks are given without a model to answer them."""
-    if items.tasks is not None:
-        raise OptionError.about("tasks", items.tasks, "needs a model to answer them", "give a model, or leave it out")
+def refuse_no_model(*groups: Any, **alone: tuple[Any, Any]) -> None:
+    """OptionError where something is given that has no effect without a model to answer with.
+
+    Args:
+        groups: groups of options.
+        alone: by their names, the values of other options and what they are where nothing is given.
+    """
+    for group in groups:
+        alone |= {field.name: (getattr(group, field.name), field.default) for field in fields(group)}
+    for option, (value, default) in alone.items():
+        if (value or None) != (default or None):
+            given = value[0] if isinstance(value, list | tuple) else value
+            raise OptionError.about(option, given, "has no effect without a model", "give a model, or leave it out")
 
 
 def _by_task(words: Sequence[str], option: str, names: Sequence[str]) -> dict[str, str]:
@@ -198,7 +207,11 @@ def tell_again(out: Path) -> None:
 
 
 def say_unfinished(table: "pd.DataFrame") -> None:
-    """Say on standard error that answers are missing."""
+    """Say on standard error that answers are missing, or did not fit into the model's context."""
+    for task, n in table.attrs["too_long"].items():
+        total = table.loc[table["task"] == task, "n_answers"].sum()
+        what = "the model's context had no room for them, or not to their end"
+        typer.echo(f"layerlens: {n:,} of {total:,} answers to {task} are cut short or empty: {what}", err=True)
     if not table.attrs["is_complete"]:
         typer.echo("layerlens: the evaluation is not complete; repeat its command to continue it", err=True)
 

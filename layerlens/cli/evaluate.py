@@ -59,10 +59,14 @@ def evaluate(
     if power is not None and not 0 < power < 100:
         raise OptionError.about("power", power, "is no difference in points", "give a number above 0 and below 100")
     if model is None:
-        asking.refuse_no_model(items)
+        alone = {"strategies": (strategies, "last"), "window": (window, None), "trace": (trace, False)}
+        asking.refuse_no_model(items, scoring, answering, wrapping, readings, **alone)
         asking.tell_again(out)
     else:
         refuse_unless_free(out)
+        if power is not None and set(asking.listed(strategies)) <= {"last"} and not out.expanduser().exists():
+            what = "needs a strategy to compare with the last layer"
+            raise OptionError.about("power", power, what, f"give {spelled('strategies')} too, or leave it out")
         given = {**items.given(), **vars(scoring), "window": window}
         for option, value in readings.numbers().items():
             if value and not trace:

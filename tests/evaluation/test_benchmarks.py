@@ -10,6 +10,7 @@ import zlib
 import pytest
 
 import layerlens as ll
+from layerlens.errors import PromptError
 from tests.conftest import REAL_DATA, tiny
 from tests.evaluation import made_up_rows as rows
 from tests.evaluation.judge import judging
@@ -268,6 +269,42 @@ class Evil:
         return print, ("run",)
 
 
+GOOD = {
+    "gsm8k": {"question": "Q?", "answer": "1 + 2\n#### 3"},
+    "math500": {"problem": "P", "answer": "3", "unique_id": "first"},
+    "omni_math": {"problem": "P", "answer": "3"},
+    "gpqa": {
+        **{"Record ID": "first", "Question": "Q?", "Correct Answer": "a", "High-level domain": "x", "Subdomain": "y"},
+        **{f"Incorrect Answer {number}": f"{number}" for number in (1, 2, 3)},
+    },
+    "longbench_v2": rows.LONGBENCH[0],
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("gsm8k", {"question": "Q?", "answer": "no mark"}),
+        ("gsm8k", {"question": None, "answer": "#### 3"}),
+        ("gsm8k", {"question": "Q?", "answer": None}),
+        ("math500", {"problem": "P", "answer": None, "unique_id": "one"}),
+        ("math500", {"problem": "P", "answer": "3", "unique_id": None}),
+        ("math500", {"problem": " ", "answer": "3", "unique_id": "one"}),
+        ("omni_math", {"problem": "P", "answer": float("nan")}),
+        ("gpqa", {"Correct Answer": None}),
+        ("gpqa", {"Question": ""}),
+        ("longbench_v2", {"choice_D": None}),
+        ("longbench_v2", {"context": None}),
+    ],
+)
+def test_a_row_without_what_is_asked_or_compared_is_refused(task, row):
+    """And not asked, with "None" for an answer."""
+    good = GOOD[task]
+    whole = good | row
+    with refused(PromptError, problem="made up, row 2"):
+        task_of(benchmark(task), [good, whole], "made up", Setting())
+
+
 def test_the_middle_of_a_long_text_is_cut():
     one, model = benchmark("longbench_v2"), tiny("llama", max_position_embeddings=2048)
 
@@ -349,6 +386,7 @@ def test_every_benchmark_comes_to_a_score(tmp_path, sandbox):
         "writingbench": 0.7,
     }
     assert set(answers["outcome"]) == {"scored"}
+    assert "model_length" not in set(answers["stop_reason"]), "long texts were cut to fit"
     assert len(asked) == 3 + 3 + 2 * 5
     assert not any("base64" in prompt for prompt in asked)
     marked = [prompt for prompt in asked if "Made-up request" in prompt]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerlens.datasets import files, hub
 from layerlens.datasets.source import Release
-from layerlens.errors import LayerlensError, PromptError, spelled
+from layerlens.errors import LayerlensError, PromptError, first_sentence, spelled
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -102,6 +102,14 @@ def read(benchmark: Benchmark, data_file: str | PathLike[str] | None, limit: int
     return rows, origin
 
 
+def text(row: Mapping[str, Any], column: str) -> str:
+    """The text in a column of a row, or its number as a text; ValueError where there is none."""
+    value = row[column]
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value or not str(value).strip():
+        raise ValueError(f"its column {column!r} is empty or no text")
+    return str(value)
+
+
 def task_of(benchmark: Benchmark, rows: Rows, origin: str, setting: Setting) -> "Task":
     """The task of these rows; PromptError where one of them cannot be used, or two have one id."""
     try:
@@ -113,7 +121,7 @@ def task_of(benchmark: Benchmark, rows: Rows, origin: str, setting: Setting) -> 
             try:
                 benchmark.task([row], setting)
             except (KeyError, TypeError, ValueError, AttributeError) as of_row:
-                problem = f"{origin}, row {number}: it is not a row of {benchmark.name} ({of_row})"
+                problem = f"{origin}, row {number}: it is not a row of {benchmark.name} ({first_sentence(of_row)})"
                 raise PromptError(problem, "give the file as it was released", given=row) from error
         raise
     seen: dict[Any, int] = {}

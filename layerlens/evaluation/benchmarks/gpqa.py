@@ -11,7 +11,7 @@ from inspect_evals.gpqa.gpqa import record_to_sample
 
 from layerlens.datasets.gpqa import LETTERS, OPTION_COLUMNS, option_order
 from layerlens.datasets.source import Release
-from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
+from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting, text
 
 
 def task(rows: Rows, setting: Setting) -> Task:
@@ -24,9 +24,10 @@ def task(rows: Rows, setting: Setting) -> Task:
 
 
 def _sample(row: Mapping[str, Any], seed: int) -> Sample:
+    text(row, "Question")
     sample = record_to_sample(dict(row))
-    order = option_order(str(row["Record ID"]), seed)
-    sample.choices = [str(row[OPTION_COLUMNS[place]]).strip() for place in order]
+    order = option_order(text(row, "Record ID"), seed)
+    sample.choices = [text(row, OPTION_COLUMNS[place]).strip() for place in order]
     sample.target = LETTERS[order.index(0)]
     return sample
 

@@ -10,6 +10,7 @@ from inspect_ai.solver import multiple_choice
 
 from layerlens.datasets.source import Release
 from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
+from layerlens.evaluation.benchmarks.benchmark import text as text_in
 
 _LETTERS = "ABCD"
 _DIRECT = (
@@ -21,7 +22,8 @@ _STEPS = (
     "Think step by step, and end with a line of the form 'ANSWER: LETTER', where LETTER is one of {letters}."
 )
 _ID = "_id"
-_AROUND = 64  # tokens of the instructions and of the chat template
+_QUESTION = "<text>\n{}\n</text>\n\nQuestion: {}"
+_AROUND = 64  # tokens of the chat template
 
 
 def direct(rows: Rows, setting: Setting) -> Task:
@@ -36,24 +38,26 @@ def in_steps(rows: Rows, setting: Setting) -> Task:
 
 def _task(rows: Rows, setting: Setting, template: str, *, cot: bool) -> Task:
     return Task(
-        dataset=[_sample(row, setting) for row in rows],
+        dataset=[_sample(row, setting, template) for row in rows],
         solver=multiple_choice(template=template, cot=cot),
         scorer=choice(),
     )
 
 
-def _sample(row: Mapping[str, Any], setting: Setting) -> Sample:
-    choices = [str(row[f"choice_{letter}"]) for letter in _LETTERS]
+def _sample(row: Mapping[str, Any], setting: Setting, template: str) -> Sample:
+    choices = [text_in(row, f"choice_{letter}") for letter in _LETTERS]
     if row["answer"] not in tuple(_LETTERS):
         raise ValueError(f"its answer is {row['answer']!r}")
-    asked = str(row["question"])
-    text = str(row["context"]).strip()
+    asked = text_in(row, "question").strip()
+    text = text_in(row, "context").strip()
     if setting.fit is not None and setting.context is not None:
         # the answer gets half of a short context at most
+        options = "\n".join(f"{letter}) {option}" for letter, option in zip(_LETTERS, choices, strict=True))
+        around = template.format(question=_QUESTION.format("", asked), choices=options, letters=",".join(_LETTERS))
         room = setting.context - min(setting.max_new_tokens, setting.context // 2) - _AROUND
-        text = setting.fit(text, max(0, room - setting.length("\n".join([asked, *choices]))))
+        text = setting.fit(text, max(0, room - setting.length(around)))
     return Sample(
-        input=f"<text>\n{text}\n</text>\n\nQuestion: {asked.strip()}",
+        input=_QUESTION.format(text, asked),
         choices=choices,
         target=row["answer"],
         id=str(row[_ID]),

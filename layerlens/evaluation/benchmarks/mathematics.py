@@ -10,7 +10,7 @@ from inspect_ai.scorer import math
 from inspect_ai.solver import generate, prompt_template
 
 from layerlens.datasets.source import Release
-from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting
+from layerlens.evaluation.benchmarks.benchmark import Benchmark, Rows, Setting, text
 
 PROMPT = "{prompt}\n\nExplain your steps, and put the final answer, and nothing else, into \\boxed{{}}."
 _SECONDS = 20.0  # a shorter limit would score by the load of the machine
@@ -18,24 +18,21 @@ _SECONDS = 20.0  # a shorter limit would score by the load of the machine
 
 def math500(rows: Rows, setting: Setting) -> Task:
     """What the answer boxes must equal the reference, as mathematics."""
-    return _task([_problem(row, str(row["unique_id"]), str(row["answer"])) for row in rows])
+    return _task([_problem(row, text(row, "unique_id")) for row in rows])
 
 
 def omni_math(rows: Rows, setting: Setting) -> Task:
     """What the answer boxes must equal the reference, as mathematics."""
-    return _task([_problem(row, _id(str(row["problem"])), str(row["answer"])) for row in rows])
+    return _task([_problem(row, _id(text(row, "problem"))) for row in rows])
 
 
 def _task(samples: list[Sample]) -> Task:
     return Task(dataset=samples, solver=[prompt_template(PROMPT), generate()], scorer=math(timeout=_SECONDS))
 
 
-def _problem(row: Mapping[str, Any], identity: str, answer: str) -> Sample:
-    problem = row["problem"]
-    if not isinstance(problem, str) or not problem.strip() or not answer.strip():
-        raise ValueError("its problem or its answer is empty")
+def _problem(row: Mapping[str, Any], identity: str) -> Sample:
     metadata = {name: row[name] for name in ("subject", "level", "difficulty", "domain", "source") if name in row}
-    return Sample(input=problem, target=_closed(answer), id=identity, metadata=metadata)
+    return Sample(input=text(row, "problem"), target=_closed(text(row, "answer")), id=identity, metadata=metadata)
 
 
 def _closed(answer: str) -> str:
