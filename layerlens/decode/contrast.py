@@ -14,7 +14,7 @@ from layerlens.decode.strategies import Choice, Strategy, is_number, true_or_fal
 from layerlens.errors import OptionError, did_you_mean
 from layerlens.lens.sums import arg_max
 
-_CPU_ROWS = 2  # whose float64 values stay in the cache while they are mixed
+_CPU_BYTES = 2**20  # of the rows that are worked on together: they stay in the cache, and so do results in between
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class SLED(Strategy):
         last = readouts.logits([n_layers])[:, 0]
         top = last.topk(min(self.scale, last.shape[1]), dim=1).indices
         weights = torch.stack(
-            [alignment(readouts.logits([layer], norm=self.norm)[:, 0], last, top) for layer in range(n_layers)]
+            [_alignment(readouts.logits([layer], norm=self.norm)[:, 0], last, top) for layer in range(n_layers)]
         ).sum(0)
         total = weights.sum(1, keepdim=True)
         latent = torch.zeros_like(last).scatter(1, top, weights / total.clamp_min(1e-30))
@@ -147,6 +147,20 @@ class SLED(Strategy):
         below = kept.amin(1, keepdim=True) + self.lower_bound
         logits = below.expand_as(last).scatter(1, top, kept)
         return Choice(logits, torch.full_like(token_id, n_layers), token_id)
+
+
+def _alignment(early: Logits, last: Logits, token_ids: Int[Tensor, "rows chosen"]) -> Float[Tensor, "rows chosen"]:
+    """`alignment`, of a few rows at a time."""
+    n = _rows_at_once(early, early.element_size())
+    parts = zip(early.split(n), last.split(n), token_ids.split(n), strict=True)
+    return torch.cat([alignment(*part) for part in parts])
+
+
+def _rows_at_once(logits: Logits, n_bytes: int) -> int:
+    """How many rows of values of so many bytes are worked on together."""
+    if logits.device.type != "cpu":
+        return max(1, len(logits))
+    return max(1, _CPU_BYTES // (n_bytes * logits.shape[-1]))
 
 
 def alignment(early: Logits, last: Logits, token_ids: Int[Tensor, "rows chosen"]) -> Float[Tensor, "rows chosen"]:
@@ -184,8 +198,8 @@ def divergence(
     values of layers read without the norm all lie within 1e-5 of ln 2, where float32 has steps of 6e-8.
     """
     wide = torch.float32 if left.device.type == "mps" else torch.float64
-    at_once = _CPU_ROWS if left.device.type == "cpu" else len(left)
-    pairs = zip(left.split(at_once), right.split(at_once), strict=True)
+    n = _rows_at_once(left, wide.itemsize)
+    pairs = zip(left.split(n), right.split(n), strict=True)
     parts = [_divergence(one.to(wide), other.to(wide), kind) for one, other in pairs]
     return torch.cat(parts)
 

@@ -57,7 +57,8 @@ def test_what_was_complete_is_kept_no_process_is_left_and_the_run_is_resumed(fol
     said = process.communicate(timeout=200)[1]
     assert process.returncode == 130, said[-3000:]
     assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("layerlens: interrupted;")
+    # Python's tracker of shared memory can add a line where the engine had no time to give it back
+    assert sum(line.startswith("layerlens: interrupted;") for line in said.splitlines()) == 1
     for _ in range(100):
         if not in_session(process.pid):
             break

@@ -43,8 +43,8 @@ def test_answers_records_and_memory_under_load(folder_of, wanted, tmp_path):
     assert found["left"] > found["finished"] / 5
     assert found["wrong"] == []
     used = found["bytes"]
-    third = len(used) // 4
-    first, last = (sum(part) / len(part) for part in (used[:third], used[-third:]))
+    quarter = len(used) // 4  # the first is left out: on a slow machine the server still warms up
+    first, last = (sum(part) / len(part) for part in (used[quarter : 2 * quarter], used[-quarter:]))
     assert abs(last / first - 1) < 0.02, (first, last)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and any(Path(f"/proc/{one}").exists() for one in started):
