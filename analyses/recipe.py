@@ -87,10 +87,7 @@ RUNS = {
     },
     "explained": f"eval {SMOLLM2} {TASK} --strategies valley --temperature 0.7 --epochs 4 --max-new-tokens 128 "
     "--batch-size 60",
-    **{
-        f"{name}-confidence": f"trace {model} {SAMPLE} --limit 10 --max-new-tokens 64 --batch-size 10 --confidence"
-        for name, model in (("smollm2", SMOLLM2), ("gemma3", GEMMA3))
-    },
+    "smollm2-confidence": f"trace {SMOLLM2} {SAMPLE} --limit 10 --max-new-tokens 64 --batch-size 10 --confidence",
 }
 """The arguments of `layerlens`, by the name of the run's folder in RUNS."""
 
@@ -155,7 +152,7 @@ def by_drafts(name: str, model: str) -> list[str]:
     tables = ("speculative.csv", "acceptance.csv", "blocks.csv", "blocks.png", "report.json")
     return [
         f"layerlens bench speculative {model} --policies {','.join(POLICIES)} --run {{runs}}/{name}-confidence "
-        f"--limit 20 --max-new-tokens 100 --blocks --out {place}",
+        f"--limit 10 --max-new-tokens 100 --blocks --out {place}",
         *(f"cp {place}/{table} {{folder}}/{table}" for table in tables),
         kept(f"{name}-confidence", "manifest.json"),
     ]
@@ -181,7 +178,6 @@ FOLDERS = {
         "analyses/benchmarks.py {runs}/gemma3-benchmarks {folder}",
     ],
     "smollm2-drafts": by_drafts("smollm2", SMOLLM2),
-    "gemma3-drafts": by_drafts("gemma3", GEMMA3),
     "smollm2-sample": drawn("sample-last", "sample-valley"),
     "smollm2-sample/answers": counted("smollm2-qa-last", "smollm2-qa-valley"),
     "smollm2-sample/explained": [

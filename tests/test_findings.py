@@ -23,7 +23,7 @@ def committed(folders: str = "*-*") -> set[tuple[str, str, str]]:
         table = pd.read_csv(path)
         of_three = ("predicted", "accuracy", "difference", "score", "generated_tokens", "needed")
         names = {name: (name, f"{name}_low", f"{name}_high") for name in of_three}
-        for columns in (("measured", "low", "high"), *names.values()):
+        for columns in (("measured", "low", "high"), ("auroc", "low", "high"), *names.values()):
             if set(columns) <= set(table):
                 scale = 100 if columns[0] in ("accuracy", "difference", "score") else 1  # shares are quoted in percent
                 rows = (scale * table[list(columns)]).to_numpy().tolist()
