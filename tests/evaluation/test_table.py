@@ -1,12 +1,15 @@
 """What an ablation found, against a slow reading answer by answer."""
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 
@@ -49,6 +52,15 @@ def resamples(n_items):
     return [[item for item, times in enumerate(drawn) for _ in range(int(times))] for drawn in resample(n_items)]
 
 
+def test_answers_that_the_context_cut_short_are_counted_by_task(made, tmp_path):
+    folder = shutil.copytree(made[1], tmp_path / "evaluation")
+    answers = pq.read_table(folder / "answers.parquet")
+    column = answers.schema.get_field_index("stop_reason")
+    reasons = pa.array(["model_length"] * 3 + ["stop"] * (len(answers) - 3), answers.schema.field(column).type)
+    pq.write_table(answers.set_column(column, answers.schema.field(column), reasons), folder / "answers.parquet")
+    assert ablation_table(folder).attrs["too_long"] == {"gsm8k": 3}
+
+
 @pytest.mark.parametrize("what", ["score", "generated_tokens", "finished"])
 def test_means_and_intervals_are_those_of_resampled_items(made, what):
     answers, folder = made
@@ -77,6 +89,7 @@ def test_means_and_intervals_are_those_of_resampled_items(made, what):
         "temperature": {"gsm8k": 0.0},
         "n_items": {"gsm8k": 14},
         "is_complete": True,
+        "too_long": {},
     }
 
 
