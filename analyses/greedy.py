@@ -73,8 +73,14 @@ def differences(model: Model, samples: Sequence[Any], most: int) -> Iterator[flo
             [{"role": one.role, "content": one.text} for one in sample.messages if one.role != "assistant"]
             for sample in part
         ]
+        is_chat = bool(
+            tokenizer.chat_template
+        )  # else the text of the one message is continued, after what begins a text
         prompts = [
-            str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)) for chat in chats
+            str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+            if is_chat
+            else tokenizer.decode(tokenizer(chat[0]["content"])["input_ids"])
+            for chat in chats
         ]
         read = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
         with torch.no_grad():

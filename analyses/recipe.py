@@ -176,6 +176,7 @@ FOLDERS = {
         f"layerlens eval {GEMMA3} --tasks gsm8k --strategies valley,dola,sled --limit 100 --max-new-tokens 128 "
         "--batch-size 50 --out {runs}/gemma3-benchmarks",
         "analyses/benchmarks.py {runs}/gemma3-benchmarks {folder}",
+        "analyses/greedy.py {runs}/gemma3-benchmarks {folder}",
     ],
     "smollm2-drafts": by_drafts("smollm2", SMOLLM2),
     "smollm2-sample": drawn("sample-last", "sample-valley"),
