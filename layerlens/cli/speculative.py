@@ -167,7 +167,7 @@ def print_report(report: Mapping[str, Any]) -> None:
             cells += [
                 _interval(row, "speed_up_after_search") if over else "search goes on",
                 f"{row['accepted']:.2f} a round" if drafted else "none drafted",
-                f"{row['acceptance']:.2f}" if drafted else "",
+                f"{row['acceptance']:.2f}" if drafted else "-",
                 f"{row['skipped_share']:.0%}",
                 f"{row['proposals']}",
                 "never" if row["break_even"] is None else f"prompt {row['break_even']}",
@@ -193,7 +193,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 def _interval(row: Mapping[str, Any], name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     if row[name] is None or math.isnan(row[name]):
-        return ""
+        return "-"
     return f"{row[name]:.2f} [{low:.2f}, {high:.2f}]"
 
 

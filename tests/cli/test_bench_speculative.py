@@ -69,8 +69,11 @@ def test_the_printed_table_is_that_of_the_report(done):
             assert numbers(after) == pytest.approx(ends, abs=0.0051)
         else:
             assert not numbers(after)
-        assert numbers(accepted) == [pytest.approx(row["accepted"], abs=0.0051)]
-        assert numbers(acceptance) == [pytest.approx(row["acceptance"], abs=0.0051)]
+        if row["rounds"]:
+            assert numbers(accepted) == [pytest.approx(row["accepted"], abs=0.0051)]
+            assert numbers(acceptance) == [pytest.approx(row["acceptance"], abs=0.0051)]
+        else:  # a policy that times the model may find no set that is worth a try
+            assert (accepted, acceptance) == ("none drafted", "-")
         assert numbers(skipped) == [pytest.approx(100 * row["skipped_share"], abs=0.51)]
         assert numbers(proposals) == [row["proposals"]]
         assert numbers(pays) == ([] if row["break_even"] is None else [row["break_even"]])

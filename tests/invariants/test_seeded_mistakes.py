@@ -261,7 +261,7 @@ def test_switched_off_through_our_own_product(monkeypatch):
 
 def test_kl_with_its_sides_swapped(monkeypatch):
     laws.divergence_is_its_formula()
-    right = contrast._kl
-    monkeypatch.setattr(contrast, "_kl", lambda left, other: right(other, left))
+    right, other = contrast._divergence, {"published": "js", "js": "published"}
+    monkeypatch.setattr(contrast, "_divergence", lambda last, early, kind: right(last, early, other[kind]))
     with pytest.raises(AssertionError):
         laws.divergence_is_its_formula()
