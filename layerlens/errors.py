@@ -142,8 +142,8 @@ def did_you_mean(given: object, known: Iterable[object], otherwise: str) -> str:
     return f"did you mean {' or '.join(names[name] for name in meant)}?" if meant else otherwise
 
 
-def first_sentence(error: BaseException) -> str:
-    """The first sentence of somebody else's error, short enough to stand inside one of ours."""
+def first_sentence(error: BaseException | str) -> str:
+    """The first sentence of somebody else's error, or of its text, short enough to stand inside one of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     sentence = text.split(". ")[0].rstrip(".")
     return sentence if len(sentence) <= 160 else f"{sentence[:157]}..."

@@ -114,6 +114,8 @@ def _print(table: "pd.DataFrame") -> None:
 
 
 def _won(row: "Mapping[Any, Any]") -> tuple[str, str, str, str]:
+    if row["p"] != row["p"]:  # no item has a score under both arms
+        return "", "", "", ""
     return f"{row['won']:,}", f"{row['lost']:,}", asking.probability(row["p"]), asking.probability(row["p_holm"])
 
 

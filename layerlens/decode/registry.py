@@ -40,15 +40,15 @@ def strategy_names() -> list[str]:
     return [*_BUILT_IN, *_REGISTERED]
 
 
-def refuse_unknown(name: str) -> None:
+def refuse_unknown(name: str, option: str = "strategy") -> None:
     """OptionError where no strategy has the name; without torch, which the strategies themselves need."""
     known = strategy_names()
     advice = f"give {', '.join(known)} ({_ALIASES})"
     if not isinstance(name, str):
-        raise OptionError.about("strategy", name, "is not a text", advice)
+        raise OptionError.about(option, name, "is not a text", advice)
     if not is_strategy_name(name):
         advice = did_you_mean(name, (*known, *_SOME_ALIASES), advice)
-        raise OptionError.about("strategy", name, "is unknown", advice)
+        raise OptionError.about(option, name, "is unknown", advice)
 
 
 def is_strategy_name(name: object) -> bool:

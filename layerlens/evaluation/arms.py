@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layerlens.decode.registry import named_strategy, takes_option
+from layerlens.decode.registry import named_strategy, refuse_unknown, takes_option
 from layerlens.errors import OptionError
 
 
@@ -56,6 +56,7 @@ def _once(names: Sequence[str]) -> dict[str, dict[str, str]]:
         raise OptionError.about("strategies", names, "names no strategy", "give some, such as last,valley")
     found: dict[str, dict[str, str]] = {}
     for name in names:
+        refuse_unknown(name, option="strategies")
         called = named_strategy(name).label or name
         if called in found:
             what = "is given already" if name == called else f"is {called}, which is given already"

@@ -1,7 +1,10 @@
 """An evaluation: the items of benchmarks are answered under several strategies by inspect, scored, and kept."""
 
+import contextlib
 import copy
+import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,19 +75,20 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
     with EvaluationWriter(out, manifest) as writer:
         try:
             _score_again(writer.logs, tasks, subject, roles)
-            _, logs = eval_set(
-                runs,
-                str(writer.logs),
-                model=subject.model,
-                model_roles=roles,
-                max_connections=subject.model.api.max_connections(),  # else inspect begins with 20, whatever the batch
-                max_tasks=1,
-                fail_on_error=False,
-                log_dir_allow_dirty=True,
-                retry_attempts=3,
-                display="none",
-                ctl_server=False,
-            )
+            with contextlib.redirect_stdout(io.StringIO()):  # where nothing is left to do, inspect says so there
+                _, logs = eval_set(
+                    runs,
+                    str(writer.logs),
+                    model=subject.model,
+                    model_roles=roles,
+                    max_connections=subject.model.api.max_connections(),  # else inspect begins with 20, in any batch
+                    max_tasks=1,
+                    fail_on_error=False,
+                    log_dir_allow_dirty=True,
+                    retry_attempts=3,
+                    display="none",
+                    ctl_server=False,
+                )
         finally:
             _write(writer)
         if len(logs) < len(runs):  # inspect ends at Ctrl-C as if all were well, and gives no logs
@@ -121,7 +125,7 @@ def _judge(name: str, url: str | None) -> Any:
     try:
         return get_model(name, base_url=url)
     except Exception as error:  # of a provider; which one depends on it
-        said = first_sentence(error).replace("[bold]", "").replace("[/bold]", "")
+        said = first_sentence(re.sub(r"\[/?(bold|blue)\]", "", str(error)).removeprefix("ERROR: "))
         advice = "give PROVIDER/MODEL as inspect names it, with the key in the environment"
         raise OptionError.about("judge", name, f"cannot be used ({said})", advice) from error
 

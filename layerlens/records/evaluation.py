@@ -98,26 +98,42 @@ def _joined(folder: Path, ours: Manifest, theirs: Manifest) -> Manifest:
     both = [dict(one) for one in (ours, theirs)]
     ours_, theirs_ = (one.pop("evaluation") for one in both)
     refuse_disagreement(folder, *both)
-    known = (
-        ("tasks", "items or settings of the task"),
-        ("arms", "options of the strategy"),
-        ("code", "code of the strategy"),
-        ("judged", "judge of the task"),
-    )
+    known = {
+        "tasks": _task_differs,
+        "arms": lambda name, _, __: f"other options of the strategy {name}",
+        "code": lambda name, _, __: f"other code of the strategy {name}",
+        "judged": lambda name, ours, theirs: f"the judge {theirs} of {name}, not with {ours}",
+    }
     for one in (ours_, theirs_):
         one.update({part: one.get(part, {}) for part in ("code", "judged")})  # which older manifests do not have
-    for part, what in known:
+    for part, told in known.items():
         for name in ours_[part].keys() & theirs_[part].keys():
             if ours_[part][name] != theirs_[part][name]:
                 raise RunError(
-                    f"{folder} was begun with other {what} {name}",
+                    f"{folder} was begun with {told(name, ours_[part][name], theirs_[part][name])}",
                     f"give what it was begun with to continue it, or another directory as {spelled('out')}",
                     option="out",
                     given=name,
                 )
-    joined = {part: theirs_[part] | ours_[part] for part, _ in known}
+    joined = {part: theirs_[part] | ours_[part] for part in known}
     joined["asked"] = theirs_["asked"] + [pair for pair in ours_["asked"] if pair not in theirs_["asked"]]
     return ours | {"created": theirs["created"], "evaluation": joined}
+
+
+def _task_differs(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """In what the items or settings of a task differ from those that an evaluation was begun with."""
+    items, begun = ours["items"], theirs["items"]
+    if len(items) != len(begun):
+        return f"{len(begun):,} items of {name}, not with {len(items):,}"
+    if items != begun or ours["items_sha256"] != theirs["items_sha256"]:
+        return f"other items of {name}"
+    settings, earlier = (one["config"] for one in (ours, theirs))
+    for key in sorted(settings.keys() | earlier.keys()):
+        if settings.get(key) != earlier.get(key):
+            option = {"max_tokens": "max_new_tokens", "stop_seqs": "stop_strings"}.get(key, key)
+            before = f"no {spelled(option)}" if earlier.get(key) is None else spelled(option, earlier[key])
+            return f"{before} for {name}, not with {settings.get(key)}"
+    return f"another best score of {name}"
 
 
 def arm_name(strategy: str, p: float) -> str:

@@ -188,6 +188,26 @@ def test_another_evaluation_is_refused_and_nothing_is_lost(files, tmp_path):
     pd.testing.assert_frame_equal(answers(tmp_path / "out"), before)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"limit": 2}, ("3 items", "2")),
+        ({"max_new_tokens": 9}, ("max_new_tokens 8", "9")),
+        ({"stop_strings": "e"}, ("no stop_strings", "['e']")),
+        ({"temperature": 0.5}, ("temperature 0.0", "0.5")),
+    ],
+)
+def test_the_setting_that_differs_is_named(files, tmp_path, options, named):
+    asked = {"tasks": ["gsm8k"], "strategies": ["valley"], "limit": 3, "max_new_tokens": 8}
+    evaluated(only(files, "gsm8k"), tmp_path / "out", **asked)
+    begun, now = named
+    with pytest.raises(ll.RunError) as caught:
+        evaluated(only(files, "gsm8k"), tmp_path / "out", **asked | options)
+    assert caught.value.given == "gsm8k"
+    assert f" with {begun} " in caught.value.problem
+    assert caught.value.problem.endswith(f", not with {now}")
+
+
 def test_options_of_a_question_depend_on_its_id_and_the_seed_alone(files, tmp_path):
     from layerlens.evaluation.benchmarks import benchmark
     from layerlens.evaluation.benchmarks.benchmark import Setting
@@ -205,7 +225,7 @@ def test_options_of_a_question_depend_on_its_id_and_the_seed_alone(files, tmp_pa
     ("changes", "option", "given"),
     [
         ({"tasks": ["gsm8"]}, "tasks", "gsm8"),
-        ({"strategies": ["vally"]}, "strategy", "vally"),
+        ({"strategies": ["vally"]}, "strategies", "vally"),
         ({"strategies": ["valley", "trough"]}, "strategies", "trough"),
         ({"strategies": ["last"]}, "window", 3),
         ({"window": 99}, "window", 99),
