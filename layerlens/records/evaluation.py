@@ -11,7 +11,7 @@ Nothing here needs a model or inspect.
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def _joined(folder: Path, ours: Manifest, theirs: Manifest) -> Manifest:
     both = [dict(one) for one in (ours, theirs)]
     ours_, theirs_ = (one.pop("evaluation") for one in both)
     refuse_disagreement(folder, *both)
-    known = {
+    known: dict[str, Callable[[str, Any, Any], str]] = {
         "tasks": _task_differs,
         "arms": lambda name, _, __: f"other options of the strategy {name}",
         "code": lambda name, _, __: f"other code of the strategy {name}",
