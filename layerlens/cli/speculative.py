@@ -2,14 +2,13 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from layerlens.cli.printable import echo
 from layerlens.errors import LayerlensError, ModelError, OptionError, spelled
+from layerlens.paths import expanded
 
 if TYPE_CHECKING:
     from layerlens.datasets import Dataset
@@ -89,7 +88,7 @@ def answered(
             model, policies, ids, settled, strategy, early_exit=exits or None, on_prompt=lambda: bar.advance(1)
         )
         for name, reason in report["left_out"].items():
-            typer.echo(f"layerlens: {name} is left out: {reason}", err=True)
+            echo(f"layerlens: {name} is left out: {reason}", err=True)
         report["left_out"] |= left_out
         by_block = None
         if blocks:
@@ -101,7 +100,7 @@ def answered(
     print_report(report)
     if out is not None:
         for path in _written(report, drafters, model, out):
-            typer.echo(f"written to {path}")
+            echo(f"written to {path}")
 
 
 def _fitting(model: "Model", asked: Arguments) -> "tuple[dict[str, SkipPolicy], dict[str, str]]":
@@ -128,7 +127,7 @@ def _fitting(model: "Model", asked: Arguments) -> "tuple[dict[str, SkipPolicy], 
         what = "is an option of none of these policies"
         raise OptionError.about("draft_option", unknown[0], what, "leave it out")
     for name, reason in left_out.items():
-        typer.echo(f"layerlens: {name} is left out: {reason}", err=True)
+        echo(f"layerlens: {name} is left out: {reason}", err=True)
     if not policies:
         problem = f"no policy of {', '.join(asked)} can work with {model.source}"
         raise OptionError(problem, "give another model", option="policies", given=", ".join(asked))
@@ -150,7 +149,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     from layerlens.cli.grids import print_table
 
     strategy = report["strategy"]["name"]
-    typer.echo(
+    echo(
         f"\n{report['model']} ({report['dtype']}, {report['n_layers']} layers), {strategy}: {report['prompts']} "
         f"prompts, at most {report['max_new_tokens']} tokens each"
     )
@@ -174,17 +173,17 @@ def print_report(report: Mapping[str, Any]) -> None:
             ]
         table.add_row(row["way"].replace("_", " "), *cells)
     print_table(table)
-    typer.echo(
+    echo(
         "Speed-ups are ratios of total times, with the search, over plain decoding; intervals are over prompts. The "
         "two ways of transformers are compared with its own plain loop."
     )
     n = len(report["differences"])
     margins = [one["margin"] for one in report["differences"] if one["margin"] is not None]
     largest = f"; the two logits differed by at most {max(map(abs, margins)):.1e} there" if margins else ""
-    typer.echo(f"Texts that differ from plain decoding: {n}{largest}")
+    echo(f"Texts that differ from plain decoding: {n}{largest}")
     for name, one in report.get("rank_correlations", {}).items():
         words = {"one_minus_cosine": "1 - I/O cosine", "norm_ratio": "norm ratio"}[name]
-        typer.echo(
+        echo(
             f"Acceptance without one block and its {words}: rank correlation {one['rho']:.2f} "
             f"[{one['low']:.2f}, {one['high']:.2f}] over {one['n_blocks']} blocks, {one['n_prompts']} prompts"
         )
@@ -202,19 +201,12 @@ def refuse_occupied(out: Path) -> None:
 
     This is checked before anything is measured.
     """
-    from layerlens.records.places import refuse_inside
+    from layerlens.records.places import refuse_inside, refuse_unwritable
 
     refuse_inside(out / _REPORT, option="out")
-    folder = out.expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / _REPORT).exists():
-            raise OptionError.about("out", out, f"holds the {_REPORT} of earlier measurements", "give another folder")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        what = f"cannot be written ({error.strerror})"
-        raise OptionError.about("out", out, what, "give a folder that can be made or written") from error
+    refuse_unwritable(out)
+    if (expanded(out) / _REPORT).exists():
+        raise OptionError.about("out", out, f"holds the {_REPORT} of earlier measurements", "give another folder")
 
 
 def _written(report: Mapping[str, Any], drafters: "Mapping[str, Drafter]", model: "Model", out: Path) -> list[Path]:
@@ -224,7 +216,7 @@ def _written(report: Mapping[str, Any], drafters: "Mapping[str, Drafter]", model
     from layerlens.plots.save import save
     from layerlens.plots.speculative import figures
 
-    folder = out.expanduser()
+    folder = expanded(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _REPORT

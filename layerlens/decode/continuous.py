@@ -23,7 +23,7 @@ from layerlens.decode.prompts import TokenizedPrompt, pad, pad_token_id, refuse_
 from layerlens.decode.requests import Answer, Requests
 from layerlens.decode.rows import Row
 from layerlens.decode.strategies import Strategy
-from layerlens.errors import LayerlensError, OptionError
+from layerlens.errors import OptionError
 from layerlens.lens.transport import IDENTITY, Transport
 from layerlens.models import Model
 
@@ -268,7 +268,7 @@ class _Lane:
                     reason = row.draw(logits[here], Decisions(decisions.numbers[here], decisions.values[here]))
                     if reason is None:
                         refuse_unreadable(row.output[-1:], self._model.n_known_tokens)
-                except LayerlensError as error:
+                except Exception as error:  # of this row, or of what it asked for: the others go on
                     row.end(error)
                     goes_on = False
                 if reason is not None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from layerlens.errors import OptionError, did_you_mean, excerpt, is_utf8, spelled
 
 NO_TOKEN = -1  # configs write it for "no token"
+_LONGEST_STOP = 1_000  # finding where each token can begin or end in a stop string takes time with its square
 LEAST_TEMPERATURE = 1e-3  # below, float32 logits over the temperature overflow
 # None stands for the value in the model's generation config
 _FILLED = ("min_new_tokens", "top_p", "top_k", "repetition_penalty")
@@ -85,6 +86,17 @@ class GenerateOptions:
             raise OptionError.about("min_new_tokens", self.min_new_tokens, what, "lower it")
         for name in ("stop_strings", "eos_token_id"):
             self._check_list(name)
+        for stop in self.stops:
+            if len(stop) > _LONGEST_STOP:
+                shown = f"{stop[:40]}..."
+                what = f"has {len(stop):,} characters"
+                raise OptionError.about("stop_strings", shown, what, f"give {_LONGEST_STOP:,} at most")
+        if self.chat_template not in (None, True, False):
+            what = "is neither True nor False"
+            advice = (
+                "give one of them: the template is the tokenizer's own, which can be set as tokenizer.chat_template"
+            )
+            raise OptionError.about("chat_template", self.chat_template, what, advice)
         if not isinstance(self.generation_config, bool | Mapping | None):
             what = "is neither True nor False"
             raise OptionError.about("generation_config", self.generation_config, what, "give one of them")

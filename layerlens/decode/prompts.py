@@ -11,8 +11,12 @@ from torch import Tensor
 from layerlens.datasets import Prompt
 from layerlens.decode.chat import ChatTemplate
 from layerlens.decode.options import NO_TOKEN, GenerateOptions
-from layerlens.errors import ModelError, OptionError, PromptError, excerpt, first_sentence, is_utf8, spelled
+from layerlens.errors import ModelError, OptionError, PromptError, excerpt, first_sentence, is_utf8, is_whole, spelled
 from layerlens.models import Model
+
+_LONG, _TIMES = 1_000_000, 4
+"""A text of more characters is not tokenized, which takes a second per million, where its context cannot hold it even
+if the tokenizer shortens it to a quarter, as few normalizers do."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ def tokenize(
     """
     end_token_ids(model, options)
     template = ChatTemplate(model.tokenizer, options) if options.chat_template else None
-    tokenized = [_tokenize(model, prompt, options, template) for prompt in prompts]
     room = model.context_length if fits_context else None
+    tokenized = [_tokenize(model, prompt, options, template, room) for prompt in prompts]
     for prompt in tokenized:
         needed = len(prompt.token_ids) + options.max_new_tokens
         if room is not None and needed > room:
@@ -77,10 +81,14 @@ def end_token_ids(model: Model, options: GenerateOptions | None = None) -> list[
         OptionError: the options name an id, other than -1, that the model cannot emit.
     """
     given = None if options is None else options.eos_token_id
-    ids = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None) if given is None else given
+    ids: Any = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None) if given is None else given
     if ids is None:
         ids = model.tokenizer.eos_token_id
-    every = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    is_list = isinstance(ids, Sequence) and not isinstance(ids, str)
+    every = [] if ids is None else list(ids) if is_list else [ids]
+    if not all(map(is_whole, every)):
+        problem = f"the model's generation config has {ids!r} as eos_token_id, which is no token id"
+        raise ModelError(problem, f"mend it, or give {spelled('eos_token_id')}", given=ids)
     ends = [token_id for token_id in every if 0 <= token_id < model.n_vocab]
     if given is not None and len(ends) < len(every) - every.count(NO_TOKEN):
         what = "holds an id that the model never emits"
@@ -109,7 +117,9 @@ def refuse_unreadable(emitted: Iterable[int], n_known_tokens: int) -> None:
             )
 
 
-def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: ChatTemplate | None) -> TokenizedPrompt:
+def _tokenize(
+    model: Model, prompt: Prompt, options: GenerateOptions, template: ChatTemplate | None, room: int | None
+) -> TokenizedPrompt:
     if template is not None:
         text = template.text(prompt)
     elif isinstance(prompt.content, str):
@@ -122,6 +132,9 @@ def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: 
         if said is not None and not is_utf8(said):
             problem = f"prompt {prompt.prompt_id!r}: {what} is not UTF-8 text: {excerpt(said)}"
             raise PromptError(problem, "mend it", given=said)
+    if room is not None and overflows(text, model.tokenizer, room):
+        problem = f"prompt {prompt.prompt_id} has {len(text):,} characters, more than the model's context of {room:,}"
+        raise PromptError(f"{problem} tokens can hold", "shorten it", given=len(text))
     special = template is None if options.add_special_tokens is None else options.add_special_tokens
     try:
         ids = _token_ids(model.tokenizer, text, special=special)
@@ -137,6 +150,14 @@ def _tokenize(model: Model, prompt: Prompt, options: GenerateOptions, template: 
         )
         raise PromptError(problem, "load the model with its own tokenizer", given=unknown[0])
     return TokenizedPrompt(prompt.prompt_id, text, tuple(ids), prompt.reference)
+
+
+def overflows(text: str, tokenizer: Any, room: int) -> bool:
+    """Whether a long text cannot be so few tokens; False also where that cannot be told before it is tokenized."""
+    if len(text) <= _LONG:
+        return False
+    longest = max(map(len, tokenizer.get_vocab()), default=1)
+    return len(text) > _TIMES * room * longest
 
 
 def _token_ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:

@@ -1,10 +1,12 @@
 """Where a file that is made of a run can be written, without harm to the records of any run."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from layerlens.errors import OptionError, spelled
+from layerlens.paths import expanded
 
 _TABLES = ("tokens", "answers.parquet")  # one of which every run and every evaluation has
 
@@ -26,6 +28,17 @@ def refuse_no_folder(place: Path, option: str = "out") -> None:
         raise OptionError.about(option, place, what, "give a file in a folder that exists")
 
 
+def refuse_unwritable(folder: Path, option: str = "out") -> None:
+    """Make a folder; OptionError where it cannot be made, or nothing can be written there."""
+    try:
+        expanded(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=expanded(folder)):
+            pass
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise OptionError.about(option, folder, what, "give a folder that can be made or written") from error
+
+
 def refuse_inside(place: Path, run: Path | None = None, option: str = "out") -> None:
     """OptionError for a file in the directory of a run or an evaluation, whose tables it could replace.
 
@@ -34,8 +47,8 @@ def refuse_inside(place: Path, run: Path | None = None, option: str = "out") -> 
         run: a directory that counts as one, whatever it holds.
         option: by which the file was given.
     """
-    known = None if run is None else run.expanduser().resolve()
-    for folder in place.expanduser().resolve().parents:
+    known = None if run is None else expanded(run).resolve()
+    for folder in expanded(place).resolve().parents:
         if folder == known or _holds_records(folder):
             advice = f"give {spelled(option)} elsewhere"
             raise OptionError.about(option, place, f"lies in the run directory {folder}", advice)

@@ -1,6 +1,8 @@
 """layerlens as inspect's model: answers, counts and reasons are those of `ll.generate` to each sample alone."""
 
+import asyncio
 import gc
+import math
 import subprocess
 import sys
 
@@ -14,10 +16,11 @@ from inspect_ai import Task  # noqa: E402
 from inspect_ai import eval as evaluate  # noqa: E402
 from inspect_ai._util.error import PrerequisiteError  # noqa: E402
 from inspect_ai.dataset import Sample  # noqa: E402
-from inspect_ai.model import GenerateConfig, get_model  # noqa: E402
+from inspect_ai.model import ChatMessageTool, GenerateConfig, get_model  # noqa: E402
 from inspect_ai.scorer import includes  # noqa: E402
 from inspect_ai.solver import generate  # noqa: E402
 
+from layerlens.decode.continuous import _Row as Row  # noqa: E402
 from layerlens.evaluation.inspect import provider  # noqa: E402
 
 # inspect asks tenacity for what that has renamed, and leaves streams to the garbage collector
@@ -153,6 +156,9 @@ def test_an_item_that_is_too_long_is_an_answer_and_one_that_nearly_is_ends_with_
         ({"batch_sise": 3}, "did you mean batch_size"),
         ({"model_path": "no/such/folder"}, "no/such/folder"),
         ({"lens": "linear:nothing.safetensors"}, "nothing.safetensors"),
+        ({"trace": "/proc/x"}, "trace /proc/x cannot be written"),
+        ({"trace": 3}, "trace 3"),
+        ({"chat_template": "/nope"}, "chat_template '/nope'"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments, said, folder):
@@ -173,6 +179,93 @@ def test_what_cannot_be_is_one_sentence(arguments, said, folder):
 def test_what_a_request_does_not_get_is_said(config, said, asked):
     with pytest.raises((PrerequisiteError, AssertionError), match=said):
         asked(TEXTS[:1], max_tokens=3, **config)
+
+
+@pytest.fixture
+def alone(folder):
+    """Asks a model of inspect, whose requests need no task."""
+
+    def ask(texts, arguments=None, **config):
+        async def all_at_once():
+            model = get_model("layerlens/tiny", model_path=str(folder), **(arguments or {}), memoize=False)
+            calls = (model.generate(text, config=GenerateConfig(**{"max_tokens": 3, **one})) for text, one in texts)
+            try:
+                return await asyncio.gather(*calls, return_exceptions=True)
+            finally:
+                model.api.close()
+
+        texts = [(text, config) if isinstance(text, str) else text for text in texts]
+        answers = asyncio.run(all_at_once())
+        gc.collect()  # as above
+        return answers
+
+    return ask
+
+
+def test_a_request_that_cannot_be_leaves_the_others_alone(alone):
+    wrong = [
+        {"logprobs": True, "top_logprobs": 10**6},
+        {"logprobs": True, "top_logprobs": -1},
+        {"num_choices": 0},
+        {"num_choices": -1},
+        {"max_tokens": 0},
+        {"extra_body": {"layerlens": {"lens": "logit"}}},
+    ]
+    good, *refused, also_good = alone([("abc", {}), *(("abc", one) for one in wrong), ("abc", {})])
+    assert good.completion == also_good.completion != ""
+    names = [
+        "top_logprobs 1000000",
+        "top_logprobs -1",
+        "num_choices 0",
+        "num_choices -1",
+        "max_tokens 0",
+        "lens 'logit'",
+    ]
+    for error, name in zip(refused, names, strict=True):
+        assert isinstance(error, PrerequisiteError), error
+        assert name in str(error)
+
+
+def test_an_error_of_one_row_is_that_rows_alone(alone, monkeypatch):
+    right = Row.draw
+
+    def broken(self, logits, decisions):
+        if self.prompt_ids[:1] == self.prompt_ids[1:2]:
+            raise RuntimeError("of this row")
+        return right(self, logits, decisions)
+
+    monkeypatch.setattr(Row, "draw", broken)
+    good, bad, other = alone(["abc", "aab", "xyz"])
+    assert isinstance(bad, RuntimeError)
+    assert good.completion
+    assert other.completion
+
+
+def test_the_cache_keeps_strategies_apart(alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path))
+    found = [
+        alone(["abc"], {"strategy": name}, cache=True, max_tokens=12)[0]
+        for name in ("last", "last-1", "last", "last-1")
+    ]
+    names = [(one.metadata["strategy"]["name"], one.metadata["strategy"].get("offset")) for one in found]
+    assert names == [("last", None), ("fixed", 1)] * 2
+    assert found[0].completion != found[1].completion
+    assert [one.time for one in found[:2]] == [one.time for one in found[2:]]  # the second two were kept
+
+
+def test_tokens_that_are_ruled_out_and_parts_of_characters(alone):
+    (answer,) = alone(["abc"], {"strategy": "dola-low"}, logprobs=True, top_logprobs=300)
+    for one in answer.choices[0].logprobs.content:
+        assert 0 < len(one.top_logprobs) < 300
+        assert all(math.isfinite(top.logprob) for top in one.top_logprobs)
+        assert all((top.bytes is None) == ("\ufffd" in top.token) for top in one.top_logprobs)
+
+
+def test_a_conversation_that_holds_nothing_or_a_tools_answer(alone):
+    empty, tool = alone([([], {}), ([ChatMessageTool(content="x", tool_call_id="1")], {})])
+    assert (empty.completion, empty.stop_reason) == ("", "unknown")
+    assert "no messages" in str(empty.error)
+    assert "tool returned" in str(tool)
 
 
 def test_a_chat_is_written_by_the_models_template():

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import layerlens as ll
+from tests.conftest import needs_smollm2
+from tests.refusals import refused
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -49,6 +51,7 @@ def test_last_is_hf_request_by_request(folder):
         ("valley", {"window": 3}, ll.Valley(window=3)),
         ("last-1", {}, ll.Fixed(1)),
         ("dola-low", {}, ll.DoLa(candidates="low")),
+        ("dola-low", {"relative_top": 0.0}, ll.DoLa(candidates="low", relative_top=0.0)),
     ],
 )
 def test_log_likelihoods_are_those_of_the_layers_that_the_strategy_chooses(folder, name, options, strategy):
@@ -64,7 +67,7 @@ def test_log_likelihoods_are_those_of_the_layers_that_the_strategy_chooses(folde
         total, greedy = 0.0, True
         for place, token in enumerate(after):
             logits = chosen(model, strategy, [*before, *after[:place]])
-            total += float(logits.double().log_softmax(-1)[token])
+            total += max(float(logits.double().log_softmax(-1)[token]), -1000.0)  # for what DoLa rules out
             greedy &= int(logits.argmax()) == token
         assert told == pytest.approx(total, rel=1e-4)
         assert is_greedy == greedy
@@ -79,6 +82,60 @@ def chosen(model, strategy, ids):
         chooser = Chooser(model, strategy)
         with chooser.choosing():
             return model.hf(torch.tensor([ids])).logits[0, -1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"add_bos_token": True}, {"add_bos_token": False}, {"tokenizer": True}, {"use_fast_tokenizer": True}]
+)
+def test_the_tokenizer_is_the_one_that_hf_would_make(folder, options, tmp_path):
+    from lm_eval.models.huggingface import HFLM
+
+    if "tokenizer" in options:
+        model = ll.load(folder)
+        model.tokenizer.save_pretrained(tmp_path)
+        options = {"tokenizer": str(tmp_path)}
+    assert both(made(folder, **options)) == both(HFLM(str(folder), device="cpu", batch_size=2, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"strategy": "valley", "windo": 3}, "windo"),
+        ({"window": 3}, "window"),
+        ({"strategy": "last", "nonsense": 1}, "nonsense"),
+        *(({name: "x"}, name) for name in ("peft", "delta", "gguf_file", "subfolder", "config", "attn_implementation")),
+        ({"load_in_4bit": True}, "load_in_4bit"),
+        ({"parallelize": True}, "parallelize"),
+        ({"backend": "vllm"}, "backend"),
+        ({"strategy": "vally"}, "strategy"),
+    ],
+)
+def test_an_argument_without_effect_is_refused(folder, options, name):
+    with refused(ll.OptionError, name, options[name], problem=f"{name}={options[name]} "):
+        made(folder, **options)
+
+
+def test_a_model_is_needed_and_a_gguf_has_its_own_tokenizer():
+    from layerlens.evaluation.lm_eval.model import Strategic
+
+    with refused(ll.OptionError, "pretrained", ""):
+        Strategic(strategy="valley")
+    needs_smollm2()
+    with refused(ll.OptionError, "add_bos_token", True, advice="tokenizer=FOLDER"):
+        Strategic("smollm2-135m-instruct", add_bos_token=True)
+
+
+def test_draws_follow_the_seed_and_the_text(folder):
+    """With one seed for all passes, every text would be read from the same layers at the same places."""
+    harness = made(folder, strategy="valley", window=3, p=0.5)
+    asked = instances("loglikelihood", [("abcdefghijkl", "mnopqrstuvwx"), ("abcdefghijkl", "mnopqrstuvwy")])
+
+    def scored(seed):
+        torch.manual_seed(seed)
+        return [score for score, _ in harness.loglikelihood(asked, disable_tqdm=True)]
+
+    assert scored(0) == scored(0)
+    assert scored(0) != scored(1)
 
 
 def test_the_command_line_is_lm_evals(folder, tmp_path):
@@ -113,4 +170,4 @@ def test_the_command_line_is_lm_evals(folder, tmp_path):
         text=True,
     )
     assert wrong.returncode == 2
-    assert wrong.stderr.splitlines()[-1].startswith("layerlens: --strategy vally is unknown")
+    assert wrong.stderr.splitlines()[-1].startswith("layerlens: strategy=vally is unknown")

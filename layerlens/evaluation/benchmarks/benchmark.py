@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layerlens.datasets import files, hub
 from layerlens.datasets.source import Release
 from layerlens.errors import LayerlensError, PromptError, first_sentence, spelled
+from layerlens.paths import expanded
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -77,7 +78,7 @@ def read(benchmark: Benchmark, data_file: str | PathLike[str] | None, limit: int
     Raises:
         PromptError: the rows cannot be read, or lack a column.
     """
-    path = Path(data_file).expanduser() if data_file is not None else None
+    path = expanded(data_file) if data_file is not None else None
     if path is None and benchmark.shipped is not None:
         path = benchmark.shipped()
     rows: Rows

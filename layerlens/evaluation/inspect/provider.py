@@ -1,10 +1,12 @@
 """Models of layerlens for inspect: requests are decoded together, each with its own strategy and options."""
 
 import asyncio
+import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,9 @@ from layerlens.datasets import Prompt
 from layerlens.decode.continuous import Continuous
 from layerlens.decode.identity import attributes_of
 from layerlens.decode.loop import batch_seed
+from layerlens.decode.modules import model_record
 from layerlens.decode.options import GenerateOptions, whole
+from layerlens.decode.prompts import overflows
 from layerlens.decode.registry import asked_strategy, is_strategy_name, strategy_record, takes_option
 from layerlens.decode.requests import Answer, Requests
 from layerlens.decode.strategies import Strategy
@@ -47,7 +51,9 @@ from layerlens.evaluation.inspect.messages import prompt_of
 from layerlens.evaluation.inspect.thinking import parted
 from layerlens.lens.opening import open_lens
 from layerlens.models import Model, load
+from layerlens.paths import expanded
 from layerlens.records.manifest import digest
+from layerlens.records.places import refuse_unwritable
 
 _BATCH_SIZE = 16
 _MOST_NEW_TOKENS = 2048
@@ -114,7 +120,7 @@ class Provider(ModelAPI):
         self.strategy.fit(self.model.n_layers, self.model.tied)
         transport = open_lens(own.get("lens"), self.model)
         self._transport = transport
-        self._trace = Path(str(own["trace"])).expanduser() if own.get("trace") else None
+        self._trace = _folder(own.get("trace"))
         if self._trace is not None:
             from layerlens.evaluation.inspect.traces import TRACING
 
@@ -122,6 +128,9 @@ class Provider(ModelAPI):
         # else inspect would make the provider a second time, with the weights, to ask for the context
         set_model_info(f"{_KEY}/{model_name}", ModelInfo(context_length=self.model.context_length))
         self._requests = self._begun([self.strategy, *own.get("asked", ())])
+        # a part of the key under which inspect keeps answers, which has no other part of the model's arguments
+        said = [model_record(self.model), strategy_record(self.strategy), transport.record(), asdict(self._wrapping)]
+        self.base_url = f"{_KEY}:{digest(json.dumps(said, default=str, sort_keys=True))[:16]}"
 
     def _begun(self, strategies: Sequence[Strategy]) -> Requests:
         """What answers requests: our own loop, or an engine elsewhere that is started for these strategies."""
@@ -139,7 +148,9 @@ class Provider(ModelAPI):
         try:
             strategy = self._strategy_of(config)
             prompt = prompt_of(input, self.model.tokenizer, self._wrapping.chat_template)
-            asked = [self._asked(prompt, strategy, config, number) for number in range(config.num_choices or 1)]
+            n_choices = 1 if config.num_choices is None else config.num_choices
+            whole("num_choices", n_choices, 1)
+            asked = [self._asked(prompt, strategy, config, number) for number in range(n_choices)]
         except PromptError as error:  # an answer without a text, so that the run goes on
             return self._unanswered(error)
         except LayerlensError as error:
@@ -151,7 +162,7 @@ class Provider(ModelAPI):
             return self._unanswered(error)
         except LayerlensError as error:
             raise inspect_refusal()(f"layerlens: {error}") from error
-        room = asked[0][0].max_new_tokens < (config.max_tokens or _MOST_NEW_TOKENS)
+        room = asked[0][0].max_new_tokens < _most(config)
         return ModelOutput(
             model=self.model_name,
             choices=[self._choice(answer, config, is_cut_short=room) for answer in answers],
@@ -206,6 +217,9 @@ class Provider(ModelAPI):
         if not isinstance(own, Mapping):
             problem = f"{_KEY} of extra_body is {own!r}, and not an object of options"
             raise OptionError(problem, 'give {"strategy": "valley"}', given=own)
+        for name in own.keys() & {*_OURS, *_LOADING} - {"strategy"}:
+            what = "belongs to the model, and not to a request"
+            raise OptionError.about(name, own[name], what, f"give it as -M {name}=...")
         strategy = asked_strategy(own, self.strategy)
         strategy.fit(self.model.n_layers, self.model.tied)
         return strategy
@@ -221,7 +235,7 @@ class Provider(ModelAPI):
             seed = int.from_bytes(os.urandom(4), "big") if draws else 0
         elif (item := inspect_item()) is not None:  # so that what one item draws says nothing about another's draws
             seed = int(digest(f"{seed}/{item}")[:8], 16)
-        most = config.max_tokens or _MOST_NEW_TOKENS
+        most = _most(config)
         options = replace(
             self._wrapping,
             max_new_tokens=most,
@@ -232,6 +246,10 @@ class Provider(ModelAPI):
             seed=batch_seed(seed, number),
         )
         n_first = (config.top_logprobs or 0) if config.logprobs else None
+        if n_first is not None and not 0 <= n_first <= self.model.n_vocab:
+            advice = f"give 0..{self.model.n_vocab}, the size of the vocabulary"
+            raise OptionError.about("top_logprobs", n_first, "is out of range", advice)
+        self._refuse_endless(prompt)
         length = self._requests.length_of(prompt, options)
         room = most if self.model.context_length is None else self.model.context_length - length
         if room < 1:
@@ -242,6 +260,16 @@ class Provider(ModelAPI):
                 given=length,
             )
         return replace(options, max_new_tokens=min(most, room)), n_first
+
+    def _refuse_endless(self, prompt: Prompt) -> None:
+        """An error for a text that no context can hold, before it is tokenized."""
+        content, context = prompt.content, self.model.context_length
+        text = content if isinstance(content, str) else "".join(message["content"] for message in content)
+        if context is not None and overflows(text, self.model.tokenizer, context):
+            problem = (
+                f"the prompt has {len(text):,} characters, more than the model's context of {context:,} tokens holds"
+            )
+            raise _TooLong(problem, "shorten it", given=len(text))
 
     def _choice(self, answer: Answer, config: GenerateConfig, *, is_cut_short: bool) -> ChatCompletionChoice:
         generation = answer.generation
@@ -262,8 +290,36 @@ class Provider(ModelAPI):
 
     def _logprob(self, told: Sequence[tuple[int, float]]) -> Logprob:
         (token, value), *first = [(decoded(self.model.tokenizer, [token_id]), value) for token_id, value in told]
-        top = [TopLogprob(token=one, logprob=probability, bytes=list(one.encode())) for one, probability in first]
-        return Logprob(token=token, logprob=value, bytes=list(token.encode()), top_logprobs=top or None)
+        # a token that a strategy rules out is minus infinitely probable, which JSON cannot hold
+        top = [
+            TopLogprob(token=one, logprob=probability, bytes=_bytes(one))
+            for one, probability in first
+            if probability > -math.inf
+        ]
+        return Logprob(token=token, logprob=value, bytes=_bytes(token), top_logprobs=top or None)
+
+
+def _most(config: GenerateConfig) -> int:
+    """The most tokens that a request wants."""
+    if config.max_tokens is None:
+        return _MOST_NEW_TOKENS
+    whole("max_tokens", config.max_tokens, 1)
+    return config.max_tokens
+
+
+def _bytes(token: str) -> list[int] | None:
+    """The bytes of a token; None where it is a part of a character, which stands as U+FFFD in its text."""
+    return None if "\ufffd" in token else list(token.encode())
+
+
+def _folder(trace: object) -> Path | None:
+    """The folder for traces; OptionError where nothing can be written there."""
+    if trace is None or trace is False or trace == "":
+        return None
+    if not isinstance(trace, str | os.PathLike):
+        raise OptionError.about("trace", trace, "is no folder", "give the name of one")
+    refuse_unwritable(Path(trace), "trace")
+    return expanded(trace)
 
 
 async def _awaited(future: Any) -> Answer:
