@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,6 +9,7 @@ import pandas as pd
 from layerlens.analysis.evaluation import evaluation_table
 from layerlens.analysis.reported import BENCHMARKS, reported, short_name
 from layerlens.errors import RunError, spelled, spelled_command
+from layerlens.paths import expanded
 from layerlens.records.evaluation import arm_parts, read_manifest
 
 
@@ -23,7 +23,7 @@ def ablation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         RunError: there is no evaluation, one of its files cannot be read, or it holds no answer yet.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     options = read_manifest(folder)["evaluation"]["arms"]
     table = evaluation_table(folder)
     there = table[table["n_answers"] > 0]

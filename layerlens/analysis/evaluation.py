@@ -1,7 +1,6 @@
 """What an evaluation found: how each arm scores on each task, and whether that differs from the last layer."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 from layerlens.analysis.paired import holm, mcnemar
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Floats, mean_difference, mean_interval, resample
+from layerlens.paths import expanded
 from layerlens.records.evaluation import read_answers, read_manifest
 
 EQUAL = 1e-9
@@ -33,7 +33,7 @@ def evaluation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         RunError: there is no evaluation, one of its files cannot be read, or it holds no answer yet.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     manifest = read_manifest(folder)
     answers = read_answers(folder).to_pandas()
     said = manifest["evaluation"]

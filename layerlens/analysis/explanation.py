@@ -9,6 +9,7 @@ import pandas as pd
 
 from layerlens.analysis.settling import BIT
 from layerlens.analysis.uncertainty import Floats, holding, interval, resample
+from layerlens.paths import expanded
 from layerlens.records.evaluation import MEASURES, read_answers, read_manifest, trace_folder
 from layerlens.records.reader import Records
 from layerlens.records.schema import JS
@@ -41,7 +42,7 @@ def explanation_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         RunError: there is no evaluation, one of its files cannot be read, or it holds no answer yet.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     manifest = read_manifest(folder)
     answers = read_answers(folder).to_pandas()
     answers = answers[answers["score"].isin((0.0, 1.0))]

@@ -19,6 +19,7 @@ from layerlens.analysis.evaluation import item_means
 from layerlens.analysis.shares import share_difference, share_interval
 from layerlens.analysis.uncertainty import Floats, resample
 from layerlens.errors import OptionError, RunError, spelled
+from layerlens.paths import expanded
 from layerlens.records import Manifest
 from layerlens.records.disagreement import disagreement
 from layerlens.records.evaluation import read_answers, read_manifest
@@ -57,7 +58,7 @@ def levels_table(
         RunError: one of them has no answers of the last layer to a task of `evaluation`; or differs in its model, items
             or settings; or nothing is drawn.
     """
-    folders = [Path(one).expanduser() for one in (evaluation, levels, control)]
+    folders = [expanded(one) for one in (evaluation, levels, control)]
     manifests = [read_manifest(folder) for folder in folders]
     seeds = [manifest["seed"] for manifest in manifests]
     for name, place in (("levels", 1), ("control", 2)):

@@ -2,7 +2,6 @@
 
 import os
 from math import sqrt
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -13,6 +12,7 @@ from layerlens.analysis.evaluation import EQUAL
 from layerlens.analysis.shares import binomial_cdf, clopper_pearson
 from layerlens.analysis.uncertainty import CONFIDENCE
 from layerlens.errors import OptionError, RunError
+from layerlens.paths import expanded
 from layerlens.records.evaluation import read_answers, read_manifest
 
 POWER = 0.8
@@ -39,7 +39,7 @@ def power_table(folder: str | os.PathLike[str], difference: float) -> pd.DataFra
     """
     if not 0 < difference < 1:
         raise OptionError.about("power", difference, "is not a difference", "give a share above 0 and below 1")
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     manifest = read_manifest(folder)
     answers = read_answers(folder).to_pandas()
     rows: list[dict[str, Any]] = []

@@ -26,9 +26,11 @@ from layerlens.cli import lm_eval as harness
 from layerlens.cli import serve as serving
 from layerlens.cli import trace as tracing
 from layerlens.cli.garbage import collect_rarely
+from layerlens.cli.printable import printable
 from layerlens.cli.spelling import CommandLine
 from layerlens.cli.streams import CannotPrintError, discard, notices, output
 from layerlens.errors import LayerlensError, Notice, spelling
+from layerlens.secrets import without_secrets
 
 app = typer.Typer(
     name="layerlens",
@@ -131,11 +133,16 @@ _show_warning = warnings.showwarning
 
 def _show_notice(message: Warning | str, category: type[Warning], *where: Any) -> None:
     if issubclass(category, Notice):
-        print(f"layerlens: note: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"layerlens: note: {_told(message)}", file=sys.stderr)
     else:
         _show_warning(message, category, *where)
 
 
+def _told(message: object) -> str:
+    """One line, in which nothing acts on a terminal, and no password is."""
+    return printable(without_secrets(" ".join(str(message).split())))
+
+
 def _refuse(message: str) -> int:
-    print(f"layerlens: {' '.join(message.split())}", file=sys.stderr)
+    print(f"layerlens: {_told(message)}", file=sys.stderr)
     return 2

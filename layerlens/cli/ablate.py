@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerlens.cli import asking, options
+from layerlens.cli.printable import echo
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def ablate(
         if not asking.answered(out, model, asked, loading, lens, batch_size=batch_size, **wrapped):
             return 130
     _print(ablation_table(out))
-    typer.echo(f"answers  {out}")
+    echo(f"answers  {out}")
     return 0
 
 
@@ -104,7 +105,7 @@ def _number(part: str, text: str) -> Decimal:
 
 
 def _print(table: "pd.DataFrame") -> None:
-    typer.echo(f"\n{asking.head(table)}\n")
+    echo(f"\n{asking.head(table)}\n")
     rows = []
     for row in table[(table["p"] > 0) != (table["arm"] == "last")].to_dict("records"):
         is_last = row["arm"] == "last"

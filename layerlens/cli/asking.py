@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerlens.cli import options
+from layerlens.cli.printable import echo, printable
 from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def answered(
     try:
         answer(loading.load(model), asked, out, lens=lens, **answering)
     except KeyboardInterrupt:
-        typer.echo(f"layerlens: interrupted; the answers so far are in {out}; repeat to continue", err=True)
+        echo(f"layerlens: interrupted; the answers so far are in {out}; repeat to continue", err=True)
         return False
     return True
 
@@ -211,9 +212,9 @@ def say_unfinished(table: "pd.DataFrame") -> None:
     for task, n in table.attrs["too_long"].items():
         total = table.loc[table["task"] == task, "n_answers"].sum()
         what = "the model's context had no room for them, or not to their end"
-        typer.echo(f"layerlens: {n:,} of {total:,} answers to {task} are cut short or empty: {what}", err=True)
+        echo(f"layerlens: {n:,} of {total:,} answers to {task} are cut short or empty: {what}", err=True)
     if not table.attrs["is_complete"]:
-        typer.echo("layerlens: the evaluation is not complete; repeat its command to continue it", err=True)
+        echo("layerlens: the evaluation is not complete; repeat its command to continue it", err=True)
 
 
 def show(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -221,7 +222,7 @@ def show(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     from layerlens.cli.grids import print_table
 
-    rows = [list(row) for row in rows]
+    rows = [[printable(cell) for cell in row] for row in rows]
     filled = [place for place in range(len(heads)) if not rows or any(row[place] for row in rows)]
     heads, rows = [heads[place] for place in filled], [[row[place] for place in filled] for row in rows]
     shown = Table(*(Column(head, no_wrap=True) for head in heads), box=None, padding=(0, 2, 0, 0))

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from layerlens.cli import options
+from layerlens.cli.printable import echo
 from layerlens.cli.trace import Precision
 from layerlens.errors import OptionError, spelled
+from layerlens.paths import expanded
 
 bench = typer.Typer(
     help="Measure what decoding, tracing and statistics cost.", add_completion=False, rich_markup_mode=None
@@ -119,11 +121,11 @@ def analysis(
 
     report, left_out = measure_analysis(run)
     for name, reason in left_out.items():
-        typer.echo(f"{name} is left out: {reason}", err=True)
-    typer.echo(f"{run}: {report['tokens']:,} tokens, {report['layers']} layers")
+        echo(f"{name} is left out: {reason}", err=True)
+    echo(f"{run}: {report['tokens']:,} tokens, {report['layers']} layers")
     for name, value in report["seconds"].items():
-        typer.echo(f"  {name:<22} {value:>8.2f} s")
-    typer.echo(f"  peak of the process    {report['peak_mib']:>8,.0f} MiB")
+        echo(f"  {name:<22} {value:>8.2f} s")
+    echo(f"  peak of the process    {report['peak_mib']:>8,.0f} MiB")
     _write(report, json)
     return 0
 
@@ -202,7 +204,7 @@ def _refuse_unwritable(json: Path | None) -> None:
 
         refuse_other_suffix(json, (".json",), "json")
         refuse_inside(json, option="json")
-        refuse_no_folder(json.expanduser(), "json")
+        refuse_no_folder(expanded(json), "json")
 
 
 def _write(report: dict[str, Any], json: Path | None) -> None:
@@ -210,11 +212,11 @@ def _write(report: dict[str, Any], json: Path | None) -> None:
     if json is None:
         return
     try:
-        json.expanduser().write_text(json_format.dumps(report, indent=1, default=str) + "\n")
+        expanded(json).write_text(json_format.dumps(report, indent=1, default=str) + "\n")
     except OSError as error:
         what = f"could not be written ({error.strerror})"
         raise OptionError.about("json", json, what, "the measurements are printed above: give another file") from error
-    typer.echo(f"written to {json}")
+    echo(f"written to {json}")
 
 
 def _print_decoding(report: dict[str, Any], strategy: str) -> None:
@@ -224,7 +226,7 @@ def _print_decoding(report: dict[str, Any], strategy: str) -> None:
     from layerlens.analysis.reported import reported, reported_value
     from layerlens.cli.grids import print_table
 
-    typer.echo(
+    echo(
         f"\n{report['model']} ({report['dtype']}), {strategy} over K = {report['window']} layers: "
         f"{report['batch_size']} x {report['new_tokens']} tokens after {report['prompt_tokens']}, "
         f"medians of {report['rounds']} rounds"
@@ -257,7 +259,7 @@ def _print_decoding(report: dict[str, Any], strategy: str) -> None:
     table.add_row("memory beyond last", "CUDA only" if memory is None else f"{memory:,.0f} MiB", "", "")
     print_table(table)
     paper_model = reported("5")["model"].iloc[0]
-    typer.echo(
+    echo(
         "The forward pass is counted without its unembedding and without attention over the cache, which grows with "
         "the context. A multiply-add counts as 2 FLOPs.\n"
         f"Paper: table 5 of arXiv 2606.21906, {paper_model}. The paper counts an unembedding as 2,560 · 151,936 "
@@ -277,7 +279,7 @@ def _number(value: float) -> str:
 
 
 def _print_trace(report: dict[str, Any]) -> None:
-    typer.echo(
+    echo(
         f"{report['model']} ({report['dtype']}): {report['tokens']:,} tokens, {report['layers']} layers, "
         f"{report['vocabulary']:,} vocabulary entries, readouts in {report['lens_precision']}, "
         f"medians of {report['rounds']} rounds"
@@ -294,11 +296,9 @@ def _print_trace(report: dict[str, Any]) -> None:
     for name, words in names.items():
         added = report["added_mib"][name]
         memory = "" if added != added else f"{added:>9,.0f} MiB"
-        typer.echo(f"  {words:<40} {report['seconds'][name]:>8.2f} s{memory}")
+        echo(f"  {words:<40} {report['seconds'][name]:>8.2f} s{memory}")
     over = report["over_floor"]
-    typer.echo(f"trace = {over['torch']:.2f} x (forward + torch's products) = {over['ours']:.2f} x (forward + ours)")
+    echo(f"trace = {over['torch']:.2f} x (forward + torch's products) = {over['ours']:.2f} x (forward + ours)")
     if asked:
         median, least, greatest = report["over_plain"]
-        typer.echo(
-            f"trace with more = {median:.3f} [{least:.3f}, {greatest:.3f}] x trace, median and range of the rounds"
-        )
+        echo(f"trace with more = {median:.3f} [{least:.3f}, {greatest:.3f}] x trace, median and range of the rounds")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerlens.cli.each import say_incomplete
+from layerlens.cli.printable import echo
 from layerlens.errors import OptionError
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ def compare(
     paths = [] if out is None else _save(out, {"comparison": quantities, "outputs": outputs})
     by_lens = {run.lens for run in runs} != {"logit"}
     for name, path, run in zip(("run", "other"), (first, second), runs, strict=True):
-        typer.echo(f"{name:<5}  {path}{f', read through {run.lens}' if by_lens else ''}")
+        echo(f"{name:<5}  {path}{f', read through {run.lens}' if by_lens else ''}")
     print_table(_table(quantities))
-    typer.echo(_sentence(quantities, outputs))
+    echo(_sentence(quantities, outputs))
     for path in paths:
-        typer.echo(path)
+        echo(path)
 
 
 def _table(quantities: "pd.DataFrame") -> "Table":

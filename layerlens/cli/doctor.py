@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerlens.cli import options
+from layerlens.cli.printable import echo
 from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
@@ -58,14 +59,14 @@ def _print_versions() -> None:
 
     import torch
 
-    typer.echo(f"python         {platform.python_version()} on {platform.system()} {platform.machine()}")
+    echo(f"python         {platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in ("layerlens", "torch", "transformers", "gguf", "pandas", "pyarrow", "matplotlib"):
         try:
-            typer.echo(f"{name:<14} {version(name)}")
+            echo(f"{name:<14} {version(name)}")
         except PackageNotFoundError:
-            typer.echo(f"{name:<14} not installed")
+            echo(f"{name:<14} not installed")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    typer.echo(f"gpu            {gpu}\nthreads        {torch.get_num_threads()}")
+    echo(f"gpu            {gpu}\nthreads        {torch.get_num_threads()}")
 
 
 def _print_estimate(estimated: "Estimate") -> None:
@@ -80,8 +81,8 @@ def _print_estimate(estimated: "Estimate") -> None:
         ("together", gib(estimated.n_bytes), "without what the passes themselves need"),
         *((name, gib(n_bytes), "free") for name, n_bytes in estimated.room.items()),
     ]
-    typer.echo(f"{estimated.weights.source} ({estimated.shape})")
+    echo(f"{estimated.weights.source} ({estimated.shape})")
     for name, size, words in rows:
-        typer.echo(f"{name:<10} {size:>12}  {words}")
+        echo(f"{name:<10} {size:>12}  {words}")
     disk = ", with the remaining weights on disk" if estimated.may_use_disk else ""
-    typer.echo({True: f"fits{disk}", False: "does not fit", None: "whether it fits is not known here"}[estimated.fits])
+    echo({True: f"fits{disk}", False: "does not fit", None: "whether it fits is not known here"}[estimated.fits])

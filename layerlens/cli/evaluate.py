@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerlens.cli import asking, options
+from layerlens.cli.printable import echo
 from layerlens.errors import OptionError, spelled
+from layerlens.paths import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +66,7 @@ def evaluate(
         asking.tell_again(out)
     else:
         refuse_unless_free(out)
-        if power is not None and set(asking.listed(strategies)) <= {"last"} and not out.expanduser().exists():
+        if power is not None and set(asking.listed(strategies)) <= {"last"} and not expanded(out).exists():
             what = "needs a strategy to compare with the last layer"
             raise OptionError.about("power", power, what, f"give {spelled('strategies')} too, or leave it out")
         given = {**items.given(), **vars(scoring), "window": window}
@@ -88,12 +90,12 @@ def evaluate(
         _print_explanation(out)
     if power is not None:
         _print_power(out, power)
-    typer.echo(f"answers  {out}")
+    echo(f"answers  {out}")
     return 0
 
 
 def _print(table: "pd.DataFrame") -> None:
-    typer.echo(f"\n{asking.head(table)}\n")
+    echo(f"\n{asking.head(table)}\n")
     heads = ("task", "arm", "score", "minus last", "won", "lost", "p", "p (Holm)", "tokens", "unscored")
     rows = []
     for row in table.to_dict("records"):
@@ -124,9 +126,9 @@ def _print_explanation(out: Path) -> None:
 
     table = explanation_table(out)
     if table.empty:
-        typer.echo(f"\nno arm has {FEWEST} right and {FEWEST} wrong answers, which --explain needs")
+        echo(f"\nno arm has {FEWEST} right and {FEWEST} wrong answers, which --explain needs")
         return
-    typer.echo("\nhow well a measure tells right answers from wrong ones (AUROC; 0.5 says nothing)\n")
+    echo("\nhow well a measure tells right answers from wrong ones (AUROC; 0.5 says nothing)\n")
     rows = [
         (
             row["task"],
@@ -147,8 +149,8 @@ def _print_power(out: Path, points: float) -> None:
     from layerlens.analysis.power import power_table
 
     table = power_table(out, points / 100)
-    typer.echo(f"\nitems that show a difference of {points:g} points (5 % level, power 80 %),")
-    typer.echo("and the least difference in points that the items here show\n")
+    echo(f"\nitems that show a difference of {points:g} points (5 % level, power 80 %),")
+    echo("and the least difference in points that the items here show\n")
     rows = [
         (
             row["task"],

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.each import say_incomplete
+from layerlens.cli.printable import echo
 
 
 def export(
@@ -19,4 +20,4 @@ def export(
     opened = ll.open_run(run)
     refuse_unless_tidy(opened.path, out)
     say_incomplete(opened)
-    typer.echo(write_tidy(opened, out))
+    echo(write_tidy(opened, out))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerlens.cli import options
+from layerlens.cli.printable import echo
 from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _fit(
     try:
         fitted = ll.fit_lens(loading.load(model), asked, kind, out=out, resume=resume, overwrite=overwrite, **settings)
     except KeyboardInterrupt:
-        typer.echo(f"layerlens: interrupted; continue with {spelled('resume', True)}", err=True)
+        echo(f"layerlens: interrupted; continue with {spelled('resume', True)}", err=True)
         return 130
     print_fitted(fitted)
     return 0
@@ -198,14 +199,12 @@ def print_fitted(fitted: "Fitted") -> None:
 
     said, gain = fitted.said, fitted.gain
     rate = said["seconds"] / max(said["n_tokens"], 1) * 10_000
-    typer.echo(
+    echo(
         f"\nfitted on {said['n_tokens']:,} tokens of {said['n_texts']:,} texts in {said['seconds']:,.0f} s, "
         f"{rate:,.1f} s per 10,000 tokens"
     )
     n_tokens, n_texts = gain.loc[0, ["n_tokens", "n_texts"]]
-    typer.echo(
-        f"KL divergence from the last layer in nats, on {n_tokens:,.0f} tokens of {n_texts:,.0f} texts not fitted on"
-    )
+    echo(f"KL divergence from the last layer in nats, on {n_tokens:,.0f} tokens of {n_texts:,.0f} texts not fitted on")
     table = Table(box=None, padding=(0, 3, 0, 0))
     table.add_column("layer", justify="right")
     for heading in ("logit lens", f"{fitted.kind} lens"):
@@ -213,8 +212,8 @@ def print_fitted(fitted: "Fitted") -> None:
     for row in gain.to_dict("records"):
         table.add_row(f"{row['layer']:.0f}", _mean(row, "kl_logit"), _mean(row, "kl_lens"))
     print_table(table)
-    typer.echo(f"lens   {fitted.path}")
-    typer.echo(f"trace  layerlens trace --lens {shlex.quote(fitted.lens)} ...")
+    echo(f"lens   {fitted.path}")
+    echo(f"trace  layerlens trace --lens {shlex.quote(fitted.lens)} ...")
 
 
 def _mean(row: dict[Any, Any], name: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from layerlens.cli.printable import echo
 from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def models(
     shown = _as_json if json else as_table if markdown else _as_lines
     coverages: list[Coverage] = []
     for line in shown(_kept(check_families(names or []), coverages)):
-        typer.echo(line)
+        echo(line)
     if any(one.verdict == "fails" for one in coverages):
         raise typer.Exit(1)
 
@@ -63,20 +64,20 @@ def _list_families() -> None:
     from layerlens.models.families import FAMILIES
     from layerlens.models.locate import BUILT_IN, INSTALL, is_installed
 
-    typer.echo("Built-in models (give the name as --model):\n")
+    echo("Built-in models (give the name as --model):\n")
     for name in BUILT_IN:
-        typer.echo(f"  {name:<22} {'installed' if is_installed(name) else f'get it with: {INSTALL[name]}'}")
-    typer.echo(
+        echo(f"  {name:<22} {'installed' if is_installed(name) else f'get it with: {INSTALL[name]}'}")
+    echo(
         "\nFamilies of text decoders (give a hub id, a folder or a .gguf file as --model). Any other type of decoder is"
     )
-    typer.echo("checked when it is loaded. `layerlens models --check` tries every type that transformers has.\n")
+    echo("checked when it is loaded. `layerlens models --check` tries every type that transformers has.\n")
     for name, family in FAMILIES.items():
         if family.has_encoder:
             continue
         blocks = "parallel blocks" if family.parallel is True else "sequential blocks"
         if isinstance(family.parallel, str):
             blocks = f"parallel blocks if config.{family.parallel}"
-        typer.echo(f"  {name:<22} {blocks}")
+        echo(f"  {name:<22} {blocks}")
 
 
 def _kept(coverages: "Iterable[Coverage]", kept: "list[Coverage]") -> "Iterator[Coverage]":
@@ -118,6 +119,6 @@ def datasets() -> None:
     from layerlens.evaluation.benchmarks import NAMES
 
     for card in names():
-        typer.echo(f"  {card.name:<8} {card.hub_id or 'shipped with layerlens'}{' (gated)' if card.gated else ''}")
+        echo(f"  {card.name:<8} {card.hub_id or 'shipped with layerlens'}{' (gated)' if card.gated else ''}")
         scored = "; a benchmark of `layerlens eval`" if card.name in NAMES else ""
-        typer.echo(f"           {card.description} ({card.licence}){scored}")
+        echo(f"           {card.description} ({card.licence}){scored}")

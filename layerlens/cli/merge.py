@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from layerlens.cli.printable import echo
+
 
 def merge(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Complete runs of the same model and dataset.")],
@@ -14,6 +16,6 @@ def merge(
     from layerlens.run import merge
 
     run = merge(runs, out=out)
-    typer.echo(f"merged   {len(runs)} runs, {len(run.prompts):,} prompts, {len(run.positions):,} positions")
-    typer.echo(f"run      {run.path}")
+    echo(f"merged   {len(runs)} runs, {len(run.prompts):,} prompts, {len(run.positions):,} positions")
+    echo(f"run      {run.path}")
     return 0

@@ -1,7 +1,6 @@
 """Options that several commands share: single options, and groups of options that belong together."""
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
@@ -10,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from layerlens.cli.printable import echo
 from layerlens.errors import OptionError, spelled
+from layerlens.parsing import json_of
+from layerlens.paths import expanded
 
 if TYPE_CHECKING:
     from layerlens.decode.speculative.drafter import Drafter
@@ -330,7 +332,7 @@ class Drafting:
         if self.save_skip_set is not None:
             refuse_other_suffix(self.save_skip_set, (".json",), "save_skip_set")
             refuse_inside(self.save_skip_set, option="save_skip_set")
-            refuse_no_folder(self.save_skip_set.expanduser(), "save_skip_set")
+            refuse_no_folder(expanded(self.save_skip_set), "save_skip_set")
 
     def end(self, drafter: "Drafter | None") -> None:
         """Print what the drafts were worth, and save what was left out in the end where that was asked for."""
@@ -343,9 +345,9 @@ class Drafting:
             return
         if drafter.skips:
             drafter.skips.save(self.save_skip_set, drafter.model)
-            typer.echo(f"skip set written to {self.save_skip_set}")
+            echo(f"skip set written to {self.save_skip_set}")
         else:
-            typer.echo(f"layerlens: no blocks are left out, so that {self.save_skip_set} was not written", err=True)
+            echo(f"layerlens: no blocks are left out, so that {self.save_skip_set} was not written", err=True)
 
     def policy(self) -> "SkipPolicy | None":
         """The policy with its options; None where nothing is drafted."""
@@ -457,7 +459,7 @@ def variables_of(
         if name in variables:
             raise OptionError.about(option, word, f"gives {name} a second time", "give it once")
         try:
-            variables[name] = _PYTHON[value] if texts and value in _PYTHON else json.loads(value)
+            variables[name] = _PYTHON[value] if texts and value in _PYTHON else json_of(value)
         except ValueError as error:
             if texts:
                 variables[name] = value

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.each import say_incomplete
+from layerlens.cli.printable import echo
 
 
 def report(
@@ -27,4 +28,4 @@ def report(
     for one in (opened, other):
         if one is not None:
             say_incomplete(one)
-    typer.echo(write_report(opened, opened.path / "report.html" if out is None else out, beside=other))
+    echo(write_report(opened, opened.path / "report.html" if out is None else out, beside=other))

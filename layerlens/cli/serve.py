@@ -41,8 +41,9 @@ def serve(
 ) -> None:
     """Start vLLM's OpenAI-compatible server, and let it decode from another layer.
 
-    Requests can choose another strategy, and fetch a record of each token. Options of vLLM follow after --, such as
-    `layerlens serve --model M --window 10 -- --port 8000 --tensor-parallel-size 8`.
+    Requests can choose another strategy, and fetch a record of each token. The server can be reached from this machine
+    only, unless --host says otherwise. Options of vLLM follow after --, such as `layerlens serve --model M --window 10
+    -- --host 0.0.0.0 --port 8000 --tensor-parallel-size 8`.
     """
     from layerlens.decode.registry import refuse_unknown
     from layerlens.models import locate

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import typer
 from rich.table import Table
 
 from layerlens.analysis.valleys import marks_shown
 from layerlens.cli.grids import print_table
+from layerlens.cli.printable import echo
 
 if TYPE_CHECKING:
     from layerlens.run import Run
@@ -17,7 +17,7 @@ def print_summary(run: "Run") -> None:
     """Print what the run found: its phases, the share of perturbed tokens and the valley, with 95 % intervals."""
     totals = run.manifest["totals"]
     rate = totals["positions"] / max(totals["seconds"], 1e-9)
-    typer.echo(
+    echo(
         f"\n{_count(totals['prompts'], 'prompt')}, {_count(totals['positions'], 'position')}, "
         f"{_count(run.n_layers, 'layer')}, "
         f"{totals['seconds']:,.0f} s ({rate:,.0f} positions/s)"
@@ -25,22 +25,20 @@ def print_summary(run: "Run") -> None:
     if totals["non_finite_prompts"]:
         broken = run.prompts.loc[run.prompts["finish_reason"] == "non_finite", "prompt_id"]
         names = ", ".join(broken[:10]) + (" ..." if len(broken) > 10 else "")
-        typer.echo(
-            f"NaN or infinite states in {_count(len(broken), 'prompt')}, which the numbers below leave out: {names}"
-        )
+        echo(f"NaN or infinite states in {_count(len(broken), 'prompt')}, which the numbers below leave out: {names}")
     if totals["non_finite_prompts"] == totals["prompts"]:
         return
     if run.n_layers == 1:
-        typer.echo("the model has a single layer, so there are no phases and no earlier layer to compare with")
+        echo("the model has a single layer, so there are no phases and no earlier layer to compare with")
         return
     phases = run.phases()
     if phases["first"].notna().any():
         print_table(_phase_table(phases))
     if "note" in phases.attrs:
-        typer.echo(phases.attrs["note"])
+        echo(phases.attrs["note"])
     lines = [_partition_line(run.partition()), _agreement_line(run.earliest_agreement())]
     for line in [*lines, *_valley_lines(run.valleys())]:
-        typer.echo(line)
+        echo(line)
 
 
 def _count(number: int, noun: str) -> str:

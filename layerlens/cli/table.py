@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.each import each, opened, refuse_unknown, say_unfinished
+from layerlens.cli.printable import echo
 
 
 def table(
@@ -30,12 +31,12 @@ def table(
         say_unfinished(folder)
     if number == "all" and run is not None and not folders:
         others = ", ".join(one for one in TABLES if one in (*SCORES, *LEVELS))
-        typer.echo(f"layerlens: tables {others} show scored answers: give --evaluation", err=True)
+        echo(f"layerlens: tables {others} show scored answers: give --evaluation", err=True)
 
     def make(one: str) -> list[Path]:
         frame = composed(one, shown, folders)
         if out is None:
-            typer.echo(markdown(frame, TITLES[one]))
+            echo(markdown(frame, TITLES[one]))
             return []
         return save(frame, TITLES[one], out, f"table{one}")
 
@@ -46,4 +47,4 @@ def table(
     }
     everything = [one for one in TABLES if made_from[one]]
     for path in each("table", number, everything, make):
-        typer.echo(path)
+        echo(path)

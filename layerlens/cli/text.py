@@ -3,7 +3,6 @@
 Marks stand in brackets that the texts themselves do not contain. On a terminal they have colours.
 """
 
-import re
 import sys
 from collections.abc import Sequence
 
@@ -11,15 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from layerlens.cli.printable import printable
 from layerlens.decode.loop import Generation
 from layerlens.decode.speculative.drafter import Drafter
 from layerlens.decode.texts import decoded, is_known
 from layerlens.models import Model
 
 Pieces = list[tuple[str, str]]  # what is written, and its style on a terminal
-
-# all but tabs and line feeds: a terminal would obey them, and rich leaves some of them out
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 _ARROW, _MARK = " -> ", "yellow"
@@ -99,11 +96,7 @@ def _print(text: Pieces, notes: list[str]) -> None:
 
 
 def _styled(text: Pieces) -> Text:
-    return Text.assemble(*((_CONTROLS.sub(_escape, piece), style) for piece, style in text))
-
-
-def _escape(control: re.Match[str]) -> str:
-    return f"\\x{ord(control[0]):02x}"
+    return Text.assemble(*((printable(piece), style) for piece, style in text))
 
 
 def brackets_for(model: Model, generations: Sequence[Generation]) -> tuple[str, str]:

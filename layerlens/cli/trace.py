@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerlens.cli import options
+from layerlens.cli.printable import echo
 from layerlens.errors import OptionError, spelled
+from layerlens.paths import expanded
 
 if TYPE_CHECKING:
     from layerlens.datasets import Dataset
@@ -156,8 +158,8 @@ def _prompts(
 def _interrupted(out: Path, n_prompts: int) -> int:
     import layerlens as ll
 
-    done = len(ll.open_run(out).prompts) if (out.expanduser() / "manifest.json").exists() else 0
-    typer.echo(
+    done = len(ll.open_run(out).prompts) if (expanded(out) / "manifest.json").exists() else 0
+    echo(
         f"layerlens: interrupted; {done} of {n_prompts} prompts are complete in {out}; continue with --resume", err=True
     )
     return 130
@@ -167,7 +169,7 @@ def _print_summary(run: "Run") -> None:
     from layerlens.cli.summary import print_summary
 
     print_summary(run)
-    typer.echo(f"run      {run.path}")
+    echo(f"run      {run.path}")
     path = shlex.quote(str(run.path))
-    typer.echo(f"figures  layerlens figure all --run {path} --out figures")
-    typer.echo(f"report   layerlens report {path}")
+    echo(f"figures  layerlens figure all --run {path} --out figures")
+    echo(f"report   layerlens report {path}")

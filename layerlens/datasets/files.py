@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.errors import PromptError, first_sentence
+from layerlens.parsing import json_of
 
 
 def read_bytes(path: Path) -> bytes:
@@ -17,6 +18,8 @@ def read_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise PromptError(f"{path} is a directory", "give a file", given=path)
     try:
+        if path.exists() and not path.is_file():  # a device may never end, and a pipe never begin
+            raise PromptError(f"{path} is not a regular file", "write its contents into one, and give that", given=path)
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise PromptError(f"there is no file {path}", "check the path", given=path) from error
@@ -66,7 +69,7 @@ def json_object(line: str, where: str) -> dict[str, object]:
 
 def _parsed(text: str) -> Any:
     """The value of a JSON text; ValueError also for half a surrogate pair, which would fail only at the tokenizer."""
-    value = json.loads(text)
+    value = json_of(text)
     json.dumps(value, ensure_ascii=False).encode()
     return value
 

@@ -8,7 +8,10 @@ from layerlens.compat import chat_environment
 from layerlens.datasets import Prompt
 from layerlens.decode.options import GenerateOptions
 from layerlens.decode.turns import Messages, Turns
-from layerlens.errors import OptionError, PromptError, spelled
+from layerlens.errors import OptionError, PromptError, first_sentence, spelled
+from layerlens.limits import TookTooLongError, within
+
+_LONGEST = 5.0  # seconds; templates of models take a thousandth of one
 
 
 class ChatTemplate:
@@ -50,8 +53,10 @@ class ChatTemplate:
             messages = [{"role": "system", "content": system}, *messages]
         try:
             text = self._rendered(messages)
+        except PromptError:
+            raise
         except Exception as error:  # templates raise whatever their author chose
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_sentence(error)
             problem = f"prompt {prompt.prompt_id} does not fit the model's chat template ({reason})"
             advice = f"change its messages, or give {spelled('chat_template', False)}"
             raise PromptError(problem, advice, given=prompt.prompt_id) from error
@@ -87,14 +92,19 @@ class ChatTemplate:
 
     def _rendered(self, messages: Messages, *, begins_answer: bool = True) -> str:
         ends_with_answer = messages[-1]["role"] == "assistant"
-        text = self._tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=begins_answer and not ends_with_answer,
-            # an answer that was begun is continued
-            continue_final_message=ends_with_answer and self._options.max_new_tokens > 0,
-            **self._variables,
-        )
+        try:
+            with within(_LONGEST):
+                text = self._tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=begins_answer and not ends_with_answer,
+                    # an answer that was begun is continued
+                    continue_final_message=ends_with_answer and self._options.max_new_tokens > 0,
+                    **self._variables,
+                )
+        except TookTooLongError as error:
+            problem = f"the model's chat template did not end within {_LONGEST:g} seconds"
+            raise PromptError(problem, f"give {spelled('chat_template', False)}", option="chat_template") from error
         assert isinstance(text, str)
         return text
 
@@ -141,6 +151,8 @@ class ChatTemplate:
     def _rendered_or_none(self, messages: Messages, *, begins_answer: bool = True) -> str | None:
         try:
             return self._rendered(messages, begins_answer=begins_answer)
+        except PromptError:
+            raise
         except Exception:  # as above
             return None
 

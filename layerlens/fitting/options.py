@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from layerlens.decode.options import whole
 from layerlens.errors import OptionError, did_you_mean, spelled
+from layerlens.paths import expanded
 from layerlens.records.files import refuse_both
 from layerlens.records.places import refuse_no_folder
 
@@ -128,7 +129,7 @@ def refuse_unless_free(
     """Where the lens is to be written; OptionError where it cannot be, or where there is a file already that is not to
     be replaced or was written by no fit."""
     refuse_both(resume=resume, overwrite=overwrite)
-    path = Path(out).expanduser()
+    path = expanded(out)
     if path.suffix != asked.suffix:
         what = f"ends with {path.suffix!r}, and a {asked.kind} lens is a {asked.suffix} file"
         raise OptionError.about("out", path, what, f"give {path.with_suffix(asked.suffix)}")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from layerlens.errors import OptionError, spelled
+from layerlens.parsing import json_of
 from layerlens.records.files import FolderWriter, refuse_foreign, remove_unfinished, write_json, writing
 
 _SECONDS_BETWEEN = 60.0
@@ -83,7 +84,7 @@ class Workplace(FolderWriter):
         if not path.exists():
             return None
         with path.open("rb") as handle:
-            done: dict[str, Any] = json.loads(np.load(handle).tobytes())
+            done: dict[str, Any] = json_of(np.load(handle).tobytes())
             for tensor in tensors:
                 tensor.copy_(torch.from_numpy(np.load(handle)))
         seconds = done.pop("seconds")
@@ -119,7 +120,7 @@ class Workplace(FolderWriter):
     def _open(self) -> None:
         path = self.folder / "manifest.json"
         if self._has_begun:
-            refuse_other(self._out, self.manifest, json.loads(path.read_text(encoding="utf-8")))
+            refuse_other(self._out, self.manifest, json_of(path.read_text(encoding="utf-8")))
         else:
             write_json(path, self.manifest)
         remove_unfinished(self.folder)

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from layerlens.errors import OptionError, did_you_mean, first_sentence
+from layerlens.parsing import json_of
+from layerlens.paths import expanded
 
 KINDS = ("logit", "linear", "tuned", "jacobian")
 FORMAT = "layerlens lens 1"
@@ -71,7 +73,7 @@ def parsed(lens: str) -> tuple[str, Path | None]:
     if not colon:
         return kind, None
     try:
-        place = Path(path).expanduser()
+        place = expanded(path)
         mode = place.stat().st_mode
     except (OSError, RuntimeError, ValueError) as error:
         what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
@@ -148,8 +150,8 @@ def _own(kind: str, path: Path) -> Stored:
         named = _by_layer({name.removeprefix("layers."): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     entries = {name: said.get(name, "") for name in ("d_model", "made_for", "fit")}
     try:
-        width, made_for, fit = (json.loads(entry) for entry in entries.values())
-        n_layers = json.loads(said.get("n_layers", "null"))
+        width, made_for, fit = (json_of(entry) for entry in entries.values())
+        n_layers = json_of(said.get("n_layers", "null"))
     except ValueError as error:
         raise _unreadable(kind, path, f"its metadata is not JSON: {entries}") from error
     if not (isinstance(width, int) and isinstance(n_layers, int | None) and isinstance(fit, dict)):
@@ -201,7 +203,7 @@ def _tuned_lens(path: Path) -> Stored:
         raise _unreadable(
             "tuned", path, "it is neither a folder with config.json and params.pt nor a .safetensors file"
         )
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = json_of((path / "config.json").read_text(encoding="utf-8"))
     named = _by_layer(_tensors_only("tuned", path, "params.pt"))
     said = {"model": config.get("base_model_name_or_path"), "revision": config.get("base_model_revision")}
     said |= {"unembed_hash": config.get("unembed_hash")}

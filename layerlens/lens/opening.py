@@ -19,6 +19,7 @@ from layerlens.lens.files import ADVICE, Stored, parsed, read_lens, sha256_of
 from layerlens.lens.transport import IDENTITY, Affine, Identity, Transport, Watched
 from layerlens.models import Model
 from layerlens.models.placement import parameters
+from layerlens.paths import expanded
 
 _ANOTHER = "give a lens of this model"
 
@@ -50,7 +51,7 @@ def open_lens(lens: str | Transport | None, model: Model) -> Transport:
         model.d_model,
         model.n_layers,
         set(identity_of(model).split()),
-        has_name=not Path(model.source).expanduser().exists() and model.source != type(model.hf).__name__,
+        has_name=not expanded(model.source).exists() and model.source != type(model.hf).__name__,
         unembed_hash=partial(_unembed_hash, model),
     )
     found = _of_file(lens, owner)
@@ -69,7 +70,7 @@ def opened_for_checkpoint(lens: str, source: str, d_model: int, n_layers: int) -
     Raises:
         OptionError: as `open_lens`.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     owner = _Owner(source, d_model, n_layers, digests_of(folder), has_name=not folder.exists(), are_parameters=False)
     return _of_file(lens, owner)
 

@@ -2,7 +2,6 @@
 
 import logging
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,14 @@ from layerlens.errors import ModelError, OptionError, first_sentence, spelled
 from layerlens.models import memory, sizes
 from layerlens.models.causal import loader_of, refuse_other_kinds
 from layerlens.models.choices import QUANTIZED, refuse_unknown
-from layerlens.models.locate import OTHER_SOURCES, refuse_without_tokenizer
+from layerlens.models.locate import OTHER_SOURCES, depths_in, refuse_without_tokenizer
 from layerlens.models.placement import Place
 from layerlens.models.refusals import refuse_dropped_weights
+from layerlens.paths import expanded
 from layerlens.sources import hub
+
+_MOST_LAYERS = 10_000
+"""Making the modules of so many takes seconds; no model has more than a few hundred."""
 
 
 def load_checkpoint(
@@ -80,7 +83,7 @@ def tokenizer_of(source: str, safety: dict[str, Any]) -> PreTrainedTokenizerBase
         source: a folder or hub id.
         safety: for `from_pretrained`, as `config_and_loader` gives it.
     """
-    if (folder := Path(source).expanduser()).is_dir():
+    if (folder := expanded(source)).is_dir():
         refuse_without_tokenizer(source, folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **safety)
@@ -95,7 +98,7 @@ def tokenizer_of(source: str, safety: dict[str, Any]) -> PreTrainedTokenizerBase
 
 def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """The config of a checkpoint, the class of transformers that loads it, and how its files are reached."""
-    is_folder = Path(source).expanduser().is_dir()
+    is_folder = expanded(source).is_dir()
     online = not is_folder and hub.answers(source, "config.json", revision=safety["revision"])
     safety = safety | {"local_files_only": not online}
     try:
@@ -112,6 +115,10 @@ def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, di
             else "no such folder, not in the cache, and the hub cannot be reached"
         )
         raise ModelError(f"{source!r} is not a model that can be loaded ({why})", advice, given=source) from error
+    n_layers = max(depths_in(config.to_dict()), default=0)
+    if n_layers > _MOST_LAYERS:
+        problem = f"{source} has {n_layers:,} layers by its config"
+        raise ModelError(problem, f"check its config.json: there can be {_MOST_LAYERS:,} at most", given=n_layers)
     loader = loader_of(config)
     refuse_other_kinds(source, config, known=loader is not None)
     return config, loader, safety
@@ -148,7 +155,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def weights_advice(source: str) -> str:
     """What to do about a folder or hub id whose weights cannot be loaded."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         if any(folder.glob("*.safetensors")):
             return "check the files of that folder"

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from layerlens.models.refusals import (
     refuse_without_values,
 )
 from layerlens.models.use import alone, own_terms
+from layerlens.paths import expanded
 from layerlens.sources import hub
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def load(
     place = place_for(device, device_map, max_memory, offload_folder)
     _refuse_other_backends(backend, {"device_map": device_map, "quantize": quantize, "keep_quantized": keep_quantized})
     source = os.fspath(model)
-    if revision is not None and Path(source).expanduser().exists():
+    if revision is not None and expanded(source).exists():
         what = f"belongs to a hub id, and {source} is a local path"
         raise OptionError.about("revision", revision, what, "leave it out")
     refuse_no_name(source)

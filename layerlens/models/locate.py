@@ -1,7 +1,6 @@
 """Where the files of a model are, and what they say before it is loaded. No torch is needed: mistakes show at once."""
 
 import contextlib
-import json
 import os
 import re
 from importlib import import_module
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 
 from layerlens.errors import ModelError, did_you_mean, first_sentence
 from layerlens.models import gguf_header
+from layerlens.parsing import json_of
+from layerlens.paths import expanded
 from layerlens.records.schema import refuse_deeper
 from layerlens.sources import hub
 
@@ -50,7 +51,7 @@ def located(source: str) -> Located:
         ModelError: there is no such file or folder, it holds no model, or a built-in model is not installed.
     """
     refuse_no_name(source)
-    path = built_in_file(source) if source in BUILT_IN else Path(source).expanduser()
+    path = built_in_file(source) if source in BUILT_IN else expanded(source)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(
@@ -122,16 +123,16 @@ def depths(place: Located) -> list[int]:
         n_layers = gguf_header.n_layers(place.folder / place.gguf_file)
         return [] if n_layers is None else [n_layers]
     with contextlib.suppress(OSError, ValueError):
-        return _depths(json.loads((place.folder / "config.json").read_text(encoding="utf-8")))
+        return depths_in(json_of((place.folder / "config.json").read_text(encoding="utf-8")))
     return []
 
 
-def _depths(config: Any) -> list[int]:
+def depths_in(config: Any) -> list[int]:
     """Every number of layers in a config and in the configs that it holds."""
     if not isinstance(config, dict):
         return []
     own = [config[name] for name in _DEPTHS if isinstance(config.get(name), int)]
-    return own + [depth for value in config.values() for depth in _depths(value)]
+    return own + [depth for value in config.values() for depth in depths_in(value)]
 
 
 def built_in_file(name: str) -> Path:
@@ -158,7 +159,7 @@ def _smollm2_file() -> Path:
 def _gemma3_file() -> Path:
     """The file, joined in the user's cache, once, from four packages that hold a part each."""
     package = import_module(_PACKAGES[GEMMA3])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "layerlens"
+    cache = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "layerlens"
     whole: Path = cache / package.MODEL_NAME
     partial = whole.with_name(f"{whole.name}.{os.getpid()}.partial")
     try:
@@ -200,7 +201,7 @@ def _refuse_adapter(source: str, folder: Path) -> None:
     if not (folder / _ADAPTER).is_file():
         return
     try:
-        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json_of((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     raise ModelError(

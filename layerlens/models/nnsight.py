@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from layerlens.models.check_readout import possible_heads, with_best_head
 from layerlens.models.families import FAMILIES
 from layerlens.models.model import Model
 from layerlens.models.probing import probe
+from layerlens.paths import expanded
 from layerlens.sources import hub
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -103,7 +103,7 @@ def named(source: str, revision: str | None) -> Any:
     _refuse_without_key()
     from nnsight.modeling.transformers import TransformersModel
 
-    if Path(source).expanduser().exists():
+    if expanded(source).exists():
         what = f"runs models that its server has, and {source} is here"
         raise OptionError.about("backend", "nnsight-remote", what, "give the hub id of one of them")
     revision = revision or "main"

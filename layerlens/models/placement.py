@@ -94,7 +94,7 @@ def _device(device: str | None) -> torch.device:
         if where.type == "meta":
             raise RuntimeError("it holds no numbers")
         torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # which one depends on the kind of device
         what = f"cannot be used here ({first_sentence(error)})"
         raise OptionError.about("device", device, what, f"try {spelled('device', 'cpu')}") from error
     return where

@@ -1,9 +1,7 @@
 """How much memory a model's weights take, from its files, before they are loaded."""
 
-import json
 import math
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +11,9 @@ from transformers.integrations.gguf.dequant import GGML_BLOCK
 
 from layerlens.compat import built_from, gguf_tensors
 from layerlens.models.placement import Place
+from layerlens.models.safetensors_header import entries
+from layerlens.parsing import json_of
+from layerlens.paths import expanded
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -65,7 +66,7 @@ def of_checkpoint(
         place: where it is to lie.
     """
     stored = _stored(source, revision)
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if stored is None and folder.is_dir() and not any(folder.glob("*.bin")):
         return None
     kind = dtype or dtype_of(config) or _first_dtype(stored)
@@ -128,33 +129,25 @@ def _stored(source: str, revision: str) -> list[Stored] | None:
     index, single = _found(source, _INDEX, revision), _found(source, _SINGLE, revision)
     try:
         if index is not None:
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return [tensor for name in files for tensor in _header(index.parent / name)]
-        return None if single is None else list(_header(single))
-    except (OSError, ValueError, KeyError, struct.error):
+            names = json_of(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [tensor for name in sorted(set(names)) for tensor in _in_file(index.parent / name)]
+        return None if single is None else _in_file(single)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the last three where it is no index
         return None
 
 
+def _in_file(path: Path) -> list[Stored]:
+    return [Stored(name, one.dtype, math.prod(one.shape), len(one.shape)) for name, one in entries(path).items()]
+
+
 def _found(source: str, name: str, revision: str) -> Path | None:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(source, name, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
-
-
-def _header(path: Path) -> Iterator[Stored]:
-    """The tensors of one safetensors file, from the JSON at its beginning."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > 2**28:
-            raise ValueError(f"{path} has no safetensors header")
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield Stored(name, entry["dtype"], math.prod(entry["shape"]), len(entry["shape"]))
 
 
 def dtype_of(config: Any) -> torch.dtype | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,9 @@ from layerlens.models.adapter import adapt
 from layerlens.models.backend import Connection
 from layerlens.models.checkpoints import config_and_loader, tokenizer_of
 from layerlens.models.model import Model
+from layerlens.models.safetensors_header import entries
 from layerlens.models.vllm_versions import installed, refuse_without_vllm
+from layerlens.paths import expanded
 from layerlens.sources import hub
 
 NAME = "vllm"
@@ -101,7 +102,7 @@ def loaded(
     arguments = {"model": source, "dtype": str(kind).removeprefix("torch."), "trust_remote_code": trust, **options}
     if revision is not None:
         arguments["revision"] = revision
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     commit = None if folder.is_dir() else hub.commit_of(source, "config.json", revision or "main")
     backend = Vllm(
         NAME,
@@ -121,16 +122,11 @@ def _identity(folder: Path) -> str:
     told = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-            for name, entry in sorted(header.items()):
-                if name == "__metadata__":
-                    continue
-                begin, end = entry["data_offsets"]
-                told.update(f"{name}{entry['dtype']}{entry['shape']}".encode())
+            for name, entry in sorted(entries(path).items()):
+                told.update(f"{name}{entry.dtype}{list(entry.shape)}".encode())
                 for piece in range(16):
-                    file.seek(8 + size + begin + (end - begin) * piece // 16)
-                    told.update(file.read(min(4, end - begin)))
+                    file.seek(entry.begin + (entry.end - entry.begin) * piece // 16)
+                    told.update(file.read(min(4, entry.end - entry.begin)))
     for path in sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):
         size = path.stat().st_size
         with path.open("rb") as file:

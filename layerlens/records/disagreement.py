@@ -136,7 +136,7 @@ def _of_strategy(record: dict[str, Any], n_layers: int | None) -> dict[str, Any]
         name = f"last-{options.pop('offset', 0)}"
     elif name == "valley":
         shift = options.pop("shift", 0)
-        name = f"valley{shift:+d}" if shift else name
+        name = f"valley{shift:+d}" if isinstance(shift, int) and shift else name
         options.pop("scan", None)  # how candidates are read out, with the same result
         if options.get("window") is None:  # as older manifests left it
             options["window"] = default_window(n_layers)

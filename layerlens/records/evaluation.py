@@ -18,9 +18,11 @@ from typing import Any
 import pyarrow as pa
 
 from layerlens.errors import RunError, spelled, spelled_command
+from layerlens.paths import expanded
 from layerlens.records import Column, Manifest, files, store
 from layerlens.records.manifest import read_manifest_of, refuse_disagreement
 from layerlens.records.schema import arrow_schema
+from layerlens.records.shape import EVALUATION, misfit
 
 SCORED = (
     Column("task", pa.string(), "", "", "name of the benchmark"),
@@ -85,7 +87,7 @@ class EvaluationWriter(files.FolderWriter):
 def refuse_unless_free(folder: Path) -> None:
     """RunError where an evaluation can neither begin in a folder nor go on: it holds something else, or no folder can
     have that name."""
-    folder = folder.expanduser()
+    folder = expanded(folder)
     if files.exists(folder / "manifest.json"):
         with files.not_replaced(folder):
             read_manifest(folder)
@@ -162,7 +164,19 @@ def trace_folder(folder: Path, task: str, arm: str) -> Path:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an evaluation; RunError where the folder holds none, or one of another format."""
-    return read_manifest_of(folder, "evaluation", "an evaluation", "evaluate")
+    manifest = read_manifest_of(folder, "evaluation", "an evaluation", "evaluate")
+    found = misfit(manifest, EVALUATION)
+    if found is None and not all(_is_asked(pair, manifest["evaluation"]) for pair in manifest["evaluation"]["asked"]):
+        found = "evaluation.asked does not name tasks and arms that it has"
+    if found is not None:
+        advice = "restore it, or begin anew in another directory"
+        raise RunError(f"{folder / 'manifest.json'} is damaged: {found}", advice, given=folder)
+    return manifest
+
+
+def _is_asked(pair: list[str], said: Mapping[str, Any]) -> bool:
+    """Whether it is the pair of a task and an arm."""
+    return len(pair) == 2 and pair[0] in said["tasks"] and pair[1] in said["arms"]
 
 
 def read_answers(folder: Path) -> pa.Table:
@@ -175,4 +189,4 @@ def read_answers(folder: Path) -> pa.Table:
     if not path.exists():
         advice = f"repeat the command of {spelled_command('evaluate')} that began it, which continues it"
         raise RunError(f"{folder} has no answers yet", advice, given=folder)
-    return files.read_table(path, arrow_schema(SCORED).names)
+    return files.read_table(path, arrow_schema(SCORED))

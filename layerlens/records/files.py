@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerlens.errors import OptionError, RunError, first_sentence, spelled
+from layerlens.paths import expanded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,38 +33,44 @@ class DamagedFile(RunError):
         return cls(f"{path} {problem}", again, given=path)
 
 
-def read_table(path: Path, columns: list[str]) -> pa.Table:
-    """Some columns of a parquet file, in that order; RunError where it cannot be read or lacks one."""
-    with _opened(path) as parquet:
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema in a parquet file, in that order; RunError where it cannot be read, or lacks one."""
+    with _opened(path, schema) as parquet:
         # a run has many small parts: read_table and threads within a part take twice as long as the reading
-        table = parquet.read(columns=columns, use_threads=False)
-    if table.column_names != columns:
-        missing = ", ".join(sorted(set(columns) - set(table.column_names)))
-        raise DamagedFile.at(path, f"lacks the columns {missing}")
+        table = parquet.read(columns=schema.names, use_threads=False)
+        if any(pa.types.is_string(kind) for kind in schema.types):
+            table.validate(full=True)  # that texts are UTF-8, which a frame would find where a text is first used
     return table
 
 
-def read_batches(path: Path, columns: list[str], n_rows: int) -> Iterator[pa.Table]:
-    """Some columns of a parquet file, in that order, `n_rows` at a time; RunError where it cannot be read."""
-    with _opened(path) as parquet:
-        lacking = sorted(set(columns) - set(parquet.schema_arrow.names))
-        if lacking:
-            raise DamagedFile.at(path, f"lacks the columns {', '.join(lacking)}")
-        for batch in parquet.iter_batches(n_rows, columns=columns, use_threads=False):
-            yield pa.Table.from_batches([batch]).select(columns)
+def read_batches(path: Path, schema: pa.Schema, n_rows: int) -> Iterator[pa.Table]:
+    """As `read_table`, `n_rows` at a time."""
+    with _opened(path, schema) as parquet:
+        for batch in parquet.iter_batches(n_rows, columns=schema.names, use_threads=False):
+            yield pa.Table.from_batches([batch]).select(schema.names)
 
 
 def n_rows_in(path: Path) -> int:
     """How many rows a parquet file has; RunError where it cannot be read."""
-    with _opened(path) as parquet:
+    with _opened(path, pa.schema([])) as parquet:
         return int(parquet.metadata.num_rows)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
+    """A parquet file that has the columns of a schema; RunError where it has not, or where reading it fails inside."""
     try:
         with path.open("rb") as handle:  # pyarrow takes a path for an address, and can read fewer names than the system
-            yield pq.ParquetFile(handle)
+            parquet = pq.ParquetFile(handle, page_checksum_verification=True)
+            found = parquet.schema_arrow
+            lacking = sorted(set(schema.names) - set(found.names))
+            if lacking:
+                raise DamagedFile.at(path, f"lacks the columns {', '.join(lacking)}")
+            for field in schema:
+                if found.field(field.name).type != field.type:
+                    other = found.field(field.name).type
+                    raise DamagedFile.at(path, f"has a column {field.name} of {other} and not of {field.type}")
+            yield parquet
     except FileNotFoundError as error:
         advice = f"repeat the command that wrote it with {spelled('resume', True)} to make it again"
         raise RunError(f"{path} is missing", advice, given=path) from error
@@ -74,15 +81,15 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise DamagedFile.at(path, problem) from error
 
 
-def set_aside_damaged(folder: Path, tables: Mapping[Path, list[str]]) -> None:
+def set_aside_damaged(folder: Path, tables: Mapping[Path, pa.Schema]) -> None:
     """Move files that cannot be read, or that lack a column, to `folder`/damaged, so that they are made again.
 
     Missing files are passed over.
     """
-    for path, columns in tables.items():
+    for path, schema in tables.items():
         try:
             if path.exists():
-                read_table(path, columns)
+                read_table(path, schema)
         except DamagedFile:
             set_aside(folder, path)
 
@@ -157,7 +164,8 @@ def write_table(path: Path, table: pa.Table) -> None:
     # hardly a float occurs twice: a dictionary of them would take longer to write and to read, and more room
     repeating = [_path(field) for field in table.schema if not _holds_floats(field.type)]
     with partial.open("wb") as handle:
-        pq.write_table(table, handle, compression="zstd", use_dictionary=repeating)
+        # without the checksums, a bit that flips on a disk can become another number in silence
+        pq.write_table(table, handle, compression="zstd", use_dictionary=repeating, write_page_checksum=True)
     _publish(partial, path)
 
 
@@ -220,7 +228,7 @@ class FolderWriter(ABC):
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         self.manifest = manifest
         self._refuse_unless_free(resume=resume, overwrite=overwrite)
         with writing(self.folder):

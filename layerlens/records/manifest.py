@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.errors import OptionError, RunError, excerpt, first_sentence, is_utf8, spelled, spelled_command
+from layerlens.parsing import json_of
 from layerlens.records.disagreement import disagreement
 from layerlens.records.schema import FORMAT
+from layerlens.records.shape import RUN, misfit
+from layerlens.secrets import redacted, without_secrets
 
 Manifest = dict[str, Any]
 
@@ -24,6 +27,7 @@ def new_manifest(**parts: Any) -> Manifest:
     Raises:
         OptionError: a name or an option in it is not UTF-8 text.
     """
+    parts |= {name: redacted(parts[name]) for name in ("model", "hardware", "options") if name in parts}
     manifest = {
         "format": FORMAT,
         **circumstances(),
@@ -43,7 +47,7 @@ def circumstances() -> Manifest:
     """When something is done, and by which command."""
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name.replace("__main__.py", "layerlens"), *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name.replace("__main__.py", "layerlens"), *map(without_secrets, sys.argv[1:])],
     }
 
 
@@ -73,12 +77,12 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise RunError(f"{folder} is not a run: it has no manifest.json", advice, given=folder)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        problem = f"{path} cannot be read ({error})"
+        problem = f"{path} cannot be read ({first_sentence(error)})"
         raise RunError(problem, "restore it, or trace again into a new directory", given=folder) from error
     format_number = manifest.get("format") if isinstance(manifest, dict) else None
-    if not isinstance(format_number, int):
+    if not isinstance(format_number, int) or isinstance(format_number, bool):
         raise RunError(f"{path} was not written by layerlens: it names no format", advice, given=folder)
     if format_number != FORMAT:
         problem = f"{folder} is a run of format {format_number}, but this layerlens reads {FORMAT}"
@@ -86,10 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
     if "evaluation" in manifest:
         advice = f"give a run, such as one in {folder / 'traces'}, or show it with {spelled_command('evaluate')}"
         raise RunError(f"{folder} is an evaluation and not a run", advice, given=folder)
-    model, batches = manifest.get("model"), manifest.get("batches")
-    if not (isinstance(model, dict) and isinstance(model.get("n_layers"), int) and isinstance(batches, list)):
-        problem = f"{path} is damaged: it lacks model.n_layers or batches"
-        raise RunError(problem, "restore it, or trace again", given=folder)
+    _refuse_misfit(path, misfit(manifest, RUN), "restore it, or trace again into a new directory")
     return manifest  # type: ignore[no-any-return]
 
 
@@ -108,7 +109,7 @@ def read_manifest_of(folder: Path, part: str, noun: str, command: str) -> Manife
         reason = "that is a file" if folder.exists() else "no such directory"
         raise RunError(f"there is no {kind} at {folder}: {reason}", advice, given=folder)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json_of(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{folder} is not {noun}: it has no manifest.json", advice, given=folder) from error
     except (OSError, ValueError) as error:
@@ -120,6 +121,12 @@ def read_manifest_of(folder: Path, part: str, noun: str, command: str) -> Manife
         problem = f"{folder} is {noun} of format {manifest.get('format')}, but this layerlens reads {FORMAT}"
         raise RunError(problem, f"use the layerlens that wrote it, or run the {kind} anew", given=folder)
     return manifest
+
+
+def _refuse_misfit(path: Path, found: str | None, advice: str) -> None:
+    """RunError where an entry of a manifest is not what it should be."""
+    if found is not None:
+        raise RunError(f"{path} is damaged: {found}", advice, given=path.parent)
 
 
 def _version(name: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from layerlens.errors import OptionError, RunError, spelled
+from layerlens.paths import expanded
 from layerlens.records.disagreement import disagreement
 from layerlens.records.files import read_table, refuse_foreign, write_json, write_table
 from layerlens.records.manifest import Manifest, circumstances, digest, read_manifest
@@ -39,7 +40,7 @@ def merge_runs(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) ->
         RunError: a run is not complete, does not belong to the others, shares a prompt with one of them, or a shard is
             missing; or `out` holds something already, or cannot be written.
     """
-    folders, out = [Path(run).expanduser() for run in runs], Path(out).expanduser()
+    folders, out = [expanded(run) for run in runs], expanded(out)
     if len(folders) < 2:
         raise OptionError(f"{len(folders)} run given to merge", "give two or more", option="runs", given=folders)
     manifests = {folder: _complete(folder) for folder in folders}
@@ -134,7 +135,7 @@ def _words(folders: Sequence[Path]) -> pa.Table:
     schema = arrow_schema(WORDS)
     texts: dict[int, str] = {}
     for folder in folders:
-        texts |= dict(zip(*read_table(folder / "words.parquet", schema.names).to_pydict().values(), strict=True))
+        texts |= dict(zip(*read_table(folder / "words.parquet", schema).to_pydict().values(), strict=True))
     token_ids = sorted(texts)
     return pa.table({"token_id": token_ids, "text": [texts[token_id] for token_id in token_ids]}, schema=schema)
 
@@ -158,8 +159,8 @@ def _manifest(batches: list[list[str]], prompts: list[str], parts: Sequence[Mani
 
 def _total(values: Sequence[Any]) -> Any:
     """What an entry of the totals is for all parts: whether it holds for any, each text once, the sum of numbers."""
+    if any(isinstance(value, str) for value in values):
+        return ", ".join(dict.fromkeys(map(str, values)))
     if isinstance(values[0], bool):
         return any(values)
-    if isinstance(values[0], str):
-        return ", ".join(dict.fromkeys(values))
     return round(sum(values), 3)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from layerlens.errors import OptionError
+from layerlens.paths import expanded
 from layerlens.records import store
 from layerlens.records.manifest import read_manifest
 from layerlens.records.schema import TOKENS, token_columns
@@ -27,7 +28,7 @@ class Records:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self.sums: dict[str, Any] = {}
         self._layers: dict[str, np.ndarray[Any, Any]] = {}

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from layerlens.errors import OptionError, RunError, did_you_mean, spelled
+from layerlens.paths import expanded
 from layerlens.records.files import (
     FolderWriter,
     n_rows_in,
@@ -105,10 +106,10 @@ class RunWriter(FolderWriter):
             named = to_table(WORDS, {"token_id": list(words), "text": list(words.values())})
             write_table(self.folder / "words.parquet", named)
             parts = [self._prompt_part(index) for index in range(len(self.manifest["batches"]))]
-            columns = arrow_schema(PROMPTS).names
+            schema = arrow_schema(PROMPTS)
             if not (self.folder / "prompts.parquet").exists():
                 write_table(
-                    self.folder / "prompts.parquet", pa.concat_tables([read_table(part, columns) for part in parts])
+                    self.folder / "prompts.parquet", pa.concat_tables([read_table(part, schema) for part in parts])
                 )
             write_json(self.folder / "manifest.json", self.manifest | {"totals": totals})
             for part in parts:
@@ -129,10 +130,10 @@ class RunWriter(FolderWriter):
             (self.folder / name).mkdir(exist_ok=True)
         remove_unfinished(self.folder)
 
-    def _tables(self) -> dict[Path, list[str]]:
-        """Every table that the run may have, and its columns."""
+    def _tables(self) -> dict[Path, pa.Schema]:
+        """Every table that the run may have, and its schema."""
         indices = range(len(self.manifest["batches"]))
-        tokens, prompts = arrow_schema(token_columns(self.manifest)).names, arrow_schema(PROMPTS).names
+        tokens, prompts = arrow_schema(token_columns(self.manifest)), arrow_schema(PROMPTS)
         return {
             self.folder / "prompts.parquet": prompts,
             **{self._prompt_part(index): prompts for index in indices},
@@ -147,7 +148,7 @@ def refuse_unless_free(folder: Path, *, resume: bool, overwrite: bool = False) -
     """RunError where the folder holds another run, or files that are not a run's; OptionError where both
     `resume` and `overwrite` are given."""
     refuse_both(resume=resume, overwrite=overwrite)
-    folder = folder.expanduser()
+    folder = expanded(folder)
     try:
         is_file = folder.exists() and not folder.is_dir()
         present = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
@@ -193,20 +194,20 @@ def read_prompts_table(folder: Path) -> pa.Table:
     schema = arrow_schema(PROMPTS)
     joined = folder / "prompts.parquet"
     parts = [joined] if joined.exists() else sorted((folder / "prompts").glob("part-*.parquet"))
-    return pa.concat_tables([schema.empty_table(), *(read_table(part, schema.names) for part in parts)])
+    return pa.concat_tables([schema.empty_table(), *(read_table(part, schema) for part in parts)])
 
 
 def read_words_table(folder: Path) -> pa.Table:
     """The texts of the run's token ids; empty for a run that is not complete."""
     schema, path = arrow_schema(WORDS), folder / "words.parquet"
-    return read_table(path, schema.names) if path.exists() else schema.empty_table()
+    return read_table(path, schema) if path.exists() else schema.empty_table()
 
 
 def read_tokens_table(folder: Path, columns: list[str] | None = None, parts: Sequence[Path] | None = None) -> pa.Table:
     """The token rows of every complete batch, or of some parts, in the order of the batches; some columns, or all."""
     schema = _token_schema(folder, columns or [])
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    tables = [read_table(part, wanted.names) for part in token_parts(folder, parts)]
+    tables = [read_table(part, wanted) for part in token_parts(folder, parts)]
     return pa.concat_tables([wanted.empty_table(), *tables])
 
 
@@ -230,8 +231,10 @@ def read_layers(
     def shape(column: Column) -> tuple[int, ...]:
         return (n_layers, n_tops) if column.is_nested else (n_layers,)
 
+    schema = arrow_schema(tuple(declared[name] for name in columns))
+
     def of_part(path: Path) -> list[np.ndarray[Any, np.dtype[Any]]]:
-        table = read_table(path, list(columns))
+        table = read_table(path, schema)
         return [_per_layer(table.column(name), declared[name], shape(declared[name])) for name in columns]
 
     with ThreadPoolExecutor(_READERS) as readers:

@@ -15,11 +15,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from layerlens.errors import OptionError, RunError
+from layerlens.paths import expanded
 from layerlens.records import store
 from layerlens.records.files import published, read_batches
 from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
 from layerlens.records.reader import Records
-from layerlens.records.schema import TOP_K_PROBS, TOP_K_TOKEN_IDS, Column, token_columns
+from layerlens.records.schema import TOP_K_PROBS, TOP_K_TOKEN_IDS, Column, arrow_schema, token_columns
 
 _ROWS = 200_000  # of the long table at a time
 
@@ -45,7 +46,7 @@ def write_tidy(run: Records, path: str | os.PathLike[str], kind: str | None = No
             there.
         RunError: the run cannot be read.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     write = _WRITERS[refuse_unless_tidy(run.path, place, kind)]
     try:
         with published(place) as handle:
@@ -60,7 +61,7 @@ def refuse_unless_tidy(run: Path, place: Path, kind: str | None = None) -> str:
     """The kind that a file's name stands for; OptionError where it is not `kind`, or where the file cannot be there."""
     refuse_other_suffix(place, [f".{one}" for one in ([kind] if kind else _WRITERS)])
     refuse_inside(place, run)
-    refuse_no_folder(place.expanduser())
+    refuse_no_folder(expanded(place))
     return place.suffix.lower().removeprefix(".")
 
 
@@ -69,9 +70,9 @@ def _schema(run: Records) -> pa.Schema:
 
 
 def _pieces(run: Records) -> Iterator[pa.Table]:
-    names = [column.name for column in token_columns(run.manifest)]
+    schema = arrow_schema(token_columns(run.manifest))
     for part in store.token_parts(run.path):
-        for rows in read_batches(part, names, max(1, _ROWS // run.n_layers)):
+        for rows in read_batches(part, schema, max(1, _ROWS // run.n_layers)):
             yield _long(run, rows)
 
 

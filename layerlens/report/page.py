@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from layerlens import plots
 from layerlens.errors import OptionError, RunError
+from layerlens.paths import expanded
 from layerlens.plots.style import look
 from layerlens.records.files import published
 from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
@@ -68,7 +69,7 @@ def write_report(
             such an id.
         RunError: a run holds no complete prompt, or the two runs share no prompt.
     """
-    out = Path(path).expanduser()
+    out = expanded(path)
     _refuse_no_page(out, run.path)
     page = _report_html(run, prompt_ids, beside)
     try:

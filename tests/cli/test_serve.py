@@ -18,7 +18,12 @@ def test_the_command_is_vllms_server_with_our_options():
     assert words[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "M"]
     assert words[5] == "--additional-config"
     assert json.loads(words[6]) == {KEY: given}
-    assert words[7:] == ["--port", "8000"]
+    assert words[7:] == ["--host", "127.0.0.1", "--port", "8000"]
+
+
+@pytest.mark.parametrize("given", [["--host", "0.0.0.0"], ["--host=::"], ["--uds", "/tmp/s"], ["--config", "c.yaml"]])
+def test_who_says_where_the_server_listens_is_heard(given):
+    assert command("M", {"strategy": "valley"}, given)[7:] == given
 
 
 @pytest.mark.parametrize("argument", ["--model=other", "--model", "--additional-config", "--additional-config={}"])

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import OptionError, first_sentence
+from layerlens.parsing import json_of
+from layerlens.paths import expanded
 
 if TYPE_CHECKING:
     from layerlens.models import Model
@@ -93,10 +95,10 @@ class SkipSet:
         }
         text = json.dumps(content, indent=1, default=str) + "\n"
         try:
-            file = Path(path).expanduser()
+            file = expanded(path)
             refuse_inside(file, option="path")
             file.write_text(text, encoding="utf-8")
-        except (OSError, ValueError, RuntimeError) as error:  # the last two for a path that no file can have
+        except (OSError, ValueError) as error:  # the latter for a path that no file can have
             what = f"could not be written ({getattr(error, 'strerror', None) or error})"
             raise OptionError.about("path", str(path), what, "give another path") from error
 
@@ -155,13 +157,13 @@ def refuse_no_such_blocks(skips: SkipSet, n_layers: int, kept: Collection[int] =
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        file = Path(path).expanduser()
+        file = expanded(path)
         if file.stat().st_size > _MOST_BYTES:
             raise _malformed(path, "it is too large")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = json_of(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise _malformed(path, "it is not JSON") from error
-    except (OSError, RuntimeError) as error:  # the latter for the home of a user that there is not
+    except OSError as error:
         what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise OptionError.about("skipped", path, what, "give a file that a skip set was saved in") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

@@ -11,11 +11,13 @@ from layerlens.errors import OptionError, spelled
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 _OURS = {"--model": "model", "--additional-config": "strategy"}
+_LOOPBACK = "127.0.0.1"
+_PLACES = ("--host", "--uds", "--config")  # where it listens, or a file that may say so
 _GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins", "vllm.io_processor_plugins", "vllm.stat_logger_plugins")
 
 
 def command(model: str, options: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
-    """The command that starts vLLM's server.
+    """The command that starts vLLM's server. It can be reached from this machine only, unless an argument says where.
 
     Args:
         model: as vLLM takes it.
@@ -32,7 +34,10 @@ def command(model: str, options: Mapping[str, Any], arguments: Sequence[str]) ->
             option = _OURS[name]
             raise OptionError.about(option, argument, "is given to vLLM too", f"leave it out after {spelled(option)}")
     config = json.dumps({KEY: dict(options)})
-    return [sys.executable, "-m", _MODULE, "--model", model, "--additional-config", config, *arguments]
+    words = [sys.executable, "-m", _MODULE, "--model", model, "--additional-config", config]
+    if not any(argument.partition("=")[0] in _PLACES for argument in arguments):
+        words += ["--host", _LOOPBACK]  # vLLM's own default is every interface of the machine
+    return [*words, *arguments]
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
