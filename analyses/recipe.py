@@ -88,6 +88,7 @@ RUNS = {
     "explained": f"eval {SMOLLM2} {TASK} --strategies valley --temperature 0.7 --epochs 4 --max-new-tokens 128 "
     "--batch-size 60",
     "smollm2-confidence": f"trace {SMOLLM2} {SAMPLE} --limit 10 --max-new-tokens 64 --batch-size 10 --confidence",
+    "gemma3-confidence": f"trace {GEMMA3} {SAMPLE} --limit 10 --max-new-tokens 64 --batch-size 10 --confidence",
 }
 """The arguments of `layerlens`, by the name of the run's folder in RUNS."""
 
@@ -179,6 +180,7 @@ FOLDERS = {
         "analyses/greedy.py {runs}/gemma3-benchmarks {folder}",
     ],
     "smollm2-drafts": by_drafts("smollm2", SMOLLM2),
+    "gemma3-drafts": by_drafts("gemma3", GEMMA3),
     "smollm2-sample": drawn("sample-last", "sample-valley"),
     "smollm2-sample/answers": counted("smollm2-qa-last", "smollm2-qa-valley"),
     "smollm2-sample/explained": [

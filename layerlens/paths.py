@@ -1,12 +1,28 @@
 """Paths as users write them."""
 
+import errno
 import os
 from pathlib import Path
 
+from layerlens.errors import OptionError
+
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with ~ or ~user written out; as it stands where there is no such user, as a shell does."""
+    """The path with ~ or ~user written out; as it stands where there is no such user, as a shell does.
+
+    Raises:
+        OptionError: no file can have such a name.
+    """
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
     except RuntimeError:
-        return Path(path)
+        found = Path(path)
+    try:
+        found.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            problem = f"{found} is no name of a file ({error.strerror})"
+            raise OptionError(problem, "give a shorter one", given=path) from error
+    except ValueError as error:  # of Python before 3.12, for a name that holds a NUL
+        raise OptionError(f"{str(path)!r} is no name of a file ({error})", "give another", given=path) from error
+    return found

@@ -128,6 +128,7 @@ def _status(arguments: list[str]) -> int:
         return _refuse(mistakes.sentence(error, command_line, arguments))
 
 
+_LONGEST = 1500  # characters of a message; a value that was given can have any number
 _show_warning = warnings.showwarning
 
 
@@ -140,7 +141,8 @@ def _show_notice(message: Warning | str, category: type[Warning], *where: Any) -
 
 def _told(message: object) -> str:
     """One line, in which nothing acts on a terminal, and no password is."""
-    return printable(without_secrets(" ".join(str(message).split())))
+    text = printable(without_secrets(" ".join(str(message).split())))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 def _refuse(message: str) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from pathlib import Path
 
 from layerlens.datasets import files
 from layerlens.datasets.prompt import (
@@ -17,6 +16,7 @@ from layerlens.datasets.prompt import (
     kind,
 )
 from layerlens.errors import PromptError, did_you_mean
+from layerlens.paths import expanded
 
 
 def from_prompts(items: Iterable[str | Sequence[Message] | Prompt], limit: int | None = None) -> Dataset:
@@ -73,7 +73,7 @@ def read_prompts(path: str | PathLike[str], limit: int | None = None) -> Dataset
     checked before it is used. A PromptError names the file, the line and what is expected there.
     """
     check_limit(limit)
-    path = Path(path)
+    path = expanded(path)
     content = files.read_bytes(path)
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise PromptError(

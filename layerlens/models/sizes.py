@@ -153,7 +153,8 @@ def _found(source: str, name: str, revision: str) -> Path | None:
 def dtype_of(config: Any) -> torch.dtype | None:
     """The type in which a checkpoint asks to be loaded; None where it names none."""
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    return named if isinstance(named, torch.dtype) else None
 
 
 def _first_dtype(stored: list[Stored] | None) -> torch.dtype:

@@ -164,7 +164,7 @@ def trace_folder(folder: Path, task: str, arm: str) -> Path:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an evaluation; RunError where the folder holds none, or one of another format."""
-    manifest = read_manifest_of(folder, "evaluation", "an evaluation", "evaluate")
+    manifest = read_manifest_of(expanded(folder), "evaluation", "an evaluation", "evaluate")
     found = misfit(manifest, EVALUATION)
     if found is None and not all(_is_asked(pair, manifest["evaluation"]) for pair in manifest["evaluation"]["asked"]):
         found = "evaluation.asked does not name tasks and arms that it has"

@@ -248,7 +248,7 @@ class Provider(ModelAPI):
         n_first = (config.top_logprobs or 0) if config.logprobs else None
         if n_first is not None and not 0 <= n_first <= self.model.n_vocab:
             advice = f"give 0..{self.model.n_vocab}, the size of the vocabulary"
-            raise OptionError.about("top_logprobs", n_first, "is out of range", advice)
+            raise OptionError(f"top_logprobs {n_first} is out of range", advice, given=n_first)
         self._refuse_endless(prompt)
         length = self._requests.length_of(prompt, options)
         room = most if self.model.context_length is None else self.model.context_length - length
