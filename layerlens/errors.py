@@ -37,9 +37,9 @@ class LayerlensError(Exception):
     """
 
     def __init__(self, problem: str = "", advice: str = "", *, option: str | None = None, given: object = None) -> None:
-        super().__init__(f"{problem}; {advice}" if advice else problem)
-        self.problem = problem
-        self.advice = advice
+        # ids, keys and names can hold line breaks, and a message is one line
+        self.problem, self.advice = (" ".join(text.splitlines()) for text in (problem, advice))
+        super().__init__(f"{self.problem}; {self.advice}" if advice else self.problem)
         self.option = option
         self.given = given
 
