@@ -9,8 +9,13 @@ _MOVES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """The text with such characters as Python writes them: \\x1b."""
-    return _MOVES.sub(lambda match: ascii(match[0])[1:-1], text)
+    """The text with such characters as escapes: \\x1b."""
+    return _MOVES.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def echo(text: object = "", *, err: bool = False) -> None:

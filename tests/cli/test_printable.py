@@ -7,8 +7,8 @@ from layerlens.cli.printable import printable
 RED, BACK, TURNED = "\x1b[31mred\x1b[0m", "a\rb\x08", "\u202eabc\u202c"
 
 
-def test_what_a_terminal_obeys_is_written_as_python_writes_it():
-    assert printable(f"{RED} {BACK} {TURNED}") == "\\x1b[31mred\\x1b[0m a\\rb\\x08 \\u202eabc\\u202c"
+def test_what_a_terminal_obeys_is_written_as_escapes():
+    assert printable(f"{RED} {BACK} {TURNED}") == "\\x1b[31mred\\x1b[0m a\\x0db\\x08 \\u202eabc\\u202c"
     assert printable("tab\tline\nümlaut שלום 漢字 ⟦x⟧") == "tab\tline\nümlaut שלום 漢字 ⟦x⟧"
 
 
