@@ -75,8 +75,8 @@ def parsed(lens: str) -> tuple[str, Path | None]:
     try:
         place = expanded(path)
         mode = place.stat().st_mode
-    except (OSError, RuntimeError, ValueError) as error:
-        what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    except (OSError, ValueError, OptionError) as error:  # the last two for a path that no file can have
+        what = f"cannot be read ({getattr(error, 'strerror', None) or getattr(error, 'problem', error)})"
         raise OptionError.about("lens", lens, what, ADVICE) from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading from a pipe could wait for ever
         raise OptionError.about("lens", lens, "is neither a file nor a folder", ADVICE)

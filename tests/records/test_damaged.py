@@ -1,6 +1,7 @@
 """A table that is damaged is set aside and made again; a column that nobody declared is said to be unknown."""
 
 import os
+import random
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -8,7 +9,7 @@ import pytest
 
 import layerlens as ll
 from layerlens.analysis.ablation import ablation_table
-from layerlens.records import all_token_columns, store
+from layerlens.records import all_token_columns, files, store
 from tests.needs_inspect import needs_inspect
 from tests.refusals import refused
 
@@ -54,6 +55,25 @@ def test_resume_makes_a_damaged_table_again_and_loses_nothing(tiny_llama, tmp_pa
     assert again.is_complete
     assert (out / "tokens" / "part-00000.parquet").read_bytes() == untouched
     assert (out / "damaged" / name.replace("/", "-")).read_bytes() == damaged
+
+
+def test_a_flipped_bit_is_never_another_number(tiny_llama, tmp_path):
+    """Without checksums, one flip of seven gave other values without an error."""
+    ll.trace(tiny_llama, ["a", "bc"], out=tmp_path / "run", kl=True, **FEW)
+    part = tmp_path / "run" / "tokens" / "part-00001.parquet"
+    schema, whole, chance = pq.read_schema(part), part.read_bytes(), random.Random(0)
+    expected = str(files.read_table(part, schema).to_pydict())
+    found = []
+    for _ in range(400):
+        content = bytearray(whole)
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        part.write_bytes(content)
+        try:
+            found.append(str(files.read_table(part, schema).to_pydict()))
+        except files.DamagedFile:
+            continue
+    assert 40 < len(found) < 200
+    assert set(found) == {expected}
 
 
 @needs_inspect
