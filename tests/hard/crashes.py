@@ -157,8 +157,9 @@ DOORS = (
 )
 
 
-def _in_a_process(work: Callable[[Path], object], folder: Path) -> None:
+def _in_a_process(work: Callable[[Path], object], folder: Path, ready: Any) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background ignores
+    ready.set()
     silent = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(silent, stream)
@@ -172,11 +173,13 @@ def stopped(door: Door, folder: Path, number: int, within: float) -> str:
     Returns:
         "ended" where the work was done before, "stopped" otherwise. AssertionError where the process does not end.
     """
-    process = _SERVER.Process(target=_in_a_process, args=(door.work, folder))
+    ready = _SERVER.Event()
+    process = _SERVER.Process(target=_in_a_process, args=(door.work, folder, ready))
     process.start()
+    assert ready.wait(60)
     time.sleep(random.Random(f"{door.name} {number}").uniform(0, within))
     with contextlib.suppress(ProcessLookupError):  # it has ended
         os.kill(process.pid, SIGNALS[number % len(SIGNALS)])
-    process.join(10)
+    process.join(20)
     assert not process.is_alive(), f"{door.name} goes on after {SIGNALS[number % len(SIGNALS)].name}"
     return "ended" if process.exitcode == 0 else "stopped"
