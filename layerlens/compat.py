@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
@@ -319,3 +320,12 @@ def inspect_item() -> tuple[str, int] | None:
 
     state = sample_state()
     return None if state is None else (str(state.sample_id), int(state.epoch))
+
+
+def inspect_buffers(logs: Path) -> list[Path]:
+    """Databases of what inspect has not written into logs of a folder yet; names end with the process and .db."""
+    from inspect_ai._util.file import filesystem
+    from inspect_ai.log._recorders.buffer.database import location_dir_and_file, resolve_db_dir
+
+    name, _ = location_dir_and_file(filesystem(str(logs)).path_as_uri(str(logs / "any.eval")))
+    return sorted((resolve_db_dir() / name).glob("*.db"))

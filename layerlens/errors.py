@@ -13,6 +13,7 @@ A message spells options and commands as its reader types them: `spelled("window
 "--window 12" on the command line. The command line sets this with `spelling` while a command runs.
 """
 
+import errno
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -140,6 +141,13 @@ def did_you_mean(given: object, known: Iterable[object], otherwise: str) -> str:
     begun = [name for name in names if len(typed) > 3 and name.startswith(typed)][:3]
     meant = [typed] if typed in names else begun or alike
     return f"did you mean {' or '.join(names[name] for name in meant)}?" if meant else otherwise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, of the system or of torch says that no memory is left, here or on a device."""
+    by_kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return by_kind or by_number or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def first_sentence(error: BaseException | str) -> str:

@@ -1,8 +1,11 @@
 """Fixtures that more than one folder of tests needs."""
 
+import atexit
 import os
 import runpy
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -10,6 +13,14 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have that of the process that began them
+    # read when libraries are imported; what they keep in the home of whoever runs the tests must change nothing
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="layerlens-home-")
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "IPYTHONDIR", "JUPYTER_DATA_DIR"):
+        os.environ.pop(name, None)
+
 import torch
 
 # tiny models: threads cost more than they bring, and those of two workers wait for each other on two cores

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-_WARNINGS = (
+WARNINGS = (
     "ignore:The 'initial' parameter is deprecated:DeprecationWarning",  # inspect asks tenacity for it
     "ignore:Unclosed <MemoryObject:ResourceWarning",  # streams that inspect leaves to the garbage collector
     "ignore:.__get_validators__. is deprecated",  # what inspect_evals has
@@ -25,6 +25,6 @@ def needs_inspect(test: Callable[..., None]) -> Callable[..., None]:
         finally:
             gc.collect()
 
-    for warning in _WARNINGS:
+    for warning in WARNINGS:
         run = pytest.mark.filterwarnings(warning)(run)
     return run

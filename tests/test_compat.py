@@ -5,6 +5,7 @@ And no other module uses one: what is private is told from the source.
 
 import ast
 import logging
+import os
 import re
 import struct
 import subprocess
@@ -524,6 +525,20 @@ def test_the_item_that_inspect_asks_is_known(tmp_path):
     told = [line for line in done.stdout.splitlines() if line.startswith("asked")]
     assert sorted(told) == [f"asked ('{item}', {epoch})" for item in ("7", "one") for epoch in (1, 2)], done.stderr
     assert compat.inspect_item() is None
+
+
+def test_what_inspect_keeps_of_a_log_that_it_has_not_written_is_found(tmp_path):
+    database = pytest.importorskip("inspect_ai.log._recorders.buffer.database")
+    assert compat.inspect_buffers(tmp_path / "logs") == []
+    buffer = database.SampleBufferDatabase(str(tmp_path / "logs" / "one.eval"), create=True)
+    elsewhere = database.SampleBufferDatabase(str(tmp_path / "more" / "one.eval"), create=True)
+    try:
+        found = compat.inspect_buffers(tmp_path / "logs")
+        assert found == [buffer.db_path]
+        assert found[0].name == f"one.eval.{os.getpid()}.db"
+    finally:
+        buffer.cleanup()
+        elsewhere.cleanup()
 
 
 # --- nowhere else ---

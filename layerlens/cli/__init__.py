@@ -29,7 +29,7 @@ from layerlens.cli.garbage import collect_rarely
 from layerlens.cli.printable import printable
 from layerlens.cli.spelling import CommandLine
 from layerlens.cli.streams import CannotPrintError, discard, notices, output
-from layerlens.errors import LayerlensError, Notice, spelling
+from layerlens.errors import LayerlensError, Notice, is_out_of_memory, spelling
 from layerlens.secrets import without_secrets
 
 app = typer.Typer(
@@ -123,6 +123,8 @@ def _status(arguments: list[str]) -> int:
         print("layerlens: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except Exception as error:
+        if is_out_of_memory(error):
+            return _refuse(mistakes.out_of_memory(error, command_line, arguments))
         if not hasattr(error, "format_message"):  # what typer raises for unknown options and values it cannot parse
             raise
         return _refuse(mistakes.sentence(error, command_line, arguments))

@@ -1,5 +1,6 @@
 """Sentences for what the parser of the command line refuses. Each repeats what was given and says what to do."""
 
+import re
 import shlex
 import sys
 from functools import partial
@@ -78,6 +79,18 @@ def sentence(error: Any, group: Any, arguments: list[str]) -> str:
             "around a text with spaces"
         )
     return str(error.format_message())
+
+
+def out_of_memory(error: Exception, group: Any, arguments: list[str]) -> str:
+    """The sentence for an error that says that there is no memory left."""
+    command, path = called(group, arguments)
+    options = _options(command)
+    less = ["a smaller --batch-size"] * ("--batch-size" in options) + ["--dtype bfloat16"] * ("--dtype" in options)
+    kept = "; what is complete is kept, and --resume goes on from there" if "--resume" in options else ""
+    asked = re.search(r"(\d+) bytes", str(error))
+    said = f" ({int(asked[1]):,} bytes more were asked for)" if asked else ""
+    advice = f"give {' or '.join(less)}, or " if less else ""
+    return f"{path} ran out of memory{said}; {advice}use a machine with more memory{kept}"
 
 
 def _missing(first: Any, command: Any, path: str, arguments: list[str]) -> str:

@@ -119,6 +119,8 @@ def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
 
     try:
         rows: list[dict[str, object]] = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except MemoryError:  # which pyarrow derives from its own errors
+        raise
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"{path}: not Parquet ({first_sentence(error)})"
         raise PromptError(reason, "give the file as it was released", given=path) from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from layerlens.analysis.evaluation import evaluation_table
+from layerlens.compat import inspect_buffers
 from layerlens.decode.identity import code_of
 from layerlens.decode.options import GenerateOptions, made, settle_chat_template, whole
 from layerlens.decode.registry import asked_strategy, strategy_record
@@ -73,6 +74,7 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
     judge = None if asked.judge is None else _judge(asked.judge, asked.judge_url)
     roles = None if judge is None else {"grader": judge}
     with EvaluationWriter(out, manifest) as writer:
+        _forget_failure(writer.logs)
         try:
             _score_again(writer.logs, tasks, subject, roles)
             with contextlib.redirect_stdout(io.StringIO()):  # where nothing is left to do, inspect says so there
@@ -94,6 +96,16 @@ def run(asked: Asked, subject: "Subject", out: str | os.PathLike[str]) -> Path:
         if len(logs) < len(runs):  # inspect ends at Ctrl-C as if all were well, and gives no logs
             raise KeyboardInterrupt
         return writer.folder
+
+
+def _forget_failure(folder: Path) -> None:
+    """Remove what inspect has left of logs that this process could not write, such as on a full disk.
+
+    It goes on with such a log, and cannot where its own database of it is there already.
+    """
+    for buffer in inspect_buffers(folder):
+        if buffer.name.endswith(f".{os.getpid()}.db"):
+            buffer.unlink()
 
 
 def _score_again(folder: Path, tasks: "Mapping[str, InspectTask]", subject: "Subject", roles: Any) -> None:

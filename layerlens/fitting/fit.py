@@ -23,6 +23,7 @@ from layerlens.lens.transport import Affine
 from layerlens.models import Model
 from layerlens.models.placement import is_spread
 from layerlens.models.use import uses_model
+from layerlens.records.files import writing
 from layerlens.tracing.progress import Progress
 
 Fit = Callable[[Model, Split, Any, Workplace, Progress], Affinities]
@@ -97,7 +98,8 @@ def fit_lens(
             "gain": table.to_dict("list"),
         }
         write = write_jacobian if kind == "jacobian" else write_lens
-        write(path, replace(stored, fit=said))
+        with writing(path):
+            write(path, replace(stored, fit=said))
         place.remove()
     return Fitted(path, kind, table, said)
 

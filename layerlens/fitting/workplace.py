@@ -102,12 +102,13 @@ class Workplace(FolderWriter):
 
     def remove(self) -> None:
         """Remove the folder: the lens is written."""
-        shutil.rmtree(self.folder)
+        with writing(self.folder):
+            shutil.rmtree(self.folder)
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         if self.folder.exists() and not self._has_begun:
-            self.remove()  # nothing to continue
+            shutil.rmtree(self.folder, ignore_errors=True)  # nothing to continue; the error that came first is told
 
     def _refuse_unless_free(self, *, resume: bool, overwrite: bool) -> None:
         refuse_foreign(self.folder, self.entries)  # always, because the folder is removed in the end

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import shapes_only
-from layerlens.errors import ModelError, first_sentence
+from layerlens.errors import ModelError, first_sentence, is_out_of_memory
 from layerlens.models import placement
 from layerlens.models.families import Family, family_of
 from layerlens.models.hooks import Call, SubLayers, calls_in
@@ -70,6 +70,8 @@ def _watched_pass(hf: PreTrainedModel, source: str) -> tuple[Tensor | None, list
             ids = torch.zeros(1, 2, dtype=torch.long, device=device)
             outputs = hf(input_ids=ids, use_cache=False)
     except Exception as error:  # a model that does not read text may raise anything
+        if is_out_of_memory(error):
+            raise
         advice = "layerlens traces models that run on text alone"
         if getattr(hf, "is_quantized", False):
             advice = "the package that quantised its weights may not fit them or this processor: load it without"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from layerlens.compat import hooks_of, hooks_of_all
-from layerlens.errors import ModelError, first_sentence
+from layerlens.errors import ModelError, first_sentence, is_out_of_memory
 from layerlens.models.model import Model
 from layerlens.models.probing import mismatch, tolerance
 from layerlens.models.unembed import Unembed
@@ -98,6 +98,8 @@ def _miss(model: Model, unembed: Unembed, logits: Tensor, last: Tensor) -> tuple
     try:
         read = unembed.logits(last.flatten(0, 1))
     except Exception as error:  # from a module that was given less than it needs
+        if is_out_of_memory(error):
+            raise
         tail = ", ".join(type(module).__name__ for module in unembed.tail)
         raise ModelError(
             f"{model.source} ({model.family}) cannot be traced: what follows its last block ({tail}) does not read "

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.compat import BITSANDBYTES_LOG
-from layerlens.errors import ModelError, OptionError, first_sentence, spelled
+from layerlens.errors import ModelError, OptionError, first_sentence, is_out_of_memory, spelled
 from layerlens.models import memory, sizes
 from layerlens.models.causal import loader_of, refuse_other_kinds
 from layerlens.models.choices import QUANTIZED, refuse_unknown
@@ -58,6 +58,8 @@ def load_checkpoint(
             **safety,
         )
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         lacks_package = isinstance(error, ImportError)  # for a method of quantising
         advice = "install the package that it names" if lacks_package else weights_advice(source)
         raise ModelError(f"{source} could not be loaded ({first_sentence(error)})", advice, given=source) from error
@@ -89,6 +91,8 @@ def tokenizer_of(source: str, safety: dict[str, Any]) -> PreTrainedTokenizerBase
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **safety)
         return tokenizer
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{source} has no tokenizer that can be loaded ({first_sentence(error)})",
             "add tokenizer.json",
@@ -104,6 +108,8 @@ def config_and_loader(source: str, safety: dict[str, Any]) -> tuple[Any, Any, di
     try:
         config = AutoConfig.from_pretrained(source, **safety)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         advice = "check its config.json" if is_folder else OTHER_SOURCES
         if "trust_remote_code" in str(error):
             advice = f"give {spelled('trust_remote_code', True)} if you trust it"

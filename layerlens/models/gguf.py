@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from layerlens.compat import gguf_reader
-from layerlens.errors import ModelError, first_sentence
+from layerlens.errors import ModelError, first_sentence, is_out_of_memory
 from layerlens.models.refusals import refuse_dropped_weights
 
 
@@ -52,6 +52,8 @@ def load_gguf(
             )
             held = _tensors(path)
     except Exception as error:  # a damaged or unknown file fails anywhere in the reader
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{source} could not be loaded as GGUF ({first_sentence(error)})", "check the file", given=source
         ) from error
@@ -97,6 +99,8 @@ def config_of(source: str, path: Path) -> Any:
         with _parsed_once():
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{source} could not be loaded as GGUF ({first_sentence(error)})", "check the file", given=source
         ) from error

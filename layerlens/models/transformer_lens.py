@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from layerlens.compat import has_processed_weights
-from layerlens.errors import ModelError, OptionError, first_sentence, spelled
+from layerlens.errors import ModelError, OptionError, first_sentence, is_out_of_memory, spelled
 
 
 def is_bridge(model: object) -> bool:
@@ -25,6 +25,8 @@ def bridged(hf: PreTrainedModel, source: str) -> PreTrainedModel:
         # without a tokenizer: TransformerLens would have it put a begin token before every text
         bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config, tokenizer=None, model_name=source)
     except Exception as error:  # an architecture that TransformerLens lacks or does not support
+        if is_out_of_memory(error):
+            raise
         problem = f"TransformerLens has no bridge for {source} ({first_sentence(error)})"
         raise ModelError(problem, f"leave {spelled('backend')} out", option="backend", given=source) from error
     return module_of(bridge, source)

@@ -74,6 +74,8 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError as error:
         advice = f"repeat the command that wrote it with {spelled('resume', True)} to make it again"
         raise RunError(f"{path} is missing", advice, given=path) from error
+    except MemoryError:  # which pyarrow derives from its own errors: the file is as it should be
+        raise
     except (OSError, pa.ArrowException, ValueError) as error:  # the last for names of columns that are not UTF-8
         problem = f"cannot be read ({first_sentence(error)})"
         if getattr(error, "errno", None) is not None:  # of the system, not of what the file holds

@@ -19,6 +19,7 @@ import pandas as pd
 
 import layerlens as ll
 import layerlens.cli
+from layerlens.errors import LayerlensError
 from tests.conftest import tiny
 from tests.killed import _SERVER
 
@@ -26,6 +27,10 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PROMPTS = [f"prompt {number}" + " of words" * (number % 4) for number in range(8)]
 FEW = {"max_new_tokens": 5, "batch_size": 1, "progress": False}
 _TIMES = ("seconds", "session_seconds", "created", "command", "resumed", "totals", "logs", "hardware")
+
+
+def nothing(_: Path) -> None:
+    """What most work needs."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Door:
     """Begins, or goes on with what an earlier process left."""
     result: Callable[[Path], Any]
     """What it made, without times."""
-    prepare: Callable[[Path], object] = lambda _: None
+    prepare: Callable[[Path], object] = nothing
     """Makes what the work needs."""
 
 
@@ -95,8 +100,13 @@ def reporting(folder: Path) -> None:
 
 
 def _command(*arguments: object) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert layerlens.cli.run([str(argument) for argument in arguments]) == 0
+    """Run the command line in this process; its sentence is raised."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        code = layerlens.cli.run([str(argument) for argument in arguments])
+    if code == 2:
+        raise LayerlensError(said.getvalue().strip())
+    assert code == 0, said.getvalue()
 
 
 def of_run(folder: Path) -> Any:

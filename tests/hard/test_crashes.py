@@ -1,6 +1,5 @@
 """Work that was stopped at any moment is continued, and ends as if nothing had happened."""
 
-import json
 import random
 import shutil
 import time
@@ -8,7 +7,6 @@ from collections import Counter
 
 import pytest
 
-import layerlens as ll
 from layerlens.errors import RunError
 from tests.hard.crashes import DOORS, Door, generating, of_run, stopped
 from tests.hard.doors import cases
@@ -108,13 +106,3 @@ def test_a_damaged_file_is_named_and_made_again_and_never_read_half(tiny_llama, 
         path.write_bytes(whole)
     print(dict(told))
     assert told["named"] > told["read"] // 10
-
-
-def test_a_second_process_is_refused_and_a_dead_ones_lock_is_not_heeded(tmp_path):
-    door = DOORS[0]
-    for number in range(3):
-        stopped(door, tmp_path, number, 1.0)
-    assert (tmp_path / "run" / ".lock").exists() or not (tmp_path / "run").exists()
-    generating(tmp_path)
-    assert ll.open_run(tmp_path / "run").is_complete
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["totals"]["prompts"] == 8

@@ -72,6 +72,13 @@ def test_a_cache_that_cannot_be_written_is_named(package, tmp_path):
         built_in_file(GEMMA3)
 
 
+def test_a_home_that_is_not_there_is_named(package, monkeypatch):
+    package()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")  # where no folder can be made
+    with refused(ll.ModelError, given=GEMMA3, problem="/proc/nowhere/layerlens", advice="XDG_CACHE_HOME"):
+        built_in_file(GEMMA3)
+
+
 def test_a_part_that_is_missing_is_said(package):
     cache = package(then="import gemma3_270m_no_such_part")
     with refused(ll.ModelError, given=GEMMA3, problem="'gemma3_270m_no_such_part'", advice="-gguf==1.0.0"):
