@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -164,9 +165,9 @@ def run_of(tmp_path: Path) -> Callable:
     """Trace into a fresh directory."""
     import layerlens as ll
 
-    count = iter(range(100))
+    numbers = count()
 
     def trace(model, prompts, **options):
-        return ll.trace(model, prompts, out=tmp_path / f"run{next(count)}", progress=False, **options)
+        return ll.trace(model, prompts, out=tmp_path / f"run{next(numbers)}", progress=False, **options)
 
     return trace
