@@ -1,21 +1,27 @@
-"""Statistics of a run of 20 million tokens and 40 layers, read piece by piece.
+"""Statistics, figures, tables and the page of a run of 20 million tokens and 40 layers, read piece by piece.
 
-    python benchmarks/analysis_large.py FOLDER [--tokens N] [--out FILE]
+    python benchmarks/analysis_large.py FOLDER [--tokens N] [--out FILE] [--shown FILE]
 
 Writes a made-up run with prompts of 4,096 tokens to FOLDER (20 GB; it stays there and is used again). Prints how long
-its statistics take and the peak memory of the process, from `layerlens bench analysis`.
+its statistics take and the peak memory of the process, from `layerlens bench analysis`. With --shown it also draws all
+figures, writes all tables, and makes the page, each in a process of its own, and writes their times and peak memories.
 """
 
 import argparse
+import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 from arguments import count, out_file, out_folder, run_main
 
+from layerlens.bench.machine import machine
 from layerlens.records import RunWriter, new_manifest
 
 N_LAYERS, N_VOCAB, WINDOW = 40, 248_320, 10
@@ -29,6 +35,9 @@ def main() -> None:
     parser.add_argument("folder", type=out_folder)
     parser.add_argument("--tokens", type=count, default=20_000_000)
     parser.add_argument("--out", type=out_file, help="file to write, as JSON")
+    parser.add_argument(
+        "--shown", type=out_file, help="file to write, as JSON, with what figures, tables and page need"
+    )
     options = parser.parse_args()
     if not (options.folder / "prompts.parquet").exists():
         started = time.perf_counter()
@@ -37,6 +46,26 @@ def main() -> None:
     command = "from layerlens.cli import main; main()"
     asked = ["bench", "analysis", "--run", str(options.folder), *(["--json", str(options.out)] if options.out else [])]
     subprocess.run([sys.executable, "-c", command, *asked], check=True)
+    if options.shown:
+        options.shown.write_text(json.dumps(shown(options.folder, options.tokens), indent=1) + "\n")
+
+
+def shown(folder: Path, n_tokens: int) -> dict[str, object]:
+    """Seconds and peak memory of all that is made of a run, each in a process of its own."""
+    made = {}
+    with tempfile.TemporaryDirectory() as out:
+        for name, words in {
+            "figures": ("figure", "all", "--run", folder, "--out", f"{out}/figures"),
+            "tables": ("table", "all", "--run", folder, "--out", f"{out}/tables"),
+            "page": ("report", folder, "--out", f"{out}/report.html"),
+        }.items():
+            began = time.perf_counter()
+            child = subprocess.Popen([sys.executable, "-m", "layerlens", *map(str, words)], stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(child.pid, 0)
+            assert status == 0, f"{name}: {status}"
+            made[name] = {"seconds": round(time.perf_counter() - began, 1), "peak_bytes": used.ru_maxrss * 1024}
+            print(f"{name:10}{made[name]['seconds']:8.1f} s {made[name]['peak_bytes'] / 2**30:6.2f} GiB", flush=True)
+    return {"machine": machine(torch.device("cpu")), "tokens": n_tokens, "layers": N_LAYERS, "made": made}
 
 
 def write(folder: Path, n_tokens: int) -> None:

@@ -24,6 +24,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have that of the proc
 
 import torch
 
+from tests.thorough import IS_HARD
+
 # tiny models: threads cost more than they bring, and those of two workers wait for each other on two cores
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -43,7 +45,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the longest files before the others, each file's in their order."""
+    """Tests of the longest files before the others, each file's in their order; without those that take too long."""
+    for item in items:
+        if not IS_HARD and item.get_closest_marker("thorough"):
+            item.add_marker(pytest.mark.skip(reason="scripts/test-hard tries it"))
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     assert all(path.exists() for path in place), "a file was moved: name it as it is called now"
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))

@@ -11,6 +11,7 @@ import torch
 
 import layerlens as ll
 from layerlens.models import tiny_model, tiny_tokenizer
+from tests.thorough import thorough
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -29,6 +30,7 @@ def module(name, monkeypatch):
     return found
 
 
+@thorough
 def test_trace_gpu_with_a_tiny_model(tmp_path):
     pytest.importorskip("triton", reason="pip install triton")
     out = run("trace_gpu.py", "--tiny", "--rounds", 1, "--shapes", "--out", tmp_path / "gpu.json")
@@ -102,6 +104,7 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(script, name, argument
     assert "Traceback" not in done.stderr
 
 
+@thorough
 def test_both_bars_in_each_instruction_set(tmp_path, tiny_folder, monkeypatch):
     out = run(
         "instruction_sets.py",
@@ -124,6 +127,7 @@ def decode_gpu(monkeypatch):
     return module("decode_gpu", monkeypatch)
 
 
+@thorough
 def test_decode_gpu_runs_to_its_end_with_a_tiny_model(tmp_path):
     pytest.importorskip("triton", reason="pip install triton")
     out = run("decode_gpu.py", "--tiny", "--rounds", 1, "--out", tmp_path / "gpu.json")
@@ -140,6 +144,7 @@ def test_decode_gpu_runs_to_its_end_with_a_tiny_model(tmp_path):
     assert "0 failed" in out
 
 
+@thorough
 def test_decode_gpu_starts_no_case_after_its_budget_and_still_writes(decode_gpu, tmp_path, monkeypatch, capsys):
     arguments = ["--tiny", "--budget-seconds", "0", "--out", str(tmp_path / "gpu.json")]
     monkeypatch.setattr("sys.argv", ["decode_gpu.py", *arguments])

@@ -9,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.conftest import needs_smollm2
+from tests.thorough import thorough
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -57,6 +58,7 @@ def test_phases(shown):
     assert "<iframe sandbox" in displayed[-1]["text/html"]
 
 
+@thorough
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_decoding(shown):
     displayed, printed = shown("decoding.ipynb", {"max_new_tokens=40": 16, '"max_new_tokens": 32': 8})

@@ -14,6 +14,7 @@ import layerlens as ll
 from analyses import recipe
 from layerlens.models import tiny_model, tiny_tokenizer
 from tests.evaluation.made_up import write_ablation
+from tests.thorough import thorough
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "figures"
@@ -79,7 +80,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("folder", ["smollm2-sample", "smollm2-sample/ablation"])
+@pytest.mark.parametrize("folder", [pytest.param("smollm2-sample", marks=thorough), "smollm2-sample/ablation"])
 def test_the_recipe_makes_the_files_that_are_committed(folder, runs, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
     done = subprocess.run(

@@ -21,6 +21,7 @@ from layerlens.decode.speculative.skipset import SkipSet
 from layerlens.models import tiny_model, tiny_tokenizer
 from tests.conftest import tiny
 from tests.refusals import refused
+from tests.thorough import some
 
 PROMPTS = [[7, 13, 99], [50, 60, 70, 80, 90], [5, 9, 20, 7, 44, 8], [33]]
 OPTIONS = GenerateOptions(max_new_tokens=14, eos_token_id=-1)
@@ -154,7 +155,7 @@ def test_all_ways_emit_the_tokens_of_transformers(measured):
         assert way["tokens"] == [14] * 4
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", some(["gpt2", "llama"], 1))
 def test_transformers_own_drafts_leave_the_model_as_it_was(family):
     """Whether they work for the family, or break on their way."""
     model = ll.load(tiny_model(family), tokenizer=tiny_tokenizer())

@@ -13,6 +13,7 @@ import pytest
 import layerlens as ll
 import layerlens.cli
 from layerlens.models import tiny_model, tiny_tokenizer
+from tests.thorough import some
 
 POLICIES = ["conflayers", "swift", "clasp", "knapspec", "every-other"]
 QUICK = ["length=3", "threshold=0", "context_window=2", "search_interval=2", "skip_ratio=0.3"]
@@ -195,7 +196,7 @@ def test_a_policy_that_a_model_cannot_follow_is_left_out_with_its_reason(cli, ti
     assert "conflayers, knapspec" in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("family", some(["gpt2", "gemma2"], 1))
 def test_a_model_that_transformers_cannot_draft_with_is_measured_all_the_same(cli, tiny_folder, tmp_path, family):
     """transformers' own drafts by the first layers do not work for every family."""
     words = ["--limit", 2, "--policies", "every-other" if family == "gpt2" else "swift"]

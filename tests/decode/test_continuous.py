@@ -19,6 +19,7 @@ from layerlens.models.backend import Connection
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from tests.conftest import needs_smollm2, stateful, tiny
 from tests.refusals import refused
+from tests.thorough import thorough
 
 # a cache of every kind that rows can join, and families whose rows cannot: a recurrence, a text that is read again
 FAMILIES = ["llama", "mistral", "gemma3_text", "gpt_oss", "gpt2", "bloom", "qwen3_5_text", "mamba", "rwkv"]
@@ -236,6 +237,7 @@ def test_a_model_that_is_elsewhere_is_refused():
         Continuous(replace(model, backend=Connection("far", is_here=False)))
 
 
+@thorough
 def test_smollm2():
     needs_smollm2()
     model = ll.load("smollm2-135m-instruct", dtype="float32")

@@ -11,6 +11,7 @@ from tests.conftest import tiny
 from tests.decode import plain
 from tests.invariants.laws import hook_count
 from tests.refusals import refused
+from tests.thorough import some
 
 PROMPTS = [[5, 9, 20, 7, 44, 8], [7, 13, 99]]
 IDS = torch.tensor([PROMPTS[0], [0, 0, 0, *PROMPTS[1]]])
@@ -214,7 +215,7 @@ def test_without_cache_and_in_chunks(tiny_llama):
     assert texts[0] == texts[1] == texts[2]
 
 
-@pytest.mark.parametrize("how", ["forward", "compile", "static cache"])
+@pytest.mark.parametrize("how", some(["forward", "compile", "static cache"], 1))
 def test_a_compiled_model_runs_the_strategy(how):
     """Compiled before: inside, the compiled code must see our hooks; outside, it must not."""
     from transformers import CompileConfig

@@ -26,6 +26,7 @@ from layerlens.evaluation.benchmarks import NAMES, benchmark
 from layerlens.evaluation.benchmarks.benchmark import Setting, read, task_of
 from layerlens.evaluation.sandbox import refuse_unsafe
 from layerlens.records.evaluation import read_answers
+from tests.thorough import some, thorough
 
 # inspect asks tenacity for what that has renamed, and leaves streams to the garbage collector
 pytestmark = [
@@ -78,7 +79,7 @@ def real(name, file):
     [
         ("gsm8k", "gsm8k/test.jsonl", "I add them up.\n\nANSWER: {}"),
         ("math500", "math500/test.jsonl", "So the answer is \\boxed{{{}}}."),
-        ("omni_math", "omni_math_rule/head400.jsonl", "So the answer is \\boxed{{{}}}."),
+        pytest.param("omni_math", "omni_math_rule/head400.jsonl", "So the answer is \\boxed{{{}}}.", marks=thorough),
     ],
 )
 def test_references_are_right_and_those_of_the_next_item_are_wrong(name, file, says):
@@ -207,6 +208,7 @@ def sandbox():
         pytest.skip(str(error))
 
 
+@thorough
 def test_two_hundred_programs(sandbox):
     task = benchmark("livecodebench_v6").task(rows.LIVECODEBENCH, Setting())
     right = {
@@ -252,6 +254,7 @@ def test_two_hundred_programs(sandbox):
     assert graded(task, pairs) == wanted
 
 
+@thorough
 def test_packed_tests_are_read_without_running_anything():
     from layerlens.evaluation.benchmarks.livecodebench import tests_of
 
@@ -393,7 +396,7 @@ def test_every_benchmark_comes_to_a_score(tmp_path, sandbox):
     assert all(prompt.count("with the mark {{ANSWER}}.") == 1 for prompt in marked)
 
 
-@pytest.mark.parametrize("says", ["I cannot say.", None, "##the_score: 7", '{"score": 11}', "GRADE: C"])
+@pytest.mark.parametrize("says", some(["I cannot say.", None, "##the_score: 7", '{"score": 11}', "GRADE: C"], 2))
 def test_a_judge_that_does_not_judge_is_told_and_not_counted(tmp_path, says):
     table, answers, asked = evaluated(tmp_path, ["hle", "air_bench", "writingbench"], lambda prompt: says)
     assert set(answers["outcome"]) == {"unscored"}

@@ -20,6 +20,7 @@ from inspect_ai.log import list_eval_logs, read_eval_log
 from layerlens.analysis.evaluation import evaluation_table
 from layerlens.decode import continuous
 from layerlens.records.evaluation import read_answers, read_manifest
+from tests.thorough import thorough
 
 # inspect asks tenacity for what that has renamed, and leaves streams to the garbage collector
 pytestmark = [
@@ -153,6 +154,7 @@ def _work(files, out):
     evaluated(files, out, max_new_tokens=200, batch_size=2)
 
 
+@thorough
 def test_killed_and_resumed_gives_the_same_table(files, tmp_path, capsys):
     from layerlens.cli import run
 

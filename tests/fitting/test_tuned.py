@@ -14,6 +14,7 @@ from layerlens.lens.opening import open_lens
 from tests.conftest import tiny
 from tests.fitting.test_linear import same_tensors, texts
 from tests.refusals import refused
+from tests.thorough import some
 
 pytestmark = pytest.mark.filterwarnings("ignore::layerlens.errors.Notice")
 
@@ -78,7 +79,7 @@ def test_a_banned_word_has_no_slope():
     assert slopes[0].isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+@pytest.mark.parametrize("family", some(["llama", "gemma2", "opt"], 1))
 def test_training_lowers_the_divergence_on_texts_not_used(family, tmp_path):
     model, given = tiny(family), texts(300)
     linear = ll.fit_lens(model, given, out=tmp_path / "linear.safetensors", progress=False)

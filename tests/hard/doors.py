@@ -1,14 +1,13 @@
 """What every door of the toolkit has to do with what it is given: a result, or one sentence, in a moment."""
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 import layerlens.cli
+from tests.thorough import IS_HARD
 
-IS_HARD = os.environ.get("LAYERLENS_HARD") == "1"
 LONGEST = 10.0
 """Seconds after which a door counts as hanging."""
 

@@ -41,7 +41,7 @@ def survives(door: Door, tmp_path):
     took = time.perf_counter() - began
     assert door.result(again) == expected, "the work itself does not repeat"
     ends = Counter()
-    for number in range(cases(3, 100)):
+    for number in range(cases(2, 100)):
         folder = shutil.copytree(prepared, tmp_path / str(number))
         ends[stopped(door, folder, number, took)] += 1
         door.work(folder)
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_named_and_made_again_and_never_read_half(tiny_llama, 
     expected = of_run(tmp_path)
     files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
     told = Counter()
-    for number in range(cases(40, 1000)):
+    for number in range(cases(20, 1000)):
         chance = random.Random(number)
         path = chance.choice(files)
         whole = path.read_bytes()

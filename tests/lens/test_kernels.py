@@ -19,6 +19,7 @@ from tests.lens.test_reading import make, whole
 pytest.importorskip("triton", reason="pip install triton")
 from layerlens.lens import kernels, tiled
 from layerlens.lens.kernels import Shape, read_fused
+from tests.thorough import thorough
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -111,6 +112,7 @@ for version, shapes in {80: ("_FEW", "_SOME", "_MANY"), 90: ("_FEW", "_SOME", "_
 """
 
 
+@thorough
 def test_it_compiles_for_gpus_whose_memory_it_fits(tmp_path):
     """Where there is none too: for Ampere and Hopper, on tensor cores, within what a program may take."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

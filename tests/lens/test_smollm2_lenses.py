@@ -13,6 +13,7 @@ from layerlens.lens import tiled
 from layerlens.lens.files import Stored, write_lens
 from layerlens.lens.opening import made_for, open_lens
 from tests.fitting.test_linear import plain_states
+from tests.thorough import thorough
 
 TEXT = "The ferry leaves at noon. It carries twelve cars, and each crossing takes"
 
@@ -75,6 +76,7 @@ def test_a_trace_through_a_lens_is_a_plain_float64_reading(smollm2, tmp_path, ki
         np.testing.assert_allclose(run.layers("js_from_last")[:, layer - 1], js, atol=1e-4)
 
 
+@thorough
 def test_a_jacobian_file_reads_as_transformer_lens_reads_it(smollm2, tmp_path):
     """Log-probabilities of all words within 1e-4, at early, middle and late layers."""
     sources = pytest.importorskip("transformer_lens.model_bridge.sources")

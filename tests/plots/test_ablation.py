@@ -13,6 +13,7 @@ from layerlens.plots.save import save
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
 from tests.evaluation.made_up_evaluation import write
 from tests.refusals import refused
+from tests.thorough import some
 
 PAPER = (["last", "last-1", "last-2", "last-4", "valley"], ["valley-2", "valley-1", "valley+1", "valley+2", "valley"])
 
@@ -198,9 +199,10 @@ def test_nothing_right_is_a_line_at_zero_on_an_axis_of_percent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "more"), [(1, ()), (5, ("last-8", "valley+3")), (10, ()), (10, ("last-8", "valley+3")), (33, ())]
+    "drawn", some([(1, ()), (10, ()), (10, ("last-8", "valley+3")), (33, ()), (5, ("last-8", "valley+3"))], 2)
 )
-def test_texts_stay_on_the_page_and_off_each_other(tmp_path, steps, more):
+def test_texts_stay_on_the_page_and_off_each_other(tmp_path, drawn):
+    steps, more = drawn
     shares = {("last", 0.0): 0.5}
     for arm in [*PAPER[0][1:], *PAPER[1][:-1], *more]:
         shares |= {(arm, n / steps): 0.5 + 0.4 * n / steps for n in range(1, steps + 1)}

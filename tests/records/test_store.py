@@ -23,6 +23,7 @@ from layerlens.records.schema import FINISH_REASONS, arrow_schema
 from tests.interrupted import heed_interrupts
 from tests.killed import kill_while_working
 from tests.refusals import refused
+from tests.thorough import thorough
 
 CLI = [sys.executable, "-m", "layerlens"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -105,6 +106,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert synced == [(path.stat().st_size, False)]
 
 
+@thorough
 def test_kill_9_at_ten_moments_then_resume_gives_the_rows_of_an_uninterrupted_run(folder, tmp_path):
     """A process that traces is killed ten times, once in each tenth of the work; between, what is complete opens."""
     trace_again(folder, tmp_path / "whole")

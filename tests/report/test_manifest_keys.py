@@ -7,6 +7,7 @@ import pytest
 import layerlens as ll
 from layerlens.records import manifest as manifests
 from tests.needs_inspect import needs_inspect
+from tests.thorough import thorough
 
 
 def path_of(path, key):
@@ -75,6 +76,7 @@ def known(folder):
     return {key for path in folder.rglob("manifest.json") for key in written(json.loads(path.read_text()))}
 
 
+@thorough
 def test_no_key_is_read_that_no_trace_writes(traced, asked, cli):
     run, out = traced / "whole", traced / "out"
     for command in (

@@ -6,6 +6,7 @@ import pytest
 from layerlens.models.locate import GEMMA3, built_in_file
 from tests.conftest import needs_gemma3
 from tests.lens.test_coarse import within_a_hundredth_of_a_nat
+from tests.thorough import thorough
 from tests.tracing.plain_gemma3 import Gemma3, Pieces, read
 
 TEXTS = ["A ferry carries 38 cars", "Water boils at"]
@@ -92,6 +93,7 @@ def test_every_recorded_number_agrees_with_the_file_in_plain_numpy(runs, plain, 
         assert run.layers("top_token_id")[generated][:, -1].tolist() == emitted
 
 
+@thorough
 def test_a_sliding_layer_forgets_the_first_token_where_the_window_ends(model, plain, pieces, tmp_path):
     """The last position that sees the token on which attention is parked, and the first that no longer does."""
     import layerlens as ll
@@ -120,6 +122,7 @@ def test_layers_and_weights_are_the_files(model, plain):
         np.testing.assert_array_equal(weight.detach().numpy()[some], expected, err_msg=name)
 
 
+@thorough
 def test_readings_in_bfloat16_are_within_a_hundredth_of_a_nat(model):
     within_a_hundredth_of_a_nat(model)
 

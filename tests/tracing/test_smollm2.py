@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from layerlens.models.locate import SMOLLM2, built_in_file
+from tests.thorough import some
 
 HELD_BACK = [
     "A ferry carries 38 cars and makes 7 crossings a day. How many cars does it carry in five days?",
@@ -60,7 +61,7 @@ def reference(hf, sequence: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {name: torch.stack(values, 1).numpy() for name, values in columns.items()}
 
 
-@pytest.mark.parametrize("how", ["generate", "batched", "replay"])
+@pytest.mark.parametrize("how", some(["generate", "batched", "replay"], 2))
 def test_every_recorded_number_agrees_with_whole_float32_logits(smollm2, traced, how):
     run = traced[how]
     for prompt_id, rows in run.positions.groupby("prompt_id"):

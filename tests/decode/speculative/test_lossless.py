@@ -33,6 +33,7 @@ from tests.decode.test_non_finite import poisoned
 from tests.decode.test_unknown_ids import with_readout
 from tests.invariants.laws import hook_count
 from tests.refusals import refused
+from tests.thorough import some
 
 # chunks of positions, a mask of its own making, the whole text again, and a mask of two dimensions alone
 UNBRANCHED = ["llama4_text", "gpt_neo", "openai-gpt", "bloom"]
@@ -51,7 +52,7 @@ def assert_untouched(model):
     assert not any("forward" in vars(module) for module in model.hf.modules())
 
 
-@pytest.mark.parametrize("family", DRAFTING)
+@pytest.mark.parametrize("family", some(DRAFTING, 8))
 def test_sets_that_do_not_change(family):
     """Ragged rows that end early; whole blocks and a chain, parts of blocks and a tree where the model can read one."""
     model = damped(family)
@@ -69,7 +70,7 @@ def test_sets_that_do_not_change(family):
     assert_untouched(model)
 
 
-@pytest.mark.parametrize("family", DRAFTING)
+@pytest.mark.parametrize("family", some(DRAFTING, 8))
 def test_sets_that_are_searched_for(family, monkeypatch):
     """Sets that change while a text grows; searches read the text again, and leave no trace."""
     steady_clock(monkeypatch, part=0.1)
@@ -126,7 +127,7 @@ def test_a_tree_that_the_model_cannot_read(family):
             ll.Drafter(model, policy)
 
 
-@pytest.mark.parametrize("family", DRAFTING)
+@pytest.mark.parametrize("family", some(DRAFTING, 8))
 def test_ragged_rows_that_fill_the_context(family):
     """Rows that accept different numbers of tokens need padding, which is dropped before they outgrow the context."""
     model = damped(family)
@@ -145,7 +146,7 @@ def test_ragged_rows_that_fill_the_context(family):
 
 
 @pytest.mark.parametrize("tree", [False, True])
-@pytest.mark.parametrize("family", WINDOWED)
+@pytest.mark.parametrize("family", some(WINDOWED, 2))
 def test_drafts_and_texts_longer_than_a_window(family, tree):
     """Windows of five tokens: a draft of nine leaves the pending token behind, and what was read before."""
     model = damped(family)

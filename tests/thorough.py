@@ -1,0 +1,18 @@
+"""What only `scripts/test-hard` tries, because it takes long and `scripts/test` has one like it."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+IS_HARD = os.environ.get("LAYERLENS_HARD") == "1"
+thorough = pytest.mark.thorough
+"""Marks a test that `scripts/test` leaves out."""
+
+
+def some(values: Iterable[Any], n: int) -> list[Any]:
+    """Values to parametrize with: n that lie apart, and the others marked as thorough."""
+    many = list(values)
+    kept = {round(place * (len(many) - 1) / max(1, n - 1)) for place in range(n)}
+    return [value if place in kept else pytest.param(value, marks=thorough) for place, value in enumerate(many)]
