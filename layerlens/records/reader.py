@@ -1,6 +1,7 @@
 """An open run directory. Its tables are pandas frames, each of which is read when it is first asked for."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 
 from layerlens.errors import OptionError
 from layerlens.paths import expanded
@@ -83,6 +85,34 @@ class Records:
         frame: pd.DataFrame = store.read_tokens_table(self.path, names, self._parts).to_pandas()
         return frame
 
+    @cached_property
+    def lengths(self) -> dict[str, int]:
+        """How many positions each prompt has; only prompts that have any, in the order of `positions`."""
+        lengths: Counter[str] = Counter()
+        for counted in self._lengths_by_part.values():
+            lengths.update(counted)
+        return dict(lengths)
+
+    @cached_property
+    def n_generated(self) -> int:
+        """How many positions were generated."""
+        table = store.read_tokens_table(self.path, ["is_generated"], self._parts)
+        return int(pc.sum(table.column(0), min_count=0).as_py())
+
+    @cached_property
+    def _lengths_by_part(self) -> dict[Path, dict[str, int]]:
+        found = {}
+        for part in store.token_parts(self.path, self._parts):
+            ids = store.read_tokens_table(self.path, ["prompt_id"], [part]).column(0)
+            found[part] = {str(one["values"]): int(one["counts"]) for one in ids.value_counts().to_pylist()}
+        return found
+
+    def of_prompts(self, prompt_ids: Iterable[str]) -> "Records":
+        """The parts of the run in which these prompts lie, with other prompts perhaps; itself, if that is all of it."""
+        wanted = set(prompt_ids)
+        parts = [part for part, lengths in self._lengths_by_part.items() if not wanted.isdisjoint(lengths)]
+        return self if len(parts) == len(self._lengths_by_part) else self._of_parts(parts)
+
     def has(self, column: str) -> bool:
         """Whether the run has a column of tokens. It lacks the columns of options that were not asked for."""
         return column in {one.name for one in token_columns(self.manifest)}
@@ -109,9 +139,12 @@ class Records:
             yield self
             return
         for group in groups:
-            piece = Records(self.path)
-            piece.prompts, piece._parts = self.prompts, group
-            yield piece
+            yield self._of_parts(group)
+
+    def _of_parts(self, parts: list[Path]) -> "Records":
+        piece = Records(self.path)
+        piece.prompts, piece._parts = self.prompts, parts
+        return piece
 
     def read_layers(self, *columns: str) -> None:
         """Read several per-layer columns at once, which is faster than one call of `layers` after the other."""

@@ -16,7 +16,7 @@ from layerlens.analysis.pairing import paired_ids
 from layerlens.records.reader import Records
 from layerlens.report import packing
 from layerlens.report.facts import labels
-from layerlens.report.packing import Packed, deflated, pack, rows_by_prompt
+from layerlens.report.packing import Packed, deflated, pack, traced_ids
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,17 @@ def pack_beside(run: Records, other: Records, prompt_ids: Sequence[str] | None =
         OptionError: `run` traced no prompt of such an id, or the list of ids is empty.
         RunError: the runs share no prompt, or a run holds no complete one.
     """
-    ours, theirs = rows_by_prompt(run, prompt_ids), rows_by_prompt(other, None)
-    pairs = paired_ids(run, other, list(ours), list(theirs))
+    ours, theirs = traced_ids(run, prompt_ids), traced_ids(other, None)
+    pairs = paired_ids(run, other, ours, theirs)
     half = packing.BUDGET / 2
     packed, beside = (pack(one, [pair[side] for pair in pairs], half) for side, one in enumerate((run, other)))
     n_held = min(len(one["prompts"]) for one in (packed, beside))
     for one in (packed, beside):
         del one["prompts"][n_held:]
         one["prompts_left_out"] = len(pairs) - n_held
+    held = [one.of_prompts([pair[side] for pair in pairs[:n_held]]) for side, one in enumerate((run, other))]
     aligned = [
-        _pair(text_of(run, first), text_of(other, second), before["n_tokens"], after["n_tokens"])
+        _pair(text_of(held[0], first), text_of(held[1], second), before["n_tokens"], after["n_tokens"])
         for (first, second), before, after in zip(pairs, packed["prompts"], beside["prompts"], strict=False)
     ]
     unpaired = len(ours) - len(pairs) + (len(theirs) - len(pairs) if prompt_ids is None else 0)

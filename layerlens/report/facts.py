@@ -16,12 +16,12 @@ def heading(run: Records) -> Markup:
 
 def summary(run: Records) -> str:
     """What was traced and how much, in one line."""
-    generated = int(run.positions["is_generated"].sum())
+    strategy = run.manifest["strategy"]["name"]
     amounts = [
         f"{count(len(run.prompts), 'prompt')} of {run.manifest['dataset']['name']}",
-        count(len(run.positions), "position"),
+        count(sum(run.lengths.values()), "position"),
         count(run.n_layers, "layer"),
-        f"decoded by {run.manifest['strategy']['name']}" if generated else "nothing generated: the texts were given",
+        f"decoded by {strategy}" if run.n_generated else "nothing generated: the texts were given",
     ]
     return " · ".join(amounts)
 

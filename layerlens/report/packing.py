@@ -68,11 +68,12 @@ def pack(run: Records, prompt_ids: Sequence[str] | None = None, budget: float | 
         RunError: the run holds no complete prompt.
     """
     budget = BUDGET if budget is None else budget
-    rows_of = rows_by_prompt(run, prompt_ids)
-    n_prompts, values = len(rows_of), _values(run)
-    n_cells = np.cumsum([len(rows) * run.n_layers for rows in rows_of.values()])
-    fitting = max(1, int((n_cells <= _most_cells(STEPS[-1], len(values), budget)).sum()))
-    rows_of = dict(list(rows_of.items())[:fitting])
+    ids = traced_ids(run, prompt_ids)
+    n_prompts, names = len(ids), _measured(run)
+    n_cells = np.cumsum([min(run.lengths[name], TOKENS_SHOWN) * run.n_layers for name in ids])
+    fitting = max(1, int((n_cells <= _most_cells(STEPS[-1], len(names), budget)).sum()))
+    run = run.of_prompts(ids[:fitting])  # the states of a long run need more memory than there is
+    rows_of, values = _rows_by_prompt(run, ids[:fitting]), {name: _values(run, name) for name in names}
     words = _words(run, np.concatenate(list(rows_of.values())))
     for steps in STEPS:
         # half of the room is for the first tokens, unless everything else takes more
@@ -90,9 +91,9 @@ def pack(run: Records, prompt_ids: Sequence[str] | None = None, budget: float | 
     return packed | {"prompts_left_out": n_prompts - len(packed["prompts"])}
 
 
-def rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str, Array]:
-    """The rows of `run.positions` of every prompt, in the order of its positions."""
-    traced: dict[str, Array] = run.positions.groupby("prompt_id", sort=False).indices  # type: ignore[assignment]
+def traced_ids(run: Records, prompt_ids: Sequence[str] | None) -> list[str]:
+    """The prompts that were asked for, or all that have positions; OptionError or RunError where there is none."""
+    traced = run.lengths
     if not traced:
         advice = f"continue {spelled_command('trace')} with {spelled('resume', True)} until a prompt is complete"
         raise RunError(f"{run.path} holds no complete prompt", advice, given=run.path)
@@ -103,21 +104,31 @@ def rows_by_prompt(run: Records, prompt_ids: Sequence[str] | None) -> dict[str, 
         advice = "choose from run.prompts['prompt_id']"
         advice = did_you_mean(unknown[0], traced, advice) if unknown else advice
         raise OptionError(f"{run.path} traced {given}", advice, option="prompt_ids", given=prompt_ids)
+    return wanted
+
+
+def _rows_by_prompt(run: Records, ids: Sequence[str]) -> dict[str, Array]:
+    """The first rows of `run.positions` of each prompt, in the order of its positions."""
+    rows: dict[str, Array] = run.positions.groupby("prompt_id", sort=False).indices  # type: ignore[assignment]
     position = run.positions["position"].to_numpy()
-    return {name: traced[name][np.argsort(position[traced[name]], kind="stable")][:TOKENS_SHOWN] for name in wanted}
+    return {name: rows[name][np.argsort(position[rows[name]], kind="stable")][:TOKENS_SHOWN] for name in ids}
 
 
-def _values(run: Records) -> dict[str, Array]:
-    """The measures of the run that can colour, [positions, L] each."""
+def _measured(run: Records) -> list[str]:
+    """The measures of the run that can colour."""
     divergences = [column.name for column in (JS, KL) if run.has(column.name)][:1]
-    values = {name: run.layers(name) for name in ("entropy", "norm_ratio", "io_cosine", *divergences)}
-    if run.has(TOP_K_PROBS.name):
-        values["top_prob"] = run.layers(TOP_K_PROBS.name)[:, :, 0]
-    if run.has(NEXT_RANK.name):
-        ranks = run.layers(NEXT_RANK.name)
-        values[NEXT_RANK.name] = np.where(ranks < 0, np.nan, ranks)
-    values |= {name: run.layers(name) for name in (CONFIDENCE.name, VOCAB_CONFIDENCE.name) if run.has(name)}
-    return {name: values[name] for name in _CURVES if name in values}
+    found = {"entropy", "norm_ratio", "io_cosine", *divergences}
+    found |= {"top_prob"} if run.has(TOP_K_PROBS.name) else set()
+    found |= {column.name for column in (NEXT_RANK, CONFIDENCE, VOCAB_CONFIDENCE) if run.has(column.name)}
+    return [name for name in _CURVES if name in found]
+
+
+def _values(run: Records, name: str) -> Array:
+    """A measure that can colour, [positions, L]."""
+    if name == "top_prob":
+        return run.layers(TOP_K_PROBS.name)[:, :, 0]
+    values = run.layers(name)
+    return np.where(values < 0, np.nan, values) if name == NEXT_RANK.name else values
 
 
 def _words(run: Records, rows: Array) -> Array:
