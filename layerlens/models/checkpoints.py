@@ -42,6 +42,7 @@ def load_checkpoint(
     """
     config, loader, safety = config_and_loader(source, safety)
     scheme = scheme_for(source, config, quantize, dtype)
+    sizes.refuse_outside(source, safety["revision"])
     weights = sizes.of_checkpoint(source, config, loader, dtype, scheme, safety["revision"], place)
     memory.refuse_unfit(weights, place)
     place = memory.with_room_for_head(place, weights, config)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
 from transformers.integrations.gguf.dequant import GGML_BLOCK
 
 from layerlens.compat import built_from, gguf_tensors
+from layerlens.errors import ModelError
 from layerlens.models.placement import Place
 from layerlens.models.safetensors_header import entries
 from layerlens.parsing import json_of
@@ -134,6 +135,20 @@ def _stored(source: str, revision: str) -> list[Stored] | None:
         return None if single is None else _in_file(single)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the last three where it is no index
         return None
+
+
+def refuse_outside(source: str, revision: str) -> None:
+    """ModelError where an index of a checkpoint names a file outside of its folder."""
+    for name in (_INDEX, "pytorch_model.bin.index.json"):
+        index = _found(source, name, revision)
+        try:
+            named = [] if index is None else list(json_of(index.read_text(encoding="utf-8"))["weight_map"].values())
+            outside = [one for one in named if PurePath(one).is_absolute() or ".." in PurePath(one).parts]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, which is told where it is read
+            continue
+        if outside:
+            problem = f"{source} has an index that names {outside[0]!r}, a file outside of its folder"
+            raise ModelError(problem, "give a checkpoint that holds its own files", given=source)
 
 
 def _in_file(path: Path) -> list[Stored]:

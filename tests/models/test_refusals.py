@@ -1,5 +1,7 @@
 """Models that cannot be read as they are: the true reason, and what to do, which then works."""
 
+import json
+import shutil
 import warnings
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import nn
 
 import layerlens as ll
+from layerlens.models.safetensors_header import entries
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from tests.refusals import refused
 
@@ -135,3 +138,17 @@ def test_values_that_became_nan_after_loading_do_not_still_hold(family):
         norm.weight.fill_(torch.nan)
     with refused(ll.ModelError, problem="other values"):
         ll.generate(model, "hi", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("outside", ["../other/model.safetensors", "/etc/hostname", "parts/../../x.safetensors"])
+def test_an_index_that_names_files_elsewhere(outside, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+    shutil.copytree(tiny_folder("llama"), tmp_path / "other")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    names = entries(folder / "part.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part.safetensors")}))
+    assert ll.load(str(folder)).n_layers == ll.load(tiny_folder("llama")).n_layers
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, outside)}))
+    with refused(ll.ModelError, given=str(folder), problem=repr(outside)):
+        ll.load(str(folder))
