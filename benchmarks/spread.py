@@ -92,7 +92,8 @@ def traced(asked: dict[str, Any]) -> None:
 
     warnings.simplefilter("ignore", Notice)
     torch.set_num_threads(asked["threads"])
-    model = ll.load(asked["folder"], dtype=asked["dtype"], backend=asked["backend"], device="cpu")
+    device = {} if asked["backend"] == "vllm" else {"device": "cpu"}
+    model = ll.load(asked["folder"], dtype=asked["dtype"], backend=asked["backend"], **device)
     few = {"batch_size": asked["batch_size"], "chat_template": False, "progress": False}
     with tempfile.TemporaryDirectory() as folder:
         given = ll.trace(model, asked["texts"], out=f"{folder}/given", max_new_tokens=0, **few)

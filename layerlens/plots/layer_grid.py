@@ -61,7 +61,9 @@ def lens_grid_table(
     if colour not in COLOURS:
         advice = did_you_mean(colour, COLOURS, f"choose from {', '.join(COLOURS)}")
         raise OptionError(f"there is no colour {colour!r} of a lens grid", advice, option="colour", given=colour)
-    name, rows = _rows_of(run, prompt_id)
+    name = _chosen(run, prompt_id)
+    run = run.of_prompts([name])  # the states of a long run need more memory than there is
+    rows = _rows_of(run, name)
     style.inches(width)  # refuses unknown widths
     n_columns = COLUMNS[width]
     places = _places(run.positions["is_generated"].to_numpy()[rows], first, last, n_columns)
@@ -191,19 +193,23 @@ _COLOURS = {"entropy": _entropy, "probability": _probability, "rank": _rank, "di
 COLOURS = tuple(_COLOURS)
 
 
-def _rows_of(run: Records, prompt_id: str | None) -> tuple[str, Any]:
-    """A prompt's id and its rows of `run.positions`, in the order of its positions."""
-    ids = run.positions["prompt_id"].to_numpy()
-    if not len(ids):
+def _chosen(run: Records, prompt_id: str | None) -> str:
+    """The id of the prompt that was asked for, or of the first."""
+    if not run.lengths:
         advice = "continue it until a prompt is complete, or trace another"
         raise RunError(f"{run.path} holds no complete prompt", advice, given=run.path)
-    name = str(ids[0]) if prompt_id is None else prompt_id
-    rows = np.flatnonzero(ids == name)
-    if not len(rows):
+    name = next(iter(run.lengths)) if prompt_id is None else prompt_id
+    if name not in run.lengths:
         known = [str(one) for one in run.prompts["prompt_id"]]
         advice = did_you_mean(name, known, f"choose another, such as {', '.join(known[:4])}")
         raise OptionError(f"{run.path} traced no prompt {name!r}", advice, option="prompt_id", given=prompt_id)
-    return name, rows[np.argsort(run.positions["position"].to_numpy()[rows], kind="stable")]
+    return name
+
+
+def _rows_of(run: Records, prompt_id: str) -> Any:
+    """The rows of a prompt in `run.positions`, in the order of its positions."""
+    rows = np.flatnonzero(run.positions["prompt_id"].to_numpy() == prompt_id)
+    return rows[np.argsort(run.positions["position"].to_numpy()[rows], kind="stable")]
 
 
 def _places(is_generated: Any, first: int | None, last: int | None, n_columns: int) -> Any:

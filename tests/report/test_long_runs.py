@@ -3,6 +3,7 @@
 import numpy as np
 
 import layerlens as ll
+from layerlens.plots.layer_grid import lens_grid_table
 from layerlens.records import store
 from layerlens.report.beside import pack_beside
 from layerlens.report.packing import pack
@@ -78,3 +79,19 @@ def test_two_runs_beside_each_other_read_what_both_show(tmp_path, monkeypatch):
     packed = pack_beside(one, other, [name])
     assert [prompt["id"] for prompt in packed["prompts"]] == [name]
     assert {path.name for path in read} == {"part-00000.parquet"}
+
+
+def test_a_grid_of_layers_reads_the_prompt_that_it_shows(tmp_path, monkeypatch):
+    run = traced(tmp_path)
+    name = run.prompts["prompt_id"][6]
+    run.layers("entropy")  # so that the whole run is read already
+    run.layers("top_token_id")
+    whole = lens_grid_table(run, name)
+    read = watched(monkeypatch)
+    part = lens_grid_table(ll.open_run(run.path), name)
+    assert {path.name for path in read} == {"part-00003.parquet"}
+    assert part.equals(whole)
+    rows = run.positions["prompt_id"] == name
+    entropy = run.layers("entropy")[rows.to_numpy()]
+    drawn = part[part["layer"] == run.n_layers]
+    np.testing.assert_array_equal(drawn["value"], entropy[drawn["place"] - 1, -1])
