@@ -1,8 +1,8 @@
 """Names of other packages that layerlens uses although they are not documented, all in one place.
 
 A new version may remove such a name or change its meaning. `tests/test_compat.py` has a test for each name, and
-`pyproject.toml` bounds the versions. The names were read from torch 2.13, transformers 5.17 to 5.23, accelerate 1.15,
-bitsandbytes 0.50, gguf 0.10 to 0.19, llvmlite 0.45 to 0.50, nnsight 0.8.1, TransformerLens 4.3, vLLM 0.32 and
+`pyproject.toml` bounds the versions. The names were read from torch 2.13, transformers 5.18 to 5.23, accelerate 1.15,
+bitsandbytes 0.50, gguf 0.16 to 0.19, llvmlite 0.45 to 0.50, nnsight 0.8.1, TransformerLens 4.3, vLLM 0.32 and
 inspect-ai 0.3.285.
 """
 

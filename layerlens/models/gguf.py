@@ -42,6 +42,7 @@ def load_gguf(
     try:
         with _parsed_once() as taken:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
+            _add_what_the_file_says(tokenizer, path)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 quantization_config=scheme,
@@ -61,6 +62,24 @@ def load_gguf(
     refuse_dropped_weights(hf, source, missing=loading["missing_keys"], left_out=loading["unexpected_keys"])
     _refuse_left_out(hf, source, held, taken)
     return hf, tokenizer
+
+
+def _add_what_the_file_says(tokenizer: Any, path: Path) -> None:
+    """Let the tokenizer begin and end texts as the file says, which transformers before 5.23 does not read."""
+    import gguf
+
+    def value(name: str) -> Any:
+        field = gguf.GGUFReader(path).fields.get(f"tokenizer.ggml.{name}")
+        return field and field.parts[field.data[0]]
+
+    kind = value("model")
+    kind = "" if kind is None else bytes(kind).decode()
+    for name, otherwise in (("add_bos_token", kind == "llama"), ("add_eos_token", False)):
+        said = value(name)
+        wanted = otherwise if said is None else bool(said[0])
+        # the template of a chat begins texts of Gemma 4, whatever their files say
+        if wanted and kind != "gemma4" and not getattr(tokenizer, name, True):
+            setattr(tokenizer, name, True)
 
 
 def _tensors(path: Path) -> list[str]:

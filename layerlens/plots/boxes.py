@@ -105,8 +105,7 @@ def colour_cells(
 
 def say_beside(bar: Axes, lines: Sequence[str]) -> None:
     """Write what the colours and frames of a grid mean, to the right of the bar, in as many lines as it takes."""
-    page = bar.get_figure(root=True)
-    assert page is not None
+    page = bar.figure.figure  # of a part of a page too; matplotlib before 3.10 has no get_figure(root=True)
     room = page.get_figwidth() * (1 - bar.get_position().x1) - 0.27
     text = "\n".join(fill(line, round(_CHARACTERS * room)) for line in lines)
     bar.annotate(

@@ -173,7 +173,5 @@ def _right_of(ax: Axes) -> Transform:
 
     What is placed with it has a width before the axes have one. A layout that makes room for it needs to know this.
     """
-    figure = ax.get_figure(root=True)
-    assert figure is not None
     edge = ScaledTranslation(1, 0, ax.transAxes)  # type: ignore[arg-type]  # as matplotlib's own examples do
-    return blended_transform_factory(figure.dpi_scale_trans + edge, ax.transAxes)
+    return blended_transform_factory(ax.figure.dpi_scale_trans + edge, ax.transAxes)

@@ -78,7 +78,7 @@ def test_what_lies_on_disk_gives_the_same_numbers(family, tmp_path, run_of):
 
 def test_the_head_and_the_embedding_are_kept_in_memory(tmp_path):
     folder = saved(tmp_path / "model", tiny_model("llama"))
-    model = ll.load(folder, device_map={"": "disk"})
+    model = ll.load(folder, device_map={"": "disk", "model.rotary_emb": "cpu"})
     assert len(on_disk(model)) == len(list(model.blocks[0].named_parameters())) * 4
     kept = [model.hf.lm_head.weight, model.hf.model.norm.weight, model.hf.get_input_embeddings().weight]
     assert not any(parameter.is_meta for parameter in kept)
@@ -123,6 +123,8 @@ def test_a_gguf_with_a_device_map(tmp_path):
 @pytest.fixture(scope="module")
 def two_devices(tmp_path_factory):
     """Where tiny models were traced on two imitated devices, and what the program said of each family."""
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch takes no device that is written in Python")
     out = tmp_path_factory.mktemp("twins")
     program = [sys.executable, Path(__file__).with_name("two_devices.py"), out]
     done = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from accelerate import dispatch_model
 from torch import nn
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import layerlens as ll
 from layerlens.decode import chooser, forward
@@ -126,7 +126,7 @@ class NoDraws:
 
 def main(out: str) -> None:
     """Trace on two devices, and print what moved while a given text was."""
-    _setup_privateuseone_for_python_backend("twin")
+    backend_registration._setup_privateuseone_for_python_backend("twin")
     made = torch.tensor
     torch.tensor = lambda data, dtype=None, device=None: made(data, dtype=dtype).to(device or "cpu")
     torch.Generator = NoDraws
