@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -66,10 +68,15 @@ def load_gguf(
 
 def _add_what_the_file_says(tokenizer: Any, path: Path) -> None:
     """Let the tokenizer begin and end texts as the file says, which transformers before 5.23 does not read."""
+    if Version(transformers.__version__) >= Version("5.23"):
+        return
+
     import gguf
 
+    fields = gguf.GGUFReader(path).fields
+
     def value(name: str) -> Any:
-        field = gguf.GGUFReader(path).fields.get(f"tokenizer.ggml.{name}")
+        field = fields.get(f"tokenizer.ggml.{name}")
         return field and field.parts[field.data[0]]
 
     kind = value("model")
