@@ -246,6 +246,43 @@ def test_power_of_what_was_measured(folder):
     assert power(60, changed, row["detectable"]) >= 0.8 > power(60, changed, row["detectable"] - 0.001)
 
 
+def test_the_correlation_and_the_ends_of_what_is_needed(folder):
+    row = row_of(power_table(folder, 0.1), "sums", "valley")
+    ours, last = ([one[0] for one in drawn(60, right, seed)] for right, seed in ((0.5, 2), (0.4, 1)))
+    assert row["correlation"] == pytest.approx(np.corrcoef(ours, last)[0, 1])
+    changed = sum(a != b for a, b in zip(ours, last, strict=True))
+    exact = binomtest(changed, 60).proportion_ci(0.95, method="exact")
+    assert (row["needed_low"], row["needed_high"]) == (needed(exact.low, 0.1), needed(exact.high, 0.1))
+
+
+def test_items_that_never_change_show_no_difference(tmp_path):
+    """All right under one arm, and the same answers under another."""
+    same = drawn(40, 0.5, 7)
+    scores = {("sums", "last"): [[1.0]] * 40, ("sums", "valley"): [[1.0]] * 40}
+    scores |= {("words", "last"): same, ("words", "valley"): same}
+    table = power_table(write(tmp_path / "same", scores), 0.2)
+    sums, words = (row_of(table, task, "valley") for task in ("sums", "words"))
+    assert np.isnan(sums["correlation"])
+    assert words["correlation"] == pytest.approx(1)
+    for row in (sums, words):
+        assert (row["n_items"], row["changed"]) == (40, 0)
+        assert np.isnan([row["needed"], row["needed_low"], row["detectable"]]).all()
+
+
+def test_the_power_is_told_of_answers_that_are_right_or_wrong(tmp_path):
+    """Of grades there is no row; items without a score under either arm do not count."""
+    grades = {("essays", "last"): [[0.6], [0.5]], ("essays", "valley"): [[0.7], [0.4]]}
+    ours = drawn(30, 0.6, 4)
+    ours[3] = [None]
+    scores = grades | {("words", "last"): drawn(30, 0.7, 3), ("words", "valley"): ours, ("alone", "last"): [[1.0]]}
+    table = power_table(write(tmp_path / "both", scores), 0.2)
+    assert table[["task", "arm", "n_items"]].to_numpy().tolist() == [["words", "valley", 29]]
+    for few in (grades, {("alone", "last"): [[1.0], [0.0]]}):
+        folder = write(tmp_path / str(len(few)), few)
+        with refused(RunError, given=folder, advice="another strategy"):
+            power_table(folder, 0.2)
+
+
 @pytest.mark.parametrize("difference", [0, -0.1, 1, float("nan")])
 def test_a_difference_that_is_none(folder, difference):
     with pytest.raises(OptionError) as error:

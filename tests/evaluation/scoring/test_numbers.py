@@ -155,6 +155,14 @@ def test_the_last_number(text, reference):
 def test_what_is_no_number_equals_nothing(text):
     assert not last_number(text, text)
     assert not last_number(text, "9")
+    assert not last_number("9", text)
+
+
+def test_the_longest_number_that_is_read():
+    """A thousand characters, signs and points included."""
+    for longest in ("9" * 1000, "-" + "9" * 999, "." + "9" * 999, "9" * 500 + "/" + "7" * 499):
+        assert last_number(f"It is {longest}.", longest)
+        assert not last_number(f"It is {longest}9.", f"{longest}9")
 
 
 PARTS = [
@@ -165,6 +173,9 @@ PARTS = [
     ("2^3", "8"),
     ("9^n", "9"),
     ("2e9", "9"),
+    ("2e1000", "1000"),
+    ("2e+1000", "1000"),
+    ("2E-1000", "1000"),
     ("2³", "2"),
     ("10^n", "10"),
     ("3,5·10^2", "3500"),
@@ -239,6 +250,18 @@ PARTS = [
 def test_a_part_of_something_larger_is_not_its_value(text, part):
     assert not last_number(f"So it is {text}", part)
     assert last_number(f"So it is {text} = {part}", part)
+
+
+@pytest.mark.parametrize("text", [r"7 and x \cdot 10^2", "7 and y × 10³", r"7 and \pi \cdot 10^{2}"])
+def test_a_power_of_ten_in_a_product_hides_what_comes_before(text):
+    assert not any(last_number(text, part) for part in ("7", "10", "2", "3", "100", "1000"))
+
+
+@pytest.mark.parametrize("text", ["B9", "H2O9", "√9", "f(9)", "x/9", "2^9", "x_9", "not 9", "≠9", r"\pi 9", "±9"])
+def test_what_comes_before_a_number_counts_from_the_first_sign_of_a_text(text):
+    """And as far into a long one."""
+    assert not last_number(text, "9")
+    assert not last_number(120 * "long " + text, "9")
 
 
 def plain_last_number(text):

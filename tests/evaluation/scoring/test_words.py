@@ -143,6 +143,11 @@ def test_every_solution_of_gsm8k_is_right_for_its_own_reference_alone():
         ("The answer is:\nNo, Tom.", "no", True),
         ("It is 12, not 13.", "12", True),
         ("It is 13, not 12.", "12", False),
+        ("Paris it is, Paris.", "Paris", True),
+        ("No: yes would be too much.", "no", True),
+        ("No: yes would be too much.", "yes", False),
+        ("Not Paris. Paris.", "Paris", True),
+        ("Paris is wrong, Paris is wrong.", "Paris", False),
     ],
 )
 def test_a_number_or_words(text, reference, right):
