@@ -585,7 +585,7 @@ def test_on_the_command_line(at, cli, tiny_folder, refusal):
     code, out, err = cli(*words)
     *notes, said = err.replace(str(at), "AT").splitlines()
     assert (code, out, said) == (2, "", f"layerlens: {refusal.on_the_command_line}")
-    incomplete = "layerlens: AT/begun is not complete: 0 of 1 prompts"
+    incomplete = "layerlens: note: AT/begun is not complete: 0 of 1 prompts"
     assert notes == ([incomplete] if "AT/begun" in refusal.typed else [])
     assert not (at / "out").exists()
 

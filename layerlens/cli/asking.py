@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerlens.cli import options
-from layerlens.cli.printable import echo, printable
+from layerlens.cli.printable import echo, note, printable
 from layerlens.errors import OptionError, spelled
 
 if TYPE_CHECKING:
@@ -212,9 +212,9 @@ def say_unfinished(table: "pd.DataFrame") -> None:
     for task, n in table.attrs["too_long"].items():
         total = table.loc[table["task"] == task, "n_answers"].sum()
         what = "the model's context had no room for them, or not to their end"
-        echo(f"layerlens: {n:,} of {total:,} answers to {task} are cut short or empty: {what}", err=True)
+        note(f"{n:,} of {total:,} answers to {task} are cut short or empty: {what}")
     if not table.attrs["is_complete"]:
-        echo("layerlens: the evaluation is not complete; repeat its command to continue it", err=True)
+        note("the evaluation is not complete; repeat its command to continue it")
 
 
 def show(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

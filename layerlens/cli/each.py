@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerlens.cli.printable import echo
+from layerlens.cli.printable import note
 from layerlens.errors import OptionError, RunError, did_you_mean, spelled
 from layerlens.paths import expanded
 
@@ -21,7 +21,7 @@ def opened(path: Path | None) -> "Run | None":
     run = ll.open_run(path)
     say_incomplete(run)
     if len(run.prompts) == 1:
-        echo(f"layerlens: {path} has one prompt, so means have no intervals", err=True)
+        note(f"{path} has one prompt, so means have no intervals")
     return run
 
 
@@ -29,7 +29,7 @@ def say_incomplete(run: "Run") -> None:
     """Say on standard error how far a run is that is not complete."""
     if not run.is_complete:
         rows = run.manifest["dataset"]["rows"]
-        echo(f"layerlens: {run.path} is not complete: {len(run.prompts)} of {rows} prompts", err=True)
+        note(f"{run.path} is not complete: {len(run.prompts)} of {rows} prompts")
 
 
 def say_unfinished(evaluation: Path) -> None:
@@ -37,7 +37,7 @@ def say_unfinished(evaluation: Path) -> None:
     from layerlens.records.evaluation import read_manifest
 
     if read_manifest(expanded(evaluation))["totals"] is None:
-        echo(f"layerlens: {evaluation} is not complete: repeat its command to continue it", err=True)
+        note(f"{evaluation} is not complete: repeat its command to continue it")
 
 
 def refuse_unknown(noun: str, asked: str, known: Sequence[str]) -> None:
@@ -79,7 +79,7 @@ def each(noun: str, asked: str, everything: Sequence[str], make: Callable[[str],
         yield from paths
     for reason, several in lacking.items():
         nouns = noun if len(several) == 1 else f"{noun}s"
-        echo(f"layerlens: left out {nouns} {', '.join(several)}: {reason}", err=True)
+        note(f"left out {nouns} {', '.join(several)}: {reason}")
     if not made:
         problem = f"no {noun} could be made, {'the reason is' if len(lacking) == 1 else 'each reason is'} above"
         raise RunError(problem, f"give a {noun} whose records this run has", option="number", given=asked)

@@ -8,7 +8,7 @@ import typer
 
 from layerlens.cli.each import each, opened, refuse_unknown, say_unfinished
 from layerlens.cli.options import grouped
-from layerlens.cli.printable import echo
+from layerlens.cli.printable import echo, note
 from layerlens.errors import OptionError
 
 
@@ -91,7 +91,7 @@ def figure(
     n_texts = 0 if shown is None else max(1, int((shown.prompts["n_generated_tokens"] > 0).sum()))
     if number == "all" and 0 < n_texts < len(ll.plot.GRIDS):
         everything = [one for one in everything if one not in ll.plot.GRIDS[n_texts:]]
-        echo(f"layerlens: {run} has too few texts for the figures from {ll.plot.GRIDS[n_texts]} on", err=True)
+        note(f"{run} has too few texts for the figures from {ll.plot.GRIDS[n_texts]} on")
     if number == "all" and run is not None:
         _say_left_out(evaluation)
     names = [] if shown is None else ll.plot.named_for(shown)
@@ -134,4 +134,4 @@ def _refuse_without_effect(number: str, **given: object) -> None:
 def _say_left_out(evaluation: Path | None) -> None:
     other = "figures 5 and 6 are figures 2 and 4 of another model: give the run of that model"
     lacking = "" if evaluation else "figure 3 shows scored answers: give --evaluation; "
-    echo(f"layerlens: {lacking}{other}", err=True)
+    note(f"{lacking}{other}")

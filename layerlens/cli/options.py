@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from layerlens.cli.printable import echo
+from layerlens.cli.printable import echo, note
 from layerlens.errors import OptionError, spelled
 from layerlens.parsing import json_of
 from layerlens.paths import expanded
@@ -347,7 +347,7 @@ class Drafting:
             drafter.skips.save(self.save_skip_set, drafter.model)
             echo(f"skip set written to {self.save_skip_set}")
         else:
-            echo(f"layerlens: no blocks are left out, so that {self.save_skip_set} was not written", err=True)
+            note(f"no blocks are left out, so that {self.save_skip_set} was not written")
 
     def policy(self) -> "SkipPolicy | None":
         """The policy with its options; None where nothing is drafted."""

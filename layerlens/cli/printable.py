@@ -21,3 +21,8 @@ def _escape(match: re.Match[str]) -> str:
 def echo(text: object = "", *, err: bool = False) -> None:
     """Print a line on standard output, or on standard error."""
     typer.echo(printable(str(text)), err=err)
+
+
+def note(text: str) -> None:
+    """Print on standard error what is worth knowing about a result that is still made, as `Notice`s are printed."""
+    echo(f"layerlens: note: {text}", err=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerlens.cli.printable import echo
+from layerlens.cli.printable import echo, note
 from layerlens.errors import LayerlensError, ModelError, OptionError, spelled
 from layerlens.paths import expanded
 
@@ -88,7 +88,7 @@ def answered(
             model, policies, ids, settled, strategy, early_exit=exits or None, on_prompt=lambda: bar.advance(1)
         )
         for name, reason in report["left_out"].items():
-            echo(f"layerlens: {name} is left out: {reason}", err=True)
+            note(f"{name} is left out: {reason}")
         report["left_out"] |= left_out
         by_block = None
         if blocks:
@@ -127,7 +127,7 @@ def _fitting(model: "Model", asked: Arguments) -> "tuple[dict[str, SkipPolicy], 
         what = "is an option of none of these policies"
         raise OptionError.about("draft_option", unknown[0], what, "leave it out")
     for name, reason in left_out.items():
-        echo(f"layerlens: {name} is left out: {reason}", err=True)
+        note(f"{name} is left out: {reason}")
     if not policies:
         problem = f"no policy of {', '.join(asked)} can work with {model.source}"
         raise OptionError(problem, "give another model", option="policies", given=", ".join(asked))

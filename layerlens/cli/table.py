@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.each import each, opened, refuse_unknown, say_unfinished
-from layerlens.cli.printable import echo
+from layerlens.cli.printable import echo, note
 
 
 def table(
@@ -31,7 +31,7 @@ def table(
         say_unfinished(folder)
     if number == "all" and run is not None and not folders:
         others = ", ".join(one for one in TABLES if one in (*SCORES, *LEVELS))
-        echo(f"layerlens: tables {others} show scored answers: give --evaluation", err=True)
+        note(f"tables {others} show scored answers: give --evaluation")
 
     def make(one: str) -> list[Path]:
         frame = composed(one, shown, folders)

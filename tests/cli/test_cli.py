@@ -75,12 +75,12 @@ def test_trace_then_figures_tables_and_a_report(cli, model, tmp_path):
     assert names == {f"figure{number}.{end}" for number in drawn for end in ("png", "pdf", "csv")}
     assert len(out.split()) == 3 * len(drawn)
     assert err.splitlines() == [
-        f"layerlens: {tmp_path / 'run'} has too few texts for the figures from 11 on",
-        "layerlens: figure 3 shows scored answers: give --evaluation; figures 5 and 6 are figures 2 and 4 of another "
+        f"layerlens: note: {tmp_path / 'run'} has too few texts for the figures from 11 on",
+        "layerlens: note: figure 3 shows scored answers: give --evaluation; figures 5 and 6 are figures 2 and 4 of another "
         "model: give the run of that model",
     ]
     code, out, err = cli("table", "all", "--run", tmp_path / "run", "--out", tmp_path / "tables")
-    assert (code, err) == (0, "layerlens: tables 1, 2, 3, 4, 7, 9, 10 show scored answers: give --evaluation\n")
+    assert (code, err) == (0, "layerlens: note: tables 1, 2, 3, 4, 7, 9, 10 show scored answers: give --evaluation\n")
     assert len(out.split()) == 9
     code, out, err = cli("report", tmp_path / "run")
     assert (code, err) == (0, "")
