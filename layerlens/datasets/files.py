@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,22 @@ def json_object(line: str, where: str) -> dict[str, object]:
 
 def _parsed(text: str) -> Any:
     """The value of a JSON text; ValueError also for half a surrogate pair, which would fail only at the tokenizer."""
-    value = json_of(text)
+    value = json_of(text, _with_each_key_once)
     json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where a key is there twice, because nobody can tell which value is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {_twice([key for key, _ in pairs])!r} is there twice in one object")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """The first name that is there more than once; names that are empty do not count."""
+    return next((name for place, name in enumerate(names) if name and name in names[:place]), None)
 
 
 def read_rows(content: bytes, path: Path) -> list[dict[str, object]]:
@@ -106,11 +119,25 @@ def _csv_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     # pandas would turn "007" into 7 and "None" into nothing; every column read here is a text.
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.DictReader(io.StringIO(decode(content, path), newline=""), strict=True)
+    rows = []
     try:
-        return [dict(row) for row in reader]
+        _refuse_twice(reader.fieldnames or (), path)
+        for row in reader:
+            if None in row:
+                problem = f"{path}, line {reader.line_num}: more cells than the header has columns"
+                raise PromptError(problem, "put quotes around texts with commas in them", given=path)
+            rows.append(dict(row))
     except csv.Error as error:
         where = f"{path}, line {reader.line_num}"
         raise PromptError(f"{where}: not CSV ({error})", "write it with a header row", given=path) from error
+    return rows
+
+
+def _refuse_twice(columns: Sequence[str], path: Path) -> None:
+    """PromptError where two columns have one name, because nobody can tell which is meant."""
+    name = _twice(columns)
+    if name is not None:
+        raise PromptError(f"{path} has two columns {name!r}", "give each column a name of its own", given=path)
 
 
 def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
@@ -118,10 +145,12 @@ def _parquet_rows(content: bytes, path: Path) -> list[dict[str, object]]:
     import pyarrow.parquet
 
     try:
-        rows: list[dict[str, object]] = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
-    except MemoryError:  # which pyarrow derives from its own errors
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+        _refuse_twice(table.column_names, path)
+        rows: list[dict[str, object]] = table.to_pylist()
+    except (MemoryError, PromptError):  # the former pyarrow derives from its own errors
         raise
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except Exception as error:  # of whatever turns values into those of Python, such as dates beyond the year 9999
         reason = f"{path}: not Parquet ({first_sentence(error)})"
         raise PromptError(reason, "give the file as it was released", given=path) from error
     return rows
