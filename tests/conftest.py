@@ -23,9 +23,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have that of the proc
         os.environ.pop(name, None)
 
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.thorough import IS_HARD
 
+# how long an example takes depends on what else the machine does
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 # tiny models: threads cost more than they bring, and those of two workers wait for each other on two cores
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
