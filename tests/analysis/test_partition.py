@@ -90,6 +90,15 @@ def test_a_single_layer_cannot_be_perturbed(tmp_path):
         run.partition()
 
 
+def test_two_layers_are_enough(tmp_path):
+    entropy = np.array([[1.0, 2.0], [3.0, 1.0], [0.0, 1.0]])
+    table = write_run(tmp_path / "run", {"p": {"entropy": entropy}, "q": {"entropy": entropy}}).partition()
+    assert table["n_tokens"].tolist() == [4, 2, 6]
+    assert table["entropy_change"].tolist() == [1, -2, 0]
+    assert table["valley_layer"].tolist() == [1, 1, 1]
+    assert table["entropy_valley"].tolist() == pytest.approx([0.5, 3, 4 / 3])
+
+
 def test_replacements_are_tokens_of_another_choice(tmp_path):
     top = np.array([[7, 7, 7], [7, 8, 9], [7, 7, 9], [8, 7, 7]], dtype=np.int32)
     selected = np.array([2, 2, 3, 1], dtype=np.int16)

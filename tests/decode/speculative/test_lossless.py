@@ -11,7 +11,7 @@ from layerlens.decode.speculative.branching import branching_fault
 from layerlens.decode.speculative.clasp import Clasp
 from layerlens.decode.speculative.fixed import EveryOther, FixedSkip
 from layerlens.decode.speculative.knapspec import KnapSpec
-from layerlens.decode.speculative.policy import candidates
+from layerlens.decode.speculative.policy import Search, candidates
 from layerlens.decode.speculative.skipping import parts_of, skipping
 from layerlens.errors import ModelError, Notice, OptionError
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
@@ -93,6 +93,35 @@ def test_sets_that_are_searched_for(family, monkeypatch):
     assert accepted > 0 or family == "llama4_text"
     assert rejected > 0
     assert_untouched(model)
+
+
+class Asking(Search):
+    """After each round it asks how far the whole model agrees with itself over the last four tokens."""
+
+    def __init__(self, skips):
+        super().__init__(skips)
+        self.n_back, self.found = 4, []
+
+    def after(self, last, lab):
+        self.found.append(lab.agreement(ll.SkipSet(), min(lab.n_known, self.n_back)))
+
+
+@dataclass(frozen=True)
+class Asked(FixedSkip):
+    """Blocks that are left out, and a search that only asks."""
+
+    def search(self, model):
+        return Asking(super().search(model).skips)
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_a_search_is_told_the_tokens_that_were_read_and_what_was_chosen_after_them(tree):
+    """The whole model chooses again what it chose."""
+    model = damped("llama")
+    drafter = Eager(model, Asked(skipped=candidates(model), tree=tree, **ALWAYS))
+    assert_same(drafted(drafter, max_new_tokens=20), plain(model, max_new_tokens=20))
+    assert len(drafter.search.found) > 4
+    assert set(drafter.search.found) == {1.0}
 
 
 @pytest.mark.parametrize("family", sorted(RECURRENT))
