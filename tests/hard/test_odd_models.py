@@ -146,7 +146,7 @@ def test_tokenizers_that_lack_tokens(name, changes, run_of):
         assert together.positions.loc[rows, "next_token_id"].tolist() == alone.positions["next_token_id"].tolist()
         for column in ("entropy", "norm_ratio", "io_cosine", "kl_last_to_layer", "next_log_prob"):
             np.testing.assert_allclose(together.layers(column)[rows], alone.layers(column), atol=CLOSE, err_msg=column)
-    answers = ll.generate(model, RAGGED, batch_size=3, strategy=ll.Valley(window=3), max_new_tokens=4)
+    answers = ll.generate(model, RAGGED, batch_size=3, strategy=ll.Valley(window=3), max_new_tokens=3)
     assert [one.text for one in answers] == together.prompts["output"].tolist()
     with refused(ll.PromptError, "chat_template", problem="is a list of messages"):
         ll.generate(model, [[{"role": "user", "content": "ab"}]], max_new_tokens=2)
