@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _twice(names: Sequence[str]) -> str | None:
     """The first name that is there more than once; names that are empty do not count."""
-    return next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    seen = Counter(names)
+    return next((name for name in names if name and seen[name] > 1), None)
 
 
 def read_rows(content: bytes, path: Path) -> list[dict[str, object]]:

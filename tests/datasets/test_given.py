@@ -3,12 +3,17 @@
 import dataclasses
 import hashlib
 import json
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import layerlens as ll
 import layerlens.datasets as ld
+from layerlens.datasets.files import read_rows
+from tests.refusals import refused
 
 CHAT = [{"role": "system", "content": ""}, {"role": "user", "content": "hello"}]
 
@@ -189,3 +194,13 @@ def test_files_that_cannot_be_read(tmp_path, refused):
     (tmp_path / "utf16.txt").write_bytes("first\nsecond".encode("utf-16"))
     with refused(tmp_path / "utf16.txt", "line 1", "UTF-8"):
         ld.read_prompts(tmp_path / "utf16.txt")
+
+
+def test_a_header_of_many_columns_is_read_at_once():
+    """Names are compared with each other, which must not take the square of their number."""
+    many = [f"c{number}" for number in range(300_000)]
+    content = (",".join([*many, "c7"]) + "\n").encode()
+    began = time.perf_counter()
+    with refused(ll.PromptError, given=Path("rows.csv"), problem="'c7'"):
+        read_rows(content, Path("rows.csv"))
+    assert time.perf_counter() - began < 10
