@@ -76,8 +76,8 @@ def test_trace_then_figures_tables_and_a_report(cli, model, tmp_path):
     assert len(out.split()) == 3 * len(drawn)
     assert err.splitlines() == [
         f"layerlens: note: {tmp_path / 'run'} has too few texts for the figures from 11 on",
-        "layerlens: note: figure 3 shows scored answers: give --evaluation; figures 5 and 6 are figures 2 and 4 of another "
-        "model: give the run of that model",
+        "layerlens: note: figure 3 shows scored answers: give --evaluation; figures 5 and 6 are figures 2 and 4 of "
+        "another model: give the run of that model",
     ]
     code, out, err = cli("table", "all", "--run", tmp_path / "run", "--out", tmp_path / "tables")
     assert (code, err) == (0, "layerlens: note: tables 1, 2, 3, 4, 7, 9, 10 show scored answers: give --evaluation\n")

@@ -169,7 +169,9 @@ def test_the_command_line(run, cli, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     left_out, lacking = err.splitlines()
     assert left_out == "layerlens: note: tables 1, 2, 3, 4, 7, 9, 10 show scored answers: give --evaluation"
-    assert lacking.startswith("layerlens: note: left out table 5: ")  # the run on disk does not say what its model costs
+    assert lacking.startswith(
+        "layerlens: note: left out table 5: "
+    )  # the run on disk does not say what its model costs
 
 
 @pytest.mark.parametrize("number", [*SCORES, *LEVELS])
