@@ -219,7 +219,7 @@ def test_data_files_on_the_command_line(tiny_folder, tmp_path):
     model, out, done = tiny_folder("llama"), tmp_path / "out", 0
     whole = [("gsm8k", "another column", pa.array([NOON]), ".parquet"), ("math500", "another column", "text", ".csv")]
     few = ("--max-new-tokens", "1", "--device", "cpu", "--out", out)
-    for number, (name, column, value, suffix) in enumerate([*table()[-cases(8, 300) :], *whole]):
+    for number, (name, column, value, suffix) in enumerate([*table()[-cases(3, 300) :], *whole]):
         path = tmp_path / f"rows{suffix}"
         if suffix == ".parquet":
             columns = {key: pa.array([text]) for key, text in ROWS[name].items()}
@@ -318,7 +318,7 @@ def test_values_that_no_option_takes(places, tmp_path, monkeypatch):
     """Each command with each option set to each bad value: done, or one sentence, and the run is as it was."""
     monkeypatch.chdir(tmp_path)
     run = {path: path.read_bytes() for path in Path(places["RUN"]).rglob("*") if path.is_file()}
-    for number, (name, option, value) in enumerate(probes()[: cases(12, 10**6)]):
+    for number, (name, option, value) in enumerate(probes()[: cases(8, 10**6)]):
         known = places | {
             end: str(tmp_path / f"{number}{end}") for end in ("OUT", "OUT.html", "OUT.csv", "OUT.safetensors")
         }
