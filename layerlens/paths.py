@@ -13,6 +13,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     Raises:
         OptionError: no file can have such a name.
     """
+    if "\0" in os.fspath(path):  # Python says nothing, or raises a ValueError when the file is opened
+        raise OptionError(f"{os.fspath(path)!r} is no name of a file", "give one without NUL", given=path)
     try:
         found = Path(path).expanduser()
     except RuntimeError:
@@ -23,6 +25,4 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         if error.errno == errno.ENAMETOOLONG:
             problem = f"{found} is no name of a file ({error.strerror})"
             raise OptionError(problem, "give a shorter one", given=path) from error
-    except ValueError as error:  # of Python before 3.12, for a name that holds a NUL
-        raise OptionError(f"{str(path)!r} is no name of a file ({error})", "give another", given=path) from error
     return found

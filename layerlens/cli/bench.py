@@ -19,6 +19,7 @@ bench = typer.Typer(
     help="Measure what decoding, tracing and statistics cost.", add_completion=False, rich_markup_mode=None
 )
 
+_MOST_ROUNDS = _MOST_ROWS = 10_000
 _PAPER_QUANTITIES = ("MFLOPs per token", "percent of forward pass")
 
 Json = Annotated[Path | None, typer.Option(help="JSON file to write the measurements to.")]
@@ -51,7 +52,8 @@ def decode(
     from layerlens.decode.registry import refuse_unknown
 
     settings = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, batch_size=batch_size)
-    whole("rounds", rounds, 1)
+    whole("rounds", rounds, 1, _MOST_ROUNDS)
+    whole("batch_size", batch_size, 1, _MOST_ROWS)
     _refuse_unwritable(json)
     refuse_unknown(strategy)
     loading.refuse_unloadable(model, window)
@@ -95,7 +97,7 @@ def trace(
 
     TraceOptions(lens_precision=lens_precision.value, **readings.numbers())
     whole("tokens", tokens, 1)
-    whole("rounds", rounds, 1)
+    whole("rounds", rounds, 1, _MOST_ROUNDS)
     _refuse_unwritable(json)
     loading.refuse_unloadable(model)
     # and what needs torch

@@ -8,6 +8,7 @@ import typer
 from layerlens.cli.each import say_incomplete
 from layerlens.cli.printable import echo
 from layerlens.errors import OptionError
+from layerlens.paths import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +86,7 @@ def _mean(row: dict[Any, Any], name: str) -> str:
 
 
 def _save(out: Path, tables: dict[str, "pd.DataFrame"]) -> list[Path]:
+    out = expanded(out)
     paths = [out / f"{stem}.csv" for stem in tables]
     try:
         out.mkdir(parents=True, exist_ok=True)

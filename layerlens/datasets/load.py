@@ -9,6 +9,7 @@ from layerlens.datasets.prompt import Dataset, Prompt, check_limit, check_unique
 from layerlens.datasets.registry import find
 from layerlens.datasets.source import Source
 from layerlens.errors import OptionError, PromptError, spelled
+from layerlens.paths import expanded
 from layerlens.sources.shipped import shipped_file
 
 
@@ -51,7 +52,7 @@ def _local_file(source: Source, data_file: str | PathLike[str] | None, revision:
         raise OptionError.about("revision", revision, what, "drop it")
     if on_hub:
         return None
-    return shipped_file("sample.jsonl") if data_file is None else Path(data_file)
+    return shipped_file("sample.jsonl") if data_file is None else expanded(data_file)
 
 
 def _prompt(source: Source, row: Mapping[str, object], number: int, seed: int, where: str) -> Prompt:

@@ -214,11 +214,13 @@ def settle_chat_template(options: Options, has_chat_template: bool) -> Options:
     )
 
 
-def whole(name: str, value: object, least: int) -> None:
-    """OptionError unless the value is a whole number of at least `least` that fits into 63 bits."""
+def whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """OptionError unless the value is a whole number from `least` to `most`, or one that fits into 63 bits."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise OptionError.about(name, value, "is not a whole number", f"give one from {least}")
     if value < least:
         raise OptionError.about(name, value, "is too small", f"give a whole number from {least}")
+    if most is not None and int(value) > most:
+        raise OptionError.about(name, value, "is too large", f"give {most:,} at most")
     if int(value) >= 2**63:
         raise OptionError.about(name, value, "is too large", "give a whole number below 2**63")

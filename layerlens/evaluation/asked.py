@@ -96,7 +96,7 @@ def asked_of(
         PromptError: the rows of a benchmark cannot be read.
     """
     arms = arms_of(strategies, window=window)
-    whole("epochs", epochs, 1)
+    whole("epochs", epochs, 1, 10_000)
     benchmarks = [benchmark(name) for name in _names(tasks)]
     limits = limit if isinstance(limit, Mapping) else {name: limit for name in tasks if limit is not None}
     files = data_files or {}

@@ -219,7 +219,7 @@ def _prompts(answers: Sequence[Answered]) -> tuple[Prompt, ...]:
 def _answers(model: Model, folder: Path, task: str, arm: str, options: TraceOptions) -> Iterator[Answered]:
     """The answers of an arm in the order of the items, each once."""
     found: dict[str, dict[int, EvalSample]] = {}
-    for log in logs_in(folder / "logs"):
+    for log in logs_in(folder.absolute() / "logs"):
         if (log.eval.metadata or {}).get("benchmark") == task and (log.eval.metadata or {}).get("arm") == arm:
             for sample in log.samples or []:
                 # without usage it is no answer: the prompt was too long, or could not be read

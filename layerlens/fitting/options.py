@@ -65,7 +65,7 @@ class TunedOptions(FitOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("steps", self.steps, 1)
+        whole("steps", self.steps, 1, 1_000_000)
         whole("states", self.states, 1)
         if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < float("inf"):
             raise OptionError.about("learning_rate", self.learning_rate, "is out of range", "give a number above 0")

@@ -200,11 +200,17 @@ def _refuse_no_folder(source: str, path: Path) -> None:
     built-in model."""
     if path.is_file():
         raise ModelError(f"{source} is a file, but not a .gguf file", OTHER_SOURCES, given=source)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
+    if not _can_be_hub_id(source):
         raise ModelError(f"there is no folder {source}", "give a folder, a .gguf file or a hub id", given=source)
     advice = "" if "/" in source else did_you_mean(source, BUILT_IN, "")
     if advice and hub.commit_of(source, "config.json", "main") is None:
         raise ModelError(f"there is no model {source!r}", advice, option="model", given=source)
+
+
+def _can_be_hub_id(source: str) -> bool:
+    """Whether the hub takes such an id, by its own rule, which its library checks only when it is asked."""
+    is_name = re.fullmatch(r"(\b[\w\-.]+\b/)?\b[\w\-.]{1,96}\b", source) is not None
+    return is_name and "--" not in source and ".." not in source and not source.endswith(".git")
 
 
 def _refuse_adapter(source: str, folder: Path) -> None:

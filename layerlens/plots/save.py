@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from layerlens.errors import OptionError
+from layerlens.paths import expanded
 from layerlens.plots.style import look
 
 
@@ -19,6 +20,7 @@ def save(figure: Figure, table: pd.DataFrame, out_dir: Path, stem: str) -> list[
     Raises:
         OptionError: the directory cannot be written.
     """
+    out_dir = expanded(out_dir)
     png, pdf, csv = paths = [out_dir / f"{stem}.{suffix}" for suffix in ("png", "pdf", "csv")]
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -61,8 +61,8 @@ class EvaluationWriter(files.FolderWriter):
 
     @property
     def logs(self) -> Path:
-        """The folder of inspect's logs."""
-        return self.folder / "logs"
+        """The folder of inspect's logs, as inspect does not read it otherwise: it writes out every ~ itself."""
+        return self.folder.absolute() / "logs"
 
     def finish(self, answers: dict[str, list[Any]], totals: dict[str, Any] | None) -> None:
         """Write the table of answers, a list for each column of `SCORED`, and the totals where nothing is missing."""

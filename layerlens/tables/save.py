@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from layerlens.errors import OptionError
+from layerlens.paths import expanded
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -25,6 +26,7 @@ def save(table: pd.DataFrame, title: str, out_dir: Path, stem: str) -> list[Path
     Raises:
         OptionError: the directory cannot be written.
     """
+    out_dir = expanded(out_dir)
     csv, md, tex = paths = [out_dir / f"{stem}.{suffix}" for suffix in ("csv", "md", "tex")]
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -64,3 +64,17 @@ def refused_or_done(call: Callable[[], object]) -> None:
     assert said
     assert "\n" not in said
     assert time.perf_counter() - began < LONGEST
+
+
+def result_or_sentence(call: Callable[[], object]) -> tuple[object, str]:
+    """What a function of Python returns and "", or None and the one line of the LayerlensError that it raises."""
+    from layerlens.errors import LayerlensError
+
+    said = ""
+    try:
+        return call(), said
+    except LayerlensError as error:
+        said = str(error)
+    assert said
+    assert "\n" not in said
+    return None, said
