@@ -45,7 +45,7 @@ def test_the_same_command_writes_the_same_bytes(tiny_folder, tmp_path, strategy)
             "--dataset",
             "sample",
             *few,
-            *strategy.split(),
+            *strategy,
             "--out",
             "run",
             hash_seed=number,

@@ -63,8 +63,8 @@ def asked(monkeypatch):
     found: set[str] = set()
     loads = json.loads
 
-    def watched(text):
-        content = loads(text)
+    def watched(text, **options):
+        content = loads(text, **options)
         return Watched(content, found) if isinstance(content, dict) and "format" in content else content
 
     monkeypatch.setattr(manifests.json, "loads", watched)
