@@ -249,9 +249,9 @@ def test_a_file_that_cannot_be_written(model, tmp_path):
 
 def test_a_path_that_no_file_can_have(model):
     """A NUL ends names of files."""
-    with refused(OptionError, "skipped", "a\0b"):
+    with refused(OptionError, None, "a\0b", problem="no name of a file"):
         ll.SkipSet.load("a\0b", model)
-    with refused(OptionError, "path", "a\0b"):
+    with refused(OptionError, None, "a\0b", problem="no name of a file"):
         ll.SkipSet.of_blocks([1]).save("a\0b", model)
 
 
