@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from layerlens.engines.vllm.options import KEY
+from layerlens.engines.vllm.options import KEY, UNGUESSED
 from layerlens.engines.vllm.server import command, environment
 from layerlens.errors import OptionError
 from tests.refusals import refused
@@ -24,6 +24,25 @@ def test_the_command_is_vllms_server_with_our_options():
 @pytest.mark.parametrize("given", [["--host", "0.0.0.0"], ["--host=::"], ["--uds", "/tmp/s"], ["--config", "c.yaml"]])
 def test_who_says_where_the_server_listens_is_heard(given):
     assert command("M", {"strategy": "valley"}, given)[7:] == given
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "shortest"),
+    [
+        ([], {}, None),
+        (["--host", "127.0.0.1"], {}, None),
+        (["--host=localhost", "--port", "1"], {}, None),
+        (["--host", "0.0.0.0"], {}, UNGUESSED),
+        (["--host=0.0.0.0"], {}, UNGUESSED),
+        (["--host", "127.0.0.1", "--host", "0.0.0.0"], {}, UNGUESSED),
+        (["--uds", "/tmp/s"], {}, UNGUESSED),
+        (["--config", "c.yaml"], {}, UNGUESSED),
+        (["--host", "0.0.0.0"], {"shortest_id": 4}, 4),
+    ],
+)
+def test_a_server_for_others_takes_no_id_that_can_be_guessed(arguments, options, shortest):
+    own = json.loads(command("M", {"strategy": "valley", **options}, arguments)[6])[KEY]
+    assert own.get("shortest_id") == shortest
 
 
 @pytest.mark.parametrize("argument", ["--model=other", "--model", "--additional-config", "--additional-config={}"])

@@ -40,6 +40,8 @@ def test_an_engine_keeps_the_layers_of_all_its_strategies(given, n_layers, layer
         ({"strategy": "valley", "also": "sled"}, "also"),
         ({"strategy": "valley", "also": [3]}, "also"),
         ({"strategy": "valley", "record_bytes": -1}, "record_bytes"),
+        ({"strategy": "valley", "shortest_id": 0}, "shortest_id"),
+        ({"strategy": "valley", "shortest_id": 501}, "shortest_id"),
         ({"strategy": 3}, "strategy"),
         ({"strategy": "valley", "lens": 3}, "lens"),
         ({"strategy": "valley", "lens": "linear"}, "lens"),
@@ -90,11 +92,22 @@ def test_a_request_changes_the_engines_strategy_or_names_another(extra, strategy
         ({"layerlenswindow": 2}, "layerlenswindow"),
         ({"layerlens": {"lens": "logit"}}, "lens"),
         ({"layerlens_targets": 1}, "targets"),
+        ({"layerlens_shortest_id": 1}, "shortest_id"),
     ],
 )
 def test_a_request_is_refused_with_the_option(extra, option):
     with refused(OptionError, option):
         request_options(extra, ENGINE, None)
+
+
+def test_an_id_that_can_be_guessed_is_refused_where_the_engine_says_so():
+    engine = engine_options({"strategy": "last", "shortest_id": 32})
+    for id in ("a", "x" * 31, "x" * 501):
+        given = id if len(id) <= 40 else f"{id[:40]}..."
+        with refused(OptionError, "id", given):
+            request_options({"layerlens_id": id}, engine, None)
+    assert request_options({"layerlens_id": "x" * 32}, engine, None).id == "x" * 32
+    assert request_options({"layerlens_id": "x"}, ENGINE, None).id == "x"
 
 
 def test_lists_of_json_are_tuples_in_options_that_change_the_engines_strategy():

@@ -9,7 +9,7 @@ from layerlens.engines.vllm.traces import unpacked
 
 
 class Routes:
-    """GET /layerlens/records/ID: the records of a request, which are then forgotten."""
+    """GET /v1/layerlens/records/ID: the records of a request, which are then forgotten."""
 
     name = "layerlens"
     required_tasks = ("generate",)
@@ -18,8 +18,8 @@ class Routes:
         self._engine: Any = None
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the route."""
-        app.add_api_route("/layerlens/records/{id:path}", self.records, methods=["GET"])
+        """Add the route. vLLM asks for its `--api-key` at addresses that begin with /v1, and at no others."""
+        app.add_api_route("/v1/layerlens/records/{id:path}", self.records, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the client of the engine, by which workers are asked."""

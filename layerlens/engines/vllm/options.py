@@ -19,8 +19,10 @@ OWNER = "LAYERLENS_VLLM_OWNER"
 
 _PREFIX = f"{KEY}_"
 _LONGEST_ID = 500  # it is part of an address
+UNGUESSED = 32
+"""Characters of an id that nobody can guess: those of a UUID without its hyphens."""
 _OF_REQUEST = ("id", "seed", "trace")
-_OF_ENGINE = ("also", "record_bytes", "traces", "lens", "targets", "top", "kl", "js")
+_OF_ENGINE = ("also", "record_bytes", "shortest_id", "traces", "lens", "targets", "top", "kl", "js")
 TRACED = ("generated", "all")
 """Which states of a request can be traced: those that emitted a token, or all."""
 _READ = tuple(one.name for one in fields(Wanted) if one.name in ("kl", "js", "targets", "top"))
@@ -42,6 +44,8 @@ class EngineOptions:
     lens: str | None = None
     """Through which layers before the last are read: "linear:FILE", "tuned:FILE", "jacobian:FILE"; None: the logit
     lens."""
+    shortest_id: int = 1
+    """The fewest characters of an id. Whoever knows the id of another client's request can fetch its records."""
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
         """The layers whose states must come out of the model, L among them, ascending."""
@@ -69,7 +73,8 @@ def engine_options(given: object) -> EngineOptions:
 
     Args:
         given: {"strategy": name, its options ..., "also": [a name, or {"strategy": name, ...}], "record_bytes": n,
-            "traces": true or {"top": k, "kl": true, "js": true, "targets": true}, "lens": "linear:FILE"}.
+            "shortest_id": n, "traces": true or {"top": k, "kl": true, "js": true, "targets": true},
+            "lens": "linear:FILE"}.
 
     Raises:
         OptionError: an option is unknown or out of range.
@@ -78,6 +83,11 @@ def engine_options(given: object) -> EngineOptions:
     also = options.pop("also", [])
     record_bytes = options.pop("record_bytes", EngineOptions.record_bytes)
     whole_number("record_bytes", record_bytes, 0)
+    shortest_id = options.pop("shortest_id", EngineOptions.shortest_id)
+    whole_number("shortest_id", shortest_id, 1)
+    if shortest_id > _LONGEST_ID:
+        what = f"is above {_LONGEST_ID}, the most that an id can have"
+        raise OptionError.about("shortest_id", shortest_id, what, f"give {UNGUESSED}, as a UUID has")
     traces = _wanted(options.pop("traces", False))
     lens = options.pop("lens", None)
     if lens is not None:
@@ -90,7 +100,8 @@ def engine_options(given: object) -> EngineOptions:
     if "strategy" not in options:
         advice = f"give one of {', '.join(strategy_names())}"
         raise OptionError(f"{KEY} has no strategy", advice, option="strategy", given=given)
-    return EngineOptions(asked_strategy(options), tuple(map(asked_strategy, further)), record_bytes, traces, lens)
+    strategies = asked_strategy(options), tuple(map(asked_strategy, further))
+    return EngineOptions(*strategies, record_bytes, traces, lens, shortest_id)
 
 
 def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed: int | None) -> RequestOptions:
@@ -114,10 +125,11 @@ def request_options(extra: Mapping[str, Any] | None, engine: EngineOptions, seed
             what = "belongs to an engine, and not to a request"
             raise OptionError.about(option, options[option], what, "start the engine with it")
     id = options.pop("id", None)
-    if id is not None and not (isinstance(id, str) and 0 < len(id) <= _LONGEST_ID):
-        what = f"is not a text of 1 to {_LONGEST_ID} characters"
-        given = f"{id[:40]}..." if isinstance(id, str) and id else id
-        raise OptionError.about("id", given, what, "give a name for the request's records")
+    if id is not None and not (isinstance(id, str) and engine.shortest_id <= len(id) <= _LONGEST_ID):
+        what = f"is not a text of {engine.shortest_id} to {_LONGEST_ID} characters"
+        given = f"{id[:40]}..." if isinstance(id, str) and len(id) > 40 else id
+        advice = "a name for the request's records" if engine.shortest_id == 1 else "a UUID, which nobody can guess"
+        raise OptionError.about("id", given, what, f"give {advice}")
     seed = options.pop("seed", seed or 0)
     whole_number("seed", seed, 0)
     trace = _traced(options.pop("trace", None), id, engine)

@@ -60,11 +60,12 @@ def server(folder: str, log: Path, *ours: str, **options: Any) -> Iterator[tuple
         process.wait(60)
 
 
-def call(url: str, body: Any = None) -> tuple[int, Any]:
-    """Status and answer."""
+def call(url: str, body: Any = None, key: str | None = None) -> tuple[int, Any]:
+    """Status and answer; with a key, where the server asks for one."""
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"})) as answer:
+        headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers)) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)

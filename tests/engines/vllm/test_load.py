@@ -91,7 +91,7 @@ async def send(session, number, deadline, wanted, found):
                 found["left"] += 1
             continue
         answer = await answered(session, body)
-        async with session.get(f"/layerlens/records/{id}") as response:
+        async with session.get(f"/v1/layerlens/records/{id}") as response:
             record = await response.json() if response.status == 200 else None
         tokens, outputs = answer["choices"][0]["token_ids"], wanted[way]
         good = tokens == outputs.outputs[row][:n_tokens] and record is not None
