@@ -11,6 +11,7 @@ from pathlib import Path
 from layerlens.analysis.evaluation import evaluation_table
 from layerlens.analysis.explanation import explanation_table
 from layerlens.analysis.power import power_table
+from layerlens.sheets import write_csv
 
 
 def main(folder: str, out: str) -> int:
@@ -25,7 +26,7 @@ def main(folder: str, out: str) -> int:
     for name, table in tables.items():
         if table.empty:  # too few answers are right, or wrong
             continue
-        table.to_csv(place / f"{name}.csv", index=False, float_format="%.6g")
+        write_csv(table, place / f"{name}.csv")
         print(place / f"{name}.csv")
     return 0
 

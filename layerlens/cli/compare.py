@@ -86,12 +86,14 @@ def _mean(row: dict[Any, Any], name: str) -> str:
 
 
 def _save(out: Path, tables: dict[str, "pd.DataFrame"]) -> list[Path]:
+    from layerlens.sheets import write_csv
+
     out = expanded(out)
     paths = [out / f"{stem}.csv" for stem in tables]
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, table in zip(paths, tables.values(), strict=True):
-            table.to_csv(path, index=False, float_format="%.6g")
+            write_csv(table, path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OptionError.about("out", out, f"cannot be written ({reason})", "name another directory") from error

@@ -215,6 +215,7 @@ def _written(report: Mapping[str, Any], drafters: "Mapping[str, Drafter]", model
 
     from layerlens.plots.save import save
     from layerlens.plots.speculative import figures
+    from layerlens.sheets import write_csv
 
     folder = expanded(out)
     try:
@@ -222,7 +223,7 @@ def _written(report: Mapping[str, Any], drafters: "Mapping[str, Drafter]", model
         path = folder / _REPORT
         path.write_text(json.dumps(_without_nan(report), indent=1, default=str) + "\n", encoding="utf-8")
         table = folder / "speculative.csv"
-        pd.DataFrame(report["table"]).to_csv(table, index=False, float_format="%.6g")
+        write_csv(pd.DataFrame(report["table"]), table)
     except OSError as error:
         what = f"could not be written ({error.strerror})"
         raise OptionError.about("out", out, what, "the measurements are printed above: give another folder") from error

@@ -9,6 +9,7 @@ from PIL import Image
 from layerlens.errors import OptionError
 from layerlens.paths import expanded
 from layerlens.plots.style import look
+from layerlens.sheets import write_csv
 
 
 def save(figure: Figure, table: pd.DataFrame, out_dir: Path, stem: str) -> list[Path]:
@@ -28,7 +29,7 @@ def save(figure: Figure, table: pd.DataFrame, out_dir: Path, stem: str) -> list[
             figure.savefig(png, metadata={"Software": None})
             _with_palette(png)
             figure.savefig(pdf, metadata={"CreationDate": None})
-        table.to_csv(csv, index=False, float_format="%.6g")
+        write_csv(table, csv)
     except OSError as error:
         reason = error.strerror or str(error)
         problem = f"figures cannot be written to {out_dir} ({reason})"

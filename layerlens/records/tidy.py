@@ -21,6 +21,7 @@ from layerlens.records.files import published, read_batches
 from layerlens.records.places import refuse_inside, refuse_no_folder, refuse_other_suffix
 from layerlens.records.reader import Records
 from layerlens.records.schema import TOP_K_PROBS, TOP_K_TOKEN_IDS, Column, arrow_schema, token_columns
+from layerlens.sheets import without_formulas
 
 _ROWS = 200_000  # of the long table at a time
 
@@ -31,7 +32,8 @@ def write_tidy(run: Records, path: str | os.PathLike[str], kind: str | None = No
     Columns: those of `records.TOKENS` and what the run was asked for, with "layer" before those that have a value per
     layer. Each id is followed by its text: token, next_token, top_token. The K first tokens of a run traced with `top`
     are top_1_token_id, top_1_token, top_1_prob, top_2_token_id, ... A value that is absent is null; in csv, nothing
-    stands between the commas. Texts in csv are in double quotes.
+    stands between the commas. Texts in csv are in
+    double quotes, and those that a spreadsheet would take for a formula begin with an apostrophe.
 
     Args:
         run: what was traced. Of an incomplete run, the complete prompts are written, with "#123" for texts.
@@ -123,7 +125,7 @@ def _with_text(run: Records, name: str, values: Any) -> dict[str, Any]:
 def _write_csv(handle: Any, pieces: Iterator[pa.Table], schema: pa.Schema) -> None:
     with pyarrow.csv.CSVWriter(handle, schema) as writer:
         for piece in pieces:
-            writer.write_table(piece)
+            writer.write_table(without_formulas(piece))
 
 
 def _write_parquet(handle: Any, pieces: Iterator[pa.Table], schema: pa.Schema) -> None:

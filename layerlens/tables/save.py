@@ -8,6 +8,7 @@ import pandas as pd
 
 from layerlens.errors import OptionError
 from layerlens.paths import expanded
+from layerlens.sheets import write_csv
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -30,7 +31,7 @@ def save(table: pd.DataFrame, title: str, out_dir: Path, stem: str) -> list[Path
     csv, md, tex = paths = [out_dir / f"{stem}.{suffix}" for suffix in ("csv", "md", "tex")]
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        table.to_csv(csv, index=False, float_format="%.6g")
+        write_csv(table, csv)
         md.write_text(markdown(table, title), encoding="utf-8")
         tex.write_text(latex(table, title), encoding="utf-8")
     except OSError as error:
