@@ -77,6 +77,7 @@ def test_large_runs_with_words_made_small(tmp_path):
     assert report["comparison"]["peak_mib"] > 0
 
 
+@thorough
 def test_start_with_a_tiny_model(tmp_path, tiny_folder):
     out = run("start.py", tiny_folder("llama"), "--rounds", 1, "--out", tmp_path / "start.json")
     assert "layerlens trace --help" in out

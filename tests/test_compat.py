@@ -22,6 +22,7 @@ from torch import nn
 
 from layerlens import compat
 from layerlens.models import tiny_model, tiny_tokenizer
+from tests.thorough import thorough
 
 # --- torch: tensors and products ---
 
@@ -484,6 +485,7 @@ def test_a_bridge_whose_weights_were_folded_is_told():
 # --- inspect ---
 
 
+@thorough
 def test_what_inspect_prints_as_a_sentence_is_told_from_other_errors(tmp_path):
     pytest.importorskip("inspect_ai")
     task = "from inspect_ai import Task, task\n@task\ndef mine():\n    {line}\n"

@@ -10,11 +10,13 @@ import pytest
 
 import layerlens as ll
 from layerlens.models import tiny_model, tiny_tokenizer
+from tests.thorough import thorough
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason='ray is not installed: pip install "ray[data]"')
+@thorough
 def test_the_ray_recipe_gives_the_run_of_the_whole_dataset(tmp_path):
     """With a tiny model in place of the real one, three shards and four tokens."""
     model, tokenizer = tiny_model("llama", max_position_embeddings=512), tiny_tokenizer()

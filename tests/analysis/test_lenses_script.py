@@ -11,6 +11,7 @@ from layerlens.analysis.uncertainty import resample
 from layerlens.run import open_run
 from tests.evaluation.made_up import write_ablation
 from tests.made_up_run import write_run
+from tests.thorough import thorough
 
 SCRIPT = Path(__file__).resolve().parents[2] / "analyses" / "lenses.py"
 N_LAYERS = 9
@@ -179,6 +180,7 @@ def test_made_up_runs_say_their_lens(planted):
     assert [open_run(folder).manifest["lens"]["kind"] for folder, _ in planted.values()] == ["logit", "linear"]
 
 
+@thorough
 def test_models_are_drawn_beside_each_other(call, script, planted, tmp_path):
     assert call(*(folder for folder, _ in planted.values()), tmp_path / "one").returncode == 0
     drawing = SCRIPT.parent / "lens_figure.py"

@@ -21,7 +21,7 @@ from layerlens.decode.speculative.skipset import SkipSet
 from layerlens.models import tiny_model, tiny_tokenizer
 from tests.conftest import tiny
 from tests.refusals import refused
-from tests.thorough import some
+from tests.thorough import some, thorough
 
 PROMPTS = [[7, 13, 99], [50, 60, 70, 80, 90], [5, 9, 20, 7, 44, 8], [33]]
 OPTIONS = GenerateOptions(max_new_tokens=14, eos_token_id=-1)
@@ -226,6 +226,7 @@ class Meddles(SkipPolicy):
         return Meddling(model)
 
 
+@thorough
 def test_texts_that_differ_are_told_with_the_distance_of_the_two_logits():
     model, policy = tiny("llama"), Meddles(length=3, threshold=0.0)
     report, _ = measure_speculative(model, {"meddles": policy, "right": ll.EveryOther()}, PROMPTS[:3], OPTIONS)

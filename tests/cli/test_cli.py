@@ -15,6 +15,7 @@ import layerlens as ll
 import layerlens.cli
 from layerlens.models import tiny_model, tiny_tokenizer
 from tests.made_up_run import write_run
+from tests.thorough import thorough
 
 COMMANDS = [
     "trace",
@@ -199,6 +200,7 @@ def test_without_arguments_there_is_the_help_and_a_version_when_asked(cli):
     assert cli("--version")[1].strip() == f"layerlens {importlib.metadata.version('layerlens')}"
 
 
+@thorough
 def test_a_single_layer_and_an_ascii_terminal(tmp_path):
     """What is printed of both, in one process."""
     for n_layers, name in ((1, "one"), (8, "eight")):

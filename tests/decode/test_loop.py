@@ -13,6 +13,7 @@ from tests.conftest import STATEFUL, stateful, tiny
 from tests.decode import plain
 from tests.invariants.laws import hook_count
 from tests.refusals import refused
+from tests.thorough import combined
 
 PROMPTS = [[5, 9, 20, 7, 44, 8], [7, 13, 99], [50, 60, 70, 80, 90]]
 IDS = torch.tensor([PROMPTS[0], [0, 0, 0, *PROMPTS[1]], [0, *PROMPTS[2]]])
@@ -41,8 +42,7 @@ def decided(steps):
     return steps.drop(columns=["entropy"]).astype(object).where(steps.notna(), None).to_numpy().tolist()
 
 
-@pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("family", tiny_names())
+@pytest.mark.parametrize(("family", "static"), combined(tiny_names(), [False, True], n=16))
 def test_tokens_and_decisions_are_those_of_transformers(family, static):
     """Greedy, with rows that end early and leave the batch, over a growing and over a static cache."""
     model = tiny(family)

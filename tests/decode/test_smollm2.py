@@ -8,6 +8,7 @@ import layerlens as ll
 from layerlens.decode.batch import decode_batch
 from layerlens.decode.chooser import Chooser
 from tests.decode import plain
+from tests.thorough import combined
 
 # the plain loop takes ten minutes at full length: LAYERLENS_TOKENS=200 asks for it
 N_TOKENS = int(os.environ.get("LAYERLENS_TOKENS", "8"))
@@ -24,8 +25,7 @@ def prompts(smollm2):
     ]
 
 
-@pytest.mark.parametrize("criterion", ["shannon", "neg-sum-sq-logp"])
-@pytest.mark.parametrize("window", [2, 5, 10])
+@pytest.mark.parametrize(("window", "criterion"), combined([10, 5, 2], ["shannon", "neg-sum-sq-logp"], n=2))
 def test_valley_is_the_plain_loop(smollm2, prompts, window, criterion):
     tokens, layers = plain.decode(smollm2.hf, prompts, N_TOKENS, window, criterion, double=False)
     never = smollm2.n_vocab - 1  # the plain loop does not stop either

@@ -140,6 +140,7 @@ def test_the_table_has_every_item_under_every_arm(files, tmp_path):
     assert read_manifest(tmp_path / "out")["totals"] == {"answers": 22}
 
 
+@thorough
 def test_arms_and_tasks_can_be_added(files, tmp_path):
     evaluated(only(files, "gsm8k"), tmp_path / "grown", ["gsm8k"], ["last"], window=None)
     before = sorted((tmp_path / "grown" / "logs").glob("*.eval"))
@@ -406,6 +407,7 @@ def test_an_item_that_fills_the_context_is_wrong_and_is_not_traced(tmp_path):
     assert ll.open_run(tmp_path / "out" / "traces" / "sample-last").prompts["prompt_id"].tolist() == ["a"]
 
 
+@thorough
 def test_ctrl_c_keeps_what_is_complete(files, tmp_path):
     import os
     import signal

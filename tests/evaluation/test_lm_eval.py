@@ -10,6 +10,7 @@ import torch
 import layerlens as ll
 from tests.conftest import needs_smollm2
 from tests.refusals import refused
+from tests.thorough import thorough
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -138,6 +139,7 @@ def test_draws_follow_the_seed_and_the_text(folder):
     assert scored(0) != scored(1)
 
 
+@thorough
 def test_the_command_line_is_lm_evals(folder, tmp_path):
     task = tmp_path / "tasks" / "sums.yaml"
     task.parent.mkdir()

@@ -13,6 +13,7 @@ from tests.conftest import tiny
 from tests.fitting.test_linear import fitted, same_tensors, texts
 from tests.killed import kill_while_working
 from tests.refusals import refused
+from tests.thorough import thorough
 
 pytestmark = pytest.mark.filterwarnings("ignore::layerlens.errors.Notice")
 
@@ -41,6 +42,7 @@ def n_batches(out):
     return int(json.loads(header[start : header.index(b"}", start) + 1])["batches"])
 
 
+@thorough
 def test_a_killed_fit_ends_with_the_same_lens_bit_for_bit(tmp_path):
     whole = fitted(tiny("llama"), tmp_path, texts(200))
     out = tmp_path / "broken.safetensors"

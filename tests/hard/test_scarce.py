@@ -26,7 +26,7 @@ from tests.thorough import some
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in ("ignore::layerlens.errors.Notice", *WARNINGS)]
 each_door = pytest.mark.parametrize("door", DOORS, ids=lambda one: one.name)
-N = cases(2, 33)
+N = cases(1, 33)
 
 
 @pytest.fixture

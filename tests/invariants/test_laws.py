@@ -7,6 +7,7 @@ from layerlens.models import tiny_names
 from layerlens.models.families import FAMILIES
 from tests.conftest import tiny
 from tests.invariants import laws
+from tests.thorough import some
 
 # what the config decides within a family, and layer patterns that checkpoints of it have
 VARIANTS = {
@@ -20,7 +21,8 @@ CASES = [pytest.param(name, {}, id=name) for name in tiny_names()] + [
 ]
 
 
-pytestmark = pytest.mark.parametrize(("family", "changes"), CASES)
+every = pytest.mark.parametrize(("family", "changes"), CASES)
+a_dozen = pytest.mark.parametrize(("family", "changes"), some(CASES, 12))  # of laws that take long
 
 
 @pytest.fixture(scope="module")
@@ -51,47 +53,58 @@ def run_once(made, tmp_path_factory):
     return trace
 
 
+@every
 def test_1_readout_is_the_models_logits(model):
     laws.readout_is_the_models_logits(model)
 
 
+@every
 def test_2_parts_add_up(model):
     laws.parts_add_up(model)
 
 
+@a_dozen
 def test_3_looking_changes_nothing(model, run_of):
     laws.looking_changes_nothing(model, run_of)
 
 
+@a_dozen
 def test_4_batching_changes_nothing(model, run_once):
     laws.batching_changes_nothing(model, run_once)
 
 
+@a_dozen
 def test_5_modes_agree(model, run_once, changes):
     # with shared keys and values, generating computes the prompt's states in the first layers only
     laws.modes_agree(model, run_once, ["generated"] if "num_kv_shared_layers" in changes else ["generated", "all"])
 
 
+@every
 def test_5_tiled_is_whole(model):
     laws.tiled_is_whole(model)
 
 
+@every
 def test_every_number_agrees_with_an_independent_reference(model, run_of):
     laws.numbers_agree_with_the_reference(model, run_of)
 
 
+@a_dozen
 def test_11_every_lens_agrees_with_the_reference_and_leaves_the_last_layer(model, run_of):
     laws.lenses_agree_with_the_reference(model, run_of)
 
 
+@every
 def test_6_switched_off_is_the_model(model):
     laws.switched_off_is_the_model(model)
 
 
+@every
 def test_7_decoding_is_the_plain_loop(model):
     laws.decoding_is_the_plain_loop(model)
 
 
+@every
 def test_after_an_exception_no_hook_remains(model, monkeypatch, run_of):
     def broken(*_):
         raise RuntimeError("planted")
@@ -103,6 +116,7 @@ def test_after_an_exception_no_hook_remains(model, monkeypatch, run_of):
     assert laws.hook_count(model.hf) == 0
 
 
+@every
 def test_every_family_has_a_tiny_model(family, changes):
     config = tiny(family).hf.config
     assert config.model_type in FAMILIES

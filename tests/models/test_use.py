@@ -13,6 +13,7 @@ import torch
 import layerlens as ll
 from layerlens.models.tiny import tiny_model, tiny_tokenizer
 from tests.needs_inspect import needs_inspect
+from tests.thorough import combined, some
 
 PROMPTS = [["a" * 9, "bcd" * 3], ["xyz" * 5, "q" * 20]]
 
@@ -47,8 +48,7 @@ def loaded_again(model: ll.Model, prompts: list[str], out: Path) -> Any:
 DOORS = [generated, traced, replayed, loaded_again]
 
 
-@pytest.mark.parametrize("second", DOORS)
-@pytest.mark.parametrize("first", DOORS)
+@pytest.mark.parametrize(("first", "second"), combined(DOORS, DOORS, n=6))
 def test_two_threads_get_what_each_gets_alone(first: Any, second: Any, tmp_path: Path) -> None:
     model = ll.load(tiny_model("llama"), tiny_tokenizer())
     doors = (first, second)
@@ -201,7 +201,7 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return everything(ll.load(tiny_model("gptj"), tiny_tokenizer()), tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("setting", some([pytest.param(one, id=name) for name, one in SETTINGS.items()], 3))
 def test_torch_s_settings_change_no_token_and_no_number(
     setting: Callable[[], Any], wanted: list[Any], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from layerlens.plots.save import save
 from tests.evaluation.made_up import drawn, like_the_paper, write_ablation
 from tests.evaluation.made_up_evaluation import write
 from tests.refusals import refused
-from tests.thorough import some
+from tests.thorough import some, thorough
 
 PAPER = (["last", "last-1", "last-2", "last-4", "valley"], ["valley-2", "valley-1", "valley+1", "valley+2", "valley"])
 
@@ -77,6 +77,7 @@ def test_lines_and_bars_are_the_table(paper):
 
 
 @pytest.mark.parametrize("width", ["one", "two"])
+@thorough
 def test_bars_of_different_arms_stand_apart(paper, width):
     page, _ = figure3(paper, width)
     page.draw_without_rendering()

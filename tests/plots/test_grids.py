@@ -350,7 +350,8 @@ def test_no_token_breaks_the_layout(hard, tmp_path):
         assert found.get_clip_box().extents == pytest.approx(cell.ravel())
         assert not found.get_parse_math()
     written = pd.read_csv(tmp_path / "hard.csv", keep_default_na=False)
-    assert written["label"].tolist() == table["label"].tolist()
+    # an apostrophe comes before what a spreadsheet would evaluate
+    assert [label.lstrip("'") for label in written["label"]] == [label.lstrip("'") for label in table["label"]]
     assert written["token_id"].tolist() == list(range(len(HARD)))
 
 

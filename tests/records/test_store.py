@@ -133,6 +133,7 @@ def test_resuming_a_complete_run_changes_nothing(folder, tmp_path, cli):
     assert content(tmp_path / "run") == before
 
 
+@thorough
 def test_ctrl_c_keeps_what_is_complete(folder, tmp_path, cli):
     arguments = command(folder, tmp_path / "run", "--max-new-tokens", "100", "--batch-size", "1")  # time for the signal
     arguments += ["--limit", "12", "--min-new-tokens", "100"]
@@ -210,6 +211,7 @@ def test_two_processes_cannot_write_one_run(tiny_llama, tmp_path):
     ll.trace(tiny_llama, ["a"], out=tmp_path / "run", max_new_tokens=1)
 
 
+@thorough
 def test_a_full_disk_is_one_sentence_and_what_is_complete_stays(folder, tmp_path, cli):
     """A limit on the size of files stands for the full disk: the same failing write, without a disk to fill."""
     prompts = tmp_path / "prompts.txt"

@@ -13,6 +13,7 @@ from tests import reference
 from tests.conftest import tiny
 from tests.invariants.laws import drawn_lens
 from tests.refusals import refused
+from tests.thorough import combined
 
 TEXTS = ["Hello there", "x", "What is it?"]
 COLUMNS = (CONFIDENCE.name, VOCAB_CONFIDENCE.name)
@@ -142,9 +143,15 @@ def test_they_are_null_where_the_parts_cannot_be_told_apart(run_of, family, mode
     assert np.isfinite(run.layers("entropy")).all()
 
 
-@pytest.mark.parametrize("policy", [ll.FixedSkip([2], length=4, threshold=0.0), ll.Swift(context_window=2, length=4)])
-@pytest.mark.parametrize("mode", ["generate", "replay"])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gptj", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("family", "mode", "policy"),
+    combined(
+        ["llama", "gemma2", "gptj", "qwen3_moe"],
+        ["generate", "replay"],
+        [ll.FixedSkip([2], length=4, threshold=0.0), ll.Swift(context_window=2, length=4)],
+        n=5,
+    ),
+)
 def test_drafts_change_no_number(run_of, family, mode, policy):
     """What parts return in a draft, where some are left out, is in no record."""
     options = {"max_new_tokens": 14, "batch_size": 3, "mode": mode, "positions": "all", "confidence": True}

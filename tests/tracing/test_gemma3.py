@@ -6,7 +6,7 @@ import pytest
 from layerlens.models.locate import GEMMA3, built_in_file
 from tests.conftest import needs_gemma3
 from tests.lens.test_coarse import within_a_hundredth_of_a_nat
-from tests.thorough import thorough
+from tests.thorough import some, thorough
 from tests.tracing.plain_gemma3 import Gemma3, Pieces, read
 
 TEXTS = ["A ferry carries 38 cars", "Water boils at"]
@@ -79,7 +79,7 @@ def agree(run, plain: Gemma3, ids: list[int], rows) -> None:
     assert (found["top_token_id"] == expected["top_token_id"]).all()
 
 
-@pytest.mark.parametrize("how", ["generate", "replay"])
+@pytest.mark.parametrize("how", some(["generate", "replay"], 1))
 def test_every_recorded_number_agrees_with_the_file_in_plain_numpy(runs, plain, pieces, how):
     run = runs[how]
     assert run.manifest["options"]["chat_template"] is False

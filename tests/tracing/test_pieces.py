@@ -10,6 +10,7 @@ from layerlens.models import tiny_model, tiny_names, tiny_tokenizer
 from layerlens.tracing import passes
 from tests.conftest import tiny
 from tests.invariants.laws import runs_agree
+from tests.thorough import combined
 
 TEXTS = ["Hello there, you", "a", "What is this, then? No more"]
 
@@ -28,8 +29,9 @@ def lengths_of_passes(model):
     handle.remove()
 
 
-@pytest.mark.parametrize("options", [{"max_new_tokens": 0, "kl": True}, {"mode": "replay"}])
-@pytest.mark.parametrize("family", tiny_names())
+@pytest.mark.parametrize(
+    ("family", "options"), combined(tiny_names(), [{"max_new_tokens": 0, "kl": True}, {"mode": "replay"}], n=16)
+)
 def test_pieces_give_the_numbers_of_one_pass(family, options, run_of, monkeypatch):
     """Of attention alone; what carries a state goes through at once, because transformers begins it anew."""
     # one of its own: a model that was used otherwise is checked with short passes, which would be counted

@@ -61,7 +61,7 @@ def reference(hf, sequence: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {name: torch.stack(values, 1).numpy() for name, values in columns.items()}
 
 
-@pytest.mark.parametrize("how", some(["generate", "batched", "replay"], 2))
+@pytest.mark.parametrize("how", some(["batched", "generate", "replay"], 1))
 def test_every_recorded_number_agrees_with_whole_float32_logits(smollm2, traced, how):
     run = traced[how]
     for prompt_id, rows in run.positions.groupby("prompt_id"):

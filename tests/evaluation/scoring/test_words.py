@@ -8,6 +8,7 @@ import pytest
 import layerlens.datasets as ld
 from layerlens.evaluation.scoring import last_number, number_or_words
 from tests.conftest import REAL_DATA
+from tests.thorough import combined
 
 
 def rows(name):
@@ -184,8 +185,7 @@ LOOPS += [
 ]
 
 
-@pytest.mark.parametrize("score", [last_number, number_or_words])
-@pytest.mark.parametrize("piece", LOOPS)
+@pytest.mark.parametrize(("piece", "score"), combined(LOOPS, [last_number, number_or_words], n=10))
 def test_a_model_that_repeats_itself_is_scored_at_once(score, piece):
     started = time.process_time()
     score(piece * 30_000, "A")
