@@ -66,6 +66,7 @@ def test_a_large_run_made_small(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["seconds"]["all"] > 0
 
 
+@thorough
 def test_large_runs_with_words_made_small(tmp_path):
     parts = ("statistics", "comparison")
     out = run("figures_large.py", tmp_path, "--tokens", 900, "--parts", *parts, "--out", tmp_path / "r.json")
@@ -166,6 +167,7 @@ def test_decode_gpu_notices_a_wrong_scan_and_a_wrong_graph(decode_gpu, monkeypat
     assert not decode_gpu.check_graph(model, prompts[:1], ll.Last())[0]  # on a CPU nothing is captured
 
 
+@thorough
 def test_decode_cpu_runs_to_its_end(tmp_path):
     tiny_model("llama", num_hidden_layers=12, max_position_embeddings=1024).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")

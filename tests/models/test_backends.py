@@ -13,7 +13,7 @@ from layerlens.models import tiny_model, tiny_tokenizer
 from tests.conftest import tiny
 from tests.invariants.laws import FLOATS, hook_count, runs_agree
 from tests.refusals import refused
-from tests.thorough import some
+from tests.thorough import combined, some
 
 pytest.importorskip("nnsight")
 pytest.importorskip("transformer_lens")
@@ -45,9 +45,7 @@ def boot(family, **changes):
     return build_bridge_from_module(hf, type(hf).__name__, hf_config=hf.config, tokenizer=None, model_name=family)
 
 
-@pytest.mark.parametrize("options", [GIVEN, REPLAY], ids=["given", "replay"])
-@pytest.mark.parametrize("backend", OURS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "backend", "options"), combined(FAMILIES, OURS, [GIVEN, REPLAY], n=9))
 def test_every_backend_records_the_same(family, backend, options, run_of):
     model = backed(family, backend)
     one, other = (run_of(m, TEXTS, **options) for m in (tiny(family), model))
