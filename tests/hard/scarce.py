@@ -116,7 +116,7 @@ def full_disks(door: Door, folder: Path, expected: Any, n: int) -> Counter[str]:
 
 
 def locked_folders(door: Door, folder: Path, seconds: float, n: int) -> Counter[str]:
-    """Do the work of a door n times in folders that become read-only at a random moment; how it ended.
+    """Do the work of a door n times in folders that become read-only at once, or at a random moment; how it ended.
 
     The folders are left as "0", "1" and so on.
     """
@@ -125,7 +125,7 @@ def locked_folders(door: Door, folder: Path, seconds: float, n: int) -> Counter[
     for number in range(n):
         place = folder / str(number)
         shutil.copytree(folder / "prepared", place)
-        moment = random.Random(f"{door.name} {number}").uniform(0, seconds)
+        moment = random.Random(f"{door.name} {number}").uniform(0, seconds) if number else 0.0
         with locking(place, moment):
             ends[outcome(door.work, place)] += 1
     return ends

@@ -440,4 +440,5 @@ def test_the_estimate_is_what_the_process_grows_by(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program, small, large], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == pytest.approx(sized(large).n_bytes, rel=0.1)
+    # less where the allocator gives out again what the first model left
+    assert 0.8 < int(done.stdout) / sized(large).n_bytes < 1.1
